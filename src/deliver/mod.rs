@@ -1,0 +1,72 @@
+//! The delivery core: plan, then do.
+//!
+//! 1. [`resolve`]: address -> user -> the mailbox wanted and what may stand in for it. Asks userdbs, touches no mail.
+//! 2. [`inspect`]: what is there, what is allowed, what would the file look like -> [`Plan`](inspect::Plan) and [`Report`]. Reads only.
+//! 3. [`carry_out`]: prepare, publish together with whoever waits for the same mailbox, settle -> [`Outcome`].
+//!
+//! RCPT, `explain` and `--dry-run` stop after the second step, a delivery runs all three: there is no other path.
+//! Plain blocking code; it knows nothing of LMTP, of pipes or of processes.
+
+pub mod carry_out;
+pub mod header;
+pub mod inspect;
+pub mod outcome;
+pub mod queue;
+pub mod resolve;
+pub mod settings;
+
+use std::sync::Arc;
+
+use crate::fault::Fault;
+use crate::message::{Message, Recipient};
+
+pub use carry_out::Transaction;
+pub use outcome::{Line, Outcome, Report, Saved};
+pub use resolve::{Target, Targets};
+pub use settings::Settings;
+
+/// The delivery core with its settings: built once, shared by all deliveries.
+#[derive(Debug)]
+pub struct Core {
+    settings: Settings,
+    queues: queue::Queues,
+}
+
+impl Core {
+    pub fn new(settings: Settings) -> Core {
+        Core { settings, queues: queue::Queues::default() }
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// What a delivery to `recipient` would do, and answer. Nothing is opened for writing.
+    pub fn inspect(&self, recipient: &Recipient) -> Report {
+        let shown = recipient.address.to_string();
+        match resolve::resolve(&self.settings, recipient) {
+            Ok(targets) => inspect::inspect(&self.settings, &targets).1,
+            Err(fault) => Report::failed(shown, fault),
+        }
+    }
+
+    /// The start of a transaction: one message for `recipients` recipients.
+    pub fn transaction(&self, message: Arc<Message>, recipients: usize) -> Transaction {
+        Transaction::new(message, recipients)
+    }
+
+    /// The whole delivery to one recipient.
+    pub fn deliver(&self, transaction: &Transaction, recipient: &Recipient) -> Outcome {
+        let targets = match resolve::resolve(&self.settings, recipient) {
+            Ok(targets) => targets,
+            Err(fault) => return Outcome::refused(fault),
+        };
+        match inspect::inspect(&self.settings, &targets).0 {
+            Ok(plan) => carry_out::carry_out(&self.settings, &self.queues, transaction, recipient, plan),
+            Err(fault) => Outcome::refused(fault),
+        }
+    }
+}
+
+/// The result of a step that may end a delivery.
+pub type Step<T> = Result<T, Fault>;

@@ -1,0 +1,106 @@
+//! What the core needs to know: built by the config, every default filled in.
+
+use std::path::PathBuf;
+
+use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
+use crate::text::template::Template;
+use crate::user::Userdbs;
+
+#[derive(Debug)]
+pub struct Settings {
+    pub hostname: String,
+    /// How the user part of an address becomes the name that is looked up: `%{user | lower}`.
+    pub auth_username_format: Template,
+    pub userdbs: Userdbs,
+    /// All that are not disabled, in the order of the file.
+    pub namespaces: Vec<Namespace>,
+    pub acl: Acl,
+    /// Each character divides user from detail; empty: no details.
+    pub recipient_delimiter: String,
+    pub detail: Detail,
+    pub on_missing: OnMissing,
+    pub on_denied: OnDenied,
+    /// A delivery creates no more mailboxes per user, then acts as `inbox`.
+    pub max_mailboxes: u32,
+    /// `permissions`; unset: verified in public and shared namespaces, best effort in private ones.
+    pub permissions: Option<Permissions>,
+    pub new_mailbox_permissions: NewMailboxPermissions,
+    pub recipient_headers: RecipientHeaders,
+    /// While one of these is missing every delivery is deferred.
+    pub required_paths: Vec<PathBuf>,
+    /// Bytes; none: no limit.
+    pub message_size: Option<u64>,
+    /// Where bodies too big for memory wait, unlinked. None: the file system of the target, else /var/tmp.
+    pub spool_dir: Option<PathBuf>,
+    pub mail_fsync: MailFsync,
+}
+
+/// `delivery.detail`: what `alice+Work` means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// A mailbox of the user's own namespaces, never one of `\Sent \Drafts \Trash`.
+    Private,
+    /// Any mailbox that the user can name.
+    Mailbox,
+    /// Nothing: INBOX.
+    Ignore,
+}
+
+/// `delivery.permissions`: what happens when a stored file would not have the planned group and mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Permissions {
+    /// It is not stored: 451, with the command that mends it in log and `explain`.
+    Verified,
+    /// It is stored, and the log line says so.
+    BestEffort,
+}
+
+/// `delivery.new_mailbox_permissions`: where a new mailbox takes its mode and group from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewMailboxPermissions {
+    /// The namespace's root directory: what Dovecot's documents say.
+    Root,
+    /// The nearest existing parent mailbox: what Dovecot does.
+    Parent,
+}
+
+/// `delivery.recipient_headers`: Delivered-To and the `for` of Received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecipientHeaders {
+    /// In every copy.
+    Each,
+    /// Only in a message for one recipient: copies are the same bytes and can be hard links.
+    Single,
+}
+
+/// `mail_fsync`, Dovecot's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MailFsync {
+    Optimized,
+    Always,
+    /// The promise is void; start, `check` and every log line say so.
+    Never,
+}
+
+/// `[acl]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acl {
+    pub driver: AclDriver,
+    pub delivery_right: DeliveryRight,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AclDriver {
+    /// `dovecot-acl` files.
+    Vfile,
+    /// The file system's permissions alone decide.
+    None,
+}
+
+/// The right that storing needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeliveryRight {
+    InsertOrPost,
+    Post,
+    Insert,
+}

@@ -1,0 +1,38 @@
+//! Postroom delivers mail into private, public and shared mailboxes.
+//!
+//! The modules, from top to bottom. The one rule: **use only what stands below you** (`tests/layers.rs` checks it).
+//!
+//! | layer | modules | what they are |
+//! |---|---|---|
+//! | faces | [`lmtp`], [`lda`], [`admin`] | the LMTP server, the stdin LDA, the admin's commands |
+//! | config | [`config`] | the TOML file, checked; builds the settings of everything below it |
+//! | where it runs | [`run`] | hands a delivery to the core: in this process today |
+//! | delivery core | [`deliver`] | plan, then do: resolve, inspect, carry out |
+//! | who | [`user`] | userdbs: three answers |
+//! | where | [`mailbox`] | names, namespaces, locations, layouts, permissions, rights |
+//! | storage | [`maildir`] | one format: saving a message |
+//! | the message | [`message`] | addresses, envelope, body, headers |
+//! | ground | [`fault`], [`text`], [`sys`] | errors and their codes, encodings, system calls |
+
+pub mod admin;
+pub mod lda;
+pub mod lmtp;
+
+pub mod config;
+
+pub mod run;
+
+pub mod deliver;
+
+pub mod user;
+
+pub mod mailbox;
+
+pub mod maildir;
+
+pub mod message;
+
+pub mod fault;
+pub mod log;
+pub mod sys;
+pub mod text;

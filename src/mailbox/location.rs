@@ -1,0 +1,58 @@
+//! Where the mailboxes of a namespace lie: paths as configured, with variables.
+
+use serde::{Deserialize, Serialize};
+
+use crate::text::template::Template;
+
+/// The storage format. A closed set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Driver {
+    Maildir,
+    Mbox,
+}
+
+/// How mailbox names become directories (Dovecot's `mailbox_list_layout`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Layout {
+    /// Flat: `<root>/.A.B`; layout separator `.`.
+    #[serde(rename = "maildir++")]
+    MaildirPlusPlus,
+    /// Nested: `<root>/A/B`; layout separator `/`.
+    #[serde(rename = "fs")]
+    Fs,
+}
+
+impl Layout {
+    /// The separator on disk.
+    pub fn separator(self) -> char {
+        match self {
+            Layout::MaildirPlusPlus => '.',
+            Layout::Fs => '/',
+        }
+    }
+}
+
+/// The `mail_*` settings of one namespace, inherited ones filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Location {
+    pub driver: Driver,
+    /// `mail_path`.
+    pub path: Template,
+    /// `mail_inbox_path`.
+    pub inbox_path: Option<Template>,
+    /// `mail_control_path`.
+    pub control_path: Option<Template>,
+    /// `mail_index_path`.
+    pub index_path: Option<Template>,
+    /// `mail_index_private_path`.
+    pub index_private_path: Option<Template>,
+    /// `mailbox_list_layout`.
+    pub layout: Layout,
+    /// `mailbox_list_utf8`: names on disk in UTF-8 instead of modified UTF-7.
+    pub utf8: bool,
+    /// `mailbox_directory_name`: last path component of every mailbox (layout fs); empty for none.
+    pub directory_name: String,
+    /// `mailbox_list_storage_escape_char`.
+    pub storage_escape_char: Option<char>,
+}

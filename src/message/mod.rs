@@ -1,0 +1,61 @@
+//! The message on its way: who sent it, to whom, and its bytes.
+
+pub mod address;
+pub mod body;
+pub mod header;
+
+pub use address::{Address, ReversePath};
+pub use body::Body;
+
+/// One message with what its transaction said about it. Shared by all its recipients.
+#[derive(Debug)]
+pub struct Message {
+    pub envelope: Envelope,
+    pub body: Body,
+    pub trace: Trace,
+}
+
+/// MAIL FROM and what came with it.
+#[derive(Debug, Clone)]
+pub struct Envelope {
+    pub sender: ReversePath,
+    /// Postfix's queue id, where a trusted peer gave one.
+    pub queue_id: Option<String>,
+}
+
+/// How the message came in: what `Received:` and the log line are made of.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    /// The id that the replies carry, e.g. `k3Jx…:T2`.
+    pub session: String,
+    pub received: Option<Received>,
+}
+
+/// The parts of a `Received:` field that an LMTP transaction adds. The LDA adds none: the MTA did.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// The argument of LHLO as it was parsed, `unknown` when it did not.
+    pub helo: String,
+    /// `192.0.2.1` or `IPv6:…`; none for a unix socket.
+    pub peer: Option<String>,
+    pub hostname: String,
+    /// The start of the transaction, RFC 5322 (`Sun, 22 Nov 2026 07:15:52 +0000`).
+    pub date: String,
+}
+
+/// One accepted RCPT, or one target of the LDA.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recipient {
+    /// The address that delivery goes by.
+    pub address: Address,
+    /// ORCPT or `-a`: what the sender wrote before aliases.
+    pub original: Option<String>,
+    /// `-m`: a mailbox by its full name; it goes before the detail.
+    pub mailbox: Option<String>,
+}
+
+impl Recipient {
+    pub fn new(address: Address) -> Recipient {
+        Recipient { address, original: None, mailbox: None }
+    }
+}
