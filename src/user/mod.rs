@@ -50,6 +50,10 @@ pub enum Userdb {
     Static(fixed::Static),
 }
 
+/// Bounds and defaults for every answer (`first_valid_uid`, `mail_uid`, …).
+#[derive(Debug, Clone, Default)]
+pub struct Limits;
+
 /// The userdbs in their order, with what holds for the answers of all of them.
 #[derive(Debug)]
 pub struct Userdbs {

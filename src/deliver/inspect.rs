@@ -1,0 +1,5 @@
+//! stub
+use crate::fault::{Code, Fault};
+use super::{Report, Settings, Targets};
+#[derive(Debug)] pub struct Plan;
+pub fn inspect(_s: &Settings, _t: &Targets) -> (Result<Plan, Fault>, Report) { let f = Fault::new(Code::Internal, "inspect", "stub"); (Err(f.clone()), Report::failed(String::new(), f)) }
