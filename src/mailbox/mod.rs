@@ -2,7 +2,47 @@
 
 pub mod acl;
 pub mod location;
+pub mod lookup;
 pub mod name;
 pub mod namespace;
 pub mod path;
 pub mod permission;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::location::{Driver, Layout, Location};
+    use super::namespace::{Kind, List, Namespace};
+    use crate::text::template::Template;
+
+    /// A namespace with the defaults of a Maildir++ and the separator `/`.
+    pub fn namespace(name: &str, kind: Kind, prefix: &str) -> Namespace {
+        Namespace {
+            name: name.into(),
+            kind,
+            prefix: prefix.into(),
+            separator: '/',
+            inbox: false,
+            hidden: false,
+            list: List::Yes,
+            subscriptions: true,
+            alias_for: None,
+            order: 0,
+            disabled: false,
+            ignore_on_failure: false,
+            location: Location {
+                driver: Driver::Maildir,
+                path: Template::parse("~/Maildir").unwrap(),
+                inbox_path: None,
+                control_path: None,
+                index_path: None,
+                index_private_path: None,
+                layout: Layout::MaildirPlusPlus,
+                utf8: false,
+                directory_name: String::new(),
+                storage_escape_char: None,
+            },
+            mailboxes: Vec::new(),
+            on_missing: None,
+        }
+    }
+}

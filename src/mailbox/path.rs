@@ -1,1 +1,148 @@
-//! stub
+//! Where one mailbox lies: the configured paths with their variables filled in, and the layout's directories below.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::location::{Layout, Location};
+use super::name::StorageName;
+use crate::text::template::{Template, Variables};
+
+/// The directories of one mailbox. All absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paths {
+    /// The namespace's root (`mail_path`).
+    pub root: PathBuf,
+    /// The directory that holds `cur`, `new` and `tmp`.
+    pub mailbox: PathBuf,
+    /// The directories of the levels above, nearest first, ending with the root.
+    pub above: Vec<PathBuf>,
+    /// Holds `dovecot-uidlist` and `dovecot-keywords`.
+    pub control: PathBuf,
+    /// Holds `dovecot.index*`; none for `MEMORY`.
+    pub index: Option<PathBuf>,
+    /// The user's own `\Seen` flags of a public or shared mailbox.
+    pub index_private: Option<PathBuf>,
+    /// How a root that does not exist yet may take its permissions.
+    pub root_rule: RootRule,
+}
+
+/// The two rules by which a new root takes group and mode from a setgid parent (Dovecot "Permissions to New
+/// /domain/user Directories", "Permissions to New User Home Directories").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootRule {
+    /// `~/…` without a variable: copied from the first existing parent of the root.
+    Home,
+    /// A path with variables: the first existing parent of this directory, the one above the component with the last
+    /// variable.
+    Above(PathBuf),
+    /// A fixed path.
+    None,
+}
+
+/// Why a mailbox has no place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoPlace {
+    /// `~` or `%{home}`, and the user has no home. Or another variable without a value.
+    NoValue(String),
+    /// The owner of a shared namespace has no home: nobody to share.
+    NoOwnerHome,
+    /// Not absolute, or a value that would leave its component.
+    Bad(String),
+}
+
+impl Paths {
+    /// The place of `name` in `location` as `variables` describe the accessing user and the owner.
+    pub fn of(location: &Location, name: &StorageName, variables: &Variables<'_>) -> Result<Paths, NoPlace> {
+        let place = |template: &Template| expand(template, variables);
+        let optional = |template: &Option<Template>| template.as_ref().map(place).transpose();
+        let root = place(&location.path)?;
+        let inbox = match &location.inbox_path {
+            Some(template) => root.join(expand_relative(template, variables)?),
+            None => root.clone(),
+        };
+        let mailbox = match name {
+            StorageName::Inbox => inbox,
+            StorageName::Box(_) => below(&root, location, name),
+        };
+        let apart = |base: Option<PathBuf>| base.map(|base| below(&base, location, name));
+        let control = apart(optional(&location.control_path)?).unwrap_or_else(|| mailbox.clone());
+        let in_memory = location.index_path.as_ref().is_some_and(|path| path.source() == "MEMORY");
+        let index = match in_memory {
+            true => None,
+            false => Some(apart(optional(&location.index_path)?).unwrap_or_else(|| mailbox.clone())),
+        };
+        let mut above: Vec<PathBuf> = name.ancestors().map(|name| below(&root, location, &name)).collect();
+        above.push(root.clone());
+        Ok(Paths {
+            index_private: apart(optional(&location.index_private_path)?),
+            root_rule: root_rule(&location.path, variables, &root)?,
+            root,
+            mailbox,
+            above,
+            control,
+            index,
+        })
+    }
+}
+
+/// `name` below one of the roots (mail, control, index) of a location.
+fn below(root: &Path, location: &Location, name: &StorageName) -> PathBuf {
+    let inbox = ["INBOX".to_owned()];
+    let components = match name {
+        StorageName::Inbox => &inbox[..],
+        StorageName::Box(components) => components,
+    };
+    let path = match location.layout {
+        Layout::MaildirPlusPlus => root.join(format!(".{}", components.join("."))),
+        Layout::Fs => components.iter().fold(root.to_owned(), |path, component| path.join(component)),
+    };
+    match location.directory_name.is_empty() {
+        true => path,
+        false => path.join(&location.directory_name),
+    }
+}
+
+fn expand(template: &Template, variables: &Variables<'_>) -> Result<PathBuf, NoPlace> {
+    let path = expand_relative(template, variables)?;
+    match path.is_absolute() {
+        true => Ok(path),
+        false => Err(NoPlace::Bad(format!("{} gives {}, which is not absolute", template.source(), path.display()))),
+    }
+}
+
+/// A path setting with `~` and variables filled in.
+fn expand_relative(template: &Template, variables: &Variables<'_>) -> Result<PathBuf, NoPlace> {
+    let text = template.expand(variables).map_err(|missing| match missing.variable.as_str() {
+        "owner_home" | "%{owner_home}" => NoPlace::NoOwnerHome,
+        _ => NoPlace::NoValue(missing.to_string()),
+    })?;
+    let text = match text.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+        Some(rest) => {
+            let home = variables.home.ok_or_else(|| NoPlace::NoValue("the user has no home for ~".into()))?;
+            format!("{home}{rest}")
+        }
+        None => text,
+    };
+    // Values come from addresses: none may climb out of the place that the setting gives it.
+    if text.contains('\0') || text.split('/').any(|component| component == "..") {
+        return Err(NoPlace::Bad(format!("{} gives {text:?}", template.source())));
+    }
+    Ok(PathBuf::from(if text.len() > 1 { text.trim_end_matches('/').to_owned() } else { text }))
+}
+
+fn root_rule(path: &Template, variables: &Variables<'_>, root: &Path) -> Result<RootRule, NoPlace> {
+    let source = path.source();
+    let at_home = source.starts_with('~') || source.starts_with("%{home}") || source.starts_with("%h");
+    let rest = source.trim_start_matches("%{home}").trim_start_matches("%h").trim_start_matches('~');
+    if at_home && !rest.contains('%') {
+        return Ok(RootRule::Home);
+    }
+    let Some(above) = path.before_last_variable() else { return Ok(RootRule::None) };
+    let above = expand_relative(&above, variables)?;
+    // A value with a slash in it (a user name, say) moves the levels: then nothing can be said.
+    match root.starts_with(&above) && above.is_absolute() {
+        true => Ok(RootRule::Above(above)),
+        false => Ok(RootRule::None),
+    }
+}

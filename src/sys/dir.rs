@@ -1,1 +1,271 @@
-//! stub
+//! Directories by descriptor, and one name at a time below them.
+//!
+//! Whatever is created is new (`O_EXCL`), is never reached through a symlink and is closed on exec. A name is a single
+//! path component, so nothing outside the directory can be named.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat2};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
+use nix::unistd::{AccessFlags, Gid, UnlinkatFlags, faccessat, fchown, fsync, linkat, unlinkat};
+
+use super::fault_point::pass;
+
+/// An open directory.
+#[derive(Debug)]
+pub struct Dir(OwnedFd);
+
+/// What delivery wants to know of a file or directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    pub dev: u64,
+    pub ino: u64,
+    /// Permission bits with setuid, setgid and sticky: `0o2770`.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub size: u64,
+    pub is_dir: bool,
+    pub is_file: bool,
+}
+
+impl Dir {
+    /// Opens a configured path; symlinks on the way are the admin's.
+    pub fn open(path: &Path) -> io::Result<Dir> {
+        pass()?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(Dir(open(path, flags, Mode::empty())?))
+    }
+
+    /// Opens a directory right below this one; a symlink is refused (ELOOP or ENOTDIR).
+    pub fn open_dir(&self, name: &str) -> io::Result<Dir> {
+        pass()?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        Ok(Dir(openat(&self.0, component(name)?, flags, Mode::empty())?))
+    }
+
+    /// A file without a name, to be [linked](Dir::link) when it is complete. EOPNOTSUPP, EISDIR or ENOENT where the
+    /// file system has none.
+    pub fn unnamed_file(&self, mode: u32) -> io::Result<File> {
+        pass()?;
+        if !proc_is_mounted() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        Ok(openat(&self.0, ".", flags, mode_bits(mode))?.into())
+    }
+
+    /// A new file; EEXIST when the name is taken.
+    pub fn create_new(&self, name: &str, mode: u32) -> io::Result<File> {
+        pass()?;
+        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        Ok(openat(&self.0, component(name)?, flags, mode_bits(mode))?.into())
+    }
+
+    /// Opens a regular file for reading without following a symlink or waiting on a FIFO.
+    pub fn read(&self, name: &str) -> io::Result<File> {
+        pass()?;
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let file = File::from(openat(&self.0, component(name)?, flags, Mode::empty())?);
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(io::Error::other("not a regular file")),
+        }
+    }
+
+    /// Gives an open file (another) name here; EEXIST when the name is taken.
+    pub fn link(&self, file: &File, name: &str) -> io::Result<()> {
+        pass()?;
+        // By /proc: AT_EMPTY_PATH without privilege needs Linux 6.10, Debian 12 has 6.1.
+        let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(linkat(AT_FDCWD, source.as_str(), &self.0, component(name)?, AtFlags::AT_SYMLINK_FOLLOW)?)
+    }
+
+    /// Moves `name` to `to/new_name`; EEXIST when that is taken.
+    pub fn rename(&self, name: &str, to: &Dir, new_name: &str) -> io::Result<()> {
+        pass()?;
+        let (from, new) = (component(name)?, component(new_name)?);
+        Ok(renameat2(&self.0, from, &to.0, new, RenameFlags::RENAME_NOREPLACE)?)
+    }
+
+    pub fn unlink(&self, name: &str) -> io::Result<()> {
+        Ok(unlinkat(&self.0, component(name)?, UnlinkatFlags::NoRemoveDir)?)
+    }
+
+    pub fn rmdir(&self, name: &str) -> io::Result<()> {
+        Ok(unlinkat(&self.0, component(name)?, UnlinkatFlags::RemoveDir)?)
+    }
+
+    /// A new directory, opened. The mode is exact while the umask is 0; a setgid parent passes its bit on.
+    pub fn make_dir(&self, name: &str, mode: u32) -> io::Result<Dir> {
+        pass()?;
+        mkdirat(&self.0, component(name)?, mode_bits(mode))?;
+        self.open_dir(name)
+    }
+
+    pub fn stat(&self) -> io::Result<Stat> {
+        pass()?;
+        Ok(fstat(&self.0)?.into())
+    }
+
+    pub fn set_mode(&self, mode: u32) -> io::Result<()> {
+        pass()?;
+        Ok(fchmod(&self.0, mode_bits(mode))?)
+    }
+
+    pub fn set_group(&self, gid: u32) -> io::Result<()> {
+        pass()?;
+        Ok(fchown(&self.0, None, Some(Gid::from_raw(gid)))?)
+    }
+
+    /// Makes the names in this directory durable.
+    pub fn sync(&self) -> io::Result<()> {
+        pass()?;
+        Ok(fsync(&self.0)?)
+    }
+
+    /// Whether `name` exists here as what: a symlink is not followed.
+    pub fn stat_name(&self, name: &str) -> io::Result<Stat> {
+        pass()?;
+        Ok(fstatat(&self.0, component(name)?, AtFlags::AT_SYMLINK_NOFOLLOW)?.into())
+    }
+
+    /// The names in this directory, without `.` and `..`; those that are not UTF-8 are left out.
+    pub fn names(&self) -> io::Result<Vec<String>> {
+        pass()?;
+        let mut dir = nix::dir::Dir::from_fd(self.0.try_clone()?)?;
+        let mut names = Vec::new();
+        for entry in dir.iter() {
+            if let Ok(name) = entry?.file_name().to_str()
+                && name != "."
+                && name != ".."
+            {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+}
+
+/// `stat` of a configured path, symlinks followed.
+pub fn stat(path: &Path) -> io::Result<Stat> {
+    pass()?;
+    Ok(nix::sys::stat::stat(path)?.into())
+}
+
+/// `fstat` of an open file.
+pub fn stat_file(file: &File) -> io::Result<Stat> {
+    pass()?;
+    Ok(fstat(file)?.into())
+}
+
+pub fn set_file_mode(file: &File, mode: u32) -> io::Result<()> {
+    pass()?;
+    Ok(fchmod(file, mode_bits(mode))?)
+}
+
+pub fn set_file_group(file: &File, gid: u32) -> io::Result<()> {
+    pass()?;
+    Ok(fchown(file, None, Some(Gid::from_raw(gid)))?)
+}
+
+/// Makes a file's bytes, mode and group durable. Never retried: after an EIO a second fsync may succeed with the data gone.
+pub fn sync_file(file: &File) -> io::Result<()> {
+    pass()?;
+    file.sync_all()
+}
+
+/// Whether this process may create and remove names in the directory `path`: EACCES, EROFS, ENOENT say why not.
+pub fn may_write(path: &Path) -> io::Result<()> {
+    pass()?;
+    let wanted = AccessFlags::W_OK | AccessFlags::X_OK | AccessFlags::R_OK;
+    Ok(faccessat(AT_FDCWD, path, wanted, AtFlags::AT_EACCESS)?)
+}
+
+/// `path`, or the nearest of its parents that exists, with its stat.
+pub fn nearest_existing(path: &Path) -> io::Result<(PathBuf, Stat)> {
+    let mut candidate = path;
+    loop {
+        match stat(candidate) {
+            Ok(stat) => return Ok((candidate.to_owned(), stat)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match candidate.parent() {
+                Some(parent) => candidate = parent,
+                None => return Err(error),
+            },
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl From<FileStat> for Stat {
+    fn from(stat: FileStat) -> Stat {
+        let kind = stat.st_mode & libc::S_IFMT;
+        Stat {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            size: stat.st_size as u64,
+            is_dir: kind == libc::S_IFDIR,
+            is_file: kind == libc::S_IFREG,
+        }
+    }
+}
+
+fn mode_bits(mode: u32) -> Mode {
+    Mode::from_bits_truncate(mode)
+}
+
+/// The proof that a name is one component of a path.
+fn component(name: &str) -> io::Result<&str> {
+    match name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        true => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is not the name of a file"))),
+        false => Ok(name),
+    }
+}
+
+fn proc_is_mounted() -> bool {
+    static MOUNTED: OnceLock<bool> = OnceLock::new();
+    *MOUNTED.get_or_init(|| Path::new("/proc/self/fd").exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_component() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        for name in ["", ".", "..", "a/b", "/etc", "a\0b"] {
+            assert!(dir.create_new(name, 0o600).is_err(), "{name:?}");
+            assert!(dir.open_dir(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_symlink_is_not_followed() {
+        let root = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/etc", root.path().join("out")).unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        assert!(dir.open_dir("out").is_err());
+        assert!(dir.read("out").is_err());
+    }
+
+    #[test]
+    fn an_unnamed_file_takes_names() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        let file = dir.unnamed_file(0o640).unwrap();
+        dir.link(&file, "one").unwrap();
+        dir.link(&file, "two").unwrap();
+        let taken = dir.link(&file, "two").unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(dir.names().unwrap().len(), 2);
+    }
+}

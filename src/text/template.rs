@@ -32,6 +32,10 @@ pub struct NoValue {
 }
 
 impl Template {
+    pub fn parse(source: &str) -> Result<Template, String> {
+        Ok(Template { source: source.into() })
+    }
+
     /// The setting as written.
     pub fn source(&self) -> &str {
         &self.source

@@ -1,0 +1,181 @@
+//! Which namespace a mailbox name belongs to, and, in a shared one, whose mailbox it is.
+
+use super::namespace::{Kind, Namespace};
+
+/// A name with its namespace.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found<'a> {
+    pub namespace: &'a Namespace,
+    /// The name behind the prefix; `INBOX` for the namespace's INBOX.
+    pub rest: String,
+    /// In a shared namespace with `$user` in its prefix: whose mailbox this is.
+    pub owner: Option<String>,
+    /// The prefix with the owner filled in: `shared/bob/`.
+    pub prefix: String,
+}
+
+/// Why a name belongs to no mailbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotFound {
+    /// No namespace has this prefix.
+    NoNamespace,
+    /// It names a namespace, not a mailbox in it.
+    PrefixOnly(String),
+    /// A shared name without a user in it.
+    NoOwner(String),
+}
+
+/// Finds the namespace of `name` (NFC, INBOX in capitals) by the longest prefix. `user` is the accessing user: his
+/// domain completes a `$username`.
+pub fn find<'a>(namespaces: &'a [Namespace], name: &str, user: &str) -> Result<Found<'a>, NotFound> {
+    if name == "INBOX" || namespaces.iter().any(|namespace| namespace.inbox && namespace.prefix == name) {
+        let namespace = namespaces.iter().find(|namespace| namespace.inbox).ok_or(NotFound::NoNamespace)?;
+        return Ok(Found { namespace, rest: "INBOX".into(), owner: None, prefix: namespace.prefix.clone() });
+    }
+    let mut best: Option<&Namespace> = None;
+    for namespace in namespaces.iter().filter(|namespace| matches(namespace, name)) {
+        // At equal length the later one wins, as in Dovecot.
+        if best.is_none_or(|best| static_prefix(namespace).len() >= static_prefix(best).len()) {
+            best = Some(namespace);
+        }
+    }
+    let namespace = best.ok_or(NotFound::NoNamespace)?;
+    let prefix = static_prefix(namespace);
+    let rest = name.strip_prefix(prefix).unwrap_or("");
+    if rest.is_empty() {
+        return Err(NotFound::PrefixOnly(namespace.name.clone()));
+    }
+    match namespace.kind == Kind::Shared && namespace.prefix.contains('$') {
+        true => shared(namespace, name, user),
+        false => Ok(Found { namespace, rest: rest.into(), owner: None, prefix: prefix.into() }),
+    }
+}
+
+/// Whether `name` is a full name: it begins with a prefix that is not empty.
+pub fn is_full_name(namespaces: &[Namespace], name: &str) -> bool {
+    namespaces.iter().any(|namespace| !static_prefix(namespace).is_empty() && matches(namespace, name))
+}
+
+/// The prefix up to its first `$` variable.
+fn static_prefix(namespace: &Namespace) -> &str {
+    match namespace.kind {
+        Kind::Shared => namespace.prefix.split('$').next().unwrap_or(""),
+        Kind::Private | Kind::Public => &namespace.prefix,
+    }
+}
+
+fn matches(namespace: &Namespace, name: &str) -> bool {
+    let prefix = static_prefix(namespace);
+    name.starts_with(prefix) || prefix.strip_suffix(namespace.separator) == Some(name)
+}
+
+/// Takes the owner out of `shared/bob/Work` by the template `shared/$user/` (Dovecot's way of matching).
+fn shared<'a>(namespace: &'a Namespace, name: &str, user: &str) -> Result<Found<'a>, NotFound> {
+    let no_owner = || NotFound::NoOwner(namespace.name.clone());
+    let (mut template, mut text) = (namespace.prefix.as_str(), name);
+    let (mut whole, mut local, mut domain) = (None, None, None);
+    let mut inbox = false;
+    while !template.is_empty() {
+        let Some(at) = template.find('$') else {
+            text = text.strip_prefix(template).ok_or_else(no_owner)?;
+            break;
+        };
+        text = text.strip_prefix(&template[..at]).ok_or_else(no_owner)?;
+        let (variable, after) = variable(&template[at..]);
+        let end = after.chars().next().unwrap_or(namespace.separator);
+        let value = match text.find(end) {
+            Some(end) => &text[..end],
+            None => {
+                inbox = true;
+                text
+            }
+        };
+        text = &text[value.len()..];
+        match variable {
+            "$username" => local = Some(value),
+            "$domain" => domain = Some(value),
+            _ => whole = Some(value),
+        }
+        template = after;
+        if inbox {
+            break;
+        }
+    }
+    let own_domain = user.split_once('@').map(|(_, domain)| domain);
+    let owner = match (whole, local, domain) {
+        (Some(whole), _, _) => whole.to_owned(),
+        (None, Some(local), domain) if !local.is_empty() => match domain.or(own_domain) {
+            Some(domain) => format!("{local}@{domain}"),
+            None => local.to_owned(),
+        },
+        _ => return Err(no_owner()),
+    };
+    if owner.is_empty() {
+        return Err(no_owner());
+    }
+    let rest = if inbox || text.is_empty() { "INBOX" } else { text };
+    let prefix = match inbox {
+        true => format!("{name}{}", namespace.separator),
+        false => name[..name.len() - text.len()].to_owned(),
+    };
+    Ok(Found { namespace, rest: rest.into(), owner: Some(owner), prefix })
+}
+
+/// The variable at the start of a template, and what follows it.
+fn variable(template: &str) -> (&str, &str) {
+    let end = template[1..].find(|c: char| !c.is_ascii_alphanumeric()).map_or(template.len(), |end| end + 1);
+    template.split_at(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::namespace;
+    use super::*;
+
+    fn all() -> Vec<Namespace> {
+        vec![
+            Namespace { inbox: true, ..namespace("inbox", Kind::Private, "") },
+            namespace("public", Kind::Public, "Public/"),
+            namespace("shared", Kind::Shared, "shared/$user/"),
+            namespace("team", Kind::Shared, "team/$domain/$username/"),
+            namespace("mates", Kind::Shared, "mates/$username/"),
+        ]
+    }
+
+    #[test]
+    fn names_find_their_namespace() {
+        let namespaces = all();
+        for (name, want) in [
+            ("INBOX", Some(("inbox", "INBOX", None))),
+            ("Work", Some(("inbox", "Work", None))),
+            ("INBOX/Kid", Some(("inbox", "INBOX/Kid", None))),
+            ("Publicity", Some(("inbox", "Publicity", None))),
+            ("Public/info", Some(("public", "info", None))),
+            ("Public", None),
+            ("Public/", None),
+            ("shared/bob", Some(("shared", "INBOX", Some("bob")))),
+            ("shared/bob/Work/x", Some(("shared", "Work/x", Some("bob")))),
+            ("shared/bob@d1.test/Work", Some(("shared", "Work", Some("bob@d1.test")))),
+            ("shared/bob/", Some(("shared", "INBOX", Some("bob")))),
+            ("shared", None),
+            ("shared/", None),
+            ("shared//x", None),
+            ("team/d1.test/bob/Work", Some(("team", "Work", Some("bob@d1.test")))),
+            ("team/d1.test", None),
+            ("mates/bob/Work", Some(("mates", "Work", Some("bob@home.test")))),
+        ] {
+            let found = find(&namespaces, name, "alice@home.test").ok();
+            let got = found.as_ref().map(|f| (f.namespace.name.as_str(), f.rest.as_str(), f.owner.as_deref()));
+            assert_eq!(got, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn courier_names() {
+        let namespaces = [Namespace { inbox: true, separator: '.', ..namespace("inbox", Kind::Private, "INBOX.") }];
+        for (name, want) in [("INBOX", Some("INBOX")), ("INBOX.", Some("INBOX")), ("INBOX.foo", Some("foo")), ("foo", None)] {
+            let found = find(&namespaces, name, "alice").ok().map(|found| found.rest);
+            assert_eq!(found.as_deref(), want, "{name}");
+        }
+    }
+}
