@@ -1,7 +1,187 @@
-//! stub
-use std::sync::Arc;
-use super::{Outcome, Settings, inspect::Plan, queue::Queues};
-use crate::{fault::{Code, Fault}, message::{Message, Recipient}};
-#[derive(Debug)] pub struct Transaction { pub message: Arc<Message>, pub recipients: usize }
-impl Transaction { pub fn new(message: Arc<Message>, recipients: usize) -> Transaction { Transaction { message, recipients } } }
-pub fn carry_out(_s: &Settings, _q: &Queues, _t: &Transaction, _r: &Recipient, _p: Plan) -> Outcome { Outcome::refused(Fault::new(Code::Internal, "x", "stub")) }
+//! The doing: make the mailbox where it has to be made, write, publish, answer.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Core;
+use super::header::added_headers;
+use super::inspect::Plan;
+use super::outcome::Saved;
+use super::settings::{MailFsync, Permissions, RecipientHeaders, Settings};
+use crate::fault::{Code, Fault};
+use crate::mailbox::acl;
+use crate::maildir::save::{Demands, Written};
+use crate::maildir::{Maildir, create};
+use crate::message::{Message, Recipient};
+use crate::sys::dir::Dir;
+
+/// After this long the MTA may have given up: nothing is made visible any more, it will send again.
+const DEADLINE: Duration = Duration::from_secs(300);
+
+/// One message for some recipients.
+#[derive(Debug)]
+pub struct Transaction {
+    message: Arc<Message>,
+    recipients: usize,
+    begun: Instant,
+    abandoned: AtomicBool,
+    copies: Mutex<HashMap<Sort, Arc<Mutex<Option<Arc<Written>>>>>>,
+}
+
+/// Messages of one sort are the same bytes with the same mode and group on one file system: one is written, the
+/// others are links to it.
+type Sort = (u64, u32, Option<u32>);
+
+impl Transaction {
+    pub fn new(message: Arc<Message>, recipients: usize) -> Transaction {
+        let (begun, abandoned, copies) = (Instant::now(), AtomicBool::new(false), Mutex::default());
+        Transaction {
+            message,
+            recipients,
+            begun,
+            abandoned,
+            copies,
+        }
+    }
+
+    pub fn message(&self) -> &Message {
+        &self.message
+    }
+
+    /// Nobody will hear the answer: what is not yet visible is not made visible, and the MTA sends it again.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    fn check_heard(&self) -> Result<(), Fault> {
+        let why = match () {
+            () if self.abandoned.load(Ordering::Relaxed) => "the peer is gone",
+            () if self.begun.elapsed() > DEADLINE => "it took longer than an MTA waits",
+            () => return Ok(()),
+        };
+        Err(Fault::new(Code::NotNow, "make a message visible", why))
+    }
+}
+
+/// Stores the message as planned. On any failure nothing of it stays.
+pub fn carry_out(
+    core: &Core,
+    transaction: &Transaction,
+    recipient: &Recipient,
+    plan: Plan,
+) -> Result<Saved, Fault> {
+    let settings = &core.settings;
+    let message = &transaction.message;
+    check_size(settings, message)?;
+    let created = make(&plan)?;
+    let mailbox = Maildir::open(&plan.target.paths.mailbox)?;
+    let demands = Demands {
+        verified: plan.target.permissions == Permissions::Verified,
+        sync: settings.mail_fsync != MailFsync::Never,
+    };
+    let alike =
+        settings.recipient_headers == RecipientHeaders::Single && transaction.recipients > 1;
+    let shown = (!alike).then_some(&recipient.address);
+    let header = added_headers(message, shown);
+    let write = || {
+        mailbox
+            .write(&core.names, &header, &message.body, demands)
+            .map(Arc::new)
+    };
+    let written = match alike {
+        true => transaction.copy(&mailbox, write)?,
+        false => write()?,
+    };
+    transaction.check_heard()?;
+    let (size, mode, gid) = (written.size, written.mode, written.gid);
+    let mut remarks: Vec<String> = written.remark.iter().cloned().collect();
+    let file = match core
+        .queues
+        .publish(&mailbox, &core.names, written, demands.sync)
+    {
+        // Too many links, or a file system that has none: a copy of its own.
+        Err(fault) if alike && fault.code == Code::Storage => {
+            core.queues
+                .publish(&mailbox, &core.names, write()?, demands.sync)?
+        }
+        other => other?,
+    };
+    if let Some(created) = created {
+        created.keep();
+    }
+    if settings.mail_fsync == MailFsync::Never {
+        remarks.push("not synced (mail_fsync = never)".into());
+    }
+    let (mailbox, user, instead_of) = (plan.target.mailbox, plan.user, plan.instead_of);
+    Ok(Saved {
+        mailbox,
+        instead_of,
+        user,
+        uid: None,
+        file,
+        size,
+        mode,
+        gid,
+        remarks,
+    })
+}
+
+fn check_size(settings: &Settings, message: &Message) -> Result<(), Fault> {
+    let size = message.body.size();
+    match settings.message_size.filter(|&limit| size > limit) {
+        Some(limit) => Err(Fault::new(
+            Code::TooBig,
+            format!("take {size} bytes"),
+            format!("message_size is {limit}"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Makes the mailbox if the plan says so, with the ACL of its parent.
+fn make(plan: &Plan) -> Result<Option<create::Created>, Fault> {
+    let Some(permission) = &plan.create else {
+        return Ok(None);
+    };
+    let target = &plan.target;
+    let acl = match target.acl {
+        true => parent_acl(plan)?,
+        false => None,
+    };
+    create::create(&target.paths, permission, target.layout, acl.as_deref()).map(Some)
+}
+
+fn parent_acl(plan: &Plan) -> Result<Option<Vec<u8>>, Fault> {
+    let Some(parent) = create::nearest_parent(&plan.target.paths.above, plan.target.layout) else {
+        return Ok(None);
+    };
+    let doing = || format!("read {}/{}", parent.display(), acl::FILE);
+    let dir = Dir::open(&parent).map_err(|error| Fault::io(doing(), &error))?;
+    acl::read(&dir).map_err(|error| Fault::new(Code::CannotTell, doing(), error.why))
+}
+
+impl Transaction {
+    /// The copy of this mailbox's sort; written by the first that needs it.
+    fn copy(
+        &self,
+        mailbox: &Maildir,
+        write: impl FnOnce() -> Result<Arc<Written>, Fault>,
+    ) -> Result<Arc<Written>, Fault> {
+        let permission = mailbox.permission();
+        let sort = (mailbox.device(), permission.file_mode, permission.gid);
+        let cell = {
+            let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(copies.entry(sort).or_default())
+        };
+        // Held while the first one writes: the others need its bytes, synced.
+        let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(written) = cell.as_ref().filter(|written| written.remark.is_none()) {
+            return Ok(Arc::clone(written));
+        }
+        let written = write()?;
+        *cell = Some(Arc::clone(&written));
+        Ok(written)
+    }
+}

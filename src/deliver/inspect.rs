@@ -1,5 +1,503 @@
-//! stub
+//! What is there, what is allowed, what would the file look like: from [`Targets`] to a [`Plan`] and its [`Report`].
+//!
+//! Reads only, under the identity that delivers. A [`Plan`] never leaves its process.
+
+use std::io;
+use std::path::Path;
+
+use super::outcome::{Line, Report};
+use super::resolve::{By, Target, Targets, Wanted};
+use super::settings::{DeliveryRight, NewMailboxPermissions, Permissions, Settings};
 use crate::fault::{Code, Fault};
-use super::{Report, Settings, Targets};
-#[derive(Debug)] pub struct Plan;
-pub fn inspect(_s: &Settings, _t: &Targets) -> (Result<Plan, Fault>, Report) { let f = Fault::new(Code::Internal, "inspect", "stub"); (Err(f.clone()), Report::failed(String::new(), f)) }
+use crate::mailbox::acl::{self, AclError, Rights};
+use crate::mailbox::location::Driver;
+use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
+use crate::mailbox::permission::{Permission, SETGID};
+use crate::maildir::create;
+use crate::sys;
+use crate::sys::credentials::Credentials;
+use crate::sys::dir::{self, Dir, Stat};
+
+/// One delivery, decided.
+#[derive(Debug)]
+pub struct Plan {
+    pub target: Target,
+    pub user: String,
+    /// The mailbox has to be made first, with these permissions.
+    pub create: Option<Permission>,
+    /// The mailbox that was asked for and why it is not this one.
+    pub instead_of: Option<(String, String)>,
+}
+
+/// What was found at one target.
+enum Finding {
+    Usable(Box<Plan>),
+    Missing(String),
+    Denied(String),
+}
+
+/// The decision for one recipient. The report holds every step of it, also when it ends in a fault.
+pub fn inspect(
+    settings: &Settings,
+    targets: &Targets,
+    identity: &Credentials,
+) -> (Result<Plan, Fault>, Report) {
+    let mut inspection = Inspection {
+        settings,
+        targets,
+        identity,
+        lines: targets.lines.clone(),
+    };
+    let plan = inspection.decide();
+    let fault = plan.as_ref().err().cloned();
+    if let Some(fault) = &fault
+        && inspection.lines.iter().all(|line| line.ok)
+    {
+        inspection
+            .lines
+            .push(Line::fail("decision", fault.to_string()));
+    }
+    let report = Report {
+        recipient: targets.recipient.clone(),
+        lines: inspection.lines,
+        mailbox: plan.as_ref().ok().map(|plan| plan.target.mailbox.clone()),
+        fault,
+    };
+    (plan, report)
+}
+
+struct Inspection<'a> {
+    settings: &'a Settings,
+    targets: &'a Targets,
+    lines: Vec<Line>,
+    identity: &'a Credentials,
+}
+
+impl Inspection<'_> {
+    fn decide(&mut self) -> Result<Plan, Fault> {
+        self.check_required_paths()?;
+        self.check_identity()?;
+        let targets = self.targets;
+        let (mailbox, finding) = match &targets.wanted {
+            Wanted::Target(target) => (&target.mailbox, self.examine(target)?),
+            Wanted::Missing { mailbox, why } => (mailbox, Finding::Missing(why.clone())),
+            Wanted::Denied { mailbox, why } => (mailbox, Finding::Denied(why.clone())),
+        };
+        match finding {
+            Finding::Usable(plan) => Ok(*plan),
+            Finding::Missing(why) => self.missing(mailbox, why),
+            Finding::Denied(why) => self.denied(mailbox, why),
+        }
+    }
+
+    fn missing(&mut self, mailbox: &str, why: String) -> Result<Plan, Fault> {
+        let fault = |code| Fault::new(code, format!("deliver to {mailbox}"), why.clone());
+        let inbox = match self.targets.on_missing {
+            OnMissing::Reject => return self.end("mailbox", fault(Code::NoSuchMailbox)),
+            OnMissing::Defer => return self.end("mailbox", fault(Code::NotNow)),
+            OnMissing::Create | OnMissing::Inbox => self.fall_back("on_missing", mailbox, &why)?,
+            OnMissing::Parent => {
+                self.lines.push(Line::ok(
+                    "mailbox",
+                    format!("{mailbox}  {why} -> on_missing=parent"),
+                ));
+                match self.parent(mailbox, &why)? {
+                    Some(plan) => Some(plan),
+                    None => self.fall_back("on_missing", mailbox, &why)?,
+                }
+            }
+        };
+        inbox.map_or_else(|| self.end("mailbox", fault(Code::NoSuchMailbox)), Ok)
+    }
+
+    fn denied(&mut self, mailbox: &str, why: String) -> Result<Plan, Fault> {
+        let fault = |code| Fault::new(code, format!("deliver to {mailbox}"), why.clone());
+        let inbox = match self.targets.on_denied {
+            OnDenied::Reject => return self.end("mailbox", fault(Code::Denied)),
+            OnDenied::Defer => return self.end("mailbox", fault(Code::NotNow)),
+            OnDenied::Inbox => self.fall_back("on_denied", mailbox, &why)?,
+        };
+        inbox.map_or_else(|| self.end("mailbox", fault(Code::Denied)), Ok)
+    }
+
+    /// The nearest parent that takes the message.
+    fn parent(&mut self, mailbox: &str, why: &str) -> Result<Option<Plan>, Fault> {
+        for parent in &self.targets.parents {
+            if let Finding::Usable(mut plan) = self.examine(parent)? {
+                plan.instead_of = Some((mailbox.into(), why.into()));
+                return Ok(Some(*plan));
+            }
+        }
+        Ok(None)
+    }
+
+    /// INBOX in place of `mailbox`; `None` where INBOX is what was asked for.
+    fn fall_back(&mut self, rule: &str, mailbox: &str, why: &str) -> Result<Option<Plan>, Fault> {
+        let Some(inbox) = &self.targets.inbox else {
+            return Ok(None);
+        };
+        self.lines.push(Line::ok(
+            "mailbox",
+            format!("{mailbox}  {why} -> {rule}=inbox -> INBOX"),
+        ));
+        match self.examine(inbox)? {
+            Finding::Usable(mut plan) => {
+                plan.instead_of = Some((mailbox.into(), why.into()));
+                Ok(Some(*plan))
+            }
+            Finding::Missing(why) | Finding::Denied(why) => self.end(
+                "mailbox",
+                Fault::new(Code::Storage, "deliver to INBOX", why),
+            ),
+        }
+    }
+
+    /// Adds the line that ends the delivery.
+    fn end<T>(&mut self, label: &str, fault: Fault) -> Result<T, Fault> {
+        self.lines.push(Line::fail(label, fault.to_string()));
+        Err(fault)
+    }
+
+    fn check_required_paths(&mut self) -> Result<(), Fault> {
+        for path in &self.settings.required_paths {
+            if let Err(error) = dir::stat(path) {
+                let fault = Fault::new(
+                    Code::NotNow,
+                    format!("find the required path {}", path.display()),
+                    error.to_string(),
+                );
+                return self.end(
+                    "required",
+                    fault.with_advice("mount the store, or take it off delivery.required_paths"),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// A file is owned by whoever delivers: that must be the user.
+    fn check_identity(&mut self) -> Result<(), Fault> {
+        let (wanted, own) = (&self.targets.user.credentials, self.identity);
+        if wanted.uid != own.uid {
+            let doing = format!(
+                "deliver as uid {} of {}",
+                wanted.uid, self.targets.user.name
+            );
+            let fault = Fault::new(
+                Code::CannotTell,
+                doing,
+                format!("this process runs as uid {}", own.uid),
+            );
+            let advice = format!(
+                "run it as uid {}, or let the userdb return uid {}",
+                wanted.uid, own.uid
+            );
+            return self.end("identity", fault.with_advice(advice));
+        }
+        self.lines.push(Line::ok(
+            "identity",
+            format!("uid={} gid={} groups={:?}", own.uid, own.gid, own.groups),
+        ));
+        Ok(())
+    }
+
+    /// One target: there or not, allowed or not, or a fault.
+    fn examine(&mut self, target: &Target) -> Result<Finding, Fault> {
+        if target.driver == Driver::Mbox {
+            let fault = Fault::new(
+                Code::CannotTell,
+                format!("deliver to {}", target.mailbox),
+                "mbox is not built yet",
+            );
+            return self.end("mailbox", fault);
+        }
+        let namespace = format!(
+            "{}  ({}, {})",
+            target.namespace,
+            kind(target.kind),
+            target.paths.root.display()
+        );
+        self.lines.push(Line::ok("namespace", namespace));
+        self.lines
+            .push(Line::ok("path", target.paths.mailbox.display().to_string()));
+        match create::exists(&target.paths.mailbox, target.layout, target.is_inbox) {
+            Ok(Some(directory)) => self.existing(target, &directory),
+            Ok(None) if target.create => self.creatable(target),
+            Ok(None) => Ok(Finding::Missing("the mailbox does not exist".into())),
+            Err(error) => self.no_way(target, error),
+        }
+    }
+
+    /// A path that cannot be followed: denied where a stranger named it, a fault where the admin did.
+    fn no_way(&mut self, target: &Target, error: io::Error) -> Result<Finding, Fault> {
+        let doing = format!("look at {}", target.paths.mailbox.display());
+        if self.targets.by == By::Detail && !target.own_inbox && sys::is_no_way(&error) {
+            return Ok(Finding::Denied(format!("{doing}: {error}")));
+        }
+        self.end("path", Fault::io(doing, &error))
+    }
+
+    fn existing(&mut self, target: &Target, directory: &Stat) -> Result<Finding, Fault> {
+        let path = &target.paths.mailbox;
+        let rights = self.rights(target, path, &target.paths.root)?;
+        if let Some(finding) = self.refusal(target, &rights, "the mailbox does not exist") {
+            return Ok(finding);
+        }
+        self.lines.push(Line::ok("mailbox", target.mailbox.clone()));
+        for part in ["tmp", "new"] {
+            let place = path.join(part);
+            match dir::may_write(&place) {
+                Ok(()) => {}
+                // One of the three may be missing: it is made again.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let fault = Fault::io(format!("write into {}", place.display()), &error);
+                    let fault = Fault {
+                        code: Code::Storage,
+                        ..fault
+                    };
+                    let advice = format!(
+                        "give uid {} write permission on {}",
+                        self.identity.uid,
+                        place.display()
+                    );
+                    return self.end("path", fault.with_advice(advice));
+                }
+            }
+        }
+        let permission = Permission::of(directory, path);
+        let parent = dir::stat(&path.join("tmp")).unwrap_or(*directory);
+        self.check_group(target, &permission, &parent, path)?;
+        Ok(self.usable(target, None))
+    }
+
+    fn creatable(&mut self, target: &Target) -> Result<Finding, Fault> {
+        let paths = &target.paths;
+        let doing = format!("create {}", paths.mailbox.display());
+        if !target.own_inbox
+            && create::count(&paths.root, target.layout) >= self.settings.max_mailboxes as usize
+        {
+            let why = format!(
+                "does not exist, and delivery.max_mailboxes = {} is reached",
+                self.settings.max_mailboxes
+            );
+            return Ok(Finding::Missing(why));
+        }
+        let parent = create::nearest_parent(&paths.above, target.layout);
+        if target.acl && !target.is_owner {
+            let from = parent.as_deref().unwrap_or(&paths.root);
+            let rights = self.rights(target, from, &paths.root)?;
+            if !rights.create() {
+                return Ok(Finding::Denied(
+                    "no right to create a mailbox there (k)".into(),
+                ));
+            }
+            if let Some(finding) = self.refusal(target, &rights, "the mailbox does not exist") {
+                return Ok(finding);
+            }
+        }
+        let (existing, stat) = match dir::nearest_existing(&paths.mailbox) {
+            Ok(found) => found,
+            Err(error) => return self.no_way(target, error),
+        };
+        match dir::may_write(&existing) {
+            Ok(()) => {}
+            Err(error) if sys::is_read_only(&error) && !target.own_inbox => {
+                return Ok(Finding::Denied(format!(
+                    "{doing}: {error} on {}",
+                    existing.display()
+                )));
+            }
+            Err(error) if sys::is_no_way(&error) => return self.no_way(target, error),
+            Err(error) => {
+                return self.end(
+                    "path",
+                    Fault::io(format!("{doing} in {}", existing.display()), &error),
+                );
+            }
+        }
+        let source = match self.settings.new_mailbox_permissions {
+            NewMailboxPermissions::Root => paths.root.clone(),
+            NewMailboxPermissions::Parent => parent.unwrap_or_else(|| paths.root.clone()),
+        };
+        let permission = match dir::stat(&source) {
+            Ok(stat) => Permission::of(&stat, &source),
+            Err(_) => Permission::private(&source),
+        };
+        if existing.starts_with(&paths.root) {
+            let parent = paths
+                .above
+                .iter()
+                .find_map(|above| dir::stat(above).ok())
+                .unwrap_or(stat);
+            if permission.wider_than(&parent) {
+                let why = format!(
+                    "{doing}: mode {:04o} would be wider than its parent's",
+                    permission.dir_mode
+                );
+                return Ok(Finding::Denied(why));
+            }
+            self.check_group(target, &permission, &stat, &existing)?;
+        }
+        self.lines.push(Line::ok(
+            "mailbox",
+            format!("{}  missing -> created", target.mailbox),
+        ));
+        let group = permission
+            .gid
+            .map_or("own".to_owned(), |gid| gid.to_string());
+        let shown = format!(
+            "{:04o} group {group}, copied from {}",
+            permission.dir_mode,
+            permission.origin.display()
+        );
+        self.lines.push(Line::ok("directory", shown));
+        Ok(self.usable(target, Some(permission)))
+    }
+
+    fn usable(&self, target: &Target, create: Option<Permission>) -> Finding {
+        let plan = Plan {
+            target: target.clone(),
+            user: self.targets.user.name.clone(),
+            create,
+            instead_of: None,
+        };
+        Finding::Usable(Box::new(plan))
+    }
+
+    /// Whether a new file in `parent` would get the group that the mailbox asks for.
+    fn check_group(
+        &mut self,
+        target: &Target,
+        permission: &Permission,
+        parent: &Stat,
+        path: &Path,
+    ) -> Result<(), Fault> {
+        let Credentials {
+            uid,
+            gid: egid,
+            groups,
+        } = self.identity;
+        let fits = permission.group_can_be_had(parent, *egid, groups, *uid == 0);
+        let gid = permission.gid.unwrap_or(if parent.mode & SETGID != 0 {
+            parent.gid
+        } else {
+            *egid
+        });
+        let shown = format!("{:04o} uid={uid} gid={gid}", permission.file_mode);
+        if fits {
+            self.lines.push(Line::ok("new file", shown));
+            return Ok(());
+        }
+        let why = format!("the mailbox asks for group {gid}, which uid {uid} is not a member of");
+        let mut advice = format!("add uid {uid} to group {gid}, or list it in mail_access_groups");
+        if parent.mode & SETGID == 0 && permission.setgid {
+            let path = path.display();
+            advice = format!(
+                "chgrp {gid} {path}/cur {path}/new {path}/tmp && chmod g+s {path}/cur {path}/new {path}/tmp"
+            );
+        } else if parent.mode & SETGID == 0 {
+            let path = path.display();
+            advice = format!(
+                "{advice}, or: chgrp {gid} {path}/cur {path}/new {path}/tmp && chmod g+s {path} {path}/cur {path}/new {path}/tmp"
+            );
+        }
+        if target.permissions == Permissions::BestEffort {
+            self.lines.push(Line::ok(
+                "new file",
+                format!("{shown} wanted; {why} (best effort)"),
+            ));
+            return Ok(());
+        }
+        let fault = Fault::new(
+            Code::Permissions,
+            format!("store in {}", target.mailbox),
+            why,
+        );
+        self.end("new file", fault.with_advice(advice))
+    }
+
+    /// The rights of the delivering user, from `directory`'s ACL file or the namespace's default.
+    fn rights(&mut self, target: &Target, directory: &Path, root: &Path) -> Result<Rights, Fault> {
+        if !target.acl {
+            return Ok(Rights::all());
+        }
+        let user = &self.targets.user.name;
+        let places = match target.kind {
+            // A user's root is his INBOX: its file is no default for the others.
+            Kind::Public if directory != root => vec![directory, root],
+            _ => vec![directory],
+        };
+        for place in places {
+            let shown = place.join(acl::FILE).display().to_string();
+            let grant = Dir::open(place)
+                .map_err(|error| AclError {
+                    line: 0,
+                    why: error.to_string(),
+                })
+                .and_then(|dir| acl::read(&dir))
+                .and_then(|text| {
+                    text.map_or(Ok(None), |text| {
+                        acl::grant(&text, user, &shown, target.is_owner)
+                    })
+                });
+            match grant {
+                Ok(Some(grant)) => {
+                    self.lines.push(Line::ok(
+                        "rights",
+                        format!("{} by {}", grant.rights, grant.by),
+                    ));
+                    return Ok(grant.rights);
+                }
+                Ok(None) => {}
+                // The one stated difference to Dovecot: its own file does not stop the owner.
+                Err(error) if target.is_owner => {
+                    self.lines.push(Line::ok(
+                        "rights",
+                        format!("owner; {shown}:{}: {}", error.line, error.why),
+                    ));
+                    return Ok(Rights::all());
+                }
+                Err(error) => {
+                    let doing = format!("read the rights in {shown}, line {}", error.line);
+                    return self.end("rights", Fault::new(Code::CannotTell, doing, error.why));
+                }
+            }
+        }
+        let rights = if target.is_owner {
+            Rights::all()
+        } else {
+            Rights::none()
+        };
+        let why = if target.is_owner {
+            "the owner has all"
+        } else {
+            "no entry for this user"
+        };
+        self.lines
+            .push(Line::ok("rights", format!("{rights} ({why})")));
+        Ok(rights)
+    }
+
+    /// The finding when these rights do not allow a delivery. Without `l` nobody learns that the mailbox exists.
+    fn refusal(&self, target: &Target, rights: &Rights, missing: &str) -> Option<Finding> {
+        let allowed = match self.settings.acl.delivery_right {
+            DeliveryRight::InsertOrPost => rights.insert() || rights.post(),
+            DeliveryRight::Insert => rights.insert(),
+            DeliveryRight::Post => rights.post(),
+        };
+        match (allowed || !target.acl, rights.lookup()) {
+            (true, _) => None,
+            (false, true) => Some(Finding::Denied("no right to deliver there".into())),
+            (false, false) => Some(Finding::Missing(missing.into())),
+        }
+    }
+}
+
+fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Private => "private",
+        Kind::Public => "public",
+        Kind::Shared => "shared",
+    }
+}

@@ -15,10 +15,12 @@ pub mod queue;
 pub mod resolve;
 pub mod settings;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use crate::fault::Fault;
+use crate::maildir::filename::Names;
 use crate::message::{Message, Recipient};
+use crate::sys;
+use crate::sys::credentials::{self, Credentials};
 
 pub use carry_out::Transaction;
 pub use outcome::{Line, Outcome, Report, Saved};
@@ -30,11 +32,24 @@ pub use settings::Settings;
 pub struct Core {
     settings: Settings,
     queues: queue::Queues,
+    names: Names,
+    /// Who this process is, asked once: at the first delivery, when it is what it will be.
+    identity: OnceLock<Credentials>,
 }
 
 impl Core {
     pub fn new(settings: Settings) -> Core {
-        Core { settings, queues: queue::Queues::default() }
+        let names = Names::new(&sys::process::hostname(), std::process::id());
+        Core {
+            settings,
+            queues: queue::Queues::default(),
+            names,
+            identity: OnceLock::new(),
+        }
+    }
+
+    fn identity(&self) -> &Credentials {
+        self.identity.get_or_init(credentials::effective)
     }
 
     pub fn settings(&self) -> &Settings {
@@ -45,7 +60,7 @@ impl Core {
     pub fn inspect(&self, recipient: &Recipient) -> Report {
         let shown = recipient.address.to_string();
         match resolve::resolve(&self.settings, recipient) {
-            Ok(targets) => inspect::inspect(&self.settings, &targets).1,
+            Ok(targets) => inspect::inspect(&self.settings, &targets, self.identity()).1,
             Err(fault) => Report::failed(shown, fault),
         }
     }
@@ -61,12 +76,10 @@ impl Core {
             Ok(targets) => targets,
             Err(fault) => return Outcome::refused(fault),
         };
-        match inspect::inspect(&self.settings, &targets).0 {
-            Ok(plan) => carry_out::carry_out(&self.settings, &self.queues, transaction, recipient, plan),
+        let plan = inspect::inspect(&self.settings, &targets, self.identity()).0;
+        match plan.and_then(|plan| carry_out::carry_out(self, transaction, recipient, plan)) {
+            Ok(saved) => Outcome::Saved(saved),
             Err(fault) => Outcome::refused(fault),
         }
     }
 }
-
-/// The result of a step that may end a delivery.
-pub type Step<T> = Result<T, Fault>;

@@ -1,2 +1,151 @@
-//! stub
-#[derive(Debug, Default)] pub struct Queues;
+//! One queue per mailbox: whoever waits for it joins the next batch.
+//!
+//! The first to come publishes what is there (each message gets its name, then one directory sync for all); those that
+//! come while it does so wait, and one of them publishes the next batch. A message is answered after the sync that covers
+//! it, never before.
+
+use std::collections::HashMap;
+use std::mem;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::fault::{Code, Fault};
+use crate::maildir::Maildir;
+use crate::maildir::filename::Names;
+use crate::maildir::save::Written;
+
+/// The queues of one process, by device and inode of `new/`.
+#[derive(Debug, Default)]
+pub struct Queues(Mutex<HashMap<(u64, u64), Arc<Queue>>>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    waiting: Vec<(u64, Arc<Written>)>,
+    leading: bool,
+    done: HashMap<u64, Result<String, Fault>>,
+}
+
+impl Queues {
+    /// Makes `written` visible in `mailbox` and durable. Answers its name.
+    pub fn publish(
+        &self,
+        mailbox: &Maildir,
+        names: &Names,
+        written: Arc<Written>,
+        sync: bool,
+    ) -> Result<String, Fault> {
+        let key = mailbox.identity();
+        let queue = Arc::clone(lock(&self.0).entry(key).or_default());
+        let result = queue.publish(mailbox, names, written, sync);
+        let mut queues = lock(&self.0);
+        // The map and this call hold it: nobody waits, and an idle mailbox costs nothing.
+        if Arc::strong_count(&queue) == 2 {
+            queues.remove(&key);
+        }
+        result
+    }
+}
+
+impl Queue {
+    fn publish(
+        &self,
+        mailbox: &Maildir,
+        names: &Names,
+        written: Arc<Written>,
+        sync: bool,
+    ) -> Result<String, Fault> {
+        let mut state = lock(&self.state);
+        let own = state.next;
+        state.next += 1;
+        state.waiting.push((own, written));
+        loop {
+            if let Some(result) = state.done.remove(&own) {
+                return result;
+            }
+            if state.leading {
+                state = self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            state.leading = true;
+            let batch = mem::take(&mut state.waiting);
+            drop(state);
+            let lead = Lead {
+                queue: self,
+                members: batch.iter().map(|(member, _)| *member).collect(),
+            };
+            lead.settle(publish(mailbox, names, batch, sync));
+            state = lock(&self.state);
+        }
+    }
+}
+
+/// The duty to answer every member of a batch, whatever happens to its leader.
+struct Lead<'a> {
+    queue: &'a Queue,
+    members: Vec<u64>,
+}
+
+impl Lead<'_> {
+    fn settle(mut self, results: Vec<Result<String, Fault>>) {
+        let members = mem::take(&mut self.members);
+        lock(&self.queue.state)
+            .done
+            .extend(members.into_iter().zip(results));
+    }
+}
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        let lost = || {
+            Err(Fault::new(
+                Code::Internal,
+                "make a message visible",
+                "the batch ended without an answer",
+            ))
+        };
+        let mut state = lock(&self.queue.state);
+        state
+            .done
+            .extend(self.members.drain(..).map(|member| (member, lost())));
+        state.leading = false;
+        self.queue.changed.notify_all();
+    }
+}
+
+/// A name for each, one sync for all. When the sync fails none of them is durable: all names are taken back.
+fn publish(
+    mailbox: &Maildir,
+    names: &Names,
+    batch: Vec<(u64, Arc<Written>)>,
+    sync: bool,
+) -> Vec<Result<String, Fault>> {
+    let link = |(_, mut written): (u64, Arc<Written>)| mailbox.link(names, &mut written);
+    let results: Vec<_> = batch.into_iter().map(link).collect();
+    if !sync || results.iter().all(Result::is_err) {
+        return results;
+    }
+    let Err(error) = mailbox.sync_new() else {
+        return results;
+    };
+    let fault = Fault::io(format!("sync {}/new", mailbox.path().display()), &error);
+    let take_back = |result: Result<String, Fault>| {
+        // A name that cannot be taken back is there twice after the retry: better than not at all.
+        let _ = mailbox.unlink(&result?);
+        Err(fault.clone())
+    };
+    results.into_iter().map(take_back).collect()
+}
+
+/// A panic elsewhere leaves the state as it was between two steps, which is a good state.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

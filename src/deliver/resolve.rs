@@ -1,7 +1,447 @@
-//! stub
+//! From an address to the mailbox that is wanted, and to what may stand in for it.
+//!
+//! Asks userdbs; touches no mail. What comes out is plain data: the second half of a delivery may run elsewhere.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::outcome::Line;
+use super::settings::{AclDriver, Detail, Permissions, Settings};
 use crate::fault::{Code, Fault};
+use crate::mailbox::location::{Driver, Layout};
+use crate::mailbox::lookup::{self, Found, NotFound};
+use crate::mailbox::name::{self, StorageName};
+use crate::mailbox::namespace::{Auto, Kind, Namespace, OnDenied, OnMissing};
+use crate::mailbox::path::{NoPlace, Paths};
 use crate::message::Recipient;
-use super::Settings;
-#[derive(Debug)] pub struct Target;
-#[derive(Debug)] pub struct Targets;
-pub fn resolve(_s: &Settings, _r: &Recipient) -> Result<Targets, Fault> { Err(Fault::new(Code::Internal, "resolve", "stub")) }
+use crate::text::template::Variables;
+use crate::user::User;
+
+/// Everything that the second half of a delivery needs to know.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Targets {
+    /// The recipient as given.
+    pub recipient: String,
+    /// Whose namespaces, uid and groups deliver.
+    pub user: User,
+    pub by: By,
+    pub wanted: Wanted,
+    /// The parents of the wanted mailbox, nearest first, where a parent may take its mail.
+    pub parents: Vec<Target>,
+    /// The user's INBOX, where it is not what is wanted anyway.
+    pub inbox: Option<Target>,
+    pub on_missing: OnMissing,
+    pub on_denied: OnDenied,
+    /// The decisions so far.
+    pub lines: Vec<Line>,
+}
+
+/// What named the wanted mailbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum By {
+    /// Nothing: INBOX.
+    Default,
+    /// `alice+Work@…`: a stranger's word. It must never fill the MTA's queue.
+    Detail,
+    /// `-m`.
+    Flag,
+}
+
+/// The mailbox that is asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Wanted {
+    Target(Box<Target>),
+    /// No such namespace or no such owner.
+    Missing {
+        mailbox: String,
+        why: String,
+    },
+    /// A name that is not allowed here.
+    Denied {
+        mailbox: String,
+        why: String,
+    },
+}
+
+/// A mailbox that could take the message.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Target {
+    /// The full name.
+    pub mailbox: String,
+    /// The namespace's section name.
+    pub namespace: String,
+    pub kind: Kind,
+    pub driver: Driver,
+    pub layout: Layout,
+    pub paths: Paths,
+    /// The INBOX of this namespace's user or owner.
+    pub is_inbox: bool,
+    /// The delivering user's own INBOX: always created, never stopped by an ACL.
+    pub own_inbox: bool,
+    /// The delivering user owns the mailbox.
+    pub is_owner: bool,
+    /// Whether `dovecot-acl` files count.
+    pub acl: bool,
+    /// Made on demand: `auto = create`, `on_missing = create`, the own INBOX.
+    pub create: bool,
+    pub permissions: Permissions,
+}
+
+/// The mailbox for `recipient`, its fallbacks, and the user who delivers.
+pub fn resolve(settings: &Settings, recipient: &Recipient) -> Result<Targets, Fault> {
+    let shown = recipient
+        .user
+        .clone()
+        .unwrap_or_else(|| recipient.address.to_string());
+    let (name, detail) = split(settings, recipient)?;
+    let user = find_user(settings, &name)?.ok_or_else(|| {
+        Fault::new(
+            Code::NoSuchUser,
+            format!("look up the user {name:?}"),
+            "no userdb has this user",
+        )
+    })?;
+    let mut lines = vec![Line::ok(
+        "user",
+        format!("{}  ({})", user.name, user.origin),
+    )];
+    let (by, mailbox) = wanted_name(settings, recipient, detail.as_deref());
+    if by != By::Default {
+        lines.push(Line::ok("wanted", format!("{mailbox}  by {}", by.text())));
+    }
+    let on_missing = |namespace: Option<&Namespace>| {
+        let asked = namespace
+            .and_then(|namespace| namespace.on_missing)
+            .unwrap_or(settings.on_missing);
+        match (by, asked) {
+            (By::Detail, OnMissing::Defer) => OnMissing::Inbox,
+            (_, asked) => asked,
+        }
+    };
+    let on_denied = match (by, settings.on_denied) {
+        (By::Detail, OnDenied::Defer) => OnDenied::Inbox,
+        (_, asked) => asked,
+    };
+    let resolver = Resolver {
+        settings,
+        user: &user,
+    };
+    let found = lookup::find(&settings.namespaces, &mailbox, &user.name);
+    let on_missing = on_missing(found.as_ref().ok().map(|found| found.namespace));
+    let wanted = resolver.wanted(found, &mailbox, by, on_missing)?;
+    let parents = match (&wanted, on_missing) {
+        (Wanted::Target(target), OnMissing::Parent) => resolver.parents(&target.mailbox)?,
+        _ => Vec::new(),
+    };
+    let wants_inbox = matches!(&wanted, Wanted::Target(target) if target.own_inbox);
+    let inbox = match wants_inbox {
+        true => None,
+        false => Some(resolver.inbox()?),
+    };
+    Ok(Targets {
+        recipient: shown,
+        by,
+        wanted,
+        parents,
+        inbox,
+        on_missing,
+        on_denied,
+        lines,
+        user,
+    })
+}
+
+/// The name to look up, and the detail.
+fn split(settings: &Settings, recipient: &Recipient) -> Result<(String, Option<String>), Fault> {
+    if let Some(user) = &recipient.user {
+        return Ok((user.clone(), recipient.detail.clone()));
+    }
+    let (address, detail) = recipient
+        .address
+        .split_detail(&settings.recipient_delimiter);
+    let whole = match &address.domain {
+        Some(domain) => format!("{}@{domain}", address.local),
+        None => address.local.clone(),
+    };
+    let variables = Variables {
+        user: &whole,
+        hostname: &settings.hostname,
+        ..Variables::default()
+    };
+    let name = settings
+        .auth_username_format
+        .expand(&variables)
+        .map_err(|missing| {
+            Fault::new(
+                Code::CannotTell,
+                "auth_username_format".to_string(),
+                missing.to_string(),
+            )
+        })?;
+    Ok((
+        name,
+        detail
+            .filter(|detail| !detail.is_empty())
+            .or_else(|| recipient.detail.clone()),
+    ))
+}
+
+/// Found, no such user, or a fault for "cannot tell".
+fn find_user(settings: &Settings, name: &str) -> Result<Option<User>, Fault> {
+    let odd = name.is_empty()
+        || name == "."
+        || name == ".."
+        || name.contains(|c: char| c == '/' || c.is_control());
+    if odd {
+        return Ok(None);
+    }
+    settings.userdbs.find(name).map_err(|unavailable| {
+        Fault::new(
+            Code::CannotTell,
+            format!("look up the user {name:?}"),
+            unavailable.to_string(),
+        )
+    })
+}
+
+fn wanted_name(settings: &Settings, recipient: &Recipient, detail: Option<&str>) -> (By, String) {
+    let separators: Vec<char> = settings
+        .namespaces
+        .iter()
+        .map(|namespace| namespace.separator)
+        .collect();
+    let inbox = || (By::Default, "INBOX".to_owned());
+    if let Some(mailbox) = recipient.mailbox.as_deref() {
+        return match name::normalise(mailbox, &separators) {
+            name if name.is_empty() => inbox(),
+            name => (By::Flag, name),
+        };
+    }
+    let Some(detail) =
+        detail.filter(|detail| !detail.is_empty() && settings.detail != Detail::Ignore)
+    else {
+        return inbox();
+    };
+    let name = name::normalise(detail, &separators);
+    if name == "INBOX" || lookup::is_full_name(&settings.namespaces, &name) {
+        return (By::Detail, name);
+    }
+    let inbox_prefix = settings
+        .namespaces
+        .iter()
+        .find(|namespace| namespace.inbox)
+        .map_or("", |it| it.prefix.as_str());
+    (By::Detail, format!("{inbox_prefix}{name}"))
+}
+
+/// Makes targets for one user.
+struct Resolver<'a> {
+    settings: &'a Settings,
+    user: &'a User,
+}
+
+impl Resolver<'_> {
+    fn wanted(
+        &self,
+        found: Result<Found<'_>, NotFound>,
+        mailbox: &str,
+        by: By,
+        on_missing: OnMissing,
+    ) -> Result<Wanted, Fault> {
+        let missing = |why: String| {
+            Ok(Wanted::Missing {
+                mailbox: mailbox.into(),
+                why,
+            })
+        };
+        let found = match found {
+            Ok(found) => found,
+            Err(NotFound::NoNamespace) => {
+                return missing("no namespace has a prefix of this name".into());
+            }
+            Err(NotFound::PrefixOnly(namespace)) => {
+                return missing(format!("it is the prefix of namespace {namespace}"));
+            }
+            Err(NotFound::NoOwner(namespace)) => {
+                return missing(format!("namespace {namespace} needs a user in the name"));
+            }
+        };
+        if let Some(why) = self.closed_to(by, &found) {
+            return Ok(Wanted::Denied {
+                mailbox: mailbox.into(),
+                why,
+            });
+        }
+        let storage = match StorageName::parse(&found.rest, found.namespace) {
+            Ok(storage) => storage,
+            Err(bad) if by == By::Detail => {
+                return Ok(Wanted::Denied {
+                    mailbox: mailbox.into(),
+                    why: bad.to_string(),
+                });
+            }
+            Err(bad) => {
+                return Err(Fault::new(
+                    Code::CannotTell,
+                    format!("use the mailbox name {mailbox:?}"),
+                    bad.to_string(),
+                ));
+            }
+        };
+        match self.target(mailbox, &found, &storage, on_missing)? {
+            Some(target) => Ok(Wanted::Target(Box::new(target))),
+            None => missing(format!(
+                "no such owner: {}",
+                found.owner.as_deref().unwrap_or("?")
+            )),
+        }
+    }
+
+    /// Why a detail must not name this mailbox (`delivery.detail = "private"`).
+    fn closed_to(&self, by: By, found: &Found<'_>) -> Option<String> {
+        if by != By::Detail || self.settings.detail != Detail::Private {
+            return None;
+        }
+        if found.namespace.kind != Kind::Private {
+            return Some(
+                "a detail reaches the user's own namespaces only (delivery.detail = \"private\")"
+                    .into(),
+            );
+        }
+        let own_only = |special: &String| {
+            ["\\Sent", "\\Drafts", "\\Trash"]
+                .iter()
+                .any(|it| special.eq_ignore_ascii_case(it))
+        };
+        let special = found
+            .namespace
+            .mailboxes
+            .iter()
+            .find(|block| block.name == found.rest)?;
+        let special = special
+            .special_use
+            .iter()
+            .find(|special| own_only(special))?;
+        Some(format!(
+            "no mail from outside goes to {special} (delivery.detail = \"private\")"
+        ))
+    }
+
+    /// The user's own INBOX.
+    fn inbox(&self) -> Result<Target, Fault> {
+        let found = lookup::find(&self.settings.namespaces, "INBOX", &self.user.name);
+        let found =
+            found.map_err(|_| Fault::new(Code::Internal, "find INBOX", "no namespace has it"))?;
+        let target = self.target("INBOX", &found, &StorageName::Inbox, OnMissing::Inbox)?;
+        target.ok_or_else(|| Fault::new(Code::Internal, "find INBOX", "its namespace has no owner"))
+    }
+
+    /// The levels above `mailbox` in its namespace, nearest first.
+    fn parents(&self, mailbox: &str) -> Result<Vec<Target>, Fault> {
+        let mut parents = Vec::new();
+        let mut name = mailbox;
+        while let Ok(found) = lookup::find(&self.settings.namespaces, name, &self.user.name)
+            && let Some((parent, _)) = name.rsplit_once(found.namespace.separator)
+            && let Ok(above) = lookup::find(&self.settings.namespaces, parent, &self.user.name)
+            && above.namespace.name == found.namespace.name
+            && let Ok(storage) = StorageName::parse(&above.rest, above.namespace)
+        {
+            parents.extend(self.target(parent, &above, &storage, OnMissing::Parent)?);
+            name = parent;
+        }
+        Ok(parents)
+    }
+
+    /// `None`: the namespace's owner does not exist or has no home, so nobody shares this.
+    fn target(
+        &self,
+        mailbox: &str,
+        found: &Found<'_>,
+        storage: &StorageName,
+        on_missing: OnMissing,
+    ) -> Result<Option<Target>, Fault> {
+        let namespace = found.namespace;
+        let owner = match &found.owner {
+            Some(owner) => match find_user(self.settings, owner)? {
+                Some(owner) => Some(owner),
+                None => return Ok(None),
+            },
+            None => None,
+        };
+        let home = home_of(self.user)?;
+        let owner_home = owner.as_ref().map(home_of).transpose()?.flatten();
+        let variables = Variables {
+            user: &self.user.name,
+            home: home.as_deref(),
+            owner_user: owner.as_ref().map(|owner| owner.name.as_str()),
+            owner_home: owner_home.as_deref(),
+            hostname: &self.settings.hostname,
+            ..Variables::default()
+        };
+        // `shared/bob` is bob's INBOX, wherever his namespace's root is.
+        let whole = namespace.kind == Kind::Shared && found.rest == "INBOX";
+        let storage = if whole { &StorageName::Inbox } else { storage };
+        let paths = match Paths::of(&namespace.location, storage, &variables) {
+            Ok(paths) => paths,
+            Err(NoPlace::NoOwnerHome) => return Ok(None),
+            Err(NoPlace::NoValue(why) | NoPlace::Bad(why)) => {
+                let doing = format!("find the place of {mailbox:?} for {}", self.user.name);
+                return Err(Fault::new(Code::CannotTell, doing, why));
+            }
+        };
+        let own_inbox = namespace.kind == Kind::Private && *storage == StorageName::Inbox;
+        let auto = namespace.kind == Kind::Private
+            && namespace
+                .mailboxes
+                .iter()
+                .any(|block| block.name == found.rest && block.auto != Auto::No);
+        Ok(Some(Target {
+            mailbox: mailbox.into(),
+            namespace: namespace.name.clone(),
+            kind: namespace.kind,
+            driver: namespace.location.driver,
+            layout: namespace.location.layout,
+            is_inbox: *storage == StorageName::Inbox,
+            own_inbox,
+            is_owner: match namespace.kind {
+                Kind::Private => true,
+                Kind::Shared => owner
+                    .as_ref()
+                    .is_some_and(|owner| owner.name == self.user.name),
+                Kind::Public => false,
+            },
+            acl: self.settings.acl.driver == AclDriver::Vfile && !own_inbox,
+            create: own_inbox || auto || on_missing == OnMissing::Create,
+            permissions: self.settings.permissions.unwrap_or(match namespace.kind {
+                Kind::Private => Permissions::BestEffort,
+                Kind::Public | Kind::Shared => Permissions::Verified,
+            }),
+            paths,
+        }))
+    }
+}
+
+/// The home as text; one that is not UTF-8 cannot be put into a path setting.
+fn home_of(user: &User) -> Result<Option<String>, Fault> {
+    let text = |home: &PathBuf| {
+        home.to_str().map(str::to_owned).ok_or_else(|| {
+            Fault::new(
+                Code::CannotTell,
+                format!("use the home of {}", user.name),
+                format!("{home:?} is not UTF-8"),
+            )
+        })
+    };
+    user.home.as_ref().map(text).transpose()
+}
+
+impl By {
+    fn text(self) -> &'static str {
+        match self {
+            By::Default => "default",
+            By::Detail => "the detail of the address",
+            By::Flag => "-m",
+        }
+    }
+}

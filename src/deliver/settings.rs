@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
 use crate::text::template::Template;
 use crate::user::Userdbs;
@@ -47,7 +49,7 @@ pub enum Detail {
 }
 
 /// `delivery.permissions`: what happens when a stored file would not have the planned group and mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Permissions {
     /// It is not stored: 451, with the command that mends it in log and `explain`.
     Verified,

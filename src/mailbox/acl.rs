@@ -4,6 +4,7 @@
 //! [`AclError`]: cannot tell, never a guess. A more specific entry replaces a less specific one
 //! (anyone < user), as in Dovecot.
 
+use std::fmt;
 use std::io::{self, Read};
 
 use crate::sys::dir::Dir;
@@ -61,50 +62,85 @@ impl Rights {
     }
 }
 
+impl fmt::Display for Rights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "none" } else { &self.0 })
+    }
+}
+
 /// Reads the ACL file of a mailbox directory. `None`: there is none.
 pub fn read(dir: &Dir) -> Result<Option<Vec<u8>>, AclError> {
-    let unreadable = |error: io::Error| AclError { line: 0, why: error.to_string() };
+    let unreadable = |error: io::Error| AclError {
+        line: 0,
+        why: error.to_string(),
+    };
     let file = match dir.read(FILE) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unreadable(error)),
     };
     let mut text = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(unreadable)?;
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut text)
+        .map_err(unreadable)?;
     match text.len() as u64 > MAX_FILE {
-        true => Err(AclError { line: 0, why: format!("larger than {MAX_FILE} bytes") }),
+        true => Err(AclError {
+            line: 0,
+            why: format!("larger than {MAX_FILE} bytes"),
+        }),
         false => Ok(Some(text)),
     }
 }
 
-/// What `text` gives to `user`; `None` when no entry is about him.
-pub fn grant(text: &[u8], user: &str, shown: &str) -> Result<Option<Grant>, AclError> {
+/// What `text` gives to `user`; `None` when no entry is about him. `anyone` is not about the owner.
+pub fn grant(
+    text: &[u8],
+    user: &str,
+    shown: &str,
+    is_owner: bool,
+) -> Result<Option<Grant>, AclError> {
     let (mut anyone, mut own): (Option<Grant>, Option<Grant>) = (None, None);
     for (number, line) in (1..).zip(text.split(|&byte| byte == b'\n')) {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let line = std::str::from_utf8(line).map_err(|_| AclError { line: number, why: "not UTF-8".into() })?;
+        let line = std::str::from_utf8(line).map_err(|_| AclError {
+            line: number,
+            why: "not UTF-8".into(),
+        })?;
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
         let (identifier, letters) = line.split_once(' ').unwrap_or((line, ""));
         let letters = letters.trim_matches([' ', '\t']);
         if let Some(odd) = letters.chars().find(|&c| !ALL.contains(c)) {
-            return Err(AclError { line: number, why: format!("{odd:?} is not a right letter") });
+            return Err(AclError {
+                line: number,
+                why: format!("{odd:?} is not a right letter"),
+            });
         }
         let entry = match identifier {
             "anyone" => &mut anyone,
             _ => match identifier.strip_prefix("user=") {
                 Some(name) if name == user => &mut own,
                 Some(_) => continue,
-                None => return Err(AclError { line: number, why: format!("cannot tell what {identifier:?} means") }),
+                None => {
+                    return Err(AclError {
+                        line: number,
+                        why: format!("cannot tell what {identifier:?} means"),
+                    });
+                }
             },
         };
         // Two lines with one identifier are one entry with the rights of both.
-        let mut rights = entry.take().map_or(String::new(), |earlier| earlier.rights.0);
+        let mut rights = entry
+            .take()
+            .map_or(String::new(), |earlier| earlier.rights.0);
         rights.extend(letters.chars());
-        *entry = Some(Grant { rights: Rights(rights), by: format!("{shown}:{number} {line:?}") });
+        *entry = Some(Grant {
+            rights: Rights(rights),
+            by: format!("{shown}:{number} {line:?}"),
+        });
     }
-    Ok(own.or(anyone))
+    Ok(if is_owner { own } else { own.or(anyone) })
 }
 
 #[cfg(test)]
@@ -127,7 +163,7 @@ mod tests {
             ("user=BOB lp\n", None),
             ("user=bob  lp \n", Some("lp")),
         ] {
-            let got = grant(file.as_bytes(), "bob", "f").unwrap();
+            let got = grant(file.as_bytes(), "bob", "f", false).unwrap();
             assert_eq!(got.map(|grant| grant.rights.0).as_deref(), want, "{file:?}");
         }
     }
@@ -144,14 +180,18 @@ mod tests {
             ("\"user=bob\" lr", 1),
             ("anyone lr\n\nauthenticated p", 3),
         ] {
-            assert_eq!(grant(file.as_bytes(), "bob", "f").unwrap_err().line, line, "{file:?}");
+            assert_eq!(
+                grant(file.as_bytes(), "bob", "f", false).unwrap_err().line,
+                line,
+                "{file:?}"
+            );
         }
     }
 
     proptest! {
         #[test]
         fn any_bytes_have_an_answer(text in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = grant(&text, "bob", "f");
+            let _ = grant(&text, "bob", "f", false);
         }
     }
 }

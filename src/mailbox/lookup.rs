@@ -27,13 +27,32 @@ pub enum NotFound {
 
 /// Finds the namespace of `name` (NFC, INBOX in capitals) by the longest prefix. `user` is the accessing user: his
 /// domain completes a `$username`.
-pub fn find<'a>(namespaces: &'a [Namespace], name: &str, user: &str) -> Result<Found<'a>, NotFound> {
-    if name == "INBOX" || namespaces.iter().any(|namespace| namespace.inbox && namespace.prefix == name) {
-        let namespace = namespaces.iter().find(|namespace| namespace.inbox).ok_or(NotFound::NoNamespace)?;
-        return Ok(Found { namespace, rest: "INBOX".into(), owner: None, prefix: namespace.prefix.clone() });
+pub fn find<'a>(
+    namespaces: &'a [Namespace],
+    name: &str,
+    user: &str,
+) -> Result<Found<'a>, NotFound> {
+    if name == "INBOX"
+        || namespaces
+            .iter()
+            .any(|namespace| namespace.inbox && namespace.prefix == name)
+    {
+        let namespace = namespaces
+            .iter()
+            .find(|namespace| namespace.inbox)
+            .ok_or(NotFound::NoNamespace)?;
+        return Ok(Found {
+            namespace,
+            rest: "INBOX".into(),
+            owner: None,
+            prefix: namespace.prefix.clone(),
+        });
     }
     let mut best: Option<&Namespace> = None;
-    for namespace in namespaces.iter().filter(|namespace| matches(namespace, name)) {
+    for namespace in namespaces
+        .iter()
+        .filter(|namespace| matches(namespace, name))
+    {
         // At equal length the later one wins, as in Dovecot.
         if best.is_none_or(|best| static_prefix(namespace).len() >= static_prefix(best).len()) {
             best = Some(namespace);
@@ -47,13 +66,20 @@ pub fn find<'a>(namespaces: &'a [Namespace], name: &str, user: &str) -> Result<F
     }
     match namespace.kind == Kind::Shared && namespace.prefix.contains('$') {
         true => shared(namespace, name, user),
-        false => Ok(Found { namespace, rest: rest.into(), owner: None, prefix: prefix.into() }),
+        false => Ok(Found {
+            namespace,
+            rest: rest.into(),
+            owner: None,
+            prefix: prefix.into(),
+        }),
     }
 }
 
 /// Whether `name` is a full name: it begins with a prefix that is not empty.
 pub fn is_full_name(namespaces: &[Namespace], name: &str) -> bool {
-    namespaces.iter().any(|namespace| !static_prefix(namespace).is_empty() && matches(namespace, name))
+    namespaces
+        .iter()
+        .any(|namespace| !static_prefix(namespace).is_empty() && matches(namespace, name))
 }
 
 /// The prefix up to its first `$` variable.
@@ -113,17 +139,28 @@ fn shared<'a>(namespace: &'a Namespace, name: &str, user: &str) -> Result<Found<
     if owner.is_empty() {
         return Err(no_owner());
     }
-    let rest = if inbox || text.is_empty() { "INBOX" } else { text };
+    let rest = if inbox || text.is_empty() {
+        "INBOX"
+    } else {
+        text
+    };
     let prefix = match inbox {
         true => format!("{name}{}", namespace.separator),
         false => name[..name.len() - text.len()].to_owned(),
     };
-    Ok(Found { namespace, rest: rest.into(), owner: Some(owner), prefix })
+    Ok(Found {
+        namespace,
+        rest: rest.into(),
+        owner: Some(owner),
+        prefix,
+    })
 }
 
 /// The variable at the start of a template, and what follows it.
 fn variable(template: &str) -> (&str, &str) {
-    let end = template[1..].find(|c: char| !c.is_ascii_alphanumeric()).map_or(template.len(), |end| end + 1);
+    let end = template[1..]
+        .find(|c: char| !c.is_ascii_alphanumeric())
+        .map_or(template.len(), |end| end + 1);
     template.split_at(end)
 }
 
@@ -134,7 +171,10 @@ mod tests {
 
     fn all() -> Vec<Namespace> {
         vec![
-            Namespace { inbox: true, ..namespace("inbox", Kind::Private, "") },
+            Namespace {
+                inbox: true,
+                ..namespace("inbox", Kind::Private, "")
+            },
             namespace("public", Kind::Public, "Public/"),
             namespace("shared", Kind::Shared, "shared/$user/"),
             namespace("team", Kind::Shared, "team/$domain/$username/"),
@@ -155,26 +195,52 @@ mod tests {
             ("Public/", None),
             ("shared/bob", Some(("shared", "INBOX", Some("bob")))),
             ("shared/bob/Work/x", Some(("shared", "Work/x", Some("bob")))),
-            ("shared/bob@d1.test/Work", Some(("shared", "Work", Some("bob@d1.test")))),
+            (
+                "shared/bob@d1.test/Work",
+                Some(("shared", "Work", Some("bob@d1.test"))),
+            ),
             ("shared/bob/", Some(("shared", "INBOX", Some("bob")))),
             ("shared", None),
             ("shared/", None),
             ("shared//x", None),
-            ("team/d1.test/bob/Work", Some(("team", "Work", Some("bob@d1.test")))),
+            (
+                "team/d1.test/bob/Work",
+                Some(("team", "Work", Some("bob@d1.test"))),
+            ),
             ("team/d1.test", None),
-            ("mates/bob/Work", Some(("mates", "Work", Some("bob@home.test")))),
+            (
+                "mates/bob/Work",
+                Some(("mates", "Work", Some("bob@home.test"))),
+            ),
         ] {
             let found = find(&namespaces, name, "alice@home.test").ok();
-            let got = found.as_ref().map(|f| (f.namespace.name.as_str(), f.rest.as_str(), f.owner.as_deref()));
+            let got = found.as_ref().map(|f| {
+                (
+                    f.namespace.name.as_str(),
+                    f.rest.as_str(),
+                    f.owner.as_deref(),
+                )
+            });
             assert_eq!(got, want, "{name}");
         }
     }
 
     #[test]
     fn courier_names() {
-        let namespaces = [Namespace { inbox: true, separator: '.', ..namespace("inbox", Kind::Private, "INBOX.") }];
-        for (name, want) in [("INBOX", Some("INBOX")), ("INBOX.", Some("INBOX")), ("INBOX.foo", Some("foo")), ("foo", None)] {
-            let found = find(&namespaces, name, "alice").ok().map(|found| found.rest);
+        let namespaces = [Namespace {
+            inbox: true,
+            separator: '.',
+            ..namespace("inbox", Kind::Private, "INBOX.")
+        }];
+        for (name, want) in [
+            ("INBOX", Some("INBOX")),
+            ("INBOX.", Some("INBOX")),
+            ("INBOX.foo", Some("foo")),
+            ("foo", None),
+        ] {
+            let found = find(&namespaces, name, "alice")
+                .ok()
+                .map(|found| found.rest);
             assert_eq!(found.as_deref(), want, "{name}");
         }
     }

@@ -59,14 +59,20 @@ impl StorageName {
             return Err(bad(format!("it is longer than {MAX_NAME} bytes")));
         }
         if let Some(c) = rest.chars().find(|&c| is_forbidden(c)) {
-            return Err(bad(format!("it has the forbidden character U+{:04X}", c as u32)));
+            return Err(bad(format!(
+                "it has the forbidden character U+{:04X}",
+                c as u32
+            )));
         }
         if rest == "INBOX" && namespace.inbox {
             return Ok(StorageName::Inbox);
         }
         let separator = namespace.separator;
         check_separators(rest, separator)?;
-        let components = rest.split(separator).enumerate().map(|(level, part)| stored(part, level, namespace));
+        let components = rest
+            .split(separator)
+            .enumerate()
+            .map(|(level, part)| stored(part, level, namespace));
         let components = components.collect::<Result<Vec<_>, _>>()?;
         check_length(&components, namespace.location.layout)?;
         Ok(StorageName::Box(components))
@@ -78,7 +84,9 @@ impl StorageName {
             StorageName::Inbox => &[],
             StorageName::Box(components) => components,
         };
-        (1..components.len()).rev().map(|levels| StorageName::Box(components[..levels].to_vec()))
+        (1..components.len())
+            .rev()
+            .map(|levels| StorageName::Box(components[..levels].to_vec()))
     }
 }
 
@@ -114,7 +122,8 @@ fn stored(part: &str, level: usize, namespace: &Namespace) -> Result<String, Bad
     let separator = location.layout.separator();
     let reserved = !location.directory_name.is_empty() && part == location.directory_name;
     let dots = matches!(part, "." | "..");
-    let inbox_of_another = level == 0 && part == "INBOX" && location.storage_escape_char.is_some() && !namespace.inbox;
+    let inbox_of_another =
+        level == 0 && part == "INBOX" && location.storage_escape_char.is_some() && !namespace.inbox;
     let escaped = match location.storage_escape_char {
         Some(escape) => {
             let whole = dots || reserved || inbox_of_another;
@@ -139,7 +148,9 @@ fn stored(part: &str, level: usize, namespace: &Namespace) -> Result<String, Bad
                 return Err(bad("it begins with '~'"));
             }
             if reserved {
-                return Err(bad(format!("{part:?} is the name that every mailbox directory has inside")));
+                return Err(bad(format!(
+                    "{part:?} is the name that every mailbox directory has inside"
+                )));
             }
             part.to_owned()
         }
@@ -155,23 +166,43 @@ fn stored(part: &str, level: usize, namespace: &Namespace) -> Result<String, Bad
 
 fn hex_escape(c: char, escape: char) -> String {
     let mut utf8 = [0; 4];
-    c.encode_utf8(&mut utf8).bytes().map(|byte| format!("{escape}{byte:02x}")).collect()
+    c.encode_utf8(&mut utf8)
+        .bytes()
+        .map(|byte| format!("{escape}{byte:02x}"))
+        .collect()
 }
 
 /// With nested directories a mailbox must not be called like a file or folder that the storage keeps there.
 fn is_reserved_file(component: &str) -> bool {
-    matches!(component, "cur" | "new" | "tmp" | "subscriptions" | "maildirsize" | "maildirfolder" | "mailboxes.lock")
-        || component.starts_with("dovecot.")
+    matches!(
+        component,
+        "cur"
+            | "new"
+            | "tmp"
+            | "subscriptions"
+            | "maildirsize"
+            | "maildirfolder"
+            | "mailboxes.lock"
+    ) || component.starts_with("dovecot.")
         || component.starts_with("dovecot-")
 }
 
 fn check_length(components: &[String], layout: Layout) -> Result<(), BadName> {
-    if components.iter().any(|component| component.len() > MAX_COMPONENT) {
+    if components
+        .iter()
+        .any(|component| component.len() > MAX_COMPONENT)
+    {
         return Err(bad(format!("a level is longer than {MAX_COMPONENT} bytes")));
     }
-    let whole = components.iter().map(|component| component.len() + 1).sum::<usize>() - 1;
+    let whole = components
+        .iter()
+        .map(|component| component.len() + 1)
+        .sum::<usize>()
+        - 1;
     if layout == Layout::MaildirPlusPlus && whole > MAX_MAILDIR_PLUS_PLUS {
-        return Err(bad(format!("it is longer than the {MAX_MAILDIR_PLUS_PLUS} bytes of a directory name")));
+        return Err(bad(format!(
+            "it is longer than the {MAX_MAILDIR_PLUS_PLUS} bytes of a directory name"
+        )));
     }
     Ok(())
 }
@@ -185,7 +216,11 @@ mod tests {
     use super::*;
 
     fn maildir(separator: char) -> Namespace {
-        Namespace { separator, inbox: true, ..namespace("inbox", Kind::Private, "") }
+        Namespace {
+            separator,
+            inbox: true,
+            ..namespace("inbox", Kind::Private, "")
+        }
     }
 
     fn nested(separator: char) -> Namespace {
@@ -203,7 +238,9 @@ mod tests {
     fn stored(rest: &str, namespace: &Namespace) -> Option<String> {
         match StorageName::parse(rest, namespace).ok()? {
             StorageName::Inbox => Some("(inbox)".into()),
-            StorageName::Box(components) => Some(components.join(&namespace.location.layout.separator().to_string())),
+            StorageName::Box(components) => {
+                Some(components.join(&namespace.location.layout.separator().to_string()))
+            }
         }
     }
 
@@ -238,8 +275,24 @@ mod tests {
 
     #[test]
     fn names_that_no_mailbox_can_have() {
-        for name in ["", "/a", "a/", "a//b", "~a", ".", "..", "../x", "a/../b", "a/./b", "a\nb", "a\0b", "a\u{7f}", "a\u{85}",
-            "a\u{2028}b", "\u{feff}a"] {
+        for name in [
+            "",
+            "/a",
+            "a/",
+            "a//b",
+            "~a",
+            ".",
+            "..",
+            "../x",
+            "a/../b",
+            "a/./b",
+            "a\nb",
+            "a\0b",
+            "a\u{7f}",
+            "a\u{85}",
+            "a\u{2028}b",
+            "\u{feff}a",
+        ] {
             for namespace in [maildir('/'), nested('/')] {
                 assert_eq!(stored(name, &namespace), None, "{name:?}");
             }
@@ -249,12 +302,20 @@ mod tests {
     #[test]
     fn lengths() {
         // bytes of one level; whether a Maildir++ and whether nested directories can hold it
-        for (length, flat, tree) in [(1, true, true), (254, true, true), (255, false, true), (256, false, false)] {
+        for (length, flat, tree) in [
+            (1, true, true),
+            (254, true, true),
+            (255, false, true),
+            (256, false, false),
+        ] {
             let name = "a".repeat(length);
             assert_eq!(stored(&name, &maildir('/')).is_some(), flat, "{length}");
             assert_eq!(stored(&name, &nested('/')).is_some(), tree, "{length}");
         }
-        assert_eq!(stored(&vec!["abc"; 1024].join("/"), &nested('/')).map(|name| name.len()), Some(4095));
+        assert_eq!(
+            stored(&vec!["abc"; 1024].join("/"), &nested('/')).map(|name| name.len()),
+            Some(4095)
+        );
         assert_eq!(stored(&vec!["abc"; 1025].join("/"), &nested('/')), None);
     }
 

@@ -53,7 +53,11 @@ pub enum NoPlace {
 
 impl Paths {
     /// The place of `name` in `location` as `variables` describe the accessing user and the owner.
-    pub fn of(location: &Location, name: &StorageName, variables: &Variables<'_>) -> Result<Paths, NoPlace> {
+    pub fn of(
+        location: &Location,
+        name: &StorageName,
+        variables: &Variables<'_>,
+    ) -> Result<Paths, NoPlace> {
         let place = |template: &Template| expand(template, variables);
         let optional = |template: &Option<Template>| template.as_ref().map(place).transpose();
         let root = place(&location.path)?;
@@ -67,12 +71,20 @@ impl Paths {
         };
         let apart = |base: Option<PathBuf>| base.map(|base| below(&base, location, name));
         let control = apart(optional(&location.control_path)?).unwrap_or_else(|| mailbox.clone());
-        let in_memory = location.index_path.as_ref().is_some_and(|path| path.source() == "MEMORY");
+        let in_memory = location
+            .index_path
+            .as_ref()
+            .is_some_and(|path| path.source() == "MEMORY");
         let index = match in_memory {
             true => None,
-            false => Some(apart(optional(&location.index_path)?).unwrap_or_else(|| mailbox.clone())),
+            false => {
+                Some(apart(optional(&location.index_path)?).unwrap_or_else(|| mailbox.clone()))
+            }
         };
-        let mut above: Vec<PathBuf> = name.ancestors().map(|name| below(&root, location, &name)).collect();
+        let mut above: Vec<PathBuf> = name
+            .ancestors()
+            .map(|name| below(&root, location, &name))
+            .collect();
         above.push(root.clone());
         Ok(Paths {
             index_private: apart(optional(&location.index_private_path)?),
@@ -95,7 +107,9 @@ fn below(root: &Path, location: &Location, name: &StorageName) -> PathBuf {
     };
     let path = match location.layout {
         Layout::MaildirPlusPlus => root.join(format!(".{}", components.join("."))),
-        Layout::Fs => components.iter().fold(root.to_owned(), |path, component| path.join(component)),
+        Layout::Fs => components
+            .iter()
+            .fold(root.to_owned(), |path, component| path.join(component)),
     };
     match location.directory_name.is_empty() {
         true => path,
@@ -107,38 +121,62 @@ fn expand(template: &Template, variables: &Variables<'_>) -> Result<PathBuf, NoP
     let path = expand_relative(template, variables)?;
     match path.is_absolute() {
         true => Ok(path),
-        false => Err(NoPlace::Bad(format!("{} gives {}, which is not absolute", template.source(), path.display()))),
+        false => Err(NoPlace::Bad(format!(
+            "{} gives {}, which is not absolute",
+            template.source(),
+            path.display()
+        ))),
     }
 }
 
 /// A path setting with `~` and variables filled in.
 fn expand_relative(template: &Template, variables: &Variables<'_>) -> Result<PathBuf, NoPlace> {
-    let text = template.expand(variables).map_err(|missing| match missing.variable.as_str() {
-        "owner_home" | "%{owner_home}" => NoPlace::NoOwnerHome,
-        _ => NoPlace::NoValue(missing.to_string()),
-    })?;
-    let text = match text.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+    let text = template
+        .expand(variables)
+        .map_err(|missing| match missing.variable.as_str() {
+            "owner_home" | "%{owner_home}" => NoPlace::NoOwnerHome,
+            _ => NoPlace::NoValue(missing.to_string()),
+        })?;
+    let text = match text
+        .strip_prefix('~')
+        .filter(|rest| rest.is_empty() || rest.starts_with('/'))
+    {
         Some(rest) => {
-            let home = variables.home.ok_or_else(|| NoPlace::NoValue("the user has no home for ~".into()))?;
+            let home = variables
+                .home
+                .ok_or_else(|| NoPlace::NoValue("the user has no home for ~".into()))?;
             format!("{home}{rest}")
         }
         None => text,
     };
     // Values come from addresses: none may climb out of the place that the setting gives it.
     if text.contains('\0') || text.split('/').any(|component| component == "..") {
-        return Err(NoPlace::Bad(format!("{} gives {text:?}", template.source())));
+        return Err(NoPlace::Bad(format!(
+            "{} gives {text:?}",
+            template.source()
+        )));
     }
-    Ok(PathBuf::from(if text.len() > 1 { text.trim_end_matches('/').to_owned() } else { text }))
+    Ok(PathBuf::from(if text.len() > 1 {
+        text.trim_end_matches('/').to_owned()
+    } else {
+        text
+    }))
 }
 
 fn root_rule(path: &Template, variables: &Variables<'_>, root: &Path) -> Result<RootRule, NoPlace> {
     let source = path.source();
-    let at_home = source.starts_with('~') || source.starts_with("%{home}") || source.starts_with("%h");
-    let rest = source.trim_start_matches("%{home}").trim_start_matches("%h").trim_start_matches('~');
+    let at_home =
+        source.starts_with('~') || source.starts_with("%{home}") || source.starts_with("%h");
+    let rest = source
+        .trim_start_matches("%{home}")
+        .trim_start_matches("%h")
+        .trim_start_matches('~');
     if at_home && !rest.contains('%') {
         return Ok(RootRule::Home);
     }
-    let Some(above) = path.before_last_variable() else { return Ok(RootRule::None) };
+    let Some(above) = path.before_last_variable() else {
+        return Ok(RootRule::None);
+    };
     let above = expand_relative(&above, variables)?;
     // A value with a slash in it (a user name, say) moves the levels: then nothing can be said.
     match root.starts_with(&above) && above.is_absolute() {

@@ -14,8 +14,10 @@ pub const SETGID: u32 = 0o2000;
 pub struct Permission {
     /// `0o660`, never with an execute bit.
     pub file_mode: u32,
-    /// `0o770`, without setgid: where the kernel passes that on, it does so by itself.
+    /// `0o770`, without setgid.
     pub dir_mode: u32,
+    /// New directories are setgid too.
+    pub setgid: bool,
     /// The group that the result must have; none where the group does not matter (its bits equal the world's).
     pub gid: Option<u32>,
     /// The directory that these were copied from.
@@ -33,6 +35,7 @@ impl Permission {
         Permission {
             file_mode: (mode & 0o666) | 0o600,
             dir_mode: (mode & 0o777) | 0o700,
+            setgid: mode & SETGID != 0,
             gid: wants_group.then_some(directory.gid),
             origin: origin.to_owned(),
         }
@@ -40,13 +43,24 @@ impl Permission {
 
     /// For the directories of a root that has no directory to copy from.
     pub fn private(origin: &Path) -> Permission {
-        Permission { file_mode: 0o600, dir_mode: 0o700, gid: None, origin: origin.to_owned() }
+        Permission {
+            file_mode: 0o600,
+            dir_mode: 0o700,
+            setgid: false,
+            gid: None,
+            origin: origin.to_owned(),
+        }
     }
 
     /// Whether a file or directory created below `parent` gets the group by itself or can be given it.
     pub fn group_can_be_had(&self, parent: &Stat, egid: u32, groups: &[u32], root: bool) -> bool {
-        let inherited = if parent.mode & SETGID != 0 { parent.gid } else { egid };
-        self.gid.is_none_or(|gid| gid == inherited || gid == egid || groups.contains(&gid) || root)
+        let inherited = if parent.mode & SETGID != 0 {
+            parent.gid
+        } else {
+            egid
+        };
+        self.gid
+            .is_none_or(|gid| gid == inherited || gid == egid || groups.contains(&gid) || root)
     }
 
     /// Bits that this gives and `parent` does not: a delivery never creates a mailbox wider than its parent.
@@ -60,7 +74,16 @@ mod tests {
     use super::*;
 
     fn directory(mode: u32, gid: u32) -> Stat {
-        Stat { dev: 1, ino: 1, mode, uid: 6001, gid, size: 0, is_dir: true, is_file: false }
+        Stat {
+            dev: 1,
+            ino: 1,
+            mode,
+            uid: 6001,
+            gid,
+            size: 0,
+            is_dir: true,
+            is_file: false,
+        }
     }
 
     #[test]
@@ -79,7 +102,11 @@ mod tests {
             (0o070, 0o660, 0o770, Some(TEAM)),
         ] {
             let got = Permission::of(&directory(mode, TEAM), Path::new("/p"));
-            assert_eq!((got.file_mode, got.dir_mode, got.gid), (file_mode, dir_mode, gid), "{mode:o}");
+            assert_eq!(
+                (got.file_mode, got.dir_mode, got.gid),
+                (file_mode, dir_mode, gid),
+                "{mode:o}"
+            );
         }
     }
 
@@ -95,7 +122,11 @@ mod tests {
         ] {
             let parent = directory(mode, gid);
             let permission = Permission::of(&parent, Path::new("/p"));
-            assert_eq!(permission.group_can_be_had(&parent, egid, groups, false), want, "{mode:o} {gid}");
+            assert_eq!(
+                permission.group_can_be_had(&parent, egid, groups, false),
+                want,
+                "{mode:o} {gid}"
+            );
         }
     }
 

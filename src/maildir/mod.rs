@@ -1,1 +1,73 @@
-//! stub
+//! Maildir: a message is a file, complete and durable before it has a name in `new/`.
+//!
+//! A bare file in `new/` is a complete delivery beside a live Dovecot: it gives the UID when it looks.
+
+pub mod create;
+pub mod filename;
+pub mod save;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::fault::Fault;
+use crate::mailbox::permission::Permission;
+use crate::sys::dir::{Dir, Stat};
+
+/// An open Maildir.
+#[derive(Debug)]
+pub struct Maildir {
+    path: PathBuf,
+    tmp: Dir,
+    new: Dir,
+    tmp_stat: Stat,
+    new_stat: Stat,
+    permission: Permission,
+}
+
+impl Maildir {
+    /// Opens what delivery needs. Makes a missing one of `cur`, `new`, `tmp` again, with the mailbox's permissions.
+    pub fn open(path: &Path) -> Result<Maildir, Fault> {
+        let failed =
+            |error: io::Error| Fault::io(format!("open the mailbox {}", path.display()), &error);
+        let dir = Dir::open(path).map_err(failed)?;
+        let permission = Permission::of(&dir.stat().map_err(failed)?, path);
+        let open = |name: &str| match dir.open_dir(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create::complete(&dir, &permission)?;
+                dir.open_dir(name).map_err(failed)
+            }
+            other => {
+                other.map_err(|error| Fault::io(format!("open {}/{name}", path.display()), &error))
+            }
+        };
+        let (tmp, new) = (open("tmp")?, open("new")?);
+        let (tmp_stat, new_stat) = (tmp.stat().map_err(failed)?, new.stat().map_err(failed)?);
+        Ok(Maildir {
+            path: path.to_owned(),
+            tmp,
+            new,
+            tmp_stat,
+            new_stat,
+            permission,
+        })
+    }
+
+    /// What new files must look like.
+    pub fn permission(&self) -> &Permission {
+        &self.permission
+    }
+
+    /// Device and inode of `new/`: equal for all names of one mailbox.
+    pub fn identity(&self) -> (u64, u64) {
+        (self.new_stat.dev, self.new_stat.ino)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the names in `new/` durable.
+    pub fn sync_new(&self) -> io::Result<()> {
+        self.new.sync()
+    }
+}

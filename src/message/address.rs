@@ -22,3 +22,18 @@ impl fmt::Display for Address {
         f.write_str(&self.local)
     }
 }
+
+impl Address {
+    pub fn split_detail(&self, delimiters: &str) -> (Address, Option<String>) {
+        match self.local.find(|c| delimiters.contains(c)) {
+            Some(at) => (
+                Address {
+                    local: self.local[..at].into(),
+                    domain: self.domain.clone(),
+                },
+                Some(self.local[at + 1..].into()),
+            ),
+            None => (self.clone(), None),
+        }
+    }
+}

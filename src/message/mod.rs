@@ -50,12 +50,22 @@ pub struct Recipient {
     pub address: Address,
     /// ORCPT or `-a`: what the sender wrote before aliases.
     pub original: Option<String>,
+    /// `-d`: the user to look up, as is: the address is not taken apart.
+    pub user: Option<String>,
+    /// A detail that came beside the address (`$EXTENSION`); it counts where the address has none.
+    pub detail: Option<String>,
     /// `-m`: a mailbox by its full name; it goes before the detail.
     pub mailbox: Option<String>,
 }
 
 impl Recipient {
     pub fn new(address: Address) -> Recipient {
-        Recipient { address, original: None, mailbox: None }
+        Recipient {
+            address,
+            original: None,
+            user: None,
+            detail: None,
+            mailbox: None,
+        }
     }
 }

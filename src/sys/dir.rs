@@ -45,7 +45,12 @@ impl Dir {
     pub fn open_dir(&self, name: &str) -> io::Result<Dir> {
         pass()?;
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        Ok(Dir(openat(&self.0, component(name)?, flags, Mode::empty())?))
+        Ok(Dir(openat(
+            &self.0,
+            component(name)?,
+            flags,
+            Mode::empty(),
+        )?))
     }
 
     /// A file without a name, to be [linked](Dir::link) when it is complete. EOPNOTSUPP, EISDIR or ENOENT where the
@@ -62,7 +67,8 @@ impl Dir {
     /// A new file; EEXIST when the name is taken.
     pub fn create_new(&self, name: &str, mode: u32) -> io::Result<File> {
         pass()?;
-        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let flags =
+            OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         Ok(openat(&self.0, component(name)?, flags, mode_bits(mode))?.into())
     }
 
@@ -82,22 +88,42 @@ impl Dir {
         pass()?;
         // By /proc: AT_EMPTY_PATH without privilege needs Linux 6.10, Debian 12 has 6.1.
         let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-        Ok(linkat(AT_FDCWD, source.as_str(), &self.0, component(name)?, AtFlags::AT_SYMLINK_FOLLOW)?)
+        Ok(linkat(
+            AT_FDCWD,
+            source.as_str(),
+            &self.0,
+            component(name)?,
+            AtFlags::AT_SYMLINK_FOLLOW,
+        )?)
     }
 
     /// Moves `name` to `to/new_name`; EEXIST when that is taken.
     pub fn rename(&self, name: &str, to: &Dir, new_name: &str) -> io::Result<()> {
         pass()?;
         let (from, new) = (component(name)?, component(new_name)?);
-        Ok(renameat2(&self.0, from, &to.0, new, RenameFlags::RENAME_NOREPLACE)?)
+        Ok(renameat2(
+            &self.0,
+            from,
+            &to.0,
+            new,
+            RenameFlags::RENAME_NOREPLACE,
+        )?)
     }
 
     pub fn unlink(&self, name: &str) -> io::Result<()> {
-        Ok(unlinkat(&self.0, component(name)?, UnlinkatFlags::NoRemoveDir)?)
+        Ok(unlinkat(
+            &self.0,
+            component(name)?,
+            UnlinkatFlags::NoRemoveDir,
+        )?)
     }
 
     pub fn rmdir(&self, name: &str) -> io::Result<()> {
-        Ok(unlinkat(&self.0, component(name)?, UnlinkatFlags::RemoveDir)?)
+        Ok(unlinkat(
+            &self.0,
+            component(name)?,
+            UnlinkatFlags::RemoveDir,
+        )?)
     }
 
     /// A new directory, opened. The mode is exact while the umask is 0; a setgid parent passes its bit on.
@@ -105,6 +131,11 @@ impl Dir {
         pass()?;
         mkdirat(&self.0, component(name)?, mode_bits(mode))?;
         self.open_dir(name)
+    }
+
+    /// Another handle on the same directory.
+    pub fn try_clone(&self) -> io::Result<Dir> {
+        Ok(Dir(self.0.try_clone()?))
     }
 
     pub fn stat(&self) -> io::Result<Stat> {
@@ -224,7 +255,10 @@ fn mode_bits(mode: u32) -> Mode {
 /// The proof that a name is one component of a path.
 fn component(name: &str) -> io::Result<&str> {
     match name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
-        true => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is not the name of a file"))),
+        true => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{name:?} is not the name of a file"),
+        )),
         false => Ok(name),
     }
 }

@@ -11,5 +11,34 @@ use std::io;
 
 /// EMFILE, ENFILE, ENOMEM, EAGAIN: a shortage that passes.
 pub fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN)
+    )
+}
+
+/// EACCES, EPERM, EROFS: a place that may not be written to, on purpose or not.
+pub fn is_read_only(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EACCES | libc::EPERM | libc::EROFS)
+    )
+}
+
+/// EACCES, EPERM, ELOOP, ENOTDIR, ENAMETOOLONG: a path that leads nowhere for us.
+pub fn is_no_way(error: &io::Error) -> bool {
+    use libc::{EACCES, ELOOP, ENAMETOOLONG, ENOTDIR, EPERM};
+    matches!(
+        error.raw_os_error(),
+        Some(EACCES | EPERM | ELOOP | ENOTDIR | ENAMETOOLONG)
+    )
+}
+
+/// What a file system without unnamed files answers to O_TMPFILE.
+pub fn is_unsupported(error: &io::Error) -> bool {
+    let raw = matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT | libc::EINVAL)
+    );
+    raw || error.kind() == io::ErrorKind::Unsupported
 }

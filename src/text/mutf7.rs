@@ -10,7 +10,9 @@ pub fn encode(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     let mut rest = name;
     while let Some(first) = rest.chars().next() {
-        let run = rest.find(|c: char| is_direct(c) != is_direct(first)).unwrap_or(rest.len());
+        let run = rest
+            .find(|c: char| is_direct(c) != is_direct(first))
+            .unwrap_or(rest.len());
         let (part, tail) = rest.split_at(run);
         match is_direct(first) {
             true => out.push_str(&part.replace('&', "&-")),
@@ -74,7 +76,10 @@ fn decode_run(run: &str) -> Option<String> {
         }
         bits &= (1 << held) - 1;
     }
-    let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
+    let units: Vec<u16> = bytes
+        .chunks_exact(2)
+        .map(|pair| u16::from_be_bytes([pair[0], pair[1]]))
+        .collect();
     String::from_utf16(&units).ok()
 }
 
@@ -102,7 +107,18 @@ mod tests {
 
     #[test]
     fn other_spellings_are_refused() {
-        for spelling in ["&AGE-", "&", "&A-", "&!!!-", "&AOk", "&AOl-", "&APw-&AO8-", "é", "&2D0-", "&-&"] {
+        for spelling in [
+            "&AGE-",
+            "&",
+            "&A-",
+            "&!!!-",
+            "&AOk",
+            "&AOl-",
+            "&APw-&AO8-",
+            "é",
+            "&2D0-",
+            "&-&",
+        ] {
             assert_eq!(decode(spelling), None, "{spelling}");
         }
     }

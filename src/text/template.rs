@@ -33,7 +33,9 @@ pub struct NoValue {
 
 impl Template {
     pub fn parse(source: &str) -> Result<Template, String> {
-        Ok(Template { source: source.into() })
+        Ok(Template {
+            source: source.into(),
+        })
     }
 
     /// The setting as written.

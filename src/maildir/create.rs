@@ -1,0 +1,325 @@
+//! Making a mailbox: directories with the permissions that were planned, durable in their parents, and none of them
+//! left behind when the making fails.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::fault::{Code, Fault};
+use crate::mailbox::location::Layout;
+use crate::mailbox::path::{Paths, RootRule};
+use crate::mailbox::permission::{Permission, SETGID};
+use crate::sys::dir::{self, Dir, Stat};
+
+/// How deep below a root mailboxes are looked for when they are counted.
+const MAX_LEVELS: usize = 32;
+/// Tells other Maildir++ software that a directory is a folder of the one above.
+const FOLDER_MARK: &str = "maildirfolder";
+
+/// Whether the mailbox at `path` exists: its directory's stat.
+///
+/// A root or a nested directory may be a mere container: there, `cur` decides. In Maildir++ a dotted directory is a
+/// mailbox, whatever is missing in it. A symlink to a mailbox is that mailbox.
+pub fn exists(path: &Path, layout: Layout, is_inbox: bool) -> io::Result<Option<Stat>> {
+    let directory = match dir::stat(path) {
+        Ok(stat) if stat.is_dir => stat,
+        Ok(_) => return Err(io::ErrorKind::NotADirectory.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if layout == Layout::MaildirPlusPlus && !is_inbox {
+        return Ok(Some(directory));
+    }
+    match dir::stat(&path.join("cur")) {
+        Ok(_) => Ok(Some(directory)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The nearest of the directories `above` that is a mailbox or the root.
+pub fn nearest_parent(above: &[PathBuf], layout: Layout) -> Option<PathBuf> {
+    let (root, parents) = above.split_last()?;
+    let parent = parents
+        .iter()
+        .find(|path| matches!(exists(path, layout, false), Ok(Some(_))));
+    parent.or(Some(root)).filter(|path| path.exists()).cloned()
+}
+
+/// How many mailboxes lie below `root`. What cannot be read counts as none.
+pub fn count(root: &Path, layout: Layout) -> usize {
+    match layout {
+        Layout::MaildirPlusPlus => {
+            let names = Dir::open(root)
+                .and_then(|dir| dir.names())
+                .unwrap_or_default();
+            names.iter().filter(|name| name.starts_with('.')).count()
+        }
+        Layout::Fs => Dir::open(root).map_or(0, |dir| count_nested(&dir, MAX_LEVELS)),
+    }
+}
+
+fn count_nested(dir: &Dir, levels: usize) -> usize {
+    let names = dir.names().unwrap_or_default();
+    let own = usize::from(names.iter().any(|name| name == "cur"));
+    let below = names
+        .iter()
+        .filter(|name| levels > 0 && !matches!(name.as_str(), "cur" | "new" | "tmp"));
+    own + below
+        .filter_map(|name| dir.open_dir(name).ok())
+        .map(|dir| count_nested(&dir, levels - 1))
+        .sum::<usize>()
+}
+
+/// Directories that were made for a mailbox. Dropped before [`Created::keep`], they are removed again.
+#[derive(Debug, Default)]
+pub struct Created {
+    made: Vec<(Dir, String)>,
+    files: Vec<(Dir, String)>,
+}
+
+impl Created {
+    /// The mailbox is complete and in use.
+    pub fn keep(mut self) {
+        self.made.clear();
+        self.files.clear();
+    }
+}
+
+impl Drop for Created {
+    fn drop(&mut self) {
+        for (dir, name) in self.files.drain(..) {
+            // Best effort: what stays is an empty mailbox, not a lost mail.
+            let _ = dir.unlink(&name);
+        }
+        for (parent, name) in self.made.drain(..).rev() {
+            if parent.rmdir(&name).is_err() {
+                // Not empty: another delivery has begun to use it, and it stays.
+                return;
+            }
+        }
+    }
+}
+
+/// Makes the mailbox at `paths` with `permission`, and the root above it by its own rule. What exists is left as it
+/// is. `acl`: the bytes of the parent's ACL file.
+pub fn create(
+    paths: &Paths,
+    permission: &Permission,
+    layout: Layout,
+    acl: Option<&[u8]>,
+) -> Result<Created, Fault> {
+    let mut created = Created::default();
+    if dir::stat(&paths.root).is_err() {
+        create_root(paths, &mut created)?;
+    }
+    let own = Permission::private(&paths.root);
+    // A root that has just been made is what its mailboxes copy from.
+    let permission = match permission.origin == paths.root {
+        true => dir::stat(&paths.root)
+            .map(|stat| Permission::of(&stat, &paths.root))
+            .unwrap_or(own),
+        false => permission.clone(),
+    };
+    make_path(&paths.mailbox, |_| permission.clone(), &mut created)?;
+    let failed = |error: io::Error| Fault::io(format!("open {}", paths.mailbox.display()), &error);
+    let mailbox = Dir::open(&paths.mailbox).map_err(failed)?;
+    make_parts(&mailbox, &permission, &paths.mailbox, &mut created)?;
+    if layout == Layout::MaildirPlusPlus && paths.mailbox != paths.root {
+        make_file(&mailbox, FOLDER_MARK, &[], &permission, &mut created)?;
+    }
+    if let Some(acl) = acl {
+        make_file(
+            &mailbox,
+            crate::mailbox::acl::FILE,
+            acl,
+            &permission,
+            &mut created,
+        )?;
+    }
+    mailbox
+        .sync()
+        .map_err(|error| Fault::io(format!("sync {}", paths.mailbox.display()), &error))?;
+    Ok(created)
+}
+
+/// Makes those of `cur`, `new` and `tmp` that are missing in an existing mailbox.
+pub fn complete(mailbox: &Dir, permission: &Permission) -> Result<(), Fault> {
+    let mut created = Created::default();
+    make_parts(mailbox, permission, &permission.origin, &mut created)?;
+    created.keep();
+    Ok(())
+}
+
+/// `cur` first: Dovecot takes a mailbox without it as not there.
+fn make_parts(
+    mailbox: &Dir,
+    permission: &Permission,
+    path: &Path,
+    created: &mut Created,
+) -> Result<(), Fault> {
+    for part in ["cur", "new", "tmp"] {
+        make(mailbox, part, permission, &path.join(part), created)?;
+    }
+    Ok(())
+}
+
+/// The root by the rules of the documents' "Permissions to New /domain/user Directories" and "… User Home Directories".
+fn create_root(paths: &Paths, created: &mut Created) -> Result<(), Fault> {
+    let private = Permission::private(&paths.root);
+    let setgid_parent = |path: &Path| match dir::nearest_existing(path) {
+        Ok((parent, stat)) if stat.mode & SETGID != 0 => Some(copied(&stat, &parent)),
+        _ => None,
+    };
+    match &paths.root_rule {
+        RootRule::Home => {
+            let permission = setgid_parent(&paths.root).unwrap_or(private);
+            make_path(&paths.root, |_| permission.clone(), created)
+        }
+        RootRule::Above(shared) => match setgid_parent(shared) {
+            Some(permission) => {
+                // The domain's directory is everybody's, the user's own below it is his: setgid, with his group.
+                let egid = crate::sys::credentials::effective().gid;
+                let own = Permission {
+                    setgid: true,
+                    gid: Some(egid),
+                    ..private
+                };
+                let choose = |path: &Path| {
+                    if shared.starts_with(path) {
+                        permission.clone()
+                    } else {
+                        own.clone()
+                    }
+                };
+                make_path(&paths.root, choose, created)
+            }
+            None => make_path(&paths.root, |_| private.clone(), created),
+        },
+        RootRule::None => make_path(&paths.root, |_| private.clone(), created),
+    }
+}
+
+/// Every bit of an existing setgid directory, for the directories of a new root below it.
+fn copied(stat: &Stat, origin: &Path) -> Permission {
+    Permission {
+        file_mode: stat.mode & 0o666,
+        dir_mode: stat.mode & 0o1777,
+        setgid: true,
+        gid: Some(stat.gid),
+        origin: origin.to_owned(),
+    }
+}
+
+/// Makes every missing directory of `path`, each with the permission that `choose` gives it.
+fn make_path(
+    path: &Path,
+    choose: impl Fn(&Path) -> Permission,
+    created: &mut Created,
+) -> Result<(), Fault> {
+    let failed = |error: io::Error| Fault::io(format!("create {}", path.display()), &error);
+    let (existing, _) = dir::nearest_existing(path).map_err(failed)?;
+    let missing = path.strip_prefix(&existing).unwrap_or(Path::new(""));
+    let mut at = existing.clone();
+    let mut dir = Dir::open(&existing).map_err(failed)?;
+    for component in missing.components() {
+        let name = component
+            .as_os_str()
+            .to_str()
+            .ok_or_else(|| failed(io::ErrorKind::InvalidFilename.into()))?;
+        at.push(name);
+        dir = make(&dir, name, &choose(&at), &at, created)?;
+    }
+    Ok(())
+}
+
+/// Makes one directory, with its mode and group exact; an existing one is opened as it is.
+fn make(
+    parent: &Dir,
+    name: &str,
+    permission: &Permission,
+    path: &Path,
+    created: &mut Created,
+) -> Result<Dir, Fault> {
+    let failed = |error: io::Error| Fault::io(format!("create {}", path.display()), &error);
+    match parent.make_dir(name, permission.dir_mode) {
+        Ok(made) => {
+            created
+                .made
+                .push((parent.try_clone().map_err(failed)?, name.to_owned()));
+            settle(&made, permission, path)?;
+            parent.sync().map_err(|error| {
+                Fault::io(format!("sync the parent of {}", path.display()), &error)
+            })?;
+            Ok(made)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            parent.open_dir(name).map_err(failed)
+        }
+        Err(error) if crate::sys::is_read_only(&error) => Err(Fault::new(
+            Code::NotNow,
+            format!("create {}", path.display()),
+            error.to_string(),
+        )),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Group first: a change of group may take setgid away.
+fn settle(made: &Dir, permission: &Permission, path: &Path) -> Result<(), Fault> {
+    let failed =
+        |error: io::Error| Fault::io(format!("set the permissions of {}", path.display()), &error);
+    let stat = made.stat().map_err(failed)?;
+    let mut inherited = stat.mode & SETGID;
+    if let Some(gid) = permission.gid.filter(|&gid| gid != stat.gid) {
+        made.set_group(gid).map_err(|error| {
+            let doing = format!(
+                "give {} the group {gid} of {}",
+                path.display(),
+                permission.origin.display()
+            );
+            let advice = format!(
+                "chmod g+s {}, or add the user to group {gid}",
+                permission.origin.display()
+            );
+            Fault::new(Code::Permissions, doing, error.to_string()).with_advice(advice)
+        })?;
+        inherited = 0;
+    }
+    let setgid = if permission.setgid { SETGID } else { inherited };
+    let mode = permission.dir_mode | setgid;
+    if stat.mode != mode || inherited == 0 && setgid != 0 {
+        made.set_mode(mode).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// A small file in a new mailbox. One that exists is left as it is.
+fn make_file(
+    mailbox: &Dir,
+    name: &str,
+    bytes: &[u8],
+    permission: &Permission,
+    created: &mut Created,
+) -> Result<(), Fault> {
+    use io::Write;
+    let failed = |error: io::Error| {
+        Fault::io(
+            format!("create {name} in {}", permission.origin.display()),
+            &error,
+        )
+    };
+    let mut file = match mailbox.create_new(name, permission.file_mode) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    created
+        .files
+        .push((mailbox.try_clone().map_err(failed)?, name.to_owned()));
+    file.write_all(bytes).map_err(failed)?;
+    super::save::settle(&file, permission).map_err(failed)?;
+    match bytes.is_empty() {
+        true => Ok(()),
+        false => dir::sync_file(&file).map_err(failed),
+    }
+}

@@ -1,0 +1,209 @@
+//! Saving one message.
+//!
+//! A message is in one of three states: written (an unnamed file, or one in `tmp/`: ours, invisible), linked (its name is in
+//! `new/`), durable (`new/` is synced). A name in `new/` is complete and on disk; dropped before it is linked, a
+//! message leaves nothing behind; a crash leaves at worst a file in `tmp/`.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::Maildir;
+use super::filename::{self, Names};
+use crate::fault::{Code, Fault};
+use crate::mailbox::permission::Permission;
+use crate::message::Body;
+use crate::sys;
+use crate::sys::dir::{self, Dir};
+
+/// Names tried before giving up: the first one is always free, unless someone plays games.
+const MAX_NAMES: usize = 10;
+
+/// A complete, synced message that has no name in `new/` yet. Copies for other mailboxes can be linked to it.
+#[derive(Debug)]
+pub struct Written {
+    file: File,
+    /// Its name in `tmp/` where unnamed files cannot be had. Removed on drop.
+    named: Option<(Dir, String)>,
+    pub size: u64,
+    pub virtual_size: u64,
+    pub mode: u32,
+    pub gid: u32,
+    /// Why mode or group are not as planned.
+    pub remark: Option<String>,
+}
+
+/// How a message is to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct Demands {
+    /// Mode and group must be the planned ones, or nothing is stored.
+    pub verified: bool,
+    /// Synced before it may be linked.
+    pub sync: bool,
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        if let Some((tmp, name)) = &self.named {
+            // A failure leaves a file in tmp/, which every Maildir reader removes in time.
+            let _ = tmp.unlink(name);
+        }
+    }
+}
+
+impl Maildir {
+    /// Writes `header` and `body` into a file that nobody sees, with the mailbox's mode and group, synced.
+    pub fn write(
+        &self,
+        names: &Names,
+        header: &[u8],
+        body: &Body,
+        demands: Demands,
+    ) -> Result<Written, Fault> {
+        let failed =
+            |error: io::Error| Fault::io(format!("write into {}/tmp", self.path.display()), &error);
+        let (file, named) = self.temporary(names).map_err(failed)?;
+        let mut written = Written {
+            size: header.len() as u64 + body.size(),
+            virtual_size: header.len() as u64 + count_lines(header) + body.virtual_size(),
+            mode: 0,
+            gid: 0,
+            remark: None,
+            named,
+            file,
+        };
+        (&written.file).write_all(header).map_err(failed)?;
+        body.copy_to(&written.file).map_err(failed)?;
+        self.verify(&mut written, demands)?;
+        if demands.sync {
+            let failed =
+                |error| Fault::io(format!("sync a message in {}", self.path.display()), &error);
+            dir::sync_file(&written.file).map_err(failed)?;
+        }
+        Ok(written)
+    }
+
+    /// An unnamed file, or one in `tmp/` where the file system has none.
+    fn temporary(&self, names: &Names) -> io::Result<(File, Option<(Dir, String)>)> {
+        // Some file systems have none; asking each time would cost a call per message.
+        static WITHOUT: AtomicBool = AtomicBool::new(false);
+        let mode = self.permission.file_mode;
+        if !WITHOUT.load(Ordering::Relaxed) {
+            match self.tmp.unnamed_file(mode) {
+                Ok(file) => return Ok((file, None)),
+                Err(error) if sys::is_unsupported(&error) => WITHOUT.store(true, Ordering::Relaxed),
+                Err(error) => return Err(error),
+            }
+        }
+        let name = names.unique();
+        let file = self.tmp.create_new(&name, mode)?;
+        Ok((file, Some((self.tmp.try_clone()?, name))))
+    }
+
+    /// Mode and group as planned and the size as counted: looked at, not believed.
+    fn verify(&self, written: &mut Written, demands: Demands) -> Result<(), Fault> {
+        let failed = |error: io::Error| {
+            Fault::io(
+                format!("look at a new file in {}/tmp", self.path.display()),
+                &error,
+            )
+        };
+        let settled = settle(&written.file, &self.permission);
+        let stat = dir::stat_file(&written.file).map_err(failed)?;
+        if stat.size != written.size {
+            let why = format!("{} bytes of {} are in the file", stat.size, written.size);
+            return Err(Fault::new(
+                Code::Storage,
+                format!("write into {}/tmp", self.path.display()),
+                why,
+            ));
+        }
+        (written.mode, written.gid) = (stat.mode, stat.gid);
+        let wanted_gid = self.permission.gid.unwrap_or(stat.gid);
+        if (stat.mode, stat.gid) == (self.permission.file_mode, wanted_gid) {
+            return Ok(());
+        }
+        let path = self.path.display();
+        let cause = settled
+            .err()
+            .map_or(String::new(), |error| format!(": {error}"));
+        let why = format!(
+            "the file has mode {:04o} and group {}, the mailbox asks for {:04o} and {wanted_gid}{cause}",
+            stat.mode, stat.gid, self.permission.file_mode
+        );
+        if demands.verified {
+            let advice = format!(
+                "chgrp {wanted_gid} {path}/cur {path}/new {path}/tmp && chmod g+s {path} {path}/cur {path}/new {path}/tmp"
+            );
+            return Err(
+                Fault::new(Code::Permissions, format!("store in {path}"), why).with_advice(advice),
+            );
+        }
+        written.remark = Some(why);
+        Ok(())
+    }
+
+    /// Gives the message a name in `new/`: from here on readers see it. Answers the name.
+    pub fn link(&self, names: &Names, written: &mut Arc<Written>) -> Result<String, Fault> {
+        let failed = |error: io::Error| {
+            Fault::io(
+                format!("make a message visible in {}/new", self.path.display()),
+                &error,
+            )
+        };
+        for _ in 0..MAX_NAMES {
+            let name = filename::with_sizes(&names.unique(), written.size, written.virtual_size);
+            let linked = match Arc::get_mut(written) {
+                // A named file that nobody else links to is moved; everything else gets another name.
+                Some(Written {
+                    named: named @ Some(_),
+                    ..
+                }) => rename(named, &self.new, &name),
+                _ => self.new.link(&written.file, &name),
+            };
+            match linked {
+                Ok(()) => return Ok(name),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Err(failed(io::ErrorKind::AlreadyExists.into()))
+    }
+
+    /// Takes a name in `new/` back: the message was not made durable and will come again.
+    pub fn unlink(&self, name: &str) -> io::Result<()> {
+        self.new.unlink(name)
+    }
+
+    /// The device that messages of this mailbox are written to.
+    pub fn device(&self) -> u64 {
+        self.tmp_stat.dev
+    }
+}
+
+/// Moves a file of `tmp/`; once it has moved there is nothing left to remove.
+fn rename(named: &mut Option<(Dir, String)>, new: &Dir, name: &str) -> io::Result<()> {
+    if let Some((tmp, temporary)) = named {
+        tmp.rename(temporary, new, name)?;
+        *named = None;
+    }
+    Ok(())
+}
+
+/// Mode and group of a file that was just created, exact whatever the umask and the directory did.
+pub(super) fn settle(file: &File, permission: &Permission) -> io::Result<()> {
+    let stat = dir::stat_file(file)?;
+    let grouped = match permission.gid {
+        Some(gid) if gid != stat.gid => dir::set_file_group(file, gid),
+        _ => Ok(()),
+    };
+    if stat.mode != permission.file_mode {
+        dir::set_file_mode(file, permission.file_mode)?;
+    }
+    grouped
+}
+
+fn count_lines(header: &[u8]) -> u64 {
+    memchr::memchr_iter(b'\n', header).count() as u64
+}
