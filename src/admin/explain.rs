@@ -1,8 +1,57 @@
 //! `postroom explain`: the whole decision for one delivery, nothing written.
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
-use crate::deliver::Report;
+use crate::config::{self, Config};
+use crate::deliver::{Core, Report};
+use crate::fault::Code;
+use crate::message::{Address, Recipient};
+use crate::sys::{credentials, process};
+
+/// What is asked.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The address as an MTA would give it
+    #[arg(required_unless_present = "user")]
+    address: Option<String>,
+    /// A user, as `postroom-lda -d` takes it
+    #[arg(long, conflicts_with = "address")]
+    user: Option<String>,
+    /// The mailbox to deliver to, as `postroom-lda -m` takes it
+    #[arg(long)]
+    mailbox: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the decision; answers the exit code that the delivery would have (78: the config is wrong).
+///
+/// As root the decision is made under the identity of the user, in a process of its own: root sees more than a delivery.
+pub fn run(path: Option<&Path>, arguments: &Arguments, out: &mut impl Write) -> io::Result<u8> {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprint!("{errors}");
+            return Ok(78);
+        }
+    };
+    let recipient = match recipient(arguments) {
+        Ok(recipient) => recipient,
+        Err(why) => {
+            eprintln!("postroom: {why}");
+            return Ok(64);
+        }
+    };
+    become_the_user(&config, &recipient)?;
+    let report = Core::new(config.delivery).inspect(&recipient);
+    match arguments.json {
+        true => print_json(&report, out)?,
+        false => print(&report, out)?,
+    }
+    Ok(report.fault.map_or(0, |fault| fault.code.exit()))
+}
 
 /// Width of the labels.
 const LABEL: usize = 12;
