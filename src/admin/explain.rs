@@ -1,11 +1,10 @@
 //! `postroom explain`: the whole decision for one delivery, nothing written.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::config::{self, Config};
-use crate::deliver::{Core, Report};
-use crate::fault::Code;
+use crate::deliver::{self, Core, Report};
 use crate::message::{Address, Recipient};
 use crate::sys::{credentials, process};
 
@@ -51,6 +50,34 @@ pub fn run(path: Option<&Path>, arguments: &Arguments, out: &mut impl Write) -> 
         false => print(&report, out)?,
     }
     Ok(report.fault.map_or(0, |fault| fault.code.exit()))
+}
+
+fn recipient(arguments: &Arguments) -> Result<Recipient, String> {
+    let mut recipient = match (&arguments.user, &arguments.address) {
+        (Some(user), _) => Recipient::of_user(user),
+        (None, Some(address)) => {
+            let address = address.trim_start_matches('<').trim_end_matches('>');
+            Recipient::new(
+                Address::parse(address)
+                    .map_err(|why| format!("{address:?} is not an address: {why}"))?,
+            )
+        }
+        (None, None) => return Err("an address or --user is needed".into()),
+    };
+    recipient.mailbox = arguments.mailbox.clone();
+    Ok(recipient)
+}
+
+/// As root: goes on as the user whose mail it is. A user who cannot be found is the report's to say.
+fn become_the_user(config: &Config, recipient: &Recipient) -> io::Result<()> {
+    process::clear_umask();
+    if !credentials::is_root() {
+        return Ok(());
+    }
+    match deliver::user_of(&config.delivery, recipient) {
+        Ok(user) => credentials::become_forever(&user.credentials),
+        Err(_) => Ok(()),
+    }
 }
 
 /// Width of the labels.

@@ -15,7 +15,6 @@ use crate::mailbox::acl;
 use crate::maildir::save::{Demands, Written};
 use crate::maildir::{Maildir, create};
 use crate::message::{Message, Recipient};
-use crate::sys::dir::Dir;
 
 /// After this long the MTA may have given up: nothing is made visible any more, it will send again.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -158,8 +157,7 @@ fn parent_acl(plan: &Plan) -> Result<Option<Vec<u8>>, Fault> {
         return Ok(None);
     };
     let doing = || format!("read {}/{}", parent.display(), acl::FILE);
-    let dir = Dir::open(&parent).map_err(|error| Fault::io(doing(), &error))?;
-    acl::read(&dir).map_err(|error| Fault::new(Code::CannotTell, doing(), error.why))
+    acl::read(&parent).map_err(|error| Fault::new(Code::CannotTell, doing(), error.why))
 }
 
 impl Transaction {

@@ -9,14 +9,14 @@ use super::outcome::{Line, Report};
 use super::resolve::{By, Target, Targets, Wanted};
 use super::settings::{DeliveryRight, NewMailboxPermissions, Permissions, Settings};
 use crate::fault::{Code, Fault};
-use crate::mailbox::acl::{self, AclError, Rights};
+use crate::mailbox::acl::{self, Rights};
 use crate::mailbox::location::Driver;
 use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
 use crate::mailbox::permission::{Permission, SETGID};
 use crate::maildir::create;
 use crate::sys;
 use crate::sys::credentials::Credentials;
-use crate::sys::dir::{self, Dir, Stat};
+use crate::sys::dir::{self, Stat};
 
 /// One delivery, decided.
 #[derive(Debug)]
@@ -250,6 +250,16 @@ impl Inspection<'_> {
                 Ok(()) => {}
                 // One of the three may be missing: it is made again.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error)
+                    if self.targets.by == By::Detail
+                        && sys::is_no_way(&error)
+                        && !target.own_inbox =>
+                {
+                    return Ok(Finding::Denied(format!(
+                        "write into {}: {error}",
+                        place.display()
+                    )));
+                }
                 Err(error) => {
                     let fault = Fault::io(format!("write into {}", place.display()), &error);
                     let fault = Fault {
@@ -430,17 +440,12 @@ impl Inspection<'_> {
         };
         for place in places {
             let shown = place.join(acl::FILE).display().to_string();
-            let grant = Dir::open(place)
-                .map_err(|error| AclError {
-                    line: 0,
-                    why: error.to_string(),
+            let text = acl::read(place);
+            let grant = text.and_then(|text| {
+                text.map_or(Ok(None), |text| {
+                    acl::grant(&text, user, &shown, target.is_owner)
                 })
-                .and_then(|dir| acl::read(&dir))
-                .and_then(|text| {
-                    text.map_or(Ok(None), |text| {
-                        acl::grant(&text, user, &shown, target.is_owner)
-                    })
-                });
+            });
             match grant {
                 Ok(Some(grant)) => {
                     self.lines.push(Line::ok(
@@ -457,6 +462,11 @@ impl Inspection<'_> {
                         format!("owner; {shown}:{}: {}", error.line, error.why),
                     ));
                     return Ok(Rights::all());
+                }
+                Err(error) if error.closed && self.targets.by == By::Detail => {
+                    self.lines
+                        .push(Line::ok("rights", format!("none; {shown}: {}", error.why)));
+                    return Ok(Rights::none());
                 }
                 Err(error) => {
                     let doing = format!("read the rights in {shown}, line {}", error.line);

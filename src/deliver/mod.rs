@@ -24,7 +24,7 @@ use crate::sys::credentials::{self, Credentials};
 
 pub use carry_out::Transaction;
 pub use outcome::{Line, Outcome, Report, Saved};
-pub use resolve::{Target, Targets};
+pub use resolve::{Target, Targets, user_of};
 pub use settings::Settings;
 
 /// The delivery core with its settings: built once, shared by all deliveries.

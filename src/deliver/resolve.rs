@@ -94,14 +94,7 @@ pub fn resolve(settings: &Settings, recipient: &Recipient) -> Result<Targets, Fa
         .user
         .clone()
         .unwrap_or_else(|| recipient.address.to_string());
-    let (name, detail) = split(settings, recipient)?;
-    let user = find_user(settings, &name)?.ok_or_else(|| {
-        Fault::new(
-            Code::NoSuchUser,
-            format!("look up the user {name:?}"),
-            "no userdb has this user",
-        )
-    })?;
+    let (user, detail) = user_and_detail(settings, recipient)?;
     let mut lines = vec![Line::ok(
         "user",
         format!("{}  ({})", user.name, user.origin),
@@ -150,6 +143,24 @@ pub fn resolve(settings: &Settings, recipient: &Recipient) -> Result<Targets, Fa
         lines,
         user,
     })
+}
+
+/// The user whose mail this is: no such user and cannot tell are faults.
+pub fn user_of(settings: &Settings, recipient: &Recipient) -> Result<User, Fault> {
+    user_and_detail(settings, recipient).map(|(user, _)| user)
+}
+
+fn user_and_detail(
+    settings: &Settings,
+    recipient: &Recipient,
+) -> Result<(User, Option<String>), Fault> {
+    let (name, detail) = split(settings, recipient)?;
+    let user = find_user(settings, &name)?;
+    let unknown = || {
+        let doing = format!("look up the user {name:?}");
+        Fault::new(Code::NoSuchUser, doing, "no userdb has this user")
+    };
+    Ok((user.ok_or_else(unknown)?, detail))
 }
 
 /// The name to look up, and the detail.

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::{self, Read};
+use std::path::Path;
 
 use crate::sys::dir::Dir;
 
@@ -34,6 +35,8 @@ pub struct AclError {
     /// 1-based; 0 when the file as a whole could not be read.
     pub line: usize,
     pub why: String,
+    /// This process may not read it: for a mailbox that a stranger named, that is a no.
+    pub closed: bool,
 }
 
 impl Rights {
@@ -68,12 +71,28 @@ impl fmt::Display for Rights {
     }
 }
 
+impl AclError {
+    fn of_file(error: &io::Error) -> AclError {
+        AclError {
+            line: 0,
+            why: error.to_string(),
+            closed: crate::sys::is_no_way(error),
+        }
+    }
+
+    fn of_line(line: usize, why: impl Into<String>) -> AclError {
+        AclError {
+            line,
+            why: why.into(),
+            closed: false,
+        }
+    }
+}
+
 /// Reads the ACL file of a mailbox directory. `None`: there is none.
-pub fn read(dir: &Dir) -> Result<Option<Vec<u8>>, AclError> {
-    let unreadable = |error: io::Error| AclError {
-        line: 0,
-        why: error.to_string(),
-    };
+pub fn read(directory: &Path) -> Result<Option<Vec<u8>>, AclError> {
+    let unreadable = |error: io::Error| AclError::of_file(&error);
+    let dir = Dir::open(directory).map_err(unreadable)?;
     let file = match dir.read(FILE) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -84,10 +103,10 @@ pub fn read(dir: &Dir) -> Result<Option<Vec<u8>>, AclError> {
         .read_to_end(&mut text)
         .map_err(unreadable)?;
     match text.len() as u64 > MAX_FILE {
-        true => Err(AclError {
-            line: 0,
-            why: format!("larger than {MAX_FILE} bytes"),
-        }),
+        true => Err(AclError::of_line(
+            0,
+            format!("larger than {MAX_FILE} bytes"),
+        )),
         false => Ok(Some(text)),
     }
 }
@@ -102,20 +121,17 @@ pub fn grant(
     let (mut anyone, mut own): (Option<Grant>, Option<Grant>) = (None, None);
     for (number, line) in (1..).zip(text.split(|&byte| byte == b'\n')) {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let line = std::str::from_utf8(line).map_err(|_| AclError {
-            line: number,
-            why: "not UTF-8".into(),
-        })?;
+        let line = std::str::from_utf8(line).map_err(|_| AclError::of_line(number, "not UTF-8"))?;
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
         let (identifier, letters) = line.split_once(' ').unwrap_or((line, ""));
         let letters = letters.trim_matches([' ', '\t']);
         if let Some(odd) = letters.chars().find(|&c| !ALL.contains(c)) {
-            return Err(AclError {
-                line: number,
-                why: format!("{odd:?} is not a right letter"),
-            });
+            return Err(AclError::of_line(
+                number,
+                format!("{odd:?} is not a right letter"),
+            ));
         }
         let entry = match identifier {
             "anyone" => &mut anyone,
@@ -123,10 +139,10 @@ pub fn grant(
                 Some(name) if name == user => &mut own,
                 Some(_) => continue,
                 None => {
-                    return Err(AclError {
-                        line: number,
-                        why: format!("cannot tell what {identifier:?} means"),
-                    });
+                    return Err(AclError::of_line(
+                        number,
+                        format!("cannot tell what {identifier:?} means"),
+                    ));
                 }
             },
         };

@@ -68,4 +68,17 @@ impl Recipient {
             mailbox: None,
         }
     }
+
+    /// A user by his name, as a userdb knows it (`-d`).
+    pub fn of_user(name: &str) -> Recipient {
+        let (local, domain) = match name.rsplit_once('@') {
+            Some((local, domain)) => (local.to_owned(), Some(domain.to_owned())),
+            None => (name.to_owned(), None),
+        };
+        let user = Some(name.to_owned());
+        Recipient {
+            user,
+            ..Recipient::new(Address { local, domain })
+        }
+    }
 }

@@ -11,6 +11,18 @@ pub fn pass() -> io::Result<()> {
     Ok(())
 }
 
+/// What a disk, a quota, a signal, a full process table or a file server can answer to any call.
+#[cfg(test)]
+pub const ERRNOS: [i32; 7] = [
+    libc::EIO,
+    libc::ENOSPC,
+    libc::EDQUOT,
+    libc::EINTR,
+    libc::EMFILE,
+    libc::ENOMEM,
+    libc::ESTALE,
+];
+
 #[cfg(test)]
 mod countdown {
     use std::cell::Cell;
