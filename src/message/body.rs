@@ -1,17 +1,331 @@
 //! The bytes of a message between the socket and the store.
+//!
+//! Lines end in LF, as every store keeps them: the CR of each CRLF goes while the message comes in, and a lone CR stays.
+//! Up to [`MEMORY`] bytes are held in memory, the rest of a larger message in a file without a name: what the process
+//! needs does not grow with the message.
 
-/// A complete message: lines end in LF, as every store keeps them.
-#[derive(Debug)]
-pub struct Body;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use memchr::memchr;
+
+use crate::sys::dir::Dir;
+
+/// The largest message that stays in memory, bytes.
+const MEMORY: usize = 256 * 1024;
+/// How much of its start is kept for looking at header fields, bytes.
+const HEAD: usize = 64 * 1024;
+
+/// Where messages that are too large for memory wait: the first of these that takes a file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Spool {
+    pub dirs: Vec<PathBuf>,
+}
+
+/// A complete message.
+pub struct Body {
+    storage: Storage,
+    size: u64,
+    virtual_size: u64,
+}
+
+enum Storage {
+    Memory(Vec<u8>),
+    File { file: File, head: Vec<u8> },
+}
+
+/// A message that is coming in.
+pub struct BodyWriter {
+    spool: Spool,
+    memory: Vec<u8>,
+    file: Option<(File, Vec<u8>)>,
+    /// The last byte was a CR that may belong to a CRLF: not stored yet.
+    held_cr: bool,
+    /// The last stored byte.
+    last: u8,
+    received: u64,
+    size: u64,
+    /// LFs without a CR before them as stored: each is a CRLF to IMAP.
+    bare_lines: u64,
+}
+
+impl BodyWriter {
+    pub fn new(spool: &Spool) -> BodyWriter {
+        BodyWriter {
+            spool: spool.clone(),
+            memory: Vec::new(),
+            file: None,
+            held_cr: false,
+            last: 0,
+            received: 0,
+            size: 0,
+            bare_lines: 0,
+        }
+    }
+
+    /// Bytes as they came, CRs included.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Takes bytes as they came. After an error the message is lost: the writer is of no more use.
+    pub fn write(&mut self, wire: &[u8]) -> io::Result<()> {
+        self.received += wire.len() as u64;
+        let mut rest = wire;
+        while !rest.is_empty() {
+            if self.held_cr {
+                self.held_cr = false;
+                if rest[0] != b'\n' {
+                    self.store(b"\r")?;
+                }
+            }
+            let Some(cr) = memchr(b'\r', rest) else {
+                return self.store(rest);
+            };
+            self.store(&rest[..cr])?;
+            self.held_cr = true;
+            rest = &rest[cr + 1..];
+        }
+        Ok(())
+    }
+
+    /// The whole message.
+    pub fn finish(mut self) -> io::Result<Body> {
+        if std::mem::take(&mut self.held_cr) {
+            self.store(b"\r")?;
+        }
+        let storage = match self.file {
+            None => Storage::Memory(self.memory),
+            Some((mut file, head)) => {
+                file.write_all(&self.memory)?;
+                Storage::File { file, head }
+            }
+        };
+        Ok(Body {
+            storage,
+            size: self.size,
+            virtual_size: self.size + self.bare_lines,
+        })
+    }
+
+    fn store(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some(&last) = bytes.last() else {
+            return Ok(());
+        };
+        for at in memchr::memchr_iter(b'\n', bytes) {
+            let before = if at == 0 { self.last } else { bytes[at - 1] };
+            self.bare_lines += u64::from(before != b'\r');
+        }
+        self.last = last;
+        self.size += bytes.len() as u64;
+        if self.memory.len() + bytes.len() > MEMORY {
+            self.spill()?;
+        }
+        match &mut self.file {
+            Some((file, _)) if bytes.len() > MEMORY => file.write_all(bytes),
+            _ => {
+                self.memory.extend_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
+
+    /// Moves what is in memory to the file.
+    fn spill(&mut self) -> io::Result<()> {
+        if self.file.is_none() {
+            let head = self.memory[..self.memory.len().min(HEAD)].to_vec();
+            self.file = Some((self.spool.file()?, head));
+        }
+        if let Some((file, _)) = &mut self.file {
+            file.write_all(&self.memory)?;
+        }
+        self.memory.clear();
+        Ok(())
+    }
+}
+
+impl Spool {
+    fn file(&self) -> io::Result<File> {
+        let mut failed = io::Error::new(
+            io::ErrorKind::NotFound,
+            "no spool directory for a large message is configured",
+        );
+        for dir in &self.dirs {
+            match Dir::open(dir).and_then(|dir| dir.anonymous_file()) {
+                Ok(file) => return Ok(file),
+                Err(error) => {
+                    failed = io::Error::new(
+                        error.kind(),
+                        format!("spool directory {}: {error}", dir.display()),
+                    );
+                }
+            }
+        }
+        Err(failed)
+    }
+}
 
 impl Body {
+    /// Bytes as stored.
     pub fn size(&self) -> u64 {
-        0
+        self.size
     }
+
+    /// Bytes with every line end as CRLF: what IMAP calls the size.
     pub fn virtual_size(&self) -> u64 {
-        0
+        self.virtual_size
     }
-    pub fn copy_to(&self, _file: &std::fs::File) -> std::io::Result<()> {
+
+    /// The start of the message, at most 64 KiB.
+    pub fn head(&self) -> &[u8] {
+        match &self.storage {
+            Storage::Memory(bytes) => &bytes[..bytes.len().min(HEAD)],
+            Storage::File { head, .. } => head,
+        }
+    }
+
+    /// Appends the message to `file`. Several threads may do so at once, each into its own file.
+    pub fn copy_to(&self, mut file: &File) -> io::Result<()> {
+        crate::sys::fault_point::pass()?;
+        let spooled = match &self.storage {
+            Storage::Memory(bytes) => return file.write_all(bytes),
+            Storage::File { file, .. } => file,
+        };
+        let (mut buffer, mut at) = (vec![0; 64 * 1024], 0);
+        while at < self.size {
+            let count = spooled.read_at(&mut buffer, at)?;
+            if count == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the spooled message is shorter than it was",
+                ));
+            }
+            file.write_all(&buffer[..count])?;
+            at += count as u64;
+        }
         Ok(())
+    }
+}
+
+/// Without a letter of its content.
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Body({} bytes)", self.size)
+    }
+}
+
+impl fmt::Debug for BodyWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BodyWriter({} bytes so far)", self.received)
+    }
+}
+
+impl Body {
+    /// A message that another process of the same program spooled into `file`; `size` and `virtual_size` as it counted.
+    pub fn from_file(mut file: File, size: u64, virtual_size: u64) -> io::Result<Body> {
+        let mut head = Vec::new();
+        file.seek(SeekFrom::Start(0))?;
+        (&file).take(HEAD as u64).read_to_end(&mut head)?;
+        Ok(Body {
+            storage: Storage::File { file, head },
+            size,
+            virtual_size,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stored(body: &Body) -> Vec<u8> {
+        let mut file = tempfile::tempfile().unwrap();
+        body.copy_to(&file).unwrap();
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn body(pieces: &[&[u8]]) -> Body {
+        let mut writer = BodyWriter::new(&Spool {
+            dirs: vec![std::env::temp_dir()],
+        });
+        pieces.iter().for_each(|piece| writer.write(piece).unwrap());
+        writer.finish().unwrap()
+    }
+
+    #[test]
+    fn line_ends() {
+        for (wire, want, virtual_size) in [
+            (&b"a\r\nb\r\n"[..], &b"a\nb\n"[..], 6),
+            (b"a\nb", b"a\nb", 4),
+            (b"a\rb\r", b"a\rb\r", 4),
+            (b"a\r\r\nb", b"a\r\nb", 4),
+            (b"\r\n\r\n", b"\n\n", 4),
+            (b"\n\r\n", b"\n\n", 4),
+            (b"a\0\r\n", b"a\0\n", 4),
+            (b"", b"", 0),
+        ] {
+            let body = body(&[wire]);
+            assert_eq!(stored(&body), want, "{wire:?}");
+            assert_eq!(
+                (body.size(), body.virtual_size()),
+                (want.len() as u64, virtual_size),
+                "{wire:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_large_message_goes_to_the_spool() {
+        let line = b"0123456789012345678901234567890123456789012345678901234567890123456789\r\n";
+        let wire = line.repeat(40_000);
+        let body = body(&wire.chunks(30_011).collect::<Vec<_>>());
+        let want = wire.replace_crlf();
+        assert!(stored(&body) == want);
+        assert_eq!(body.head(), &want[..HEAD]);
+        assert_eq!(body.virtual_size(), wire.len() as u64);
+    }
+
+    #[test]
+    fn without_a_spool_a_large_message_is_an_error() {
+        let mut writer = BodyWriter::new(&Spool {
+            dirs: vec!["/nonexistent".into()],
+        });
+        let error = (0..100).find_map(|_| writer.write(&[b'x'; 10_000]).err());
+        assert!(error.unwrap().to_string().contains("/nonexistent"));
+    }
+
+    trait ReplaceCrlf {
+        fn replace_crlf(&self) -> Vec<u8>;
+    }
+
+    impl ReplaceCrlf for Vec<u8> {
+        fn replace_crlf(&self) -> Vec<u8> {
+            let keep = |&at: &usize| !(self[at] == b'\r' && self.get(at + 1) == Some(&b'\n'));
+            (0..self.len()).filter(keep).map(|at| self[at]).collect()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn however_it_is_cut(wire in proptest::collection::vec(prop_oneof![Just(b'\r'), Just(b'\n'), Just(b'x')], 0..40),
+                             cuts in proptest::collection::vec(0usize..40, 0..5)) {
+            let mut cuts: Vec<usize> = cuts.into_iter().filter(|&cut| cut <= wire.len()).collect();
+            cuts.extend([0, wire.len()]);
+            cuts.sort();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|cut| &wire[cut[0]..cut[1]]).collect();
+            let body = body(&pieces);
+            let want = wire.replace_crlf();
+            prop_assert_eq!(&stored(&body), &want);
+            let bare = (0..want.len()).filter(|&at| want[at] == b'\n' && (at == 0 || want[at - 1] != b'\r')).count();
+            prop_assert_eq!(body.virtual_size(), (want.len() + bare) as u64);
+        }
     }
 }

@@ -64,6 +64,19 @@ impl Dir {
         Ok(openat(&self.0, ".", flags, mode_bits(mode))?.into())
     }
 
+    /// A file without a name that never gets one: gone with its descriptor, whatever happens.
+    pub fn anonymous_file(&self) -> io::Result<File> {
+        match self.unnamed_file(0o600) {
+            Err(error) if super::is_unsupported(&error) => {
+                let name = format!("postroom.{}.{:p}", std::process::id(), self);
+                let file = self.create_new(&name, 0o600)?;
+                self.unlink(&name)?;
+                Ok(file)
+            }
+            other => other,
+        }
+    }
+
     /// A new file; EEXIST when the name is taken.
     pub fn create_new(&self, name: &str, mode: u32) -> io::Result<File> {
         pass()?;

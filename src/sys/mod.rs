@@ -4,6 +4,7 @@
 pub mod credentials;
 pub mod dir;
 pub mod fault_point;
+pub mod nss;
 pub mod process;
 pub mod socket;
 

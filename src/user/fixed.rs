@@ -1,3 +1,53 @@
-//! stub
-#[derive(Debug)]
-pub struct Static;
+//! One answer for every name, made from templates (Dovecot's `static`).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::{Answer, Unavailable};
+use crate::text::template::{Template, Variables};
+
+/// `[[userdb]] static = { uid = 5000, gid = 5000, home = "/srv/mail/%{user}" }`. It knows everybody: an MTA must know who exists.
+#[derive(Debug, Clone)]
+pub struct Static {
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub home: Option<Template>,
+    /// Any other field, e.g. `mail_path`.
+    pub extra: BTreeMap<String, Template>,
+}
+
+impl Static {
+    pub const NAME: &'static str = "static";
+
+    pub fn find(&self, name: &str) -> Result<Option<Answer>, Unavailable> {
+        let variables = Variables {
+            user: name,
+            ..Variables::default()
+        };
+        let expand = |template: &Template| {
+            let missing = |error: crate::text::template::NoValue| Unavailable {
+                userdb: Self::NAME.into(),
+                why: error.to_string(),
+            };
+            template.expand(&variables).map_err(missing)
+        };
+        let mut extra = BTreeMap::new();
+        for (key, template) in &self.extra {
+            extra.insert(key.clone(), expand(template)?);
+        }
+        Ok(Some(Answer {
+            name: name.into(),
+            uid: self.uid,
+            gid: self.gid,
+            groups: Vec::new(),
+            home: self
+                .home
+                .as_ref()
+                .map(expand)
+                .transpose()?
+                .map(PathBuf::from),
+            extra,
+            origin: Self::NAME.into(),
+        }))
+    }
+}

@@ -13,6 +13,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::sys::credentials::Credentials;
+use crate::sys::nss;
+use crate::text::template::{Template, Variables};
 
 /// A mail user, as a userdb described it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,17 +44,59 @@ impl fmt::Display for Unavailable {
     }
 }
 
+/// What a userdb says of a user, before the limits and defaults of all userdbs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The canonical name.
+    pub name: String,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub groups: Vec<u32>,
+    pub home: Option<PathBuf>,
+    pub extra: BTreeMap<String, String>,
+    pub origin: String,
+}
+
 /// Where users are looked up: a closed set.
 #[derive(Debug)]
 pub enum Userdb {
     Passwd(passwd::Passwd),
     PasswdFile(passwd_file::PasswdFile),
     Static(fixed::Static),
+    /// The user that runs the process, and nobody else: an LDA without `-d`.
+    Current(Box<User>),
 }
 
-/// Bounds and defaults for every answer (`first_valid_uid`, `mail_uid`, …).
-#[derive(Debug, Clone, Default)]
-pub struct Limits;
+/// Bounds and defaults for every answer (Dovecot's settings of these names).
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub mail_uid: Option<u32>,
+    pub mail_gid: Option<u32>,
+    pub mail_home: Option<Template>,
+    /// Supplementary groups that every user has while mail is delivered.
+    pub mail_access_groups: Vec<u32>,
+    pub first_valid_uid: u32,
+    /// 0: no limit.
+    pub last_valid_uid: u32,
+    pub first_valid_gid: u32,
+    /// 0: no limit.
+    pub last_valid_gid: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            mail_uid: None,
+            mail_gid: None,
+            mail_home: None,
+            mail_access_groups: Vec::new(),
+            first_valid_uid: 500,
+            last_valid_uid: 0,
+            first_valid_gid: 1,
+            last_valid_gid: 0,
+        }
+    }
+}
 
 /// The userdbs in their order, with what holds for the answers of all of them.
 #[derive(Debug)]
@@ -62,7 +106,223 @@ pub struct Userdbs {
 }
 
 impl Userdbs {
-    pub fn find(&self, _name: &str) -> Result<Option<User>, Unavailable> {
+    /// Asks one after the other. The first that cannot tell ends the search: the next might say "no such user" of one
+    /// who exists.
+    pub fn find(&self, name: &str) -> Result<Option<User>, Unavailable> {
+        if name.is_empty() || name.contains(|c: char| c == '/' || c.is_control()) {
+            return Ok(None);
+        }
+        for userdb in &self.list {
+            let answer = match userdb {
+                Userdb::Passwd(passwd) => passwd.find(name)?,
+                Userdb::PasswdFile(file) => file.find(name)?,
+                Userdb::Static(fixed) => fixed.find(name)?,
+                Userdb::Current(user) if user.name == name => {
+                    return Ok(Some(user.as_ref().clone()));
+                }
+                Userdb::Current(_) => None,
+            };
+            let Some(answer) = answer else { continue };
+            if let (Userdb::Passwd(_), Some(uid)) = (userdb, answer.uid)
+                && !self.limits.uid_is_valid(uid)
+            {
+                // A daemon's account in /etc/passwd is no mail user.
+                continue;
+            }
+            return self.limits.complete(answer).map(Some);
+        }
         Ok(None)
+    }
+}
+
+impl Limits {
+    fn uid_is_valid(&self, uid: u32) -> bool {
+        uid != 0
+            && uid >= self.first_valid_uid
+            && (self.last_valid_uid == 0 || uid <= self.last_valid_uid)
+    }
+
+    fn gid_is_valid(&self, gid: u32) -> bool {
+        gid != 0
+            && gid >= self.first_valid_gid
+            && (self.last_valid_gid == 0 || gid <= self.last_valid_gid)
+    }
+
+    /// Fills in what the userdb left open. An answer that cannot be used is "cannot tell", not "no such user".
+    fn complete(&self, answer: Answer) -> Result<User, Unavailable> {
+        let unavailable = |why: String| Unavailable {
+            userdb: answer.origin.clone(),
+            why,
+        };
+        let uid = answer.uid.or(self.mail_uid);
+        let uid =
+            uid.ok_or_else(|| unavailable(format!("{} has no uid (see mail_uid)", answer.name)))?;
+        let gid = answer.gid.or(self.mail_gid);
+        let gid =
+            gid.ok_or_else(|| unavailable(format!("{} has no gid (see mail_gid)", answer.name)))?;
+        if !self.uid_is_valid(uid) {
+            return Err(unavailable(format!(
+                "uid {uid} of {} may not have mail (see first_valid_uid)",
+                answer.name
+            )));
+        }
+        if !self.gid_is_valid(gid) {
+            return Err(unavailable(format!(
+                "gid {gid} of {} may not have mail (see first_valid_gid)",
+                answer.name
+            )));
+        }
+        let home = match (&answer.home, &self.mail_home) {
+            (Some(home), _) => Some(home.clone()),
+            (None, Some(template)) => {
+                let variables = Variables {
+                    user: &answer.name,
+                    ..Variables::default()
+                };
+                Some(PathBuf::from(
+                    template
+                        .expand(&variables)
+                        .map_err(|missing| unavailable(missing.to_string()))?,
+                ))
+            }
+            (None, None) => None,
+        };
+        if let Some(relative) = home.as_ref().filter(|home| !home.is_absolute()) {
+            return Err(unavailable(format!(
+                "the home {} of {} is not absolute",
+                relative.display(),
+                answer.name
+            )));
+        }
+        let groups = self.groups(&answer, gid).map_err(unavailable)?;
+        let Answer {
+            name,
+            extra,
+            origin,
+            ..
+        } = answer;
+        Ok(User {
+            name,
+            credentials: Credentials { uid, gid, groups },
+            home,
+            extra,
+            origin,
+        })
+    }
+
+    /// Groups of the userdb, of `system_groups_user`, of `mail_access_groups`. Out of range: not taken.
+    fn groups(&self, answer: &Answer, gid: u32) -> Result<Vec<u32>, String> {
+        let mut groups = answer.groups.clone();
+        if let Some(name) = answer.extra.get("system_groups_user") {
+            let more =
+                nss::groups(name, gid).map_err(|error| format!("groups of {name:?}: {error}"))?;
+            groups.extend(more.into_iter().filter(|&gid| self.gid_is_valid(gid)));
+        }
+        match answer.extra.get("mail_access_groups") {
+            Some(own) => {
+                for group in own
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|group| !group.is_empty())
+                {
+                    let gid =
+                        nss::gid(group).map_err(|error| format!("group {group:?}: {error}"))?;
+                    groups.push(gid.ok_or_else(|| {
+                        format!("there is no group {group:?} (mail_access_groups)")
+                    })?);
+                }
+            }
+            None => groups.extend(&self.mail_access_groups),
+        }
+        groups.retain(|&gid| gid != 0);
+        groups.sort_unstable();
+        groups.dedup();
+        Ok(groups)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixed(uid: Option<u32>, gid: Option<u32>, home: &str) -> Userdb {
+        let home = Some(Template::parse(home).unwrap());
+        Userdb::Static(fixed::Static {
+            uid,
+            gid,
+            home,
+            extra: BTreeMap::new(),
+        })
+    }
+
+    fn find(list: Vec<Userdb>, limits: Limits, name: &str) -> Result<Option<User>, Unavailable> {
+        Userdbs { list, limits }.find(name)
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_not_no_such_user() {
+        for (uid, gid, home, why) in [
+            (None, Some(1), "/h", "has no uid"),
+            (Some(5000), None, "/h", "has no gid"),
+            (Some(0), Some(5000), "/h", "uid 0"),
+            (Some(100), Some(5000), "/h", "uid 100"),
+            (Some(5000), Some(0), "/h", "gid 0"),
+            (Some(5000), Some(5000), "h/%n", "not absolute"),
+            (Some(5000), Some(5000), "%{home}/x", "no value"),
+        ] {
+            let got = find(vec![fixed(uid, gid, home)], Limits::default(), "bob").unwrap_err();
+            assert!(got.why.contains(why), "{got}");
+        }
+    }
+
+    #[test]
+    fn defaults_fill_what_is_open() {
+        let limits = Limits {
+            mail_uid: Some(5000),
+            mail_gid: Some(5001),
+            mail_access_groups: vec![7],
+            ..Limits::default()
+        };
+        let user = find(vec![fixed(None, None, "/srv/%d/%n")], limits, "bob@d1.test")
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            user.credentials,
+            Credentials {
+                uid: 5000,
+                gid: 5001,
+                groups: vec![7]
+            }
+        );
+        assert_eq!(user.home.unwrap().to_str(), Some("/srv/d1.test/bob"));
+    }
+
+    #[test]
+    fn the_order_of_the_userdbs() {
+        let gone = || Userdb::PasswdFile(passwd_file::PasswdFile::new("/nonexistent/users".into()));
+        let known = || fixed(Some(5000), Some(5000), "/h");
+        assert!(
+            find(vec![known(), gone()], Limits::default(), "bob")
+                .unwrap()
+                .is_some()
+        );
+        assert!(find(vec![gone(), known()], Limits::default(), "bob").is_err());
+        // root exists in passwd and is no mail user
+        assert_eq!(
+            find(
+                vec![Userdb::Passwd(passwd::Passwd)],
+                Limits::default(),
+                "root"
+            )
+            .unwrap(),
+            None
+        );
+        for name in ["", "a/b", "a\nb", "a\0b"] {
+            assert_eq!(
+                find(vec![known()], Limits::default(), name).unwrap(),
+                None,
+                "{name:?}"
+            );
+        }
     }
 }

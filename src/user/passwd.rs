@@ -1,3 +1,51 @@
-//! stub
-#[derive(Debug)]
+//! The system's users (NSS), with their UNIX groups.
+
+use super::{Answer, Unavailable, User};
+use crate::sys::credentials::Credentials;
+use crate::sys::nss;
+
+/// `[[userdb]] passwd = {}`
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Passwd;
+
+impl Passwd {
+    pub const NAME: &'static str = "passwd";
+
+    pub fn find(&self, name: &str) -> Result<Option<Answer>, Unavailable> {
+        let unavailable = |error: std::io::Error| Unavailable {
+            userdb: Self::NAME.into(),
+            why: error.to_string(),
+        };
+        let Some(account) = nss::account(name).map_err(unavailable)? else {
+            return Ok(None);
+        };
+        let groups = nss::groups(&account.name, account.gid).map_err(unavailable)?;
+        Ok(Some(Answer {
+            name: account.name,
+            uid: Some(account.uid),
+            gid: Some(account.gid),
+            groups,
+            home: Some(account.home),
+            extra: Default::default(),
+            origin: Self::NAME.into(),
+        }))
+    }
+}
+
+/// The user that this process runs as: for an LDA in a user's own `.forward`. USER and HOME count where they are his.
+pub fn current() -> Result<User, Unavailable> {
+    let unavailable = |why: String| Unavailable {
+        userdb: Passwd::NAME.into(),
+        why,
+    };
+    let Credentials { uid, gid, groups } = crate::sys::credentials::effective();
+    let account = nss::account_of_uid(uid).map_err(|error| unavailable(error.to_string()))?;
+    let account = account.ok_or_else(|| unavailable(format!("there is no user with uid {uid}")))?;
+    Ok(User {
+        name: account.name,
+        credentials: Credentials { uid, gid, groups },
+        home: Some(account.home),
+        extra: Default::default(),
+        origin: "this process".into(),
+    })
+}

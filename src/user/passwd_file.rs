@@ -1,3 +1,205 @@
-//! stub
+//! Dovecot's passwd-file: `user:password:uid:gid:(gecos):home:(shell):extra_fields`.
+//!
+//! The file is read again when it has changed. A line that makes no sense concerns its own user only, and for him the
+//! answer is "cannot tell".
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Answer, Unavailable};
+use crate::sys::nss;
+
+/// `[[userdb]] passwd-file = { path = "/etc/postroom/users" }`
 #[derive(Debug)]
-pub struct PasswdFile;
+pub struct PasswdFile {
+    path: PathBuf,
+    read: Mutex<Option<(Version, Arc<Lines>)>>,
+}
+
+/// Inode, size and modification time: what tells one version of the file from the next.
+type Version = (u64, u64, i64, i64);
+/// By user name: the rest of his line.
+type Lines = HashMap<String, String>;
+
+impl PasswdFile {
+    pub fn new(path: PathBuf) -> PasswdFile {
+        PasswdFile {
+            path,
+            read: Mutex::default(),
+        }
+    }
+
+    pub fn name(&self) -> String {
+        format!("passwd-file {}", self.path.display())
+    }
+
+    pub fn find(&self, name: &str) -> Result<Option<Answer>, Unavailable> {
+        let unavailable = |why: String| Unavailable {
+            userdb: self.name(),
+            why,
+        };
+        let lines = self
+            .lines()
+            .map_err(|error| unavailable(error.to_string()))?;
+        let Some(line) = lines.get(name) else {
+            return Ok(None);
+        };
+        parse(name, line, self.name())
+            .map(Some)
+            .map_err(unavailable)
+    }
+
+    /// The file as it is now.
+    fn lines(&self) -> io::Result<Arc<Lines>> {
+        let meta = fs::metadata(&self.path)?;
+        let version = (meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec());
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, lines)) = read.as_ref()
+            && *known == version
+        {
+            return Ok(Arc::clone(lines));
+        }
+        let text = fs::read(&self.path)?;
+        let lines = Arc::new(split(&String::from_utf8_lossy(&text)));
+        *read = Some((version, Arc::clone(&lines)));
+        Ok(lines)
+    }
+}
+
+/// The first line of a name counts.
+fn split(text: &str) -> Lines {
+    let mut lines = Lines::new();
+    for line in text
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+    {
+        let (name, rest) = line.split_once(':').unwrap_or((line, ""));
+        lines
+            .entry(name.to_owned())
+            .or_insert_with(|| rest.to_owned());
+    }
+    lines
+}
+
+fn parse(name: &str, rest: &str, origin: String) -> Result<Answer, String> {
+    let fields: Vec<&str> = rest.splitn(7, ':').collect();
+    let field = |at: usize| fields.get(at).copied().filter(|field| !field.is_empty());
+    let number = |kind: &str, text: &str, found: io::Result<Option<u32>>| match found {
+        Ok(Some(id)) => Ok(id),
+        Ok(None) => Err(format!("{kind} {text:?} of {name:?} does not exist")),
+        Err(error) => Err(format!("{kind} {text:?} of {name:?}: {error}")),
+    };
+    let mut answer = Answer {
+        name: name.into(),
+        uid: field(1)
+            .map(|text| number("uid", text, nss::uid(text)))
+            .transpose()?,
+        gid: field(2)
+            .map(|text| number("gid", text, nss::gid(text)))
+            .transpose()?,
+        groups: Vec::new(),
+        home: field(4).map(PathBuf::from),
+        extra: BTreeMap::new(),
+        origin,
+    };
+    // Fields for logins stand beside those for delivery, which begin with userdb_.
+    let extra = field(6).into_iter().flat_map(str::split_whitespace);
+    for (key, value) in extra.map(|word| word.split_once('=').unwrap_or((word, "yes"))) {
+        let Some(key) = key.strip_prefix("userdb_") else {
+            continue;
+        };
+        match key {
+            "uid" => answer.uid = Some(number("uid", value, nss::uid(value))?),
+            "gid" => answer.gid = Some(number("gid", value, nss::gid(value))?),
+            "home" => answer.home = Some(PathBuf::from(value)),
+            "user" => answer.name = value.to_owned(),
+            _ => {
+                answer.extra.insert(key.to_owned(), value.to_owned());
+            }
+        }
+    }
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn lines_of_users() {
+        for (line, uid, gid, home, extra) in [
+            (
+                "{PLAIN}pw:5000:5001::/srv/bob::",
+                Some(5000),
+                Some(5001),
+                Some("/srv/bob"),
+                "",
+            ),
+            ("{PLAIN}pw::::::", None, None, None, ""),
+            ("", None, None, None, ""),
+            (":root:root::/root", Some(0), Some(0), Some("/root"), ""),
+            (
+                "x:1:2::/h::nologin userdb_mail_path=~/M userdb_uid=7",
+                Some(7),
+                Some(2),
+                Some("/h"),
+                "mail_path=~/M",
+            ),
+            (
+                "x:1:2::/h::userdb_mail=maildir:~/M",
+                Some(1),
+                Some(2),
+                Some("/h"),
+                "mail=maildir:~/M",
+            ),
+        ] {
+            let got = parse("bob", line, "t".into()).unwrap();
+            assert_eq!((got.uid, got.gid), (uid, gid), "{line}");
+            assert_eq!(
+                got.home.as_deref().and_then(|home| home.to_str()),
+                home,
+                "{line}"
+            );
+            let extras: Vec<String> = got
+                .extra
+                .iter()
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect();
+            assert_eq!(extras.join(" "), extra, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_line_concerns_its_own_user() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("users");
+        fs::write(
+            &path,
+            "# users\nann:x:no-such-user:1::/h::\nbob:x:5000:5000::/h::\nbob:x:1:1::/other::\n",
+        )
+        .unwrap();
+        let file = PasswdFile::new(path.clone());
+        assert!(file.find("ann").unwrap_err().why.contains("no-such-user"));
+        assert_eq!(file.find("bob").unwrap().unwrap().uid, Some(5000));
+        assert_eq!(file.find("Bob").unwrap(), None);
+        fs::write(&path, "carl:x:5000:5000::/h::\n").unwrap();
+        assert_eq!(file.find("bob").unwrap(), None);
+        assert!(file.find("carl").unwrap().is_some());
+        fs::remove_file(&path).unwrap();
+        assert!(file.find("carl").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_has_an_answer(text in "[a-z:=# \\n0-9]{0,80}") {
+            for (name, line) in split(&text) {
+                let _ = parse(&name, &line, "t".into());
+            }
+        }
+    }
+}

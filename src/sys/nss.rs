@@ -1,0 +1,61 @@
+//! Users and groups of the system, by name (`/etc/passwd`, or whatever nsswitch.conf says).
+
+use std::ffi::CString;
+use std::io;
+use std::path::PathBuf;
+
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+
+/// A user of the system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    pub name: String,
+    pub uid: u32,
+    pub gid: u32,
+    pub home: PathBuf,
+}
+
+impl From<User> for Account {
+    fn from(user: User) -> Account {
+        Account {
+            name: user.name,
+            uid: user.uid.as_raw(),
+            gid: user.gid.as_raw(),
+            home: user.dir,
+        }
+    }
+}
+
+/// `None`: there is no such user. An error: the name service did not answer.
+pub fn account(name: &str) -> io::Result<Option<Account>> {
+    Ok(User::from_name(name)?.map(Account::from))
+}
+
+pub fn account_of_uid(uid: u32) -> io::Result<Option<Account>> {
+    Ok(User::from_uid(Uid::from_raw(uid))?.map(Account::from))
+}
+
+/// The supplementary groups of `name`, `gid` among them.
+pub fn groups(name: &str, gid: u32) -> io::Result<Vec<u32>> {
+    let name = CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok(getgrouplist(&name, Gid::from_raw(gid))?
+        .into_iter()
+        .map(Gid::as_raw)
+        .collect())
+}
+
+/// A uid by number or name. `None`: there is no such user.
+pub fn uid(text: &str) -> io::Result<Option<u32>> {
+    match text.parse() {
+        Ok(uid) => Ok(Some(uid)),
+        Err(_) => Ok(account(text)?.map(|account| account.uid)),
+    }
+}
+
+/// A gid by number or name. `None`: there is no such group.
+pub fn gid(text: &str) -> io::Result<Option<u32>> {
+    match text.parse() {
+        Ok(gid) => Ok(Some(gid)),
+        Err(_) => Ok(Group::from_name(text)?.map(|group| group.gid.as_raw())),
+    }
+}
