@@ -36,6 +36,3 @@ pub mod fault;
 pub mod log;
 pub mod sys;
 pub mod text;
-
-#[cfg(test)]
-mod every_step_fails;

@@ -1,1 +1,128 @@
-//! stub
+//! The configuration: read, checked, defaults filled in. It builds the settings of everything below it; nothing below
+//! names it.
+
+pub mod file;
+pub mod report;
+pub mod section;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+pub use report::{Errors, Problem};
+use section::{Notes, Section, Setting};
+
+use crate::deliver;
+use crate::lmtp;
+use crate::sys::credentials;
+
+/// Where the file is without `-c` and `$POSTROOM_CONFIG`.
+pub const DEFAULT_PATH: &str = "/etc/postroom/postroom.toml";
+
+/// Everything that a program needs to know.
+#[derive(Debug)]
+pub struct Config {
+    pub delivery: deliver::Settings,
+    pub lmtp: lmtp::Settings,
+    pub service: Service,
+    /// The file; none for the built-in defaults.
+    pub path: Option<PathBuf>,
+    /// Every setting with its origin.
+    pub settings: Vec<Setting>,
+    /// What is odd and does not stop anybody.
+    pub warnings: Option<Errors>,
+}
+
+/// Whom a server that was started by root becomes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    pub mail_uid: Option<u32>,
+    pub mail_gid: Option<u32>,
+    /// `mail_access_groups`
+    pub groups: Vec<u32>,
+}
+
+/// `path` (`-c`), else `$POSTROOM_CONFIG`, else [`DEFAULT_PATH`]. Only where the last does not exist, and for an
+/// ordinary user, the built-in defaults serve: a wrong file is never silently replaced by a default.
+pub fn load(path: Option<&Path>) -> Result<Config, Errors> {
+    let named = path
+        .map(Path::to_owned)
+        .or_else(|| std::env::var_os("POSTROOM_CONFIG").map(PathBuf::from));
+    let path = named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
+    let shown = path.display().to_string();
+    match fs::read_to_string(&path) {
+        Ok(text) => Config::from_str(&shown, &text).map(|config| Config {
+            path: Some(path),
+            ..config
+        }),
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                && named.is_none()
+                && !credentials::is_root() =>
+        {
+            Ok(Config::built_in())
+        }
+        Err(error) => {
+            let advice = "give a file that can be read: -c FILE, or $POSTROOM_CONFIG";
+            Err(Errors::unreadable(
+                &shown,
+                format!("cannot read the configuration {shown}: {error}"),
+                advice,
+            ))
+        }
+    }
+}
+
+impl Config {
+    /// Reads a file's text. All errors at once; without one, the warnings are in the config.
+    pub fn from_str(name: &str, text: &str) -> Result<Config, Errors> {
+        let notes = Notes {
+            text,
+            problems: Default::default(),
+            settings: Default::default(),
+        };
+        let (table, syntax) = DeTable::parse_recoverable(text);
+        if !syntax.is_empty() {
+            let problems = syntax.iter().map(|error| Problem {
+                message: error.message().to_owned(),
+                advice: None,
+                place: error.span().unwrap_or(0..0),
+                is_warning: false,
+            });
+            return Err(Errors {
+                file: name.into(),
+                text: text.into(),
+                problems: problems.collect(),
+            });
+        }
+        let mut config = file::read(&Section::root(&notes, table.get_ref()));
+        let mut problems = notes.problems.take();
+        problems.sort_by_key(|problem| problem.place.start);
+        let errors = Errors {
+            file: name.into(),
+            text: text.into(),
+            problems,
+        };
+        config.settings = notes.settings.take();
+        match (errors.is_fatal(), errors.problems.is_empty()) {
+            (true, _) => Err(errors),
+            (false, true) => Ok(config),
+            (false, false) => Ok(Config {
+                warnings: Some(errors),
+                ..config
+            }),
+        }
+    }
+
+    /// Passwd users, `~/Maildir`, one private namespace.
+    pub fn built_in() -> Config {
+        match Config::from_str("built-in", "") {
+            Ok(config) => config,
+            Err(errors) => unreachable!("the defaults are a correct config: {errors}"),
+        }
+    }
+}

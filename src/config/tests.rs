@@ -1,0 +1,249 @@
+//! Configs in, messages with their lines out.
+
+use super::*;
+use crate::mailbox::namespace::Kind;
+
+fn problems(text: &str) -> Vec<(usize, String)> {
+    let errors = match Config::from_str("t.toml", text) {
+        Ok(config) => config.warnings,
+        Err(errors) => Some(errors),
+    };
+    let Some(errors) = errors else {
+        return Vec::new();
+    };
+    errors
+        .lines()
+        .into_iter()
+        .zip(
+            errors
+                .problems
+                .iter()
+                .map(|problem| problem.message.clone()),
+        )
+        .collect()
+}
+
+#[test]
+fn nothing_configured_is_one_private_maildir() {
+    let config = Config::built_in();
+    let [inbox] = &config.delivery.namespaces[..] else {
+        panic!("one namespace")
+    };
+    assert_eq!(
+        (inbox.kind, inbox.prefix.as_str(), inbox.inbox),
+        (Kind::Private, "", true)
+    );
+    assert_eq!(inbox.location.path.source(), "~/Maildir");
+}
+
+/// A private namespace that is right, for the cases to stand beside.
+const INBOX: &str =
+    "[acl]\ndriver = \"vfile\"\n[namespace.inbox]\nseparator = \"/\"\ninbox = true\n";
+
+#[test]
+fn each_problem_with_its_line() {
+    for (text, line, message) in [
+        ("mail_pth = \"~/M\"", 1, "unknown setting \"mail_pth\""),
+        (
+            "[delivery]\non_misssing = \"inbox\"",
+            2,
+            "unknown setting \"on_misssing\" in [delivery]",
+        ),
+        (
+            "[delivery]\non_missing = \"bounce\"",
+            2,
+            "\"bounce\" is no value",
+        ),
+        (
+            "[delivery]\nmax_mailboxes = \"many\"",
+            2,
+            "max_mailboxes cannot be this string",
+        ),
+        (
+            "[delivery]\nmessage_size = \"50X\"",
+            2,
+            "message_size cannot be",
+        ),
+        ("mail_path = \"/vmail/%x\"", 1, "is no variable"),
+        (
+            "mail_path = \"/vmail/%{usr}\"",
+            1,
+            "there is no variable %{usr}",
+        ),
+        (
+            "mail_access_groups = [\"no-such-group\"]",
+            1,
+            "there is no group",
+        ),
+        ("mail_driver = \"mbox\"", 1, "mbox is not built yet"),
+        ("mail_driver = \"dbox\"", 1, "\"dbox\" is no value"),
+        (
+            "[[userdb]]\npasswd = {}\nstatic = {}",
+            1,
+            "a [[userdb]] has one driver",
+        ),
+        (
+            "[[userdb]]\npasswd-file = {}",
+            2,
+            "a passwd-file needs its path",
+        ),
+        ("[lmtp]\nlisten = [{ tcp = \"24\" }]", 2, "is no address"),
+        (
+            "[lmtp]\nlisten = [{ unix = \"/x\", mode = \"rw\" }]",
+            2,
+            "is no mode",
+        ),
+        ("a = \nb = 1", 1, ""),
+        (
+            "mail_fsync = \"never\"",
+            1,
+            "without fsync a 250 is no promise",
+        ),
+    ] {
+        let found = problems(text);
+        assert!(
+            found
+                .iter()
+                .any(|(at, text)| *at == line && text.contains(message)),
+            "{text}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn what_dovecot_refuses_to_start_with() {
+    for (text, line, message) in [
+        (
+            "[namespace.a]\nprefix = \"A\"\nseparator = \"/\"",
+            7,
+            "must end with the separator",
+        ),
+        (
+            "[namespace.a]\nprefix = \"/A/\"\nseparator = \"/\"",
+            7,
+            "must not begin with the separator",
+        ),
+        (
+            "[namespace.a]\nprefix = \"\"\nseparator = \"/\"",
+            7,
+            "same prefix",
+        ),
+        (
+            "[namespace.a]\nprefix = \"A/\"\nseparator = \"//\"",
+            8,
+            "is one character",
+        ),
+        (
+            "[namespace.a]\nprefix = \"A.\"\nseparator = \".\"",
+            1,
+            "different separators",
+        ),
+        (
+            "[namespace.a]\nprefix = \"A/\"\nseparator = \"/\"\ninbox = true",
+            1,
+            "more than one namespace",
+        ),
+        (
+            "[namespace.a]\nprefix = \"A/\"\nseparator = \"/\"\nalias_for = \"nope\"",
+            9,
+            "no namespace \"nope\"",
+        ),
+        (
+            "[namespace.a]\nprefix = \"A/\"\nseparator = \"/\"\nalias_for = \"inbox\"\nmail_path = \"~/M2\"",
+            9,
+            "is not the",
+        ),
+        (
+            "[namespace.s]\ntype = \"shared\"\nprefix = \"s/\"\nseparator = \"/\"\nmail_path = \"%{owner_home}/M\"",
+            8,
+            "$user or $username",
+        ),
+        (
+            "[namespace.s]\ntype = \"shared\"\nprefix = \"s/$usr/\"\nseparator = \"/\"\nmail_path = \"%{owner_home}/M\"",
+            8,
+            "$usr is no variable",
+        ),
+        (
+            "[namespace.s]\ntype = \"shared\"\nprefix = \"s/$user/\"\nseparator = \"/\"",
+            6,
+            "the same for every owner",
+        ),
+        (
+            "[namespace.p]\ntype = \"public\"\nprefix = \"P/\"\nseparator = \"/\"\nmail_path = \"/p\"\nmail_control_path = \"~/c\"",
+            11,
+            "need index files per user",
+        ),
+        (
+            "[namespace.p]\ntype = \"public\"\nprefix = \"P/\"\nseparator = \"/\"\nmail_path = \"/p\"\nmail_index_path = \"/i\"\n\
+             [namespace.q]\ntype = \"public\"\nprefix = \"Q/\"\nseparator = \"/\"\nmail_path = \"/q\"\nmail_index_path = \"/i\"",
+            17,
+            "same mail_index_path",
+        ),
+    ] {
+        let found = problems(&format!("{INBOX}{text}"));
+        assert!(
+            found
+                .iter()
+                .any(|(at, text)| *at == line && text.contains(message)),
+            "{text}: {found:?}"
+        );
+    }
+    let open = "[namespace.inbox]\ninbox = true\nseparator = \"/\"\n[namespace.p]\ntype = \"public\"\nprefix = \"P/\"\nseparator = \"/\"\nmail_path = \"/p\"";
+    assert!(
+        problems(open)
+            .iter()
+            .any(|(_, text)| text.contains("who may store there"))
+    );
+}
+
+#[test]
+fn all_problems_at_once() {
+    let found = problems(
+        "hostnam = \"x\"\nmail_path = 5\n[delivery]\ndetail = \"all\"\n[lmtp]\nlisten = 24\n",
+    );
+    let lines: Vec<usize> = found.iter().map(|(line, _)| *line).collect();
+    assert_eq!(lines, [1, 2, 4, 6], "{found:?}");
+}
+
+#[test]
+fn a_picture_of_the_place() {
+    let errors = Config::from_str("t.toml", "\n[delivery]\ndetial = \"mailbox\"\n").unwrap_err();
+    let text = errors.to_string();
+    for part in [
+        "t.toml:3:1",
+        "detial = \"mailbox\"",
+        "^^^^^^",
+        "did you mean \"detail\"?",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+/// The namespaces that Dovecot's documents give as examples.
+#[test]
+fn the_documents_examples() {
+    for text in [
+        "[namespace.inbox]\nseparator = \".\"\nprefix = \"\"\ninbox = true",
+        "[namespace.inbox]\nseparator = \"/\"\ninbox = true\n\
+         [namespace.c1]\nseparator = \"/\"\nprefix = \"mail/\"\nhidden = true\nlist = \"no\"\nalias_for = \"\"\n\
+         [namespace.c2]\nseparator = \"/\"\nprefix = \"~/mail/\"\nhidden = true\nlist = false\nalias_for = \"\"",
+        "[namespace.inbox]\nseparator = \"/\"\ninbox = true\n\
+         [namespace.compat]\nseparator = \".\"\nprefix = \"INBOX.\"\ninbox = false\nhidden = true\nlist = \"no\"\nalias_for = \"\"",
+        "[namespace.subscriptions]\nsubscriptions = true\nprefix = \"\"\nlist = \"no\"\nhidden = true\n\
+         [namespace.inbox]\ninbox = true\nsubscriptions = false\nprefix = \"INBOX/\"\nseparator = \"/\"\n\
+         [namespace.inbox.mailbox.Drafts]\nauto = \"subscribe\"\nspecial_use = \"\\\\Drafts\"\n\
+         [namespace.inbox.mailbox.\"Sent Messages\"]\nspecial_use = \"\\\\Sent\"",
+        "[acl]\ndriver = \"vfile\"\n[namespace.inbox]\nseparator = \"/\"\ninbox = true\n\
+         [namespace.shared]\ntype = \"shared\"\nseparator = \"/\"\nprefix = \"shared/%%u/\"\nmail_path = \"%{owner_home}/Maildir\"\n\
+         mail_index_private_path = \"~/Maildir/shared/%{owner_user}\"\nsubscriptions = false\nlist = \"children\"",
+        "[acl]\ndriver = \"vfile\"\n[namespace.inbox]\nseparator = \"/\"\ninbox = true\n\
+         [namespace.public]\ntype = \"public\"\nseparator = \"/\"\nprefix = \"Public/\"\nmail_path = \"/var/mail/public\"\n\
+         mail_control_path = \"~/Maildir/public\"\nmail_index_path = \"~/Maildir/public\"\nsubscriptions = false\n\
+         [namespace.team]\ntype = \"public\"\nseparator = \"/\"\nprefix = \"Team/\"\nmail_path = \"/var/mail/team\"\n\
+         mail_control_path = \"~/Maildir/team\"\nmail_index_path = \"~/Maildir/team\"\nsubscriptions = false",
+    ] {
+        if let Err(errors) = Config::from_str("t.toml", text) {
+            panic!("{errors}");
+        }
+    }
+}
