@@ -126,7 +126,12 @@ impl Code {
 
 impl Fault {
     pub fn new(code: Code, doing: impl Into<String>, why: impl Into<String>) -> Fault {
-        Fault { code, doing: doing.into(), why: why.into(), advice: None }
+        Fault {
+            code,
+            doing: doing.into(),
+            why: why.into(),
+            advice: None,
+        }
     }
 
     /// A failed system call: the code comes from the errno.

@@ -34,7 +34,10 @@ pub struct Core {
 
 impl Core {
     pub fn new(settings: Settings) -> Core {
-        Core { settings, queues: queue::Queues::default() }
+        Core {
+            settings,
+            queues: queue::Queues::default(),
+        }
     }
 
     pub fn settings(&self) -> &Settings {
@@ -62,7 +65,9 @@ impl Core {
             Err(fault) => return Outcome::refused(fault),
         };
         match inspect::inspect(&self.settings, &targets).0 {
-            Ok(plan) => carry_out::carry_out(&self.settings, &self.queues, transaction, recipient, plan),
+            Ok(plan) => {
+                carry_out::carry_out(&self.settings, &self.queues, transaction, recipient, plan)
+            }
             Err(fault) => Outcome::refused(fault),
         }
     }

@@ -30,11 +30,19 @@ pub struct Line {
 
 impl Line {
     pub fn ok(label: &str, text: impl Into<String>) -> Line {
-        Line { label: label.into(), text: text.into(), ok: true }
+        Line {
+            label: label.into(),
+            text: text.into(),
+            ok: true,
+        }
     }
 
     pub fn fail(label: &str, text: impl Into<String>) -> Line {
-        Line { label: label.into(), text: text.into(), ok: false }
+        Line {
+            label: label.into(),
+            text: text.into(),
+            ok: false,
+        }
     }
 }
 
@@ -42,7 +50,12 @@ impl Report {
     /// A report of a delivery that ended before there was anything to inspect.
     pub fn failed(recipient: String, fault: Fault) -> Report {
         let line = Line::fail("address", fault.to_string());
-        Report { recipient, lines: vec![line], mailbox: None, fault: Some(fault) }
+        Report {
+            recipient,
+            lines: vec![line],
+            mailbox: None,
+            fault: Some(fault),
+        }
     }
 }
 

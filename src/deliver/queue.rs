@@ -1,2 +1,3 @@
 //! stub
-#[derive(Debug, Default)] pub struct Queues;
+#[derive(Debug, Default)]
+pub struct Queues;

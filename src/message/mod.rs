@@ -56,6 +56,10 @@ pub struct Recipient {
 
 impl Recipient {
     pub fn new(address: Address) -> Recipient {
-        Recipient { address, original: None, mailbox: None }
+        Recipient {
+            address,
+            original: None,
+            mailbox: None,
+        }
     }
 }

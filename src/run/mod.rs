@@ -23,7 +23,10 @@ pub struct Runner {
 
 impl Runner {
     pub fn new(core: Arc<Core>) -> Runner {
-        Runner { core, slots: Arc::new(Semaphore::new(AT_ONCE)) }
+        Runner {
+            core,
+            slots: Arc::new(Semaphore::new(AT_ONCE)),
+        }
     }
 
     pub fn core(&self) -> &Arc<Core> {
@@ -41,27 +44,40 @@ impl Runner {
 
     /// DATA: resolve and inspect anew, then carry out, for each recipient. Outcomes come as they happen, each with
     /// the index of its recipient; a closed channel means that all have come.
-    pub fn deliver(&self, message: Arc<Message>, recipients: Vec<Recipient>) -> mpsc::Receiver<(usize, Outcome)> {
+    pub fn deliver(
+        &self,
+        message: Arc<Message>,
+        recipients: Vec<Recipient>,
+    ) -> mpsc::Receiver<(usize, Outcome)> {
         let (send, receive) = mpsc::channel(recipients.len().max(1));
         let transaction = Arc::new(self.core.transaction(message, recipients.len()));
         for (index, recipient) in recipients.into_iter().enumerate() {
-            let (runner, send, transaction) = (self.clone(), send.clone(), Arc::clone(&transaction));
+            let (runner, send, transaction) =
+                (self.clone(), send.clone(), Arc::clone(&transaction));
             tokio::spawn(async move {
                 let core = Arc::clone(&runner.core);
-                let outcome = runner.blocking(move || core.deliver(&transaction, &recipient)).await;
+                let outcome = runner
+                    .blocking(move || core.deliver(&transaction, &recipient))
+                    .await;
                 // The session may be gone; what is stored stays stored.
-                let _ = send.send((index, outcome.unwrap_or_else(Outcome::Deferred))).await;
+                let _ = send
+                    .send((index, outcome.unwrap_or_else(Outcome::Deferred)))
+                    .await;
             });
         }
         receive
     }
 
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Fault> {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Fault> {
         let slot = Arc::clone(&self.slots).acquire_owned().await;
         let done = tokio::task::spawn_blocking(move || {
             let _slot = slot;
             work()
         });
-        done.await.map_err(|error| Fault::new(Code::Internal, "deliver", format!("panicked: {error}")))
+        done.await
+            .map_err(|error| Fault::new(Code::Internal, "deliver", format!("panicked: {error}")))
     }
 }

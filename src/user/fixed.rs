@@ -1,2 +1,3 @@
 //! stub
-#[derive(Debug)] pub struct Static;
+#[derive(Debug)]
+pub struct Static;

@@ -1,2 +1,3 @@
 //! stub
-#[derive(Debug)] pub struct Passwd;
+#[derive(Debug)]
+pub struct Passwd;

@@ -1,2 +1,3 @@
 //! stub
-#[derive(Debug)] pub struct PasswdFile;
+#[derive(Debug)]
+pub struct PasswdFile;
