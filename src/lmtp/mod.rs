@@ -1,2 +1,5 @@
 //! stub
 pub mod codec;
+pub mod command;
+pub mod reply;
+pub mod session;
