@@ -13,7 +13,9 @@ const MAX_WORD: usize = 255;
 /// none where one copy serves several. A message without `trace.received` did not come over LMTP: it gets nothing, the MTA
 /// has written these fields.
 pub fn added_headers(message: &Message, recipient: Option<&Address>) -> Vec<u8> {
-    let Some(received) = &message.trace.received else { return Vec::new() };
+    let Some(received) = &message.trace.received else {
+        return Vec::new();
+    };
     let mut out = format!("Return-Path: <{}>\n", message.envelope.sender);
     // Writing to a String cannot fail.
     if let Some(address) = recipient {
@@ -23,7 +25,12 @@ pub fn added_headers(message: &Message, recipient: Option<&Address>) -> Vec<u8> 
     if let Some(peer) = &received.peer {
         let _ = write!(out, " ([{}])", word(peer));
     }
-    let _ = write!(out, "\n\tby {} with LMTP\n\tid {}", word(&received.hostname), word(&message.trace.session));
+    let _ = write!(
+        out,
+        "\n\tby {} with LMTP\n\tid {}",
+        word(&received.hostname),
+        word(&message.trace.session)
+    );
     let _ = write!(out, "\n\t(envelope-from <{}>)", message.envelope.sender);
     if let Some(address) = recipient {
         let _ = write!(out, "\n\tfor <{address}>");
@@ -36,11 +43,18 @@ pub fn added_headers(message: &Message, recipient: Option<&Address>) -> Vec<u8> 
 fn word(text: &str) -> String {
     let is_plain = |c: &char| c.is_ascii_alphanumeric() || ".-_:[]+/".contains(*c);
     let word: String = text.chars().filter(is_plain).take(MAX_WORD).collect();
-    if word.is_empty() { "unknown".into() } else { word }
+    if word.is_empty() {
+        "unknown".into()
+    } else {
+        word
+    }
 }
 
 fn date(text: &str) -> String {
-    text.chars().filter(|c| matches!(c, ' '..='~')).take(64).collect()
+    text.chars()
+        .filter(|c| matches!(c, ' '..='~'))
+        .take(64)
+        .collect()
 }
 
 #[cfg(test)]
@@ -52,10 +66,22 @@ mod tests {
     use crate::message::{Envelope, Received, ReversePath, Trace};
 
     fn message(sender: ReversePath, received: Option<Received>) -> Message {
-        let spool = Spool { dirs: vec![std::env::temp_dir()] };
+        let spool = Spool {
+            dirs: vec![std::env::temp_dir()],
+        };
         let body = BodyWriter::new(&spool).finish().unwrap();
-        let envelope = Envelope { sender, queue_id: None };
-        Message { envelope, body, trace: Trace { session: "k3Jx/+:T2".into(), received } }
+        let envelope = Envelope {
+            sender,
+            queue_id: None,
+        };
+        Message {
+            envelope,
+            body,
+            trace: Trace {
+                session: "k3Jx/+:T2".into(),
+                received,
+            },
+        }
     }
 
     fn received(peer: Option<&str>) -> Option<Received> {
@@ -74,7 +100,10 @@ mod tests {
 
     #[test]
     fn one_recipient() {
-        let message = message(ReversePath::parse_lenient("s@x.org"), received(Some("192.0.2.1")));
+        let message = message(
+            ReversePath::parse_lenient("s@x.org"),
+            received(Some("192.0.2.1")),
+        );
         let want = "Return-Path: <s@x.org>\n\
                     Delivered-To: \"a b\"+Work@y\n\
                     Received: from me.example ([192.0.2.1])\n\

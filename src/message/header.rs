@@ -15,7 +15,17 @@ const MAX_MESSAGE_ID: usize = 200;
 /// The topmost Message-ID as it stands there, in printable ASCII. `head` begins with the first byte of the message.
 pub fn message_id(head: &[u8]) -> Option<String> {
     let raw = topmost(head, "Message-ID")?;
-    let id: String = raw.iter().take(MAX_MESSAGE_ID).map(|b| if b.is_ascii_graphic() { char::from(*b) } else { '?' }).collect();
+    let id: String = raw
+        .iter()
+        .take(MAX_MESSAGE_ID)
+        .map(|b| {
+            if b.is_ascii_graphic() {
+                char::from(*b)
+            } else {
+                '?'
+            }
+        })
+        .collect();
     (!id.is_empty()).then_some(id)
 }
 
@@ -27,7 +37,13 @@ pub fn field(head: &[u8], name: &str) -> Option<String> {
         Some(_) => decoded(&raw).unwrap_or_else(|| lossy(&raw)),
         None => lossy(&raw),
     };
-    Some(text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_string())
+    Some(
+        text.chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect::<String>()
+            .trim()
+            .to_string(),
+    )
 }
 
 fn lossy(raw: &[u8]) -> String {
@@ -36,7 +52,9 @@ fn lossy(raw: &[u8]) -> String {
 
 fn decoded(raw: &[u8]) -> Option<String> {
     let block = [b"Subject: ", raw, b"\n\n"].concat();
-    let message = MessageParser::new().header_text(mail_parser::HeaderName::Subject).parse_headers(&block)?;
+    let message = MessageParser::new()
+        .header_text(mail_parser::HeaderName::Subject)
+        .parse_headers(&block)?;
     message.subject().map(str::to_string)
 }
 
@@ -47,7 +65,9 @@ fn topmost(head: &[u8], name: &str) -> Option<Vec<u8>> {
         if line.is_empty() {
             return None;
         }
-        let Some(value) = value_of(line, name) else { continue };
+        let Some(value) = value_of(line, name) else {
+            continue;
+        };
         let mut value = value.to_vec();
         while let Some(folded) = lines.next_if(|line| matches!(line.first(), Some(b' ' | b'\t'))) {
             value.extend_from_slice(folded);
@@ -96,8 +116,16 @@ mod tests {
             ("X-Spam-Flag:YES", "X-Spam-Flag", Some("YES")),
             ("X-Spam-Flag : YES\n", "X-Spam-Flag", Some("YES")),
             ("X-Spam-Flag:\n", "X-Spam-Flag", Some("")),
-            ("To: a\nX-Spam-Flag: NO\nX-Spam-Flag: YES\n\n", "X-Spam-Flag", Some("NO")),
-            ("Subject: a\n b\r\n\tc\nTo: d\n\n", "Subject", Some("a b\tc")),
+            (
+                "To: a\nX-Spam-Flag: NO\nX-Spam-Flag: YES\n\n",
+                "X-Spam-Flag",
+                Some("NO"),
+            ),
+            (
+                "Subject: a\n b\r\n\tc\nTo: d\n\n",
+                "Subject",
+                Some("a b\tc"),
+            ),
             ("To: a\n\nX-Spam-Flag: YES\n", "X-Spam-Flag", None),
             ("\nX-Spam-Flag: YES\n", "X-Spam-Flag", None),
             ("Fr om: a\n\n", "From", None),
@@ -105,7 +133,11 @@ mod tests {
             ("Fromage: a\n\n", "From", None),
             (" From: a\n\n", "From", None),
             ("To: a\rFrom: b\n\n", "From", None),
-            ("Subject: =?utf-8?Q?Gr=C3=BC=C3=9Fe?= x\n\n", "Subject", Some("Grüße x")),
+            (
+                "Subject: =?utf-8?Q?Gr=C3=BC=C3=9Fe?= x\n\n",
+                "Subject",
+                Some("Grüße x"),
+            ),
             ("X-A: =?iso-8859-1?B?4Q==?=\n\n", "X-A", Some("á")),
             ("X-A: =?utf-8?Q?a=0Ab?=\n\n", "X-A", Some("a b")),
             ("X-A: a\0b\u{1b}c\n\n", "X-A", Some("a b c")),
@@ -114,7 +146,10 @@ mod tests {
             let want = want.map(|want: &str| want.replace('\t', " "));
             assert_eq!(field(head.as_bytes(), name), want, "{head:?}");
         }
-        assert_eq!(field(b"X-A: a\xffb\n\n", "X-A").as_deref(), Some("a\u{fffd}b"));
+        assert_eq!(
+            field(b"X-A: a\xffb\n\n", "X-A").as_deref(),
+            Some("a\u{fffd}b")
+        );
     }
 
     #[test]
@@ -123,11 +158,17 @@ mod tests {
             ("Message-ID: <a@b>\n\n", Some("<a@b>".to_string())),
             ("message-id:\r\n <a@b>\r\n\r\n", Some("<a@b>".into())),
             ("Message-ID: <a@b> <c@d>\n\n", Some("<a@b>?<c@d>".into())),
-            ("Message-ID: <a@b>\nMessage-ID: <c@d>\n\n", Some("<a@b>".into())),
+            (
+                "Message-ID: <a@b>\nMessage-ID: <c@d>\n\n",
+                Some("<a@b>".into()),
+            ),
             ("Message-ID: <\u{1b}ü>\n\n", Some("<???>".into())),
             ("Message-ID:  \n\n", None),
             ("To: a\n\nMessage-ID: <a@b>\n\n", None),
-            (&format!("Message-ID: {}\n\n", "x".repeat(500)), Some("x".repeat(200))),
+            (
+                &format!("Message-ID: {}\n\n", "x".repeat(500)),
+                Some("x".repeat(200)),
+            ),
         ] {
             assert_eq!(message_id(head.as_bytes()), want, "{head:?}");
         }
