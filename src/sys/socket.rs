@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -110,6 +111,12 @@ pub fn peer(socket: &impl AsFd) -> io::Result<Peer> {
     })
 }
 
+/// The address at the other end; none where `socket` is no TCP socket.
+pub fn tcp_peer(socket: &impl AsFd) -> Option<SocketAddr> {
+    let socket = socket.as_fd().try_clone_to_owned().ok()?;
+    TcpStream::from(socket).peer_addr().ok()
+}
+
 /// Whether nobody can read what would be written: the peer has closed, or the connection is broken. A peer that only ended
 /// its own half is still there. Does not wait; false when in doubt.
 pub fn is_gone(socket: &impl AsFd) -> bool {
@@ -190,6 +197,16 @@ mod tests {
         );
         drop(there);
         assert!(is_gone(&here));
+    }
+
+    #[test]
+    fn addresses_of_peers() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        assert_eq!(tcp_peer(&server), Some(client.local_addr().unwrap()));
+        assert_eq!(tcp_peer(&UnixStream::pair().unwrap().0), None);
+        assert_eq!(tcp_peer(&fs::File::open("/dev/null").unwrap()), None);
     }
 
     #[test]
