@@ -36,3 +36,6 @@ pub mod fault;
 pub mod log;
 pub mod sys;
 pub mod text;
+
+#[cfg(test)]
+mod every_step_fails;

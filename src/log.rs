@@ -1,1 +1,342 @@
-//! stub
+//! Where log lines go, and the one line that tells of a delivery.
+//!
+//! Values are quoted and escaped by the formatter, so that nothing that came from a client can end a line or start another;
+//! messages are fixed sentences.
+
+use std::io::{self, IsTerminal};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{Level, Metadata};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Where syslog listens.
+pub const SYSLOG: &str = "/dev/log";
+
+/// Bytes of one syslog datagram: longer ones are cut, some daemons drop them whole.
+const MAX_DATAGRAM: usize = 8192;
+/// The facility `mail` (RFC 3164).
+const FACILITY_MAIL: u8 = 2;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Lines on stderr, with a time where that is a terminal or a file; the journal adds its own.
+    Text,
+    /// One JSON object per line on stderr.
+    Json,
+    /// Datagrams to `/dev/log` under this name, facility mail. Nothing at all where nobody listens.
+    Syslog(&'static str),
+}
+
+impl Target {
+    /// `usual`, or JSON where the environment has `POSTROOM_LOG=json`.
+    pub fn from_environment(usual: Target) -> Target {
+        match std::env::var("POSTROOM_LOG").as_deref() {
+            Ok("json") => Target::Json,
+            _ => usual,
+        }
+    }
+}
+
+/// Sets up logging for the whole process, level info, `RUST_LOG` may say otherwise. A second call changes nothing.
+pub fn init(target: Target) {
+    let filter = EnvFilter::builder()
+        .with_default_directive(Level::INFO.into())
+        .from_env_lossy();
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_target(false);
+    let in_journal = std::env::var_os("JOURNAL_STREAM").is_some() && !io::stderr().is_terminal();
+    // An error means that logging is set up already.
+    let _ = match target {
+        Target::Text if in_journal => lines.without_time().with_writer(io::stderr).try_init(),
+        Target::Text => lines.with_writer(io::stderr).try_init(),
+        Target::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_writer(io::stderr)
+            .try_init(),
+        Target::Syslog(name) => lines
+            .without_time()
+            .with_level(false)
+            .with_writer(Syslog::new(name, SYSLOG))
+            .try_init(),
+    };
+}
+
+/// The end of one delivery, or of a recipient that was refused. What is none is left out of the line.
+#[derive(Debug, Clone, Default)]
+pub struct Entry<'a> {
+    /// The id that the reply carries.
+    pub session: &'a str,
+    /// The MTA's queue id.
+    pub queue_id: Option<&'a str>,
+    pub recipient: &'a str,
+    /// ORCPT or `-a`.
+    pub original: Option<&'a str>,
+    /// Empty for `<>`.
+    pub sender: &'a str,
+    pub message_id: Option<&'a str>,
+    /// The mailbox that was asked for, where the final one differs, and why it does.
+    pub wanted: Option<&'a str>,
+    pub why: Option<&'a str>,
+    /// The final mailbox.
+    pub mailbox: Option<&'a str>,
+    pub user: Option<&'a str>,
+    /// The IMAP UID.
+    pub uid: Option<u32>,
+    pub file: Option<&'a str>,
+    /// Bytes on disk.
+    pub size: Option<u64>,
+    pub mode: Option<u32>,
+    pub gid: Option<u32>,
+    pub took: Duration,
+    /// The enhanced status code: `2.0.0`.
+    pub code: &'a str,
+    /// What failed, why, and what mends it.
+    pub fault: Option<&'a str>,
+    pub remarks: &'a [String],
+}
+
+/// Logs one line for one recipient: `stored`, `deferred` or `rejected`, then the facts.
+pub fn delivery(entry: &Entry<'_>) {
+    let mode = entry.mode.map(|mode| format!("{mode:04o}"));
+    let remarks = (!entry.remarks.is_empty()).then(|| entry.remarks.join("; "));
+    macro_rules! line {
+        ($what:literal) => {
+            tracing::info!(
+                session = entry.session,
+                queue_id = entry.queue_id,
+                rcpt = entry.recipient,
+                orcpt = entry.original,
+                from = entry.sender,
+                msgid = entry.message_id,
+                wanted = entry.wanted,
+                why = entry.why,
+                mailbox = entry.mailbox,
+                user = entry.user,
+                uid = entry.uid,
+                file = entry.file,
+                size = entry.size,
+                mode = mode.as_deref(),
+                gid = entry.gid,
+                ms = entry.took.as_millis() as u64,
+                dsn = entry.code,
+                fault = entry.fault,
+                remarks = remarks.as_deref(),
+                $what
+            )
+        };
+    }
+    match entry.code.as_bytes().first() {
+        Some(b'2') => line!("stored"),
+        Some(b'5') => line!("rejected"),
+        _ => line!("deferred"),
+    }
+}
+
+/// Writes each line as one datagram (RFC 3164): `<22>name[pid]: line`.
+#[derive(Debug, Clone)]
+struct Syslog {
+    name: &'static str,
+    path: PathBuf,
+    /// None where it could not be made; then nothing is logged.
+    socket: Option<Arc<UnixDatagram>>,
+}
+
+/// One line on its way; sent when it is dropped.
+struct Datagram<'a> {
+    syslog: &'a Syslog,
+    line: Vec<u8>,
+}
+
+impl Syslog {
+    fn new(name: &'static str, path: impl AsRef<Path>) -> Syslog {
+        let socket = UnixDatagram::unbound().and_then(|socket| {
+            // A syslogd that hangs must not hold up mail.
+            socket.set_nonblocking(true)?;
+            Ok(Arc::new(socket))
+        });
+        Syslog {
+            name,
+            path: path.as_ref().into(),
+            socket: socket.ok(),
+        }
+    }
+
+    fn datagram(&self, level: &Level) -> Datagram<'_> {
+        let severity = match *level {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        let head = format!(
+            "<{}>{}[{}]: ",
+            FACILITY_MAIL * 8 + severity,
+            self.name,
+            std::process::id()
+        );
+        Datagram {
+            syslog: self,
+            line: head.into_bytes(),
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Syslog {
+    type Writer = Datagram<'a>;
+
+    fn make_writer(&'a self) -> Datagram<'a> {
+        self.datagram(&Level::INFO)
+    }
+
+    fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Datagram<'a> {
+        self.datagram(meta.level())
+    }
+}
+
+impl io::Write for Datagram<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.line.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Datagram<'_> {
+    fn drop(&mut self) {
+        let line = self.line.trim_ascii_end();
+        if let Some(socket) = &self.syslog.socket {
+            // Nobody listens, or not fast enough: mail goes on.
+            let _ = socket.send_to(&line[..line.len().min(MAX_DATAGRAM)], &self.syslog.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(entry: &Entry<'_>, json: bool) -> String {
+        let lines = Lines::default();
+        let made = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_target(false)
+            .without_time();
+        let subscriber = subscriber.with_writer(move || made.clone());
+        match json {
+            true => tracing::subscriber::with_default(
+                subscriber.json().flatten_event(true).finish(),
+                || delivery(entry),
+            ),
+            false => tracing::subscriber::with_default(subscriber.finish(), || delivery(entry)),
+        }
+        let bytes = lines.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn one_line_with_all_that_is_known() {
+        let entry = Entry {
+            session: "id:T2",
+            recipient: "a+Work@x",
+            sender: "s@y",
+            wanted: Some("Work"),
+            why: Some("missing"),
+            mailbox: Some("INBOX"),
+            uid: Some(17),
+            mode: Some(0o660),
+            took: Duration::from_millis(3),
+            code: "2.0.0",
+            ..Entry::default()
+        };
+        let want = "INFO stored session=\"id:T2\" rcpt=\"a+Work@x\" from=\"s@y\" wanted=\"Work\" why=\"missing\" \
+                    mailbox=\"INBOX\" uid=17 mode=\"0660\" ms=3 dsn=\"2.0.0\"\n";
+        assert_eq!(logged(&entry, false).trim_start(), want);
+    }
+
+    #[test]
+    fn what_a_client_sent_stays_within_its_quotes() {
+        let evil = "a\nINFO stored\r\u{1b}[2J\u{202e}\0\" uid=1";
+        let entry = Entry {
+            recipient: evil,
+            sender: evil,
+            message_id: Some(evil),
+            mailbox: Some(evil),
+            code: "4.2.0",
+            ..Entry::default()
+        };
+        for json in [false, true] {
+            let line = logged(&entry, json);
+            assert_eq!(line.matches('\n').count(), 1, "{line}");
+            assert!(!line.trim_end().chars().any(char::is_control), "{line:?}");
+            assert!(line.contains("deferred"), "{line}");
+        }
+        assert!(
+            logged(&entry, false).contains(r#"rcpt="a\nINFO stored\r\u{1b}[2J\u{202e}\0\" uid=1""#)
+        );
+    }
+
+    #[test]
+    fn syslog_gets_one_datagram_per_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        let syslog = Syslog::new("postroom-lda", &path);
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_target(false)
+            .without_time()
+            .with_level(false);
+        tracing::subscriber::with_default(subscriber.with_writer(syslog).finish(), || {
+            delivery(&Entry {
+                recipient: "a",
+                code: "2.0.0",
+                ..Entry::default()
+            });
+            tracing::warn!("careful");
+        });
+        let receive = || {
+            let mut bytes = [0; 1000];
+            let length = daemon.recv(&mut bytes).unwrap();
+            String::from_utf8(bytes[..length].to_vec()).unwrap()
+        };
+        let pid = std::process::id();
+        assert!(receive().starts_with(&format!(
+            "<22>postroom-lda[{pid}]: stored session=\"\" rcpt=\"a\""
+        )));
+        assert_eq!(receive(), format!("<20>postroom-lda[{pid}]: careful"));
+    }
+
+    #[test]
+    fn without_syslog_nothing_happens() {
+        let syslog = Syslog::new("postroom-lda", "/nonexistent/log");
+        let subscriber = tracing_subscriber::fmt().with_writer(syslog).finish();
+        tracing::subscriber::with_default(subscriber, || tracing::info!("lost"));
+    }
+}

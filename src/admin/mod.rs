@@ -1,1 +1,7 @@
-//! stub
+//! What the admin's command does: `postroom explain`, `check`, `config`, `user`, `demo`.
+
+pub mod check;
+pub mod config_show;
+pub mod demo;
+pub mod explain;
+pub mod user;

@@ -1,1 +1,108 @@
-fn main() {}
+//! `postroom-lmtpd`: the LMTP server.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use postroom::config::{self, Config};
+use postroom::deliver::Core;
+use postroom::lmtp;
+use postroom::log;
+use postroom::run::Runner;
+use postroom::sys::credentials::{self, Credentials};
+use postroom::sys::process;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// Takes mail over LMTP and delivers it into private, public and shared mailboxes.
+#[derive(Parser)]
+#[command(name = "postroom-lmtpd", version, max_term_width = 100)]
+struct Arguments {
+    /// The configuration file [default: $POSTROOM_CONFIG, else /etc/postroom/postroom.toml]
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Serve one client on stdin and stdout, then leave
+    #[arg(long)]
+    stdio: bool,
+}
+
+/// Whatever stops the server from serving is worth another try once it is mended.
+const TEMPFAIL: u8 = 75;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log::init(log::Target::from_environment(log::Target::Text));
+    match serve(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("postroom-lmtpd: {error}");
+            ExitCode::from(TEMPFAIL)
+        }
+    }
+}
+
+fn serve(arguments: &Arguments) -> io::Result<()> {
+    let config = config::load(arguments.config.as_deref())
+        .map_err(|errors| io::Error::other(errors.to_string()))?;
+    if let Some(warnings) = &config.warnings {
+        eprint!("{warnings}");
+    }
+    if !arguments.stdio && config.lmtp.listen.is_empty() {
+        let advice = "there is nothing to listen on: write [lmtp] listen = [{ unix = \"/run/postroom/lmtp\" }]";
+        return Err(io::Error::other(advice));
+    }
+    process::clear_umask();
+    let bound = if arguments.stdio {
+        Vec::new()
+    } else {
+        lmtp::bind(&config.lmtp)?
+    };
+    leave_root(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(stop_on_signal(stop));
+        let runner = Runner::new(Arc::new(Core::new(config.delivery)));
+        let settings = Arc::new(config.lmtp);
+        match arguments.stdio {
+            true => lmtp::serve_stdio(runner, settings, stopped).await,
+            false => lmtp::serve(bound, runner, settings, stopped).await?,
+        }
+        Ok(())
+    })
+}
+
+/// Root binds the sockets and touches no mail. There is one thread yet.
+fn leave_root(config: &Config) -> io::Result<()> {
+    if !credentials::is_root() {
+        return Ok(());
+    }
+    match (config.service.mail_uid, config.service.mail_gid) {
+        (Some(uid), Some(gid)) => {
+            let groups = config.service.groups.clone();
+            credentials::become_forever(&Credentials { uid, gid, groups })
+        }
+        _ => Err(io::Error::other(
+            "root never touches mail: set mail_uid and mail_gid to whom the server shall become, or start it as that user",
+        )),
+    }
+}
+
+/// SIGTERM and SIGINT end the server gracefully.
+async fn stop_on_signal(stop: watch::Sender<bool>) {
+    let (Ok(mut term), Ok(mut int)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        return;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    stop.send_replace(true);
+}

@@ -1,1 +1,78 @@
-fn main() {}
+//! `postroom`: the admin's command.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use postroom::admin;
+
+/// Where would a mail go, and why? Delivery into private, public and shared mailboxes.
+#[derive(Parser)]
+#[command(name = "postroom", version, max_term_width = 100)]
+struct Arguments {
+    /// The configuration file [default: $POSTROOM_CONFIG, else /etc/postroom/postroom.toml]
+    #[arg(short, long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the full decision for one delivery; nothing is written
+    Explain(admin::explain::Arguments),
+    /// Check the configuration, the mail roots and the sockets: every problem with its line and advice
+    Check,
+    /// Show what is configured
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Show what the userdbs say about a user
+    User {
+        /// The name as a userdb knows it
+        name: String,
+    },
+    /// Try it out: a throw-away mail root, an LMTP server on it, and real deliveries
+    Demo {
+        /// Leave when the deliveries are done; exit 0 only if all came out as stated
+        #[arg(long)]
+        once: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// What is set, and where
+    Show {
+        /// The defaults too
+        #[arg(long)]
+        all: bool,
+        /// One setting only, e.g. `delivery.detail`
+        key: Option<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let Arguments { config, command } = Arguments::parse();
+    let mut out = io::stdout().lock();
+    let config = config.as_deref();
+    let done = match command {
+        Command::Explain(arguments) => admin::explain::run(config, &arguments, &mut out),
+        Command::Check => admin::check::check(config, &mut out),
+        Command::Config(ConfigCommand::Show { all, key }) => {
+            admin::config_show::show(config, all, key.as_deref(), &mut out)
+        }
+        Command::User { name } => admin::user::show(config, &name, &mut out),
+        Command::Demo { once } => admin::demo::run(once, &mut out),
+    };
+    let flushed = done.and_then(|code| out.flush().map(|()| code));
+    match flushed {
+        Ok(code) => ExitCode::from(code),
+        // `postroom … | head`: the reader has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("postroom: {error}");
+            ExitCode::from(75)
+        }
+    }
+}

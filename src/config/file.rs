@@ -573,7 +573,7 @@ fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::Sett
         message_size: delivery.message_size,
         max_connections: number("max_connections", 1000),
         idle_timeout: section.duration("idle_timeout", Duration::from_secs(300)),
-        data_timeout: section.duration("data_timeout", Duration::from_secs(300)),
+        data_deadline: section.duration("data_deadline", Duration::from_secs(300)),
         verbose_replies: section.flag("verbose_replies", false),
         spool: Spool { dirs: spool },
     };

@@ -1,23 +1,74 @@
-//! stub
+//! The LMTP server (RFC 2033): listens, limits, and ends gracefully.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`codec`] | bytes into commands and bodies; pure |
+//! | [`command`] | one line into one command |
+//! | [`session`] | the dialogue: (state, command) -> step; pure |
+//! | [`reply`] | reply lines, always whole and printable |
+//! | [`incoming`] | a body between wire and spool |
+//! | [`connection`] | one client's bytes, session and deliveries together |
+
+pub mod codec;
+pub mod command;
+pub mod connection;
+pub mod incoming;
+pub mod reply;
+pub mod session;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, Stdin, Stdout};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::deliver::Report;
 use crate::message::body::Spool;
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use crate::message::{Message, Recipient};
+use crate::run::{Outcomes, Runner};
+use crate::sys::socket;
+use connection::{Connection, Deliveries, Phase, Wire};
+
+/// On the way down: how long clients may take to finish their messages.
+const FINISH: Duration = Duration::from_secs(20);
+/// And then the deliveries, before they are left to themselves.
+const HALT: Duration = Duration::from_secs(40);
+
+/// `[lmtp]`, every default filled in.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub listen: Vec<Listen>,
     pub hostname: String,
+    /// Accepted RCPTs in one transaction; 452 4.5.3 beyond.
     pub max_recipients: usize,
+    /// Bytes; none: no limit.
     pub message_size: Option<u64>,
+    /// 421 4.3.2 beyond.
     pub max_connections: usize,
+    /// A client that says nothing for so long is sent away.
     pub idle_timeout: Duration,
-    pub data_timeout: Duration,
+    /// A body that takes longer must keep up 1 KiB a second.
+    pub data_deadline: Duration,
+    /// Tell clients why: for closed sites.
     pub verbose_replies: bool,
     pub spool: Spool,
 }
-#[derive(Debug, Clone)]
+
+/// One entry of `lmtp.listen`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
     Unix {
         path: PathBuf,
         mode: u32,
+        /// Names or numbers; none: as the process has it.
         user: Option<String>,
         group: Option<String>,
         trusted: Option<bool>,
@@ -26,4 +77,469 @@ pub enum Listen {
         address: SocketAddr,
         trusted: Option<bool>,
     },
+}
+
+/// A socket that listens.
+#[derive(Debug)]
+pub enum Bound {
+    Unix(std::os::unix::net::UnixListener),
+    Tcp(std::net::TcpListener),
+}
+
+/// Binds all sockets, while the process still may: before it gives its privileges away. Errors name the socket.
+pub fn bind(settings: &Settings) -> io::Result<Vec<Bound>> {
+    settings.listen.iter().map(Listen::bind).collect()
+}
+
+impl Listen {
+    fn bind(&self) -> io::Result<Bound> {
+        let bound = match self {
+            Listen::Unix {
+                path,
+                mode,
+                user,
+                group,
+                ..
+            } => {
+                let uid = user.as_deref().map(socket::uid_of).transpose();
+                let gid = group.as_deref().map(socket::gid_of).transpose();
+                uid.and_then(|uid| socket::bind_unix(path, *mode, uid, gid?))
+                    .map(Bound::Unix)
+            }
+            Listen::Tcp { address, .. } => std::net::TcpListener::bind(address).map(Bound::Tcp),
+        };
+        bound.map_err(|error| io::Error::new(error.kind(), format!("listen on {self}: {error}")))
+    }
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Listen::Unix { path, .. } => path.display().fmt(f),
+            Listen::Tcp { address, .. } => address.fmt(f),
+        }
+    }
+}
+
+/// Serves until `stop` is true. Then: no new clients; those between messages are sent away, running transactions get their
+/// answers; it returns after a minute at the latest.
+pub async fn serve(
+    listeners: Vec<Bound>,
+    runner: Runner,
+    settings: Arc<Settings>,
+    stop: watch::Receiver<bool>,
+) -> io::Result<()> {
+    serve_with(listeners, runner, settings, stop).await
+}
+
+/// Serves one client on stdin and stdout: a terminal, pipes, or the socket that inetd hands over.
+pub async fn serve_stdio(runner: Runner, settings: Arc<Settings>, stop: watch::Receiver<bool>) {
+    let stdio = Stdio {
+        stdin: tokio::io::stdin(),
+        stdout: tokio::io::stdout(),
+    };
+    let (phase, watched) = watch::channel(Phase::Serving);
+    let mut clients = JoinSet::new();
+    clients.spawn(Connection::new(stdio, stdin_peer(), runner, settings, watched).run());
+    tokio::select! {
+        () = stopped(stop) => wind_down(clients, &phase).await,
+        _ = clients.join_next() => {}
+    }
+}
+
+async fn serve_with<D: Deliveries>(
+    listeners: Vec<Bound>,
+    deliveries: D,
+    settings: Arc<Settings>,
+    stop: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let (phase, watched) = watch::channel(Phase::Serving);
+    let (arrive, mut arrived) = mpsc::channel(1);
+    let mut doors = JoinSet::new();
+    for listener in listeners {
+        let listener = Door::new(listener)?;
+        doors.spawn(welcome(listener, arrive.clone()));
+    }
+    let mut clients = JoinSet::new();
+    let stopped = stopped(stop);
+    tokio::pin!(stopped);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut stopped => break,
+            Some(_) = clients.join_next() => {}
+            Some(arrival) = arrived.recv() => match clients.len() < settings.max_connections {
+                true => arrival.serve(&mut clients, &deliveries, &settings, &watched),
+                false => arrival.turn_away(&settings, "Too many connections").await,
+            },
+        }
+    }
+    // Closes the listening sockets.
+    doors.shutdown().await;
+    while let Ok(arrival) = arrived.try_recv() {
+        arrival.turn_away(&settings, "Shutting down").await;
+    }
+    wind_down(clients, &phase).await;
+    Ok(())
+}
+
+/// True, or nobody left who could say so.
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn wind_down(mut clients: JoinSet<()>, phase: &watch::Sender<Phase>) {
+    for (next, patience) in [(Phase::Finishing, FINISH), (Phase::Halting, HALT)] {
+        phase.send_replace(next);
+        let all_gone = async { while clients.join_next().await.is_some() {} };
+        if timeout(patience, all_gone).await.is_ok() {
+            return;
+        }
+    }
+    tracing::warn!(
+        clients = clients.len(),
+        "deliveries left behind without their answers"
+    );
+    clients.shutdown().await;
+}
+
+/// Accepts for ever: no error of one client, and no shortage, closes the door for the next.
+async fn welcome(door: Door, arrive: mpsc::Sender<Arrival>) {
+    let mut failures = 0;
+    loop {
+        match door.accept().await {
+            Ok(arrival) => {
+                failures = 0;
+                if arrive.send(arrival).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                failures += 1;
+                if failures == 1 {
+                    tracing::warn!(
+                        error = error.to_string().as_str(),
+                        "cannot accept a connection for now"
+                    );
+                }
+                sleep(socket::back_off(failures)).await;
+            }
+        }
+    }
+}
+
+enum Door {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+enum Arrival {
+    Unix(UnixStream),
+    Tcp(TcpStream, SocketAddr),
+}
+
+impl Door {
+    fn new(bound: Bound) -> io::Result<Door> {
+        match bound {
+            Bound::Unix(listener) => {
+                listener.set_nonblocking(true)?;
+                UnixListener::from_std(listener).map(Door::Unix)
+            }
+            Bound::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                TcpListener::from_std(listener).map(Door::Tcp)
+            }
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Arrival> {
+        match self {
+            Door::Unix(listener) => listener
+                .accept()
+                .await
+                .map(|(stream, _)| Arrival::Unix(stream)),
+            Door::Tcp(listener) => listener
+                .accept()
+                .await
+                .map(|(stream, peer)| Arrival::Tcp(stream, peer)),
+        }
+    }
+}
+
+impl Arrival {
+    fn serve<D: Deliveries>(
+        self,
+        clients: &mut JoinSet<()>,
+        deliveries: &D,
+        settings: &Arc<Settings>,
+        phase: &watch::Receiver<Phase>,
+    ) {
+        let (deliveries, settings, phase) =
+            (deliveries.clone(), Arc::clone(settings), phase.clone());
+        match self {
+            Arrival::Unix(stream) => {
+                clients.spawn(Connection::new(stream, None, deliveries, settings, phase).run());
+            }
+            Arrival::Tcp(stream, peer) => {
+                // Only speed depends on it.
+                let _ = stream.set_nodelay(true);
+                clients.spawn(
+                    Connection::new(stream, Some(peer_name(peer)), deliveries, settings, phase)
+                        .run(),
+                );
+            }
+        }
+    }
+
+    /// The socket is fresh: one line fits without waiting.
+    async fn turn_away(self, settings: &Settings, why: &str) {
+        let line = format!("421 4.3.2 {} {why}\r\n", settings.hostname);
+        let patience = Duration::from_millis(100);
+        let _ = match self {
+            Arrival::Unix(mut stream) => timeout(patience, stream.write_all(line.as_bytes())).await,
+            Arrival::Tcp(mut stream, _) => {
+                timeout(patience, stream.write_all(line.as_bytes())).await
+            }
+        };
+    }
+}
+
+/// As an address literal has it (RFC 5321 section 4.1.3).
+fn peer_name(peer: SocketAddr) -> String {
+    match peer.ip().to_canonical() {
+        std::net::IpAddr::V4(ip) => ip.to_string(),
+        std::net::IpAddr::V6(ip) => format!("IPv6:{ip}"),
+    }
+}
+
+/// The client's address where inetd accepted a TCP connection.
+fn stdin_peer() -> Option<String> {
+    socket::tcp_peer(&std::io::stdin()).map(peer_name)
+}
+
+impl Deliveries for Runner {
+    async fn inspect(&self, recipient: Recipient) -> Report {
+        Runner::inspect(self, recipient).await
+    }
+
+    fn deliver(&self, message: Arc<Message>, recipients: Vec<Recipient>) -> Outcomes {
+        Runner::deliver(self, message, recipients)
+    }
+}
+
+impl Wire for UnixStream {
+    fn is_gone(&self) -> bool {
+        socket::is_gone(self)
+    }
+}
+
+impl Wire for TcpStream {
+    fn is_gone(&self) -> bool {
+        socket::is_gone(self)
+    }
+}
+
+struct Stdio {
+    stdin: Stdin,
+    stdout: Stdout,
+}
+
+impl Wire for Stdio {
+    fn is_gone(&self) -> bool {
+        socket::is_gone(&self.stdout)
+    }
+}
+
+impl AsyncRead for Stdio {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stdin).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stdio {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stdout).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stdout).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stdout).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::connection::tests::{Store, settings};
+    use super::*;
+
+    struct Server {
+        path: PathBuf,
+        store: Store,
+        stop: watch::Sender<bool>,
+        task: tokio::task::JoinHandle<io::Result<()>>,
+        _dir: tempfile::TempDir,
+    }
+
+    fn server(max_connections: usize) -> Server {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lmtp");
+        let listen = Listen::Unix {
+            path: path.clone(),
+            mode: 0o600,
+            user: None,
+            group: None,
+            trusted: None,
+        };
+        let settings = Settings {
+            listen: vec![listen],
+            max_connections,
+            ..settings()
+        };
+        let listeners = bind(&settings).unwrap();
+        let store = Store::default();
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(serve_with(
+            listeners,
+            store.clone(),
+            Arc::new(settings),
+            stopped,
+        ));
+        Server {
+            path,
+            store,
+            stop,
+            task,
+            _dir: dir,
+        }
+    }
+
+    async fn said(stream: &mut UnixStream) -> String {
+        let mut bytes = [0; 1000];
+        let length = timeout(Duration::from_secs(10), stream.read(&mut bytes))
+            .await
+            .unwrap()
+            .unwrap();
+        String::from_utf8(bytes[..length].to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn connections_are_limited_and_come_back() {
+        let server = server(2);
+        let mut one = UnixStream::connect(&server.path).await.unwrap();
+        assert!(said(&mut one).await.starts_with("220 mx"));
+        let mut two = UnixStream::connect(&server.path).await.unwrap();
+        assert!(said(&mut two).await.starts_with("220 mx"));
+        let mut three = UnixStream::connect(&server.path).await.unwrap();
+        assert_eq!(
+            said(&mut three).await,
+            "421 4.3.2 mx Too many connections\r\n"
+        );
+        assert_eq!(said(&mut three).await, "");
+        drop(one);
+        let mut again = String::new();
+        for _ in 0..100 {
+            let mut four = UnixStream::connect(&server.path).await.unwrap();
+            again = said(&mut four).await;
+            if again.starts_with("220") {
+                break;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(again, "220 mx Postroom LMTP\r\n");
+    }
+
+    #[tokio::test]
+    async fn stop_answers_what_runs() {
+        let server = server(10);
+        let mut idle = UnixStream::connect(&server.path).await.unwrap();
+        said(&mut idle).await;
+        let mut busy = UnixStream::connect(&server.path).await.unwrap();
+        said(&mut busy).await;
+        busy.write_all(b"MAIL FROM:<>\r\nRCPT TO:<slow>\r\nDATA\r\n")
+            .await
+            .unwrap();
+        let mut before = String::new();
+        while !before.contains("354") {
+            before += &said(&mut busy).await;
+        }
+        busy.write_all(b"x\r\n.\r\n").await.unwrap();
+        server.stop.send_replace(true);
+        assert_eq!(said(&mut idle).await, "421 4.3.2 mx Shutting down\r\n");
+        assert!(
+            UnixStream::connect(&server.path).await.is_err(),
+            "nobody comes in any more"
+        );
+        assert!(!server.task.is_finished());
+        server.store.let_go.notify_one();
+        assert!(said(&mut busy).await.starts_with("250 2.0.0 <slow> "));
+        timeout(Duration::from_secs(10), server.task)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_before_its_message_is_stored() {
+        let server = server(10);
+        let client = UnixStream::connect(&server.path).await.unwrap();
+        let client = client.into_std().unwrap();
+        client.set_nonblocking(false).unwrap();
+        std::io::Write::write_all(
+            &mut &client,
+            b"MAIL FROM:<>\r\nRCPT TO:<a>\r\nDATA\r\nx\r\n.\r\n",
+        )
+        .unwrap();
+        // All of it arrives in one read, together with the hang-up: this thread has not let the server run yet.
+        drop(client);
+        sleep(Duration::from_millis(50)).await;
+        assert!(server.store.stored.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn errors_name_the_socket() {
+        let listen = Listen::Unix {
+            path: "/nonexistent/lmtp".into(),
+            mode: 0o600,
+            user: None,
+            group: None,
+            trusted: None,
+        };
+        let error = bind(&Settings {
+            listen: vec![listen],
+            ..settings()
+        })
+        .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("listen on /nonexistent/lmtp: "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn peers() {
+        for (address, want) in [
+            ("192.0.2.1:24", "192.0.2.1"),
+            ("[2001:db8::1]:24", "IPv6:2001:db8::1"),
+            ("[::ffff:192.0.2.1]:24", "192.0.2.1"),
+        ] {
+            assert_eq!(peer_name(address.parse().unwrap()), want);
+        }
+    }
 }

@@ -15,9 +15,20 @@ use crate::message::{Message, Recipient};
 const AT_ONCE: usize = 64;
 
 /// The outcomes of one message, as they happen. Dropped early, nothing more is made visible: nobody would be told.
+#[derive(Debug)]
 pub struct Outcomes {
     receive: mpsc::Receiver<(usize, Outcome)>,
-    transaction: Arc<Transaction>,
+    transaction: Option<Arc<Transaction>>,
+}
+
+impl From<mpsc::Receiver<(usize, Outcome)>> for Outcomes {
+    /// Outcomes that come from elsewhere: there is nothing to abandon.
+    fn from(receive: mpsc::Receiver<(usize, Outcome)>) -> Outcomes {
+        Outcomes {
+            receive,
+            transaction: None,
+        }
+    }
 }
 
 impl Outcomes {
@@ -27,9 +38,18 @@ impl Outcomes {
     }
 }
 
+impl Outcomes {
+    /// Nobody hears the answers any more: what is not visible yet stays so, and the MTA sends it again.
+    pub fn abandon(&self) {
+        if let Some(transaction) = &self.transaction {
+            transaction.abandon();
+        }
+    }
+}
+
 impl Drop for Outcomes {
     fn drop(&mut self) {
-        self.transaction.abandon();
+        self.abandon();
     }
 }
 
@@ -82,7 +102,7 @@ impl Runner {
         }
         Outcomes {
             receive,
-            transaction,
+            transaction: Some(transaction),
         }
     }
 

@@ -1,0 +1,167 @@
+//! `postroom check`: every problem of the config and of what it points to, with advice.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::config::{self, Config};
+use crate::deliver::settings::{Acl, AclDriver, Detail};
+use crate::lmtp::Listen;
+use crate::mailbox::namespace::{Kind, Namespace};
+use crate::mailbox::permission::SETGID;
+use crate::sys::dir;
+
+/// Prints all findings. Exit 0, or 78 when one of them is an error.
+pub fn check(path: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(errors) => {
+            write!(out, "{errors}")?;
+            return Ok(78);
+        }
+    };
+    if let Some(warnings) = &config.warnings {
+        write!(out, "{warnings}")?;
+    }
+    let mut findings = Findings {
+        out,
+        errors: 0,
+        warnings: 0,
+    };
+    for namespace in &config.delivery.namespaces {
+        findings.namespace(namespace)?;
+    }
+    findings.required_paths(&config)?;
+    findings.listeners(&config)?;
+    findings.reach(&config)?;
+    let Findings {
+        errors, warnings, ..
+    } = findings;
+    let file = config
+        .path
+        .as_ref()
+        .map_or("built-in defaults".into(), |path| {
+            path.display().to_string()
+        });
+    writeln!(
+        out,
+        "{file}: {errors} errors, {warnings} warnings outside the file"
+    )?;
+    Ok(if errors > 0 { 78 } else { 0 })
+}
+
+struct Findings<'a, W> {
+    out: &'a mut W,
+    errors: usize,
+    warnings: usize,
+}
+
+impl<W: Write> Findings<'_, W> {
+    fn error(&mut self, what: &str, advice: &str) -> io::Result<()> {
+        self.errors += 1;
+        writeln!(self.out, "error: {what}\n  = help: {advice}")
+    }
+
+    fn warning(&mut self, what: &str, advice: &str) -> io::Result<()> {
+        self.warnings += 1;
+        writeln!(self.out, "warning: {what}\n  = help: {advice}")
+    }
+
+    /// A root that is the same for all users can be looked at without one.
+    fn namespace(&mut self, namespace: &Namespace) -> io::Result<()> {
+        let path = &namespace.location.path;
+        if path.has_variables() || path.uses_user() {
+            return Ok(());
+        }
+        let (name, root) = (&namespace.name, path.source());
+        let stat = match dir::stat(Path::new(root)) {
+            Ok(stat) => stat,
+            Err(error) => {
+                let advice = format!(
+                    "mkdir -p {root}, with the group and mode that its mailboxes shall have"
+                );
+                return self.error(&format!("namespace {name:?}: {root}: {error}"), &advice);
+            }
+        };
+        let group_matters = (stat.mode >> 3) & 7 != stat.mode & 7;
+        if namespace.kind != Kind::Private && group_matters && stat.mode & SETGID == 0 {
+            let what = format!(
+                "namespace {name:?}: {root} is for its group and not setgid: new files get it only from members"
+            );
+            return self.warning(
+                &what,
+                &format!("chmod g+s {root}, and its mailboxes with cur, new and tmp"),
+            );
+        }
+        Ok(())
+    }
+
+    fn required_paths(&mut self, config: &Config) -> io::Result<()> {
+        for path in &config.delivery.required_paths {
+            if let Err(error) = dir::stat(path) {
+                let what = format!(
+                    "required path {}: {error}: every delivery is deferred",
+                    path.display()
+                );
+                self.error(
+                    &what,
+                    "mount the store, or take the path off delivery.required_paths",
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn listeners(&mut self, config: &Config) -> io::Result<()> {
+        for listen in &config.lmtp.listen {
+            let Listen::Unix { path, mode, .. } = listen else {
+                continue;
+            };
+            let folder = path.parent().unwrap_or(Path::new("/"));
+            if let Err(error) = dir::stat(folder) {
+                let what = format!("listen {}: {}: {error}", path.display(), folder.display());
+                self.error(&what, &format!("mkdir {}", folder.display()))?;
+            }
+            if mode & 0o002 != 0 {
+                let what = format!(
+                    "listen {}: mode {mode:04o} lets every local user inject mail",
+                    path.display()
+                );
+                self.warning(&what, "write mode = \"0660\" and group = \"postfix\"")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a stranger can reach by a detail.
+    fn reach(&mut self, config: &Config) -> io::Result<()> {
+        let settings = &config.delivery;
+        if settings.detail != Detail::Mailbox {
+            return Ok(());
+        }
+        for namespace in settings
+            .namespaces
+            .iter()
+            .filter(|namespace| namespace.kind != Kind::Private)
+        {
+            let Namespace { name, prefix, .. } = namespace;
+            let who = match settings.acl {
+                Acl {
+                    driver: AclDriver::None,
+                    ..
+                } => "whatever file modes allow",
+                Acl {
+                    driver: AclDriver::Vfile,
+                    ..
+                } => "where its dovecot-acl lets the user insert or post",
+            };
+            let what = format!(
+                "namespace {name:?}: mail from outside reaches {prefix}… by user+{prefix}…, {who}"
+            );
+            self.warning(
+                &what,
+                "that is what delivery.detail = \"mailbox\" says; \"private\" closes it",
+            )?;
+        }
+        Ok(())
+    }
+}

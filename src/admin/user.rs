@@ -1,0 +1,44 @@
+//! `postroom user NAME`: what the userdbs answer.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::config;
+
+/// Prints uid, gid, groups, home and extra fields. Exit 0 found, 67 no such user, 75 cannot tell, 78 wrong config.
+pub fn show(path: Option<&Path>, name: &str, out: &mut impl Write) -> io::Result<u8> {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprint!("{errors}");
+            return Ok(78);
+        }
+    };
+    match config.delivery.userdbs.find(name) {
+        Ok(Some(user)) => {
+            let credentials = &user.credentials;
+            writeln!(out, "user    {}", user.name)?;
+            writeln!(out, "userdb  {}", user.origin)?;
+            writeln!(out, "uid     {}", credentials.uid)?;
+            writeln!(out, "gid     {}", credentials.gid)?;
+            writeln!(out, "groups  {:?}", credentials.groups)?;
+            let home = user
+                .home
+                .as_ref()
+                .map_or("none".into(), |home| home.display().to_string());
+            writeln!(out, "home    {home}")?;
+            for (key, value) in &user.extra {
+                writeln!(out, "{key} = {value}")?;
+            }
+            Ok(0)
+        }
+        Ok(None) => {
+            writeln!(out, "no such user: {}", name.escape_debug())?;
+            Ok(67)
+        }
+        Err(unavailable) => {
+            writeln!(out, "cannot tell: {unavailable}")?;
+            Ok(75)
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Every step of a delivery fails once, with every errno that matters: after each failure nothing of the message stays, the
+//! answer is temporary, and the next try delivers it exactly once.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::deliver::{Core, Outcome};
+use crate::message::body::{BodyWriter, Spool};
+use crate::message::{Address, Envelope, Message, Recipient, ReversePath, Trace};
+use crate::sys::fault_point;
+
+const BODY: &[u8] = b"Subject: one\r\n\r\n.a line\r\nlast\r\n";
+const STORED: &[u8] = b"Subject: one\n\n.a line\nlast\n";
+
+/// Root never touches mail: started by root, the test runs itself again as nobody. True: this is the one that tests.
+fn as_ordinary_user(test: &str) -> bool {
+    if !crate::sys::credentials::is_root() {
+        return true;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = folder.path().join("test");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut again = Command::new(program);
+    again
+        .args(["--exact", test, "--nocapture"])
+        .current_dir("/")
+        .gid(65534)
+        .uid(65534);
+    assert!(again.status().unwrap().success());
+    false
+}
+
+/// A mail root with a private INBOX, a folder and a setgid public mailbox.
+struct Store(tempfile::TempDir);
+
+impl Store {
+    fn new(with_inbox: bool) -> Store {
+        crate::sys::process::clear_umask();
+        let store = Store(tempfile::tempdir().unwrap());
+        fs::create_dir(store.path("home")).unwrap();
+        fs::create_dir(store.path("public")).unwrap();
+        fs::set_permissions(store.path("public"), fs::Permissions::from_mode(0o2770)).unwrap();
+        for part in ["cur", "new", "tmp"] {
+            fs::create_dir_all(store.path("public/.info").join(part)).unwrap();
+            if with_inbox {
+                fs::create_dir_all(store.path("home/Maildir").join(part)).unwrap();
+            }
+        }
+        fs::write(store.path("public/.info/dovecot-acl"), "anyone lip\n").unwrap();
+        store
+    }
+
+    fn path(&self, below: &str) -> PathBuf {
+        self.0.path().join(below)
+    }
+
+    fn core(&self, more: &str) -> Core {
+        let meta = fs::metadata(self.path("home")).unwrap();
+        let text = format!(
+            "hostname = \"mx\"\nmail_path = \"~/Maildir\"\n\
+             [[userdb]]\nstatic = {{ uid = {}, gid = {}, home = \"{}\" }}\n\
+             [namespace.inbox]\ntype = \"private\"\nseparator = \"/\"\nprefix = \"\"\ninbox = true\n\
+             [namespace.public]\ntype = \"public\"\nseparator = \"/\"\nprefix = \"Public/\"\nmail_path = \"{}\"\nsubscriptions = false\n\
+             [acl]\ndriver = \"vfile\"\n[delivery]\ndetail = \"mailbox\"\non_missing = \"create\"\n{more}",
+            meta.uid(),
+            meta.gid(),
+            self.path("home").display(),
+            self.path("public").display()
+        );
+        match Config::from_str("test.toml", &text) {
+            Ok(config) => Core::new(config.delivery),
+            Err(errors) => panic!("{errors}"),
+        }
+    }
+}
+
+fn message() -> Arc<Message> {
+    let mut body = BodyWriter::new(&Spool { dirs: vec![] });
+    body.write(BODY).unwrap();
+    Arc::new(Message {
+        envelope: Envelope {
+            sender: ReversePath::Null,
+            queue_id: None,
+        },
+        body: body.finish().unwrap(),
+        trace: Trace {
+            session: "s".into(),
+            received: None,
+        },
+    })
+}
+
+fn recipient(address: &str) -> Recipient {
+    Recipient::new(Address::parse(address).unwrap())
+}
+
+/// All files of a tree with their content.
+fn files(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(files(&path)),
+            false => found.push((path.clone(), fs::read(&path).unwrap())),
+        }
+    }
+    found
+}
+
+/// The messages of a store: everything in `new`, `cur` and `tmp`.
+fn messages(store: &Store) -> Vec<(PathBuf, Vec<u8>)> {
+    let in_maildir = |path: &Path| {
+        let folder = path
+            .parent()
+            .and_then(Path::file_name)
+            .and_then(|name| name.to_str());
+        matches!(folder, Some("new" | "cur" | "tmp"))
+    };
+    files(store.0.path())
+        .into_iter()
+        .filter(|(path, _)| in_maildir(path))
+        .collect()
+}
+
+#[test]
+fn nothing_is_lost_or_left_behind() {
+    if !as_ordinary_user("every_step_fails::nothing_is_lost_or_left_behind") {
+        return;
+    }
+    for address in [
+        "alice",
+        "alice+Work",
+        "alice+Work/Deep",
+        "alice+Public/info",
+    ] {
+        for with_inbox in [true, false] {
+            for errno in fault_point::ERRNOS {
+                let mut step = 0;
+                while fails_well(address, with_inbox, errno, step) {
+                    step += 1;
+                }
+                assert!(step > 10, "{address}: only {step} steps can fail");
+            }
+        }
+    }
+}
+
+/// Lets one step fail. False: there was no such step any more.
+fn fails_well(address: &str, with_inbox: bool, errno: i32, step: usize) -> bool {
+    let store = Store::new(with_inbox);
+    let core = store.core("");
+    let case =
+        format!("{address}, INBOX there: {with_inbox}, step {step} fails with errno {errno}");
+    fault_point::arm(step, errno);
+    let outcome = core.deliver(&core.transaction(message(), 1), &recipient(address));
+    let fired = !fault_point::disarm();
+    let stored = messages(&store);
+    match &outcome {
+        Outcome::Saved(_) => {
+            assert_eq!(stored.len(), 1, "{case}: {stored:?}");
+            assert_eq!(stored[0].1, STORED, "{case}");
+            return fired;
+        }
+        Outcome::Deferred(fault) => assert!(
+            fault.code.is_temporary() && fault.code.exit() == 75,
+            "{case}"
+        ),
+        Outcome::Rejected(fault) => panic!("{case}: rejected: {fault}"),
+    }
+    assert!(fired, "{case}: {outcome:?}");
+    assert_eq!(stored, vec![], "{case}");
+    let again = core.deliver(&core.transaction(message(), 1), &recipient(address));
+    assert!(
+        matches!(again, Outcome::Saved(_)),
+        "{case}: the next try: {again:?}"
+    );
+    assert_eq!(messages(&store).len(), 1, "{case}: the next try");
+    true
+}
+
+#[test]
+fn many_at_once_into_one_mailbox() {
+    if !as_ordinary_user("every_step_fails::many_at_once_into_one_mailbox") {
+        return;
+    }
+    let store = Store::new(false);
+    let core = store.core("");
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    let outcome =
+                        core.deliver(&core.transaction(message(), 1), &recipient("alice+Work"));
+                    assert!(matches!(outcome, Outcome::Saved(_)), "{outcome:?}");
+                }
+            });
+        }
+    });
+    let stored = messages(&store);
+    assert_eq!(stored.len(), 320);
+    assert!(
+        stored
+            .iter()
+            .all(|(path, bytes)| bytes == STORED && path.parent().unwrap().ends_with("new"))
+    );
+}
+
+#[test]
+fn copies_of_the_same_bytes_are_hard_links() {
+    if !as_ordinary_user("every_step_fails::copies_of_the_same_bytes_are_hard_links") {
+        return;
+    }
+    let store = Store::new(true);
+    let core = store.core("recipient_headers = \"single\"\n");
+    let transaction = core.transaction(message(), 3);
+    for address in ["alice", "alice+Work", "alice+Public/info"] {
+        let outcome = core.deliver(&transaction, &recipient(address));
+        assert!(matches!(outcome, Outcome::Saved(_)), "{outcome:?}");
+    }
+    let mut links: Vec<_> = messages(&store)
+        .iter()
+        .map(|(path, _)| fs::metadata(path).unwrap().nlink())
+        .collect();
+    links.sort();
+    // INBOX and Work have one mode; the public mailbox has another, so it has a copy of its own.
+    assert_eq!(links, [1, 2, 2]);
+}

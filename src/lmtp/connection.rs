@@ -1,0 +1,916 @@
+//! One client: moves bytes between its socket, the [`Session`] and the deliveries. All decisions are the session's.
+//!
+//! Memory does not depend on the size of a message. A client that goes away before the end of its message leaves nothing
+//! behind; one that goes away later loses only its answers.
+
+use std::future::{Future, pending};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::Settings;
+use super::codec::{Chunk, DataDecoder, Lines};
+use super::command::{self, Command, Refusal};
+use super::incoming::Incoming;
+use super::reply::Reply;
+use super::session::{Delivery, Intake, Limits, Session, Step};
+use crate::deliver::{Outcome, Report};
+use crate::fault::{Code, Fault};
+use crate::log::{self, Entry};
+use crate::message::{Envelope, Message, Received, Recipient, Trace, header};
+use crate::run::Outcomes;
+
+/// Bytes read at once, and the most that wait to be read as commands.
+const INPUT: usize = 16 * 1024;
+/// Replies to pipelined commands that are gathered into one packet.
+const OUTPUT: usize = 4 * 1024;
+/// A body must come in at this rate, once its deadline has passed.
+const BYTES_PER_SECOND: u64 = 1024;
+
+/// A byte stream to a client.
+pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Nobody will read our answer any more; false when in doubt.
+    fn is_gone(&self) -> bool;
+}
+
+/// What a session delivers with: the [`Runner`](crate::run::Runner), or a test's.
+pub trait Deliveries: Clone + Send + Sync + 'static {
+    fn inspect(&self, recipient: Recipient) -> impl Future<Output = Report> + Send;
+    fn deliver(&self, message: Arc<Message>, recipients: Vec<Recipient>) -> Outcomes;
+}
+
+/// How far the server is on its way down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Serving,
+    /// Clients between two messages are sent away, the others may finish theirs.
+    Finishing,
+    /// Nothing is waited for but deliveries.
+    Halting,
+}
+
+/// Why a dialogue ended other than by QUIT.
+#[derive(Debug)]
+enum End {
+    /// The client closed its side.
+    Closed,
+    Silent,
+    Stopping,
+    Io(io::Error),
+}
+
+pub struct Connection<S, D> {
+    stream: S,
+    deliveries: D,
+    settings: Arc<Settings>,
+    phase: watch::Receiver<Phase>,
+    /// The client's address, none on a unix socket.
+    peer: Option<String>,
+    session: Session,
+    lines: Lines,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    /// The body of the transaction; BDAT brings it in pieces.
+    incoming: Option<Incoming>,
+    /// The date of the transaction, for Received.
+    date: String,
+}
+
+impl<S: Wire, D: Deliveries> Connection<S, D> {
+    pub fn new(
+        stream: S,
+        peer: Option<String>,
+        deliveries: D,
+        settings: Arc<Settings>,
+        phase: watch::Receiver<Phase>,
+    ) -> Connection<S, D> {
+        let limits = Limits {
+            hostname: settings.hostname.clone(),
+            max_recipients: settings.max_recipients,
+            message_size: settings.message_size,
+            verbose_replies: settings.verbose_replies,
+        };
+        Connection {
+            stream,
+            deliveries,
+            settings,
+            phase,
+            peer,
+            session: Session::new(limits, session_id()),
+            lines: Lines::default(),
+            input: Vec::with_capacity(INPUT),
+            output: Vec::new(),
+            incoming: None,
+            date: String::new(),
+        }
+    }
+
+    /// Serves the client until one of the two has enough.
+    pub async fn run(mut self) {
+        let peer = self.peer.clone().unwrap_or_else(|| "local".into());
+        tracing::debug!(
+            session = self.session.id(),
+            peer = peer.as_str(),
+            "connected"
+        );
+        let farewell = match self.talk().await {
+            Ok(()) => None,
+            Err(End::Closed) => None,
+            Err(End::Silent) => Some(self.session.farewell("4.4.2", "Nothing heard for too long")),
+            Err(End::Stopping) => Some(self.session.farewell("4.3.2", "Shutting down")),
+            Err(End::Io(error)) => {
+                tracing::debug!(
+                    session = self.session.id(),
+                    error = error.to_string().as_str(),
+                    "connection failed"
+                );
+                return;
+            }
+        };
+        if self.session.in_transaction() {
+            tracing::info!(
+                session = self.session.id(),
+                peer = peer.as_str(),
+                "connection ended within a transaction"
+            );
+        }
+        if let Some(reply) = farewell {
+            self.queue([reply]);
+        }
+        // The client may be gone; there is nobody else to tell.
+        let _ = self.flush().await;
+        let _ = timeout(Duration::from_secs(1), self.stream.shutdown()).await;
+        tracing::debug!(
+            session = self.session.id(),
+            peer = peer.as_str(),
+            "disconnected"
+        );
+    }
+
+    async fn talk(&mut self) -> Result<(), End> {
+        self.queue([self.session.greeting()]);
+        loop {
+            let command = self.next_command().await?;
+            let was_open = self.session.in_transaction();
+            let step = self.session.command(command);
+            if !was_open && self.session.in_transaction() {
+                self.date = now();
+                self.incoming = None;
+            }
+            if self.follow(step).await? {
+                return self.flush().await;
+            }
+        }
+    }
+
+    /// Does what the session asks for. True: the dialogue is over.
+    async fn follow(&mut self, mut step: Step) -> Result<bool, End> {
+        loop {
+            step = match step {
+                Step::Answer(replies) => {
+                    self.queue(replies);
+                    return Ok(false);
+                }
+                Step::Close(reply) => {
+                    self.queue([reply]);
+                    return Ok(true);
+                }
+                Step::Check(recipient) => self.check(recipient).await,
+                Step::Data { go_ahead, limit } => {
+                    self.queue([go_ahead]);
+                    self.flush().await?;
+                    let intake = self.read_data(limit).await?;
+                    self.session.data_received(intake)
+                }
+                Step::Chunk { octets, keep } => {
+                    let intake = self.read_chunk(octets, keep).await?;
+                    self.session.chunk_received(intake)
+                }
+                Step::Deliver(delivery) => {
+                    self.deliver(delivery).await?;
+                    return Ok(false);
+                }
+            }
+        }
+    }
+
+    async fn next_command(&mut self) -> Result<Result<Command, Refusal>, End> {
+        // However much is in the pipeline: a server that stops takes no new message.
+        if *self.phase.borrow() >= self.patience() {
+            return Err(End::Stopping);
+        }
+        let deadline = Instant::now() + self.settings.idle_timeout;
+        loop {
+            let (taken, frame) = self.lines.next(&self.input);
+            let command = frame.map(command::parse);
+            self.input.drain(..taken);
+            if let Some(command) = command {
+                return Ok(command);
+            }
+            self.flush().await?;
+            self.fill(deadline).await?;
+        }
+    }
+
+    async fn check(&mut self, recipient: Recipient) -> Step {
+        let began = Instant::now();
+        let report = self.deliveries.inspect(recipient.clone()).await;
+        if let Some(fault) = &report.fault {
+            let sender = self.session.sender_text();
+            let why = fault.to_string();
+            log::delivery(&Entry {
+                session: self.session.id(),
+                recipient: &recipient.address.to_string(),
+                original: recipient.original.as_deref(),
+                sender: &sender,
+                took: began.elapsed(),
+                code: fault.code.smtp().1,
+                fault: Some(&why),
+                ..Entry::default()
+            });
+        }
+        self.session.checked(&report)
+    }
+
+    /// Reads a body to its dot.
+    async fn read_data(&mut self, limit: Option<u64>) -> Result<Intake, End> {
+        let mut incoming = Incoming::new(&self.settings.spool, limit);
+        let mut decoder = DataDecoder::default();
+        let (began, mut received) = (Instant::now(), 0);
+        loop {
+            let taken = decoder.decode(&self.input, |bytes| incoming.push(bytes));
+            self.input.drain(..taken);
+            received += taken as u64;
+            incoming.spill().await;
+            if decoder.is_done() {
+                break;
+            }
+            self.fill(self.body_deadline(began, received)).await?;
+        }
+        let intake = incoming.state();
+        self.incoming = Some(incoming);
+        Ok(intake)
+    }
+
+    /// Reads the octets of one chunk.
+    async fn read_chunk(&mut self, octets: u64, keep: bool) -> Result<Intake, End> {
+        let kept = self.incoming.take();
+        // The session counts the octets of all chunks itself.
+        let mut incoming = kept.unwrap_or_else(|| Incoming::new(&self.settings.spool, None));
+        let mut chunk = Chunk::new(octets);
+        let (began, mut received) = (Instant::now(), 0);
+        loop {
+            let taken = chunk.take(&self.input);
+            if keep {
+                incoming.push(&self.input[..taken]);
+            }
+            self.input.drain(..taken);
+            received += taken as u64;
+            incoming.spill().await;
+            if chunk.is_done() {
+                break;
+            }
+            self.flush().await?;
+            self.fill(self.body_deadline(began, received)).await?;
+        }
+        let intake = incoming.state();
+        self.incoming = Some(incoming);
+        Ok(intake)
+    }
+
+    /// Silence ends a body like a command; so does one that drips.
+    fn body_deadline(&self, began: Instant, received: u64) -> Instant {
+        let earned = Duration::from_secs(received / BYTES_PER_SECOND);
+        let whole = began + self.settings.data_deadline + earned;
+        whole.min(Instant::now() + self.settings.idle_timeout)
+    }
+
+    /// Delivers a complete message. Each reply leaves as soon as those before it have.
+    async fn deliver(&mut self, mut delivery: Delivery) -> Result<(), End> {
+        self.flush().await?;
+        if self.stream.is_gone() {
+            // Whoever sent it has given up and will send it again.
+            tracing::info!(
+                session = delivery.id.as_str(),
+                "client gone before its message was stored"
+            );
+            return Err(End::Closed);
+        }
+        let incoming = self
+            .incoming
+            .take()
+            .unwrap_or_else(|| Incoming::new(&self.settings.spool, None));
+        let began = Instant::now();
+        let body = match incoming.finish().await {
+            Ok(body) => body,
+            Err(fault) => return self.give_up(&mut delivery, None, began, fault),
+        };
+        let message_id = header::message_id(body.head());
+        let message = Arc::new(Message {
+            envelope: self.envelope(&delivery),
+            body,
+            trace: self.trace(&delivery),
+        });
+        let mut outcomes = self
+            .deliveries
+            .deliver(message, delivery.recipients.clone());
+        let mut sent = Ok(());
+        while let Some((index, outcome)) = outcomes.recv().await {
+            log_outcome(
+                &delivery,
+                index,
+                message_id.as_deref(),
+                began.elapsed(),
+                &outcome,
+            );
+            self.queue(delivery.settle(index, outcome));
+            if sent.is_ok() {
+                sent = self.flush().await;
+            }
+            // What the client will not hear of it sends again. Each recipient has his log line all the same.
+            if sent.is_err() || self.stream.is_gone() {
+                outcomes.abandon();
+            }
+        }
+        let fault = Fault::new(
+            Code::Internal,
+            "deliver",
+            "the delivery ended without an outcome",
+        );
+        self.give_up(&mut delivery, message_id.as_deref(), began, fault)?;
+        sent
+    }
+
+    /// Whoever has no answer yet gets this one.
+    fn give_up(
+        &mut self,
+        delivery: &mut Delivery,
+        id: Option<&str>,
+        began: Instant,
+        fault: Fault,
+    ) -> Result<(), End> {
+        let outcome = Outcome::refused(fault.clone());
+        for index in delivery.unsettled() {
+            log_outcome(delivery, index, id, began.elapsed(), &outcome);
+        }
+        self.queue(delivery.abandon(&fault));
+        Ok(())
+    }
+
+    fn envelope(&self, delivery: &Delivery) -> Envelope {
+        Envelope {
+            sender: delivery.sender.clone(),
+            queue_id: None,
+        }
+    }
+
+    fn trace(&self, delivery: &Delivery) -> Trace {
+        let received = Received {
+            helo: self.session.helo().unwrap_or("unknown").to_string(),
+            peer: self.peer.clone(),
+            hostname: self.settings.hostname.clone(),
+            date: self.date.clone(),
+        };
+        Trace {
+            session: delivery.id.clone(),
+            received: Some(received),
+        }
+    }
+
+    fn queue(&mut self, replies: impl IntoIterator<Item = Reply>) {
+        replies
+            .into_iter()
+            .for_each(|reply| reply.write_to(&mut self.output));
+    }
+
+    /// Sends what waits; a client that does not read is given up.
+    async fn flush(&mut self) -> Result<(), End> {
+        if self.output.is_empty() {
+            return Ok(());
+        }
+        let sending = async {
+            self.stream.write_all(&self.output).await?;
+            self.stream.flush().await
+        };
+        let sent = timeout(self.settings.idle_timeout, sending).await;
+        self.output.clear();
+        sent.map_err(|_| End::Io(io::ErrorKind::TimedOut.into()))?
+            .map_err(End::Io)
+    }
+
+    /// Waits for more input, at least one byte.
+    async fn fill(&mut self, deadline: Instant) -> Result<(), End> {
+        if self.output.len() >= OUTPUT {
+            self.flush().await?;
+        }
+        let patience = self.patience();
+        let mut bytes = (&mut self.stream).take((INPUT - self.input.len().min(INPUT - 1)) as u64);
+        tokio::select! {
+            biased;
+            () = reached(&mut self.phase, patience) => Err(End::Stopping),
+            read = bytes.read_buf(&mut self.input) => match read {
+                Ok(0) => Err(End::Closed),
+                Ok(_) => Ok(()),
+                Err(error) => Err(End::Io(error)),
+            },
+            () = sleep_until(deadline) => Err(End::Silent),
+        }
+    }
+
+    /// The phase in which this client is not waited for any more.
+    fn patience(&self) -> Phase {
+        match self.session.in_transaction() {
+            true => Phase::Halting,
+            false => Phase::Finishing,
+        }
+    }
+}
+
+/// Ends when the server has come that far on its way down.
+async fn reached(phase: &mut watch::Receiver<Phase>, needed: Phase) {
+    if phase.wait_for(|phase| *phase >= needed).await.is_err() {
+        // Whoever could stop us is gone: nobody will.
+        pending::<()>().await;
+    }
+}
+
+fn log_outcome(
+    delivery: &Delivery,
+    index: usize,
+    message_id: Option<&str>,
+    took: Duration,
+    outcome: &Outcome,
+) {
+    let Some(recipient) = delivery.recipients.get(index) else {
+        return;
+    };
+    let address = recipient.address.to_string();
+    let entry = Entry {
+        session: &delivery.id,
+        recipient: &address,
+        original: recipient.original.as_deref(),
+        sender: &delivery.sender_text,
+        message_id,
+        took,
+        ..Entry::default()
+    };
+    match outcome {
+        Outcome::Saved(saved) => log::delivery(&Entry {
+            wanted: saved.instead_of.as_ref().map(|(wanted, _)| wanted.as_str()),
+            why: saved.instead_of.as_ref().map(|(_, why)| why.as_str()),
+            mailbox: Some(&saved.mailbox),
+            user: Some(&saved.user),
+            uid: saved.uid,
+            file: Some(&saved.file),
+            size: Some(saved.size),
+            mode: Some(saved.mode),
+            gid: Some(saved.gid),
+            code: "2.0.0",
+            remarks: &saved.remarks,
+            ..entry
+        }),
+        Outcome::Deferred(fault) | Outcome::Rejected(fault) => {
+            log::delivery(&Entry {
+                code: fault.code.smtp().1,
+                fault: Some(&fault.to_string()),
+                ..entry
+            });
+        }
+    }
+}
+
+/// RFC 5322, local time with its offset.
+fn now() -> String {
+    let now = jiff::Zoned::now();
+    jiff::fmt::rfc2822::to_string(&now)
+        .unwrap_or_else(|_| now.strftime("%a, %d %b %Y %T %z").to_string())
+}
+
+/// 22 characters of base64, as Dovecot's ids look. Unique, not secret: std's hasher has its keys from the kernel.
+fn session_id() -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let keys = RandomState::new();
+    let stamp = (std::process::id(), std::time::SystemTime::now());
+    let (high, low) = (keys.hash_one((stamp, 0)), keys.hash_one((stamp, 1)));
+    let bits = u128::from(high) << 64 | u128::from(low);
+    (0..22)
+        .map(|n| char::from(DIGITS[(bits >> (6 * n) & 63) as usize]))
+        .collect()
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::sync::Mutex;
+
+    use tokio::io::DuplexStream;
+
+    use super::*;
+    use crate::deliver::Saved;
+    use crate::message::body::Spool;
+
+    impl Wire for DuplexStream {
+        fn is_gone(&self) -> bool {
+            false
+        }
+    }
+
+    /// Stores everything in memory. `nobody` does not exist, `later` fails, `slow` waits to be let go, `lost` never answers.
+    #[derive(Clone, Default)]
+    pub struct Store {
+        pub stored: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+        pub let_go: Arc<tokio::sync::Notify>,
+    }
+
+    impl Store {
+        fn names(&self) -> Vec<String> {
+            self.stored
+                .lock()
+                .unwrap()
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect()
+        }
+    }
+
+    impl Deliveries for Store {
+        async fn inspect(&self, recipient: Recipient) -> Report {
+            let fault = Fault::new(Code::NoSuchUser, "look up the user", "not found");
+            let mut report = Report::failed(recipient.address.to_string(), fault);
+            if recipient.address.local != "nobody" {
+                report.fault = None;
+            }
+            report
+        }
+
+        fn deliver(&self, message: Arc<Message>, recipients: Vec<Recipient>) -> Outcomes {
+            let (send, receive) = tokio::sync::mpsc::channel(recipients.len());
+            for (index, recipient) in recipients.into_iter().enumerate() {
+                let (store, message, send) = (self.clone(), Arc::clone(&message), send.clone());
+                tokio::spawn(async move {
+                    let name = recipient.address.local.clone();
+                    match name.as_str() {
+                        "lost" => return,
+                        "slow" => store.let_go.notified().await,
+                        _ => {}
+                    }
+                    let outcome = match name.as_str() {
+                        "later" => {
+                            Outcome::refused(Fault::new(Code::Storage, "write", "I/O error"))
+                        }
+                        _ => saved(),
+                    };
+                    store
+                        .stored
+                        .lock()
+                        .unwrap()
+                        .push((name, message.body.head().to_vec()));
+                    send.send((index, outcome)).await.unwrap();
+                });
+            }
+            receive.into()
+        }
+    }
+
+    fn saved() -> Outcome {
+        Outcome::Saved(Saved {
+            mailbox: "INBOX".into(),
+            instead_of: None,
+            user: "u".into(),
+            uid: Some(1),
+            file: "f".into(),
+            size: 1,
+            mode: 0o600,
+            gid: 1,
+            remarks: vec![],
+        })
+    }
+
+    pub fn settings() -> Settings {
+        Settings {
+            listen: vec![],
+            hostname: "mx".into(),
+            max_recipients: 100,
+            message_size: Some(300_000),
+            max_connections: 10,
+            idle_timeout: Duration::from_secs(5),
+            data_deadline: Duration::from_secs(5),
+            verbose_replies: false,
+            spool: Spool {
+                dirs: vec![std::env::temp_dir()],
+            },
+        }
+    }
+
+    struct Client {
+        stream: DuplexStream,
+        store: Store,
+        phase: watch::Sender<Phase>,
+        server: tokio::task::JoinHandle<()>,
+    }
+
+    fn connect(settings: Settings) -> Client {
+        let (stream, there) = tokio::io::duplex(1 << 20);
+        let (phase, watched) = watch::channel(Phase::Serving);
+        let store = Store::default();
+        let mut connection =
+            Connection::new(there, None, store.clone(), Arc::new(settings), watched);
+        connection.session = Session::new(
+            Limits {
+                hostname: "mx".into(),
+                max_recipients: 100,
+                message_size: Some(300_000),
+                verbose_replies: false,
+            },
+            "id".into(),
+        );
+        Client {
+            stream,
+            store,
+            phase,
+            server: tokio::spawn(connection.run()),
+        }
+    }
+
+    impl Client {
+        async fn send(&mut self, bytes: &[u8]) {
+            self.stream.write_all(bytes).await.unwrap();
+        }
+
+        async fn line(&mut self) -> String {
+            let mut line = Vec::new();
+            while !line.ends_with(b"\r\n") {
+                line.push(
+                    timeout(Duration::from_secs(10), self.stream.read_u8())
+                        .await
+                        .unwrap()
+                        .unwrap(),
+                );
+            }
+            String::from_utf8(line).unwrap().trim_end().to_string()
+        }
+
+        async fn lines(&mut self, count: usize) -> Vec<String> {
+            let mut lines = Vec::new();
+            for _ in 0..count {
+                lines.push(self.line().await);
+            }
+            lines
+        }
+
+        /// All that the server still says, until it closes.
+        async fn rest(&mut self) -> String {
+            let mut rest = String::new();
+            timeout(
+                Duration::from_secs(10),
+                self.stream.read_to_string(&mut rest),
+            )
+            .await
+            .unwrap()
+            .unwrap();
+            rest
+        }
+    }
+
+    const DIALOGUE: &str = "LHLO me\r\nMAIL FROM:<s@x>\r\nRCPT TO:<a>\r\nRCPT TO:<nobody>\r\nRCPT TO:<later>\r\nRCPT TO:<a>\r\n\
+        DATA\r\nSubject: x\r\n\r\n..dot\r\n.\r\n\
+        MAIL FROM:<>\r\nRCPT TO:<b>\r\nBDAT 8\r\na\r\n.\r\n\r\nBDAT 4 LAST\r\nb\n\r\n\
+        MAIL FROM:<>\r\nBDAT 3 LAST\r\nNO\rNOOP\r\nFOO\r\nQUIT\r\n";
+
+    const ANSWERS: &str = "220 mx Postroom LMTP\r\n\
+        250-mx\r\n250-8BITMIME\r\n250-CHUNKING\r\n250-ENHANCEDSTATUSCODES\r\n250-PIPELINING\r\n250-SMTPUTF8\r\n250 SIZE 300000\r\n\
+        250 2.1.0 OK\r\n250 2.1.5 <a> OK\r\n550 5.1.1 <nobody> id No such user\r\n250 2.1.5 <later> OK\r\n250 2.1.5 <a> OK\r\n354 OK\r\n\
+        250 2.0.0 <a> id mailbox=\"INBOX\" uid=1 Saved\r\n\
+        451 4.2.0 <later> id Message could not be stored, try again later\r\n\
+        250 2.0.0 <a> id mailbox=\"INBOX\" uid=1 Saved\r\n\
+        250 2.1.0 OK\r\n250 2.1.5 <b> OK\r\n250 2.0.0 8 octets taken\r\n250 2.0.0 <b> id:T2 mailbox=\"INBOX\" uid=1 Saved\r\n\
+        250 2.1.0 OK\r\n250 2.0.0 OK\r\n500 5.5.1 Unknown command\r\n221 2.0.0 Bye\r\n";
+
+    #[tokio::test]
+    async fn a_dialogue_however_it_is_cut() {
+        for cut in [DIALOGUE.len(), 1, 2, 7, 50] {
+            let mut client = connect(settings());
+            for piece in DIALOGUE.as_bytes().chunks(cut) {
+                client.send(piece).await;
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(client.rest().await, ANSWERS, "cut every {cut}");
+            let mut stored = client.store.stored.lock().unwrap().clone();
+            stored.sort();
+            let first = b"Subject: x\n\n.dot\n".to_vec();
+            let second = b"a\n.\n\nb\n\n".to_vec();
+            assert_eq!(
+                stored,
+                [
+                    ("a".into(), first.clone()),
+                    ("b".into(), second),
+                    ("later".into(), first)
+                ]
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reply_leaves_as_soon_as_those_before_it() {
+        let mut client = connect(settings());
+        client.send(b"MAIL FROM:<>\r\nRCPT TO:<a>\r\nRCPT TO:<slow>\r\nRCPT TO:<b>\r\nDATA\r\n.\r\nNOOP\r\n").await;
+        assert!(client.lines(7).await[6].starts_with("250 2.0.0 <a> "));
+        while client.store.names().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        let nothing = timeout(Duration::from_millis(50), client.stream.read_u8()).await;
+        assert!(nothing.is_err(), "b must wait for slow");
+        client.store.let_go.notify_one();
+        let rest = client.lines(3).await;
+        assert!(
+            rest[0].starts_with("250 2.0.0 <slow> ") && rest[1].starts_with("250 2.0.0 <b> "),
+            "{rest:?}"
+        );
+        assert_eq!(rest[2], "250 2.0.0 OK");
+    }
+
+    #[tokio::test]
+    async fn an_outcome_that_never_comes_is_an_answer_too() {
+        let mut client = connect(settings());
+        client.send(b"MAIL FROM:<>\r\nRCPT TO:<lost>\r\nRCPT TO:<a>\r\nRCPT TO:<lost>\r\nDATA\r\n.\r\nQUIT\r\n").await;
+        let codes: Vec<String> = client
+            .lines(10)
+            .await
+            .iter()
+            .map(|line| line[..3].to_string())
+            .collect();
+        assert_eq!(
+            codes,
+            [
+                "220", "250", "250", "250", "250", "354", "451", "250", "451", "221"
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_before_the_end_stores_nothing() {
+        for begin in [
+            "LHLO x\r\n",
+            "MAIL FROM:<>\r\nRCPT TO:<a>\r\n",
+            "MAIL FROM:<>\r\nRCPT TO:<a>\r\nDATA\r\nbody\r\n.\r",
+            "MAIL FROM:<>\r\nRCPT TO:<a>\r\nBDAT 9 LAST\r\n12345678",
+        ] {
+            let mut client = connect(settings());
+            client.send(begin.as_bytes()).await;
+            client.stream.shutdown().await.unwrap();
+            client.rest().await;
+            client.server.await.unwrap();
+            assert!(client.store.names().is_empty(), "{begin:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_too_big_costs_itself_only() {
+        let mut client = connect(settings());
+        client
+            .send(b"MAIL FROM:<>\r\nRCPT TO:<a>\r\nRCPT TO:<b>\r\nDATA\r\n")
+            .await;
+        client.lines(5).await;
+        client.send(&b"0123456789abcde\r\n".repeat(60_000)).await;
+        client
+            .send(b".\r\nMAIL FROM:<>\r\nRCPT TO:<c>\r\nDATA\r\nsmall\r\n.\r\n")
+            .await;
+        let lines = client.lines(6).await;
+        assert!(
+            lines[..2]
+                .iter()
+                .all(|line| line.starts_with("552 5.3.4 <")),
+            "{lines:?}"
+        );
+        assert!(lines[5].starts_with("250 2.0.0 <c> "), "{lines:?}");
+        assert_eq!(client.store.names(), ["c"]);
+    }
+
+    #[tokio::test]
+    async fn big_messages_arrive_whole() {
+        let mut client = connect(settings());
+        client
+            .send(b"MAIL FROM:<>\r\nRCPT TO:<a>\r\nDATA\r\n")
+            .await;
+        let body = b"0123456789abcde\r\n".repeat(17_000);
+        client.send(&body).await;
+        client.send(b".\r\n").await;
+        assert!(client.lines(5).await[4].starts_with("250 2.0.0"));
+    }
+
+    #[tokio::test]
+    async fn silence_ends_the_dialogue() {
+        let quick = Duration::from_millis(60);
+        for begin in [
+            "",
+            "MAIL FROM:<>\r\n",
+            "MAIL FROM:<>\r\nRCPT TO:<a>\r\nDATA\r\nx\r\n",
+            "MAIL FROM:<>\r\nRCPT TO:<a>\r\nBDAT 5\r\nx",
+        ] {
+            let mut client = connect(Settings {
+                idle_timeout: quick,
+                ..settings()
+            });
+            client.send(begin.as_bytes()).await;
+            assert!(
+                client
+                    .rest()
+                    .await
+                    .ends_with("421 4.4.2 mx Nothing heard for too long\r\n"),
+                "{begin:?}"
+            );
+            assert!(client.store.names().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_drips_ends_too() {
+        let mut client = connect(Settings {
+            data_deadline: Duration::from_millis(100),
+            ..settings()
+        });
+        client
+            .send(b"MAIL FROM:<>\r\nRCPT TO:<a>\r\nDATA\r\n")
+            .await;
+        client.lines(4).await;
+        for _ in 0..50 {
+            if client.stream.write_all(b"x").await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(client.rest().await.starts_with("421 4.4.2"));
+        assert!(client.store.names().is_empty());
+    }
+
+    #[tokio::test]
+    async fn on_the_way_down() {
+        let mut idle = connect(settings());
+        idle.line().await;
+        idle.phase.send_replace(Phase::Finishing);
+        assert_eq!(idle.rest().await, "421 4.3.2 mx Shutting down\r\n");
+
+        let mut busy = connect(settings());
+        busy.send(b"MAIL FROM:<>\r\nRCPT TO:<a>\r\n").await;
+        busy.lines(3).await;
+        busy.phase.send_replace(Phase::Finishing);
+        busy.send(b"DATA\r\nx\r\n.\r\nMAIL FROM:<>\r\nRCPT TO:<b>\r\nDATA\r\nx\r\n.\r\n")
+            .await;
+        let lines = busy.rest().await;
+        assert!(
+            lines.starts_with("354 OK\r\n250 2.0.0 <a> ")
+                && lines.ends_with("\r\n421 4.3.2 mx Shutting down\r\n"),
+            "{lines}"
+        );
+        assert_eq!(busy.store.names(), ["a"]);
+
+        let mut slow = connect(settings());
+        slow.send(b"MAIL FROM:<>\r\nRCPT TO:<slow>\r\nDATA\r\n.\r\n")
+            .await;
+        slow.lines(4).await;
+        slow.phase.send_replace(Phase::Halting);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        slow.store.let_go.notify_one();
+        assert!(
+            slow.rest().await.starts_with("250 2.0.0 <slow> "),
+            "a delivery at work gets its answer"
+        );
+
+        let mut body = connect(settings());
+        body.send(b"MAIL FROM:<>\r\nRCPT TO:<a>\r\nDATA\r\nx").await;
+        body.lines(4).await;
+        body.phase.send_replace(Phase::Halting);
+        assert_eq!(body.rest().await, "421 4.3.2 mx Shutting down\r\n");
+        assert!(body.store.names().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_does_not_fill_memory() {
+        let mut client = connect(settings());
+        client.line().await;
+        client.send(&vec![b'x'; 500_000]).await;
+        client.send(b"\r\nNOOP\r\n").await;
+        assert_eq!(
+            client.lines(2).await,
+            ["500 5.5.2 Line too long", "250 2.0.0 OK"]
+        );
+    }
+
+    #[test]
+    fn ids_and_dates() {
+        let (one, two) = (session_id(), session_id());
+        assert_ne!(one, two);
+        assert!(
+            one.len() == 22
+                && one
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"+/".contains(&b))
+        );
+        let parsed = jiff::fmt::rfc2822::parse(&now());
+        assert!(parsed.is_ok(), "{}", now());
+    }
+}
