@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -141,9 +141,9 @@ pub fn run(once: bool, out: &mut impl Write) -> io::Result<u8> {
         Ok(config) => config,
         Err(errors) => return Err(io::Error::other(errors.to_string())),
     };
-    fs::write(
-        root.0.join("postroom.toml"),
-        CONFIG.replace("@ROOT@", &root.text()),
+    write(
+        &root.0.join("postroom.toml"),
+        &CONFIG.replace("@ROOT@", &root.text()),
     )?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -229,7 +229,7 @@ impl Root {
                 .recursive(true)
                 .create(root.0.join("home").join(user))?;
         }
-        fs::write(root.0.join("users"), users)?;
+        write(&root.0.join("users"), &users)?;
         root.mailbox("home/alice/Maildir/.Work", 0o700, None)?;
         root.mailbox(
             "home/bob/Maildir/.Projects",
@@ -258,7 +258,7 @@ impl Root {
             fs::set_permissions(path.join(part), fs::Permissions::from_mode(mode))?;
         }
         match acl {
-            Some(acl) => fs::write(path.join("dovecot-acl"), acl),
+            Some(acl) => write(&path.join("dovecot-acl"), acl),
             None => Ok(()),
         }
     }
@@ -273,6 +273,16 @@ impl Drop for Root {
         // A leftover below the temporary directory harms nobody.
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// A file for its owner alone, whatever the umask.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 /// Speaks LMTP as an MTA would, and compares each reply with what was stated.
