@@ -1,0 +1,88 @@
+//! A small IMAP client: enough to see what a reader sees.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+
+use super::PATIENCE;
+
+pub struct Imap {
+    stream: BufReader<TcpStream>,
+    tag: u32,
+}
+
+/// One message as IMAP shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    pub uid: u32,
+    pub flags: String,
+    pub bytes: Vec<u8>,
+}
+
+impl Imap {
+    pub fn login(port: u16, user: &str) -> Imap {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut imap = Imap { stream: BufReader::new(stream), tag: 0 };
+        imap.line();
+        let done = imap.command(&format!("LOGIN {user} pw"));
+        assert!(done.last().unwrap().contains(" OK "), "{done:?}");
+        imap
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        self.stream.read_until(b'\n', &mut line).unwrap();
+        assert!(!line.is_empty(), "IMAP connection closed");
+        String::from_utf8_lossy(&line).trim_end().to_owned()
+    }
+
+    /// The untagged lines and the tagged one. Not for answers with literals.
+    pub fn command(&mut self, command: &str) -> Vec<String> {
+        self.tag += 1;
+        let tag = format!("a{}", self.tag);
+        self.stream.get_mut().write_all(format!("{tag} {command}\r\n").as_bytes()).unwrap();
+        let mut lines = Vec::new();
+        loop {
+            let line = self.line();
+            let done = line.starts_with(&tag);
+            lines.push(line);
+            if done {
+                return lines;
+            }
+        }
+    }
+
+    /// Opens a mailbox; answers how many messages it has.
+    pub fn select(&mut self, mailbox: &str) -> usize {
+        let lines = self.command(&format!("SELECT \"{mailbox}\""));
+        assert!(lines.last().unwrap().contains(" OK "), "{mailbox}: {lines:?}");
+        let exists = lines.iter().find(|line| line.ends_with(" EXISTS")).unwrap();
+        exists.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Every message of the open mailbox.
+    pub fn fetch_all(&mut self) -> Vec<Fetched> {
+        self.tag += 1;
+        let tag = format!("a{}", self.tag);
+        let command = format!("{tag} FETCH 1:* (UID FLAGS BODY.PEEK[])\r\n");
+        self.stream.get_mut().write_all(command.as_bytes()).unwrap();
+        let mut messages = Vec::new();
+        loop {
+            let line = self.line();
+            if line.starts_with(&tag) {
+                assert!(line.contains(" OK ") || messages.is_empty(), "{line}");
+                return messages;
+            }
+            let Some(start) = line.rfind('{').filter(|_| line.ends_with('}')) else { continue };
+            let size: usize = line[start + 1..line.len() - 1].parse().unwrap();
+            let mut bytes = vec![0; size];
+            self.stream.read_exact(&mut bytes).unwrap();
+            let after = |key: &str, end: char| {
+                let rest = &line[line.find(key).unwrap() + key.len()..];
+                rest[..rest.find(end).unwrap_or(rest.len())].to_owned()
+            };
+            messages.push(Fetched { uid: after("UID ", ' ').parse().unwrap(), flags: after("FLAGS (", ')'), bytes });
+            self.line();
+        }
+    }
+}

@@ -1,0 +1,501 @@
+//! What the tests stand on: a scratch folder, our server in it, a client that speaks raw bytes, and a picture of a tree.
+#![allow(dead_code)]
+
+pub mod imap;
+pub mod peers;
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The user and group that mail is delivered as: Debian's `mail`.
+pub const MAIL: u32 = 8;
+/// How long a server may take to come up or go down.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Skips a test, with the reason on stderr. Under CI nothing may be skipped: there it fails.
+pub fn skip(why: &str) -> bool {
+    assert!(std::env::var_os("CI").is_none(), "under CI nothing is skipped: {why}");
+    eprintln!("SKIPPED: {why}");
+    true
+}
+
+/// Whether the test must be skipped because it is not run by root.
+pub fn not_root() -> bool {
+    !is_root() && skip("this test makes files of several users: run it as root")
+}
+
+pub fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
+
+pub fn installed(program: &str) -> bool {
+    ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].iter().any(|dir| Path::new(dir).join(program).exists())
+}
+
+/// A folder of the test's own, readable by all, gone at its end.
+pub struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    pub fn new() -> Scratch {
+        let folder = tempfile::Builder::new().prefix("postroom-").tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        Scratch(folder)
+    }
+
+    pub fn path(&self, below: &str) -> PathBuf {
+        if below.is_empty() { self.0.path().to_owned() } else { self.0.path().join(below) }
+    }
+
+    pub fn text(&self, below: &str) -> String {
+        self.path(below).to_str().unwrap().to_owned()
+    }
+
+    /// A directory with owner, group and mode.
+    pub fn dir(&self, below: &str, owner: u32, group: u32, mode: u32) -> PathBuf {
+        let path = self.path(below);
+        fs::create_dir_all(&path).unwrap();
+        own(&path, owner, group);
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    /// A Maildir with all its parts alike.
+    pub fn maildir(&self, below: &str, owner: u32, group: u32, mode: u32) -> PathBuf {
+        let path = self.dir(below, owner, group, mode);
+        for part in ["cur", "new", "tmp"] {
+            self.dir(&format!("{below}/{part}"), owner, group, mode);
+        }
+        path
+    }
+
+    pub fn file(&self, below: &str, owner: u32, group: u32, mode: u32, text: &str) -> PathBuf {
+        let path = self.path(below);
+        fs::write(&path, text).unwrap();
+        own(&path, owner, group);
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+}
+
+fn own(path: &Path, owner: u32, group: u32) {
+    if is_root() {
+        chown(path, Some(owner), Some(group)).unwrap();
+    }
+}
+
+/// The usual mail root: alice, bob and carol, a public mailbox of group 100 (users), a folder of bob's for alice.
+pub struct Store {
+    pub scratch: Scratch,
+}
+
+impl Store {
+    pub fn new() -> Store {
+        let scratch = Scratch::new();
+        scratch.dir("home", MAIL, MAIL, 0o755);
+        scratch.dir("run", MAIL, MAIL, 0o755);
+        for user in ["alice", "bob", "carol"] {
+            scratch.dir(&format!("home/{user}"), MAIL, MAIL, 0o700);
+        }
+        scratch.dir("public", MAIL, 100, 0o2770);
+        scratch.maildir("public/.info", MAIL, 100, 0o2770);
+        scratch.file("public/.info/dovecot-acl", MAIL, 100, 0o660, "anyone lrwip\n");
+        scratch.maildir("home/bob/Maildir", MAIL, MAIL, 0o700);
+        scratch.maildir("home/bob/Maildir/.Projects", MAIL, MAIL, 0o770);
+        scratch.file("home/bob/Maildir/.Projects/dovecot-acl", MAIL, MAIL, 0o660, "user=alice lrwip\n");
+        Store { scratch }
+    }
+
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.scratch.path(below)
+    }
+
+    /// The config for this store; `delivery` and `more` are put in.
+    pub fn config(&self, delivery: &str, more: &str) -> String {
+        let root = self.scratch.text("");
+        format!(
+            r#"hostname = "mx.example.test"
+auth_username_format = "%{{user | username | lower}}"
+first_valid_uid = 1
+[[userdb]]
+passwd-file = {{ path = "{root}/users" }}
+[namespace.inbox]
+separator = "/"
+inbox = true
+[namespace.inbox.mailbox.Spam]
+auto = "create"
+special_use = "\\Junk"
+[namespace.inbox.mailbox.Sent]
+special_use = "\\Sent"
+[namespace.public]
+type = "public"
+separator = "/"
+prefix = "Public/"
+mail_path = "{root}/public"
+mail_index_private_path = "~/Maildir/public"
+subscriptions = false
+list = "children"
+[namespace.shared]
+type = "shared"
+separator = "/"
+prefix = "shared/$user/"
+mail_path = "%{{owner_home}}/Maildir"
+mail_index_private_path = "~/Maildir/shared/%{{owner_user}}"
+subscriptions = false
+list = "children"
+[acl]
+driver = "vfile"
+[lmtp]
+listen = [{{ unix = "{root}/run/lmtp", mode = "0666" }}]
+[delivery]
+detail = "mailbox"
+spool_dir = "{root}/run"
+{delivery}
+{more}
+"#
+        )
+    }
+
+    /// Writes the config and the users; answers the config's path.
+    pub fn configure(&self, delivery: &str, more: &str) -> PathBuf {
+        let root = self.scratch.text("");
+        let users = ["alice", "bob", "carol"].map(|user| format!("{user}::{MAIL}:{MAIL}::{root}/home/{user}::\n"));
+        fs::write(self.path("users"), users.concat()).unwrap();
+        fs::write(self.path("postroom.toml"), self.config(delivery, more)).unwrap();
+        self.path("postroom.toml")
+    }
+
+    /// Our server on this store.
+    pub fn serve(&self, delivery: &str, more: &str) -> Server {
+        let config = self.configure(delivery, more);
+        Server::start(&config, &self.path("run/lmtp"), &self.path("run/postroom.log"))
+    }
+}
+
+/// A program of ours, as the mail user where the test is root.
+pub fn program(name: &str) -> Command {
+    let path = match name {
+        "postroom" => env!("CARGO_BIN_EXE_postroom"),
+        "postroom-lda" => env!("CARGO_BIN_EXE_postroom-lda"),
+        "postroom-lmtpd" => env!("CARGO_BIN_EXE_postroom-lmtpd"),
+        _ => unreachable!(),
+    };
+    // The build may lie where only root can go: a copy outside of it is for everybody.
+    static COPIES: std::sync::OnceLock<Scratch> = std::sync::OnceLock::new();
+    let copy = COPIES.get_or_init(Scratch::new).path(name);
+    if !copy.exists() {
+        let fresh = copy.with_extension(format!("{:?}", thread::current().id()));
+        fs::copy(path, &fresh).unwrap();
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(&fresh, &copy).unwrap();
+    }
+    let mut command = Command::new(copy);
+    command.current_dir("/").env_clear().env("PATH", "/usr/bin:/bin").env("RUST_BACKTRACE", "1");
+    command
+}
+
+/// Lets a command run with these ids, where the test is root.
+pub fn as_user(command: &mut Command, uid: u32, gid: u32, groups: &[u32]) {
+    if !is_root() {
+        return;
+    }
+    // setpriv: the standard library drops no supplementary groups on stable Rust.
+    let mut set = Command::new("setpriv");
+    let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
+    let groups = match groups.is_empty() {
+        true => "--clear-groups".to_owned(),
+        false => format!("--groups={}", groups.join(",")),
+    };
+    set.arg(format!("--reuid={uid}")).arg(format!("--regid={gid}")).arg(groups);
+    set.arg(command.get_program()).args(command.get_args());
+    set.current_dir("/").env_clear();
+    for (key, value) in command.get_envs() {
+        if let Some(value) = value {
+            set.env(key, value);
+        }
+    }
+    *command = set;
+}
+
+/// Runs a command with this on its standard input.
+pub fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writer = thread::spawn(move || stdin.write_all(&input));
+    let output = child.wait_with_output().unwrap();
+    // A program that refuses does not read everything.
+    let _ = writer.join().unwrap();
+    output
+}
+
+/// A running postroom-lmtpd, ended by its pid.
+pub struct Server {
+    child: Child,
+    pub socket: PathBuf,
+    pub log: PathBuf,
+}
+
+impl Server {
+    pub fn start(config: &Path, socket: &Path, log: &Path) -> Server {
+        Server::start_as(config, socket, log, &[])
+    }
+
+    pub fn start_as(config: &Path, socket: &Path, log: &Path, groups: &[u32]) -> Server {
+        let mut command = program("postroom-lmtpd");
+        command.arg("-c").arg(config);
+        as_user(&mut command, MAIL, MAIL, groups);
+        let file = fs::File::create(log).unwrap();
+        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        let child = command.spawn().unwrap();
+        let mut server = Server { child, socket: socket.to_owned(), log: log.to_owned() };
+        let began = Instant::now();
+        while UnixStream::connect(socket).is_err() {
+            let ended = server.child.try_wait().unwrap();
+            assert!(ended.is_none() && began.elapsed() < PATIENCE, "no server: {}", server.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    pub fn client(&self) -> Lmtp {
+        Lmtp::connect(&self.socket)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The most memory that the process ever had, in KiB.
+    pub fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    pub fn terminate(&self) {
+        signal(self.child.id(), "TERM");
+    }
+
+    /// Waits for the end; answers the exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        let began = Instant::now();
+        loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => return status.code(),
+                None if began.elapsed() > PATIENCE => panic!("the server does not end: {}", self.log()),
+                None => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap();
+    assert!(sent.success());
+}
+
+/// A client that says what it is told to say.
+pub struct Lmtp {
+    lines: BufReader<UnixStream>,
+}
+
+impl Lmtp {
+    /// Connects and takes the greeting.
+    pub fn connect(socket: &Path) -> Lmtp {
+        let stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut client = Lmtp { lines: BufReader::new(stream) };
+        let greeting = client.reply();
+        assert!(greeting.starts_with("220 "), "{greeting}");
+        client
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.lines.get_mut().write_all(bytes).unwrap();
+    }
+
+    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.lines.get_mut().write_all(bytes)
+    }
+
+    /// The last line of one reply, without its line end.
+    pub fn reply(&mut self) -> String {
+        self.try_reply().unwrap()
+    }
+
+    pub fn try_reply(&mut self) -> io::Result<String> {
+        loop {
+            let mut line = String::new();
+            if self.lines.read_line(&mut line)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            assert!(line.ends_with("\r\n"), "{line:?}");
+            if line.as_bytes().get(3) != Some(&b'-') {
+                return Ok(line.trim_end().to_owned());
+            }
+        }
+    }
+
+    pub fn say(&mut self, line: &str) -> String {
+        self.send(format!("{line}\r\n").as_bytes());
+        self.reply()
+    }
+
+    /// A whole transaction for one sender: the reply of each recipient, refused ones by their RCPT reply.
+    pub fn deliver(&mut self, recipients: &[&str], message: &[u8]) -> Vec<String> {
+        let mail = self.say("MAIL FROM:<sender@else.test>");
+        assert!(mail.starts_with("250 "), "{mail}");
+        let mut replies: Vec<String> = recipients.iter().map(|it| self.say(&format!("RCPT TO:<{it}>"))).collect();
+        if replies.iter().any(|reply| reply.starts_with('2')) {
+            assert_eq!(self.say("DATA"), "354 OK");
+            self.send(&stuffed(message));
+            for reply in replies.iter_mut().filter(|reply| reply.starts_with('2')) {
+                *reply = self.reply();
+            }
+        } else {
+            self.say("RSET");
+        }
+        replies
+    }
+
+    pub fn stream(&mut self) -> &mut UnixStream {
+        self.lines.get_mut()
+    }
+
+    /// Everything until the server closes.
+    pub fn rest(&mut self) -> String {
+        let mut rest = Vec::new();
+        // A reset is an end too.
+        let _ = self.lines.read_to_end(&mut rest);
+        String::from_utf8_lossy(&rest).into_owned()
+    }
+}
+
+/// A message as DATA sends it: CRLF, dots doubled, the final dot.
+pub fn stuffed(message: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(message.len() + 64);
+    let mut line_start = true;
+    let mut last = 0;
+    for &byte in message {
+        if byte == b'\n' && last != b'\r' {
+            out.push(b'\r');
+        }
+        if line_start && byte == b'.' {
+            out.push(b'.');
+        }
+        line_start = byte == b'\n';
+        out.push(byte);
+        last = byte;
+    }
+    if !line_start {
+        out.extend(b"\r\n");
+    }
+    out.extend(b".\r\n");
+    out
+}
+
+/// The files of a Maildir's `new` and `cur`, with their content, in the order of their names.
+pub fn messages(maildir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for part in ["new", "cur"] {
+        for entry in fs::read_dir(maildir.join(part)).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            found.push((path.clone(), fs::read(&path).unwrap()));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Every file below any `tmp/`: leftovers.
+pub fn leftovers(root: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    walk(root, &mut |path| {
+        if path.parent().is_some_and(|parent| parent.ends_with("tmp")) {
+            found.push(path.to_owned());
+        }
+    });
+    found
+}
+
+/// One line for everything below `root`: `drwxrws--- 8:100 .info/new`. Names of messages are `MESSAGE`.
+pub fn tree(root: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    walk(root, &mut |path| {
+        let meta = fs::symlink_metadata(path).unwrap();
+        let shown = path.strip_prefix(root).unwrap().to_str().unwrap();
+        let parent = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+        let shown = match (meta.is_file(), parent) {
+            (true, Some(part @ ("new" | "cur"))) => {
+                let above = Path::new(shown).parent().unwrap().parent().unwrap().join(part);
+                format!("{}/MESSAGE", above.display())
+            }
+            _ => shown.to_owned(),
+        };
+        let kind = if meta.is_dir() { "d" } else { "-" };
+        lines.push(format!("{kind}{:04o} {}:{} {shown}", meta.mode() & 0o7777, meta.uid(), meta.gid()));
+    });
+    lines
+}
+
+fn walk(path: &Path, visit: &mut impl FnMut(&Path)) {
+    let mut entries: Vec<_> = fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    for entry in entries {
+        visit(&entry);
+        if fs::symlink_metadata(&entry).is_ok_and(|meta| meta.is_dir()) {
+            walk(&entry, visit);
+        }
+    }
+}
+
+/// Real messages, where the caller has a folder of them; else some of our own.
+pub fn corpus(count: usize) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    if let Some(folder) = std::env::var_os("POSTROOM_CORPUS") {
+        walk(Path::new(&folder), &mut |path| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
+            let special = ["README", "ORIGIN", "LICENSE", "index.tsv", "mbox"].iter().any(|it| name.contains(it));
+            if !special && path.is_file() {
+                found.push(fs::read(path).unwrap());
+            }
+        });
+    } else {
+        skip("POSTROOM_CORPUS is not set: made-up messages are used");
+    }
+    let mut made = 0;
+    while found.len() < count {
+        let filler = "Zeile mit Umlauten äöü\n".repeat(made % 40);
+        found.push(format!("Subject: number {made}\nFrom: a@b\n\n{filler}.dot\n").into_bytes());
+        made += 1;
+    }
+    found.retain(|message| message.len() < 1 << 20 && !message.is_empty());
+    found.truncate(count);
+    found.into_iter().map(without_from_line).collect()
+}
+
+fn without_from_line(message: Vec<u8>) -> Vec<u8> {
+    match message.starts_with(b"From ") {
+        true => message.iter().position(|&byte| byte == b'\n').map_or(message.clone(), |end| message[end + 1..].to_vec()),
+        false => message,
+    }
+}
