@@ -13,9 +13,21 @@ use support::{Store, corpus, installed, leftovers, messages, not_root, skip, tre
 /// Where Postfix sends the messages, and where they must be found.
 const ROUTES: [(&str, &str, &str); 4] = [
     ("alice@example.test", "INBOX", "home/alice/Maildir"),
-    ("alice+Work@example.test", "Work", "home/alice/Maildir/.Work"),
-    ("alice+Public/info@example.test", "Public/info", "public/.info"),
-    ("alice+shared/bob/Projects@example.test", "shared/bob/Projects", "home/bob/Maildir/.Projects"),
+    (
+        "alice+Work@example.test",
+        "Work",
+        "home/alice/Maildir/.Work",
+    ),
+    (
+        "alice+Public/info@example.test",
+        "Public/info",
+        "public/.info",
+    ),
+    (
+        "alice+shared/bob/Projects@example.test",
+        "shared/bob/Projects",
+        "home/bob/Maildir/.Projects",
+    ),
 ];
 
 #[test]
@@ -25,11 +37,22 @@ fn postfix_relays_and_dovecot_serves_byte_for_byte() {
     }
     for version in [Version::V23, Version::V24] {
         let store = Store::new();
-        store.scratch.maildir("home/alice/Maildir", support::MAIL, support::MAIL, 0o700);
-        store.scratch.maildir("home/alice/Maildir/.Work", support::MAIL, support::MAIL, 0o700);
+        store
+            .scratch
+            .maildir("home/alice/Maildir", support::MAIL, support::MAIL, 0o700);
+        store.scratch.maildir(
+            "home/alice/Maildir/.Work",
+            support::MAIL,
+            support::MAIL,
+            0o700,
+        );
         let server = store.serve("", "");
-        let Some(postfix) = Postfix::start(&store.scratch, &server.socket, "/bin/false") else { return };
-        let Some(dovecot) = Dovecot::start(version, &store) else { return };
+        let Some(postfix) = Postfix::start(&store.scratch, &server.socket, "/bin/false") else {
+            return;
+        };
+        let Some(dovecot) = Dovecot::start(version, &store) else {
+            return;
+        };
         let sent = corpus(200);
         for (number, message) in sent.iter().enumerate() {
             let mut marked = format!("X-Number: {number}\n").into_bytes();
@@ -41,37 +64,81 @@ fn postfix_relays_and_dovecot_serves_byte_for_byte() {
             let mut imap = Imap::login(dovecot.port, "alice");
             let count = imap.select(mailbox);
             let fetched = imap.fetch_all();
-            let expected: Vec<usize> = (0..sent.len()).filter(|number| number % 4 == route).collect();
-            assert_eq!(count, expected.len(), "{mailbox} in {version:?}: {}", server.log());
+            let expected: Vec<usize> = (0..sent.len())
+                .filter(|number| number % 4 == route)
+                .collect();
+            assert_eq!(
+                count,
+                expected.len(),
+                "{mailbox} in {version:?}: {}",
+                server.log()
+            );
             let mut found = HashSet::new();
             for message in &fetched {
                 let (number, body) = without_added_headers(&message.bytes);
                 assert!(found.insert(number), "{number} is there twice");
                 let want = with_crlf(&sent[number]);
-                let differ = body.iter().zip(&want).position(|(a, b)| a != b).unwrap_or(body.len().min(want.len()));
-                let near = |bytes: &[u8]| String::from_utf8_lossy(&bytes[differ.saturating_sub(60)..bytes.len().min(differ + 60)]).into_owned();
-                assert!(body == want, "message {number} in {mailbox}, at {differ}: {:?}, sent {:?}", near(&body), near(&want));
+                let differ = body
+                    .iter()
+                    .zip(&want)
+                    .position(|(a, b)| a != b)
+                    .unwrap_or(body.len().min(want.len()));
+                let near = |bytes: &[u8]| {
+                    String::from_utf8_lossy(
+                        &bytes[differ.saturating_sub(60)..bytes.len().min(differ + 60)],
+                    )
+                    .into_owned()
+                };
+                assert!(
+                    body == want,
+                    "message {number} in {mailbox}, at {differ}: {:?}, sent {:?}",
+                    near(&body),
+                    near(&want)
+                );
             }
             assert_eq!(found, expected.into_iter().collect(), "{mailbox}");
             let uids: HashSet<u32> = fetched.iter().map(|message| message.uid).collect();
             assert_eq!(uids.len(), fetched.len(), "{mailbox}");
-            let mode = if *mailbox == "Public/info" { "-0660 8:100" } else { "-0600 8:8" };
-            let mode = if *mailbox == "shared/bob/Projects" { "-0660 8:8" } else { mode };
+            let mode = if *mailbox == "Public/info" {
+                "-0660 8:100"
+            } else {
+                "-0600 8:8"
+            };
+            let mode = if *mailbox == "shared/bob/Projects" {
+                "-0660 8:8"
+            } else {
+                mode
+            };
             let lines = tree(&store.path(folder));
-            let stored: Vec<&String> = lines.iter().filter(|line| line.ends_with("cur/MESSAGE")).collect();
-            assert!(stored.iter().filter(|line| line.starts_with(mode)).count() >= count, "{lines:#?}");
+            let stored: Vec<&String> = lines
+                .iter()
+                .filter(|line| line.ends_with("cur/MESSAGE"))
+                .collect();
+            assert!(
+                stored.iter().filter(|line| line.starts_with(mode)).count() >= count,
+                "{lines:#?}"
+            );
         }
         assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
-        assert_eq!(leftovers(&store.path("home")), Vec::<std::path::PathBuf>::new());
+        assert_eq!(
+            leftovers(&store.path("home")),
+            Vec::<std::path::PathBuf>::new()
+        );
     }
 }
 
 /// The number of a message, and its bytes behind the line that carries it.
 fn without_added_headers(bytes: &[u8]) -> (usize, Vec<u8>) {
     let mark = b"X-Number: ";
-    let at = bytes.windows(mark.len()).position(|window| window == mark).unwrap();
+    let at = bytes
+        .windows(mark.len())
+        .position(|window| window == mark)
+        .unwrap();
     let end = at + bytes[at..].iter().position(|&byte| byte == b'\n').unwrap();
-    let number = String::from_utf8_lossy(&bytes[at + mark.len()..end]).trim().parse().unwrap();
+    let number = String::from_utf8_lossy(&bytes[at + mark.len()..end])
+        .trim()
+        .parse()
+        .unwrap();
     (number, bytes[end + 1..].to_vec())
 }
 
@@ -98,13 +165,33 @@ fn smtp_source_with_twenty_connections() {
     let target = format!("unix:{}", server.socket.display());
     for extra in [&["-d"][..], &[]] {
         let mut command = Command::new("smtp-source");
-        command.args(["-L", "-s", "20", "-m", "1000", "-l", "4000", "-t", "alice@example.test"]).args(extra).arg(&target);
+        command
+            .args([
+                "-L",
+                "-s",
+                "20",
+                "-m",
+                "1000",
+                "-l",
+                "4000",
+                "-t",
+                "alice@example.test",
+            ])
+            .args(extra)
+            .arg(&target);
         assert!(command.output().unwrap().status.success());
     }
     let stored = messages(&store.path("home/alice/Maildir"));
     assert_eq!(stored.len(), 2000);
-    assert!(stored.iter().all(|(path, bytes)| path.to_str().unwrap().contains(&format!(",S={},", bytes.len()))));
-    assert_eq!(leftovers(&store.path("home")), Vec::<std::path::PathBuf>::new());
+    assert!(stored.iter().all(|(path, bytes)| {
+        path.to_str()
+            .unwrap()
+            .contains(&format!(",S={},", bytes.len()))
+    }));
+    assert_eq!(
+        leftovers(&store.path("home")),
+        Vec::<std::path::PathBuf>::new()
+    );
 }
 
 #[test]
@@ -121,11 +208,15 @@ fn what_was_answered_250_is_there_after_a_stop_in_the_middle() {
                 for number in 0..2000 {
                     let name = format!("{client}-{number}");
                     let message = format!("Subject: {name}\r\n\r\ntext\r\n.\r\n");
-                    let commands = "MAIL FROM:<a@b.test>\r\nRCPT TO:<alice@example.test>\r\nDATA\r\n";
+                    let commands =
+                        "MAIL FROM:<a@b.test>\r\nRCPT TO:<alice@example.test>\r\nDATA\r\n";
                     if lmtp.try_send(commands.as_bytes()).is_err() {
                         break;
                     }
-                    let accepted = (0..3).all(|_| lmtp.try_reply().is_ok_and(|reply| reply.starts_with(['2', '3'])));
+                    let accepted = (0..3).all(|_| {
+                        lmtp.try_reply()
+                            .is_ok_and(|reply| reply.starts_with(['2', '3']))
+                    });
                     if !accepted || lmtp.try_send(message.as_bytes()).is_err() {
                         break;
                     }
@@ -140,16 +231,30 @@ fn what_was_answered_250_is_there_after_a_stop_in_the_middle() {
         .collect();
     thread::sleep(std::time::Duration::from_millis(700));
     server.terminate();
-    let answered: Vec<String> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+    let answered: Vec<String> = clients
+        .into_iter()
+        .flat_map(|client| client.join().unwrap())
+        .collect();
     assert_eq!(server.wait(), Some(0), "{}", server.log());
-    assert!(answered.len() > 50, "only {} before the stop", answered.len());
+    assert!(
+        answered.len() > 50,
+        "only {} before the stop",
+        answered.len()
+    );
     let mut found = HashSet::new();
     for (path, bytes) in messages(&store.path("home/alice/Maildir")) {
         let text = String::from_utf8(bytes).unwrap();
-        let subject = text.lines().find_map(|line| line.strip_prefix("Subject: ")).unwrap().to_owned();
+        let subject = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Subject: "))
+            .unwrap()
+            .to_owned();
         assert!(found.insert(subject), "{} is there twice", path.display());
     }
-    let lost: Vec<&String> = answered.iter().filter(|name| !found.contains(*name)).collect();
+    let lost: Vec<&String> = answered
+        .iter()
+        .filter(|name| !found.contains(*name))
+        .collect();
     assert_eq!(lost, Vec::<&String>::new());
 }
 
@@ -157,14 +262,22 @@ fn what_was_answered_250_is_there_after_a_stop_in_the_middle() {
 fn python_and_mutt_read_what_we_write() {
     let store = Store::new();
     let server = store.serve("", "");
-    let message = "From: a@b.test\nSubject: Size\nContent-Type: text/plain; charset=utf-8\n\nGrüße\n.dot\n";
-    let replies = server.client().deliver(&["alice@example.test", "alice+Spam@example.test"], message.as_bytes());
-    assert!(replies.iter().all(|reply| reply.starts_with("250 2.0.0")), "{replies:?}");
+    let message =
+        "From: a@b.test\nSubject: Size\nContent-Type: text/plain; charset=utf-8\n\nGrüße\n.dot\n";
+    let replies = server.client().deliver(
+        &["alice@example.test", "alice+Spam@example.test"],
+        message.as_bytes(),
+    );
+    assert!(
+        replies.iter().all(|reply| reply.starts_with("250 2.0.0")),
+        "{replies:?}"
+    );
     let path = store.path("home/alice/Maildir");
     if installed("python3") {
         let script = "import mailbox, sys\nbox = mailbox.Maildir(sys.argv[1], create=False)\n\
                       for m in box: print(m['subject'], m.get_payload(decode=True).decode().replace(chr(10), '|'))\nprint(box.list_folders())";
-        let lines = support::peers::lines_of(Command::new("python3").args(["-c", script]).arg(&path));
+        let lines =
+            support::peers::lines_of(Command::new("python3").args(["-c", script]).arg(&path));
         assert_eq!(lines, ["Size Grüße|.dot|", "['Spam']"]);
     }
     if !installed("mutt") {
@@ -172,10 +285,18 @@ fn python_and_mutt_read_what_we_write() {
         return;
     }
     let mut mutt = Command::new("mutt");
-    mutt.args(["-n", "-F", "/dev/null", "-R", "-f"]).arg(path.join(".Spam"));
-    mutt.args(["-e", "push <limit>~A<enter><exit>"]).env("HOME", store.path("run")).env("TERM", "dumb");
+    mutt.args(["-n", "-F", "/dev/null", "-R", "-f"])
+        .arg(path.join(".Spam"));
+    mutt.args(["-e", "push <limit>~A<enter><exit>"])
+        .env("HOME", store.path("run"))
+        .env("TERM", "dumb");
     mutt.stdin(std::process::Stdio::null());
-    let status = Command::new("timeout").arg("20").arg("mutt").args(mutt.get_args()).output().unwrap();
+    let status = Command::new("timeout")
+        .arg("20")
+        .arg("mutt")
+        .args(mutt.get_args())
+        .output()
+        .unwrap();
     let shown = String::from_utf8_lossy(&status.stderr).into_owned();
     assert!(!shown.contains("not a mailbox"), "{shown}");
 }

@@ -376,7 +376,7 @@ fn explain_two(core: &Core, out: &mut impl Write) -> io::Result<()> {
     ] {
         writeln!(out, "\n$ postroom explain {address}")?;
         let address = Address::parse(address).map_err(io::Error::other)?;
-        super::explain::print(&core.inspect(&Recipient::new(address)), out)?;
+        core.inspect(&Recipient::new(address)).print(false, out)?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::config::{self, Config};
-use crate::deliver::{self, Core, Report};
+use crate::deliver::{self, Core};
 use crate::message::{Address, Recipient};
 use crate::sys::{credentials, process};
 
@@ -45,10 +45,7 @@ pub fn run(path: Option<&Path>, arguments: &Arguments, out: &mut impl Write) -> 
     };
     become_the_user(&config, &recipient)?;
     let report = Core::new(config.delivery).inspect(&recipient);
-    match arguments.json {
-        true => print_json(&report, out)?,
-        false => print(&report, out)?,
-    }
+    report.print(arguments.json, out)?;
     Ok(report.fault.map_or(0, |fault| fault.code.exit()))
 }
 
@@ -78,63 +75,4 @@ fn become_the_user(config: &Config, recipient: &Recipient) -> io::Result<()> {
         Ok(user) => credentials::become_forever(&user.credentials),
         Err(_) => Ok(()),
     }
-}
-
-/// Width of the labels.
-const LABEL: usize = 12;
-
-/// The table of product page "Explain": one line a step, FAIL on the one that ends the delivery, then the replies.
-pub fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "{}", report.recipient.escape_debug())?;
-    for line in &report.lines {
-        let fail = if line.ok { "" } else { "   FAIL" };
-        writeln!(
-            out,
-            "  {:LABEL$}  {}{fail}",
-            line.label,
-            printable(&line.text)
-        )?;
-    }
-    match (&report.fault, &report.mailbox) {
-        (Some(fault), _) => {
-            if let Some(advice) = &fault.advice {
-                writeln!(out, "  {:LABEL$}  {}", "to mend it", printable(advice))?;
-            }
-            let (code, status) = fault.code.smtp();
-            writeln!(
-                out,
-                "  {:LABEL$}  RCPT {code} {status} {}",
-                "reply",
-                fault.code.text()
-            )?;
-            writeln!(out, "  {:LABEL$}  {}", "exit code", fault.code.exit())
-        }
-        (None, mailbox) => {
-            let mailbox = printable(mailbox.as_deref().unwrap_or("INBOX"));
-            writeln!(
-                out,
-                "  {:LABEL$}  RCPT 250 2.1.5, DATA 250 2.0.0 mailbox=\"{mailbox}\"",
-                "reply"
-            )?;
-            writeln!(out, "  {:LABEL$}  0", "exit code")
-        }
-    }
-}
-
-/// The report for programs: one JSON object.
-pub fn print_json(report: &Report, out: &mut impl Write) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, report)?;
-    writeln!(out)
-}
-
-/// No control character of a name or a path reaches the terminal.
-fn printable(text: &str) -> String {
-    let safe = |c: char| {
-        if c.is_control() {
-            c.escape_default().to_string()
-        } else {
-            c.to_string()
-        }
-    };
-    text.chars().map(safe).collect()
 }

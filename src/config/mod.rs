@@ -2,6 +2,7 @@
 //! names it.
 
 pub mod file;
+mod overrides;
 pub mod report;
 pub mod section;
 #[cfg(test)]
@@ -11,8 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use toml::de::DeTable;
-
+use overrides::Overrides;
 pub use report::{Errors, Problem};
 use section::{Notes, Section, Setting};
 
@@ -49,13 +49,18 @@ pub struct Service {
 /// `path` (`-c`), else `$POSTROOM_CONFIG`, else [`DEFAULT_PATH`]. Only where the last does not exist, and for an
 /// ordinary user, the built-in defaults serve: a wrong file is never silently replaced by a default.
 pub fn load(path: Option<&Path>) -> Result<Config, Errors> {
+    load_with(path, &[])
+}
+
+/// [`load`], with settings of the command line (`key=value`, `table.key=value`) in place of those of the file.
+pub fn load_with(path: Option<&Path>, overrides: &[String]) -> Result<Config, Errors> {
     let named = path
         .map(Path::to_owned)
         .or_else(|| std::env::var_os("POSTROOM_CONFIG").map(PathBuf::from));
     let path = named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
     let shown = path.display().to_string();
     match fs::read_to_string(&path) {
-        Ok(text) => Config::from_str(&shown, &text).map(|config| Config {
+        Ok(text) => Config::from_str_with(&shown, &text, overrides).map(|config| Config {
             path: Some(path),
             ..config
         }),
@@ -64,7 +69,7 @@ pub fn load(path: Option<&Path>) -> Result<Config, Errors> {
                 && named.is_none()
                 && !credentials::is_root() =>
         {
-            Ok(Config::built_in())
+            Config::from_str_with("built-in", "", overrides)
         }
         Err(error) => {
             let advice = "give a file that can be read: -c FILE, or $POSTROOM_CONFIG";
@@ -80,12 +85,18 @@ pub fn load(path: Option<&Path>) -> Result<Config, Errors> {
 impl Config {
     /// Reads a file's text. All errors at once; without one, the warnings are in the config.
     pub fn from_str(name: &str, text: &str) -> Result<Config, Errors> {
+        Config::from_str_with(name, text, &[])
+    }
+
+    fn from_str_with(name: &str, file: &str, overrides: &[String]) -> Result<Config, Errors> {
+        let overrides = Overrides::new(file, overrides);
+        let text = overrides.text.as_str();
         let notes = Notes {
             text,
             problems: Default::default(),
             settings: Default::default(),
         };
-        let (table, syntax) = DeTable::parse_recoverable(text);
+        let (table, syntax) = overrides.parse();
         if !syntax.is_empty() {
             let problems = syntax.iter().map(|error| Problem {
                 message: error.message().to_owned(),
@@ -99,7 +110,7 @@ impl Config {
                 problems: problems.collect(),
             });
         }
-        let mut config = file::read(&Section::root(&notes, table.get_ref()));
+        let mut config = file::read(&Section::root(&notes, &table));
         let mut problems = notes.problems.take();
         problems.sort_by_key(|problem| problem.place.start);
         let errors = Errors {

@@ -5,7 +5,7 @@
 use std::io;
 use std::path::Path;
 
-use super::outcome::{Line, Report};
+use super::report::{Line, Report};
 use super::resolve::{By, Target, Targets, Wanted};
 use super::settings::{DeliveryRight, NewMailboxPermissions, Permissions, Settings};
 use crate::fault::{Code, Fault};

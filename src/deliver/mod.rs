@@ -12,6 +12,7 @@ pub mod header;
 pub mod inspect;
 pub mod outcome;
 pub mod queue;
+pub mod report;
 pub mod resolve;
 pub mod settings;
 
@@ -23,7 +24,8 @@ use crate::sys;
 use crate::sys::credentials::{self, Credentials};
 
 pub use carry_out::Transaction;
-pub use outcome::{Line, Outcome, Report, Saved};
+pub use outcome::{Outcome, Saved};
+pub use report::{Line, Report};
 pub use resolve::{Target, Targets, user_of};
 pub use settings::Settings;
 
@@ -58,10 +60,9 @@ impl Core {
 
     /// What a delivery to `recipient` would do, and answer. Nothing is opened for writing.
     pub fn inspect(&self, recipient: &Recipient) -> Report {
-        let shown = recipient.address.to_string();
         match resolve::resolve(&self.settings, recipient) {
             Ok(targets) => inspect::inspect(&self.settings, &targets, self.identity()).1,
-            Err(fault) => Report::failed(shown, fault),
+            Err(fault) => Report::failed(recipient.shown(), fault),
         }
     }
 

@@ -1,63 +1,9 @@
-//! What a delivery would do ([`Report`]) and what it did ([`Outcome`]): plain data, made into replies, exit codes,
-//! log lines and the table of `explain`.
+//! What a delivery did: plain data, made into replies, exit codes and log lines.
 
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
-
-/// The decision for one recipient, step by step. `explain` prints it, RCPT answers from it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
-    /// The recipient as given.
-    pub recipient: String,
-    /// The steps in their order.
-    pub lines: Vec<Line>,
-    /// The mailbox that would take the message, by its full name.
-    pub mailbox: Option<String>,
-    /// Why it would be refused.
-    pub fault: Option<Fault>,
-}
-
-/// One step of a [`Report`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
-    /// `namespace`, `mailbox`, `path`, `rights`, `identity`, `new file`, …
-    pub label: String,
-    pub text: String,
-    /// False: this step ends the delivery, and `explain` writes FAIL behind it.
-    pub ok: bool,
-}
-
-impl Line {
-    pub fn ok(label: &str, text: impl Into<String>) -> Line {
-        Line {
-            label: label.into(),
-            text: text.into(),
-            ok: true,
-        }
-    }
-
-    pub fn fail(label: &str, text: impl Into<String>) -> Line {
-        Line {
-            label: label.into(),
-            text: text.into(),
-            ok: false,
-        }
-    }
-}
-
-impl Report {
-    /// A report of a delivery that ended before there was anything to inspect.
-    pub fn failed(recipient: String, fault: Fault) -> Report {
-        let line = Line::fail("address", fault.to_string());
-        Report {
-            recipient,
-            lines: vec![line],
-            mailbox: None,
-            fault: Some(fault),
-        }
-    }
-}
+use crate::log::{self, Entry};
 
 /// What became of the message for one recipient.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +43,31 @@ impl Outcome {
         match fault.code.is_temporary() {
             true => Outcome::Deferred(fault),
             false => Outcome::Rejected(fault),
+        }
+    }
+
+    /// Logs one line: what is known of the message, and what became of it.
+    pub fn log(&self, message: Entry<'_>) {
+        match self {
+            Outcome::Saved(saved) => log::delivery(&Entry {
+                wanted: saved.instead_of.as_ref().map(|(wanted, _)| wanted.as_str()),
+                why: saved.instead_of.as_ref().map(|(_, why)| why.as_str()),
+                mailbox: Some(&saved.mailbox),
+                user: Some(&saved.user),
+                uid: saved.uid,
+                file: Some(&saved.file),
+                size: Some(saved.size),
+                mode: Some(saved.mode),
+                gid: Some(saved.gid),
+                code: "2.0.0",
+                remarks: &saved.remarks,
+                ..message
+            }),
+            Outcome::Deferred(fault) | Outcome::Rejected(fault) => log::delivery(&Entry {
+                code: fault.code.smtp().1,
+                fault: Some(&fault.to_string()),
+                ..message
+            }),
         }
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::outcome::Line;
+use super::report::Line;
 use super::settings::{AclDriver, Detail, Permissions, Settings};
 use crate::fault::{Code, Fault};
 use crate::mailbox::location::{Driver, Layout};
@@ -90,10 +90,6 @@ pub struct Target {
 
 /// The mailbox for `recipient`, its fallbacks, and the user who delivers.
 pub fn resolve(settings: &Settings, recipient: &Recipient) -> Result<Targets, Fault> {
-    let shown = recipient
-        .user
-        .clone()
-        .unwrap_or_else(|| recipient.address.to_string());
     let (user, detail) = user_and_detail(settings, recipient)?;
     let mut lines = vec![Line::ok(
         "user",
@@ -133,7 +129,7 @@ pub fn resolve(settings: &Settings, recipient: &Recipient) -> Result<Targets, Fa
         false => Some(resolver.inbox()?),
     };
     Ok(Targets {
-        recipient: shown,
+        recipient: recipient.shown(),
         by,
         wanted,
         parents,

@@ -1,1 +1,465 @@
-//! stub
+//! The stdin LDA: one message from a pipe, into the mailboxes of one user or of some addresses.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`options`] | the command line and the environment, in dovecot-lda's words |
+//! | [`input`] | stdin, or a file, on its way into a body |
+//! | [`exit`] | the only exit codes that there are |
+//!
+//! The work is done by a child, under the identity of the user; the process that the MTA started only waits for it and
+//! turns its end, however abnormal, into one of five exit codes. An MTA retries 75 and believes the others.
+
+pub mod exit;
+pub mod input;
+pub mod options;
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::config::{self, Config};
+use crate::deliver::{self, Core, Outcome, Report};
+use crate::fault::{Code, Fault};
+use crate::log::{self, Entry};
+use crate::message::body::Spool;
+use crate::message::{Envelope, Message, Recipient, ReversePath, Trace, header};
+use crate::sys::credentials::{self, Credentials};
+use crate::sys::dir::Dir;
+use crate::sys::process;
+use crate::user::{Userdb, passwd};
+use exit::{TEMPFAIL, worst};
+use input::Input;
+use options::{Options, Refused};
+
+/// Delivers what the command line and stdin say. Answers the exit code.
+pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
+    if process::is_privileged_by_file() {
+        say(
+            "4.3.0",
+            "postroom-lda must not be set-user-ID or have file capabilities",
+        );
+        return TEMPFAIL;
+    }
+    log::init(match io::stderr().is_terminal() {
+        true => log::Target::Text,
+        false => log::Target::from_environment(log::Target::Syslog("postroom-lda")),
+    });
+    log_panics();
+    let options = match Options::parse(arguments) {
+        Ok(options) => options,
+        Err(refused) => return refuse(refused),
+    };
+    match prepare(options) {
+        Ok(job) => job.run(),
+        Err(fault) => {
+            complain(None, &fault);
+            TEMPFAIL
+        }
+    }
+}
+
+/// A panic is a line in the log, not a letter to the sender: stderr travels into bounces.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!(panic = panic.to_string().as_str(), "panicked");
+    }));
+}
+
+fn refuse(refused: Refused) -> u8 {
+    match refused {
+        // In a pipe nobody reads it, and the mail must not be gone.
+        Refused::Shown(text) => {
+            let written = io::stdout().write_all(text.as_bytes());
+            exit::of_a_look(written.map_or(TEMPFAIL, |()| 0))
+        }
+        Refused::Usage(why) => {
+            say("4.3.5", &why);
+            exit::of_wrong_usage()
+        }
+        Refused::NotYet(why) => {
+            say("4.3.5", &why);
+            TEMPFAIL
+        }
+    }
+}
+
+/// What is to be done, for whom.
+struct Job {
+    options: Options,
+    core: Core,
+    recipients: Vec<Recipient>,
+    spool: Spool,
+}
+
+/// Those recipients that one identity delivers for. None: this process as it is.
+struct Group {
+    identity: Option<Credentials>,
+    recipients: Vec<Recipient>,
+}
+
+fn prepare(options: Options) -> Result<Job, Fault> {
+    let unusable = |why: String| Fault::new(Code::CannotTell, "begin", why);
+    let mut config = config::load_with(options.config.as_deref(), &options.overrides)
+        .map_err(|errors| unusable(errors.to_string()))?;
+    if config.path.is_none() && options.user.is_some() {
+        let why = "no configuration: the built-in one is for a user who delivers to himself";
+        return Err(
+            unusable(why.into()).with_advice("write /etc/postroom/postroom.toml, or give -c FILE")
+        );
+    }
+    let recipients = recipients(&options, &mut config).map_err(unusable)?;
+    process::clear_umask();
+    let system = |error: io::Error| Fault::io("begin", &error);
+    process::ignore_file_size_signal().map_err(system)?;
+    std::env::set_current_dir("/").map_err(system)?;
+    let spool = spool(&config, &recipients);
+    let core = Core::new(config.delivery);
+    Ok(Job {
+        options,
+        core,
+        recipients,
+        spool,
+    })
+}
+
+/// The addresses of the command line, the user of `-d`, or the user who runs this.
+fn recipients(options: &Options, config: &mut Config) -> Result<Vec<Recipient>, String> {
+    if !options.addresses.is_empty() {
+        let of =
+            |address: &crate::message::Address| options.complete(Recipient::new(address.clone()));
+        return Ok(options.addresses.iter().map(of).collect());
+    }
+    if let Some(user) = &options.user {
+        return Ok(vec![options.complete_user(Recipient::of_user(user))]);
+    }
+    if credentials::is_root() {
+        return Err("as root it needs -d USER or a RECIPIENT: root has no mailbox here".into());
+    }
+    let user = passwd::current().map_err(|unavailable| unavailable.to_string())?;
+    let recipient = Recipient::of_user(&user.name);
+    // Last: what a userdb says of him counts, and he exists in any case.
+    config
+        .delivery
+        .userdbs
+        .list
+        .push(Userdb::Current(Box::new(user)));
+    Ok(vec![options.complete_user(recipient)])
+}
+
+/// Where a large message waits: best on the file system of the mailbox.
+fn spool(config: &Config, recipients: &[Recipient]) -> Spool {
+    let mut dirs: Vec<PathBuf> = config.delivery.spool_dir.iter().cloned().collect();
+    if let [recipient] = recipients
+        && let Ok(user) = deliver::user_of(&config.delivery, recipient)
+    {
+        dirs.extend(user.home);
+    }
+    dirs.extend(["/var/tmp".into(), "/tmp".into()]);
+    Spool { dirs }
+}
+
+impl Job {
+    fn run(&self) -> u8 {
+        let (groups, refused) = self.groups();
+        if self.options.dry_run {
+            let plans = groups
+                .iter()
+                .map(|group| self.in_child(group, |job| job.explain(group)));
+            return exit::of_a_look(worst(refused.into_iter().chain(plans)));
+        }
+        match (groups.as_slice(), refused) {
+            ([group], None) => self.in_child(group, |job| job.deliver_from_stdin(group)),
+            (_, None) => self.deliver_to_several(&groups),
+            (_, Some(code)) => {
+                let plans = groups
+                    .iter()
+                    .map(|group| self.in_child(group, |job| job.plan(group)));
+                let code = worst([code].into_iter().chain(plans));
+                drain(&mut io::stdin());
+                code
+            }
+        }
+    }
+
+    /// Who delivers for whom. As root, whoever is not known or cannot be looked up is refused here.
+    fn groups(&self) -> (Vec<Group>, Option<u8>) {
+        if !credentials::is_root() {
+            let recipients = self.recipients.clone();
+            return (
+                vec![Group {
+                    identity: None,
+                    recipients,
+                }],
+                None,
+            );
+        }
+        let (mut groups, mut refused) = (Vec::<Group>::new(), None);
+        for recipient in &self.recipients {
+            let user = match deliver::user_of(self.core.settings(), recipient) {
+                Ok(user) => user,
+                Err(fault) => {
+                    self.refuse(recipient, fault.clone());
+                    if self.options.dry_run {
+                        self.print(&Report::failed(recipient.shown(), fault.clone()));
+                    }
+                    refused = Some(worst(refused.into_iter().chain([fault.code.exit()])));
+                    continue;
+                }
+            };
+            let identity = Some(user.credentials);
+            match groups.iter_mut().find(|group| group.identity == identity) {
+                Some(group) => group.recipients.push(recipient.clone()),
+                None => groups.push(Group {
+                    identity,
+                    recipients: vec![recipient.clone()],
+                }),
+            }
+        }
+        (groups, refused)
+    }
+
+    fn in_child(&self, group: &Group, work: impl FnOnce(&Job) -> u8) -> u8 {
+        let end = process::in_child(group.identity.as_ref(), TEMPFAIL, || work(self));
+        exit::of_child(end).unwrap_or_else(|why| {
+            let fault = Fault::new(Code::Internal, "wait for the delivery", why);
+            complain(None, &fault);
+            TEMPFAIL
+        })
+    }
+
+    /// The decisions, printed.
+    fn explain(&self, group: &Group) -> u8 {
+        let reports = group
+            .recipients
+            .iter()
+            .map(|recipient| self.core.inspect(recipient));
+        let code = |report: Report| {
+            self.print(&report);
+            report.fault.map_or(0, |fault| fault.code.exit())
+        };
+        worst(reports.map(code))
+    }
+
+    fn print(&self, report: &Report) {
+        // Whoever does not read it does not need it; the exit code stands.
+        let _ = report.print(self.options.json, &mut io::stdout());
+    }
+
+    /// The decisions; only refusals are told.
+    fn plan(&self, group: &Group) -> u8 {
+        worst(
+            group
+                .recipients
+                .iter()
+                .map(|recipient| match self.core.inspect(recipient).fault {
+                    None => 0,
+                    Some(fault) => self.refuse(recipient, fault),
+                }),
+        )
+    }
+
+    /// The plain case: one identity.
+    fn deliver_from_stdin(&self, group: &Group) -> u8 {
+        let planned = if group.recipients.len() > 1 {
+            self.plan(group)
+        } else {
+            0
+        };
+        if planned != 0 {
+            drain(&mut io::stdin());
+            return planned;
+        }
+        match &self.options.file {
+            None => self.deliver(group, &mut io::stdin().lock(), true),
+            // Opened here, with the rights of the user.
+            Some(path) => match File::open(path) {
+                Ok(mut file) => self.deliver(group, &mut file, false),
+                Err(error) => {
+                    complain(None, &Fault::io(format!("open {}", path.display()), &error));
+                    TEMPFAIL
+                }
+            },
+        }
+    }
+
+    /// As root, for users of several uids: a child for each plans, then a child for each delivers. Stdin is read once, by
+    /// the first of them, into a file without a name.
+    fn deliver_to_several(&self, groups: &[Group]) -> u8 {
+        let planned = worst(
+            groups
+                .iter()
+                .map(|group| self.in_child(group, |job| job.plan(group))),
+        );
+        let Some(first) = groups.first().filter(|_| planned == 0) else {
+            drain(&mut io::stdin());
+            return planned;
+        };
+        if self.options.file.is_some() {
+            let why = "several users and -p: whose file would that be?";
+            complain(None, &Fault::new(Code::CannotTell, "read -p", why));
+            return TEMPFAIL;
+        }
+        let spooled = match self
+            .spool
+            .dirs
+            .iter()
+            .find_map(|dir| Dir::open(dir).ok()?.anonymous_file().ok())
+        {
+            Some(file) => file,
+            None => {
+                complain(
+                    None,
+                    &Fault::new(
+                        Code::Storage,
+                        "spool the message",
+                        "no spool directory takes a file",
+                    ),
+                );
+                return TEMPFAIL;
+            }
+        };
+        let copied = self.in_child(first, |_| {
+            match io::copy(&mut io::stdin().lock(), &mut &spooled) {
+                Ok(_) => 0,
+                Err(error) => {
+                    complain(None, &Fault::io("spool the message", &error));
+                    drain(&mut io::stdin());
+                    TEMPFAIL
+                }
+            }
+        });
+        if copied != 0 {
+            return copied;
+        }
+        for (done, group) in groups.iter().enumerate() {
+            let code = self.in_child(group, |job| {
+                let mut file = &spooled;
+                match file.seek(SeekFrom::Start(0)) {
+                    Ok(_) => job.deliver(group, &mut file, true),
+                    Err(_) => TEMPFAIL,
+                }
+            });
+            if code != 0 {
+                return if done == 0 { code } else { TEMPFAIL };
+            }
+        }
+        0
+    }
+
+    /// Stores the message for everyone of the group, or says why not. What is stored is stored: after that only 75.
+    fn deliver(&self, group: &Group, source: &mut dyn Read, is_mbox: bool) -> u8 {
+        let began = Instant::now();
+        let limit = self.core.settings().message_size;
+        let input = match input::read(source, is_mbox, &self.spool, limit) {
+            Ok(input) => input,
+            Err(fault) => {
+                return worst(
+                    group
+                        .recipients
+                        .iter()
+                        .map(|recipient| self.refuse(recipient, fault.clone())),
+                );
+            }
+        };
+        let message_id = header::message_id(input.body.head());
+        let message = Arc::new(self.message(input));
+        let transaction = self
+            .core
+            .transaction(Arc::clone(&message), group.recipients.len());
+        for (done, recipient) in group.recipients.iter().enumerate() {
+            let outcome = self.core.deliver(&transaction, recipient);
+            outcome.log(Entry {
+                message_id: message_id.as_deref(),
+                took: began.elapsed(),
+                sender: &message.envelope.sender.to_string(),
+                ..self.entry(recipient, &recipient.shown(), &message.trace.session)
+            });
+            if let Some(fault) = outcome.fault() {
+                complain(Some(recipient), fault);
+                return if done == 0 {
+                    fault.code.exit()
+                } else {
+                    TEMPFAIL
+                };
+            }
+        }
+        0
+    }
+
+    fn message(&self, input: Input) -> Message {
+        let sender = self.options.sender.clone().or(input.sender);
+        let envelope = Envelope {
+            sender: sender.unwrap_or(ReversePath::Null),
+            queue_id: None,
+        };
+        // No `received`: the MTA has written those fields.
+        Message {
+            envelope,
+            body: input.body,
+            trace: Trace {
+                session: session(),
+                received: None,
+            },
+        }
+    }
+
+    /// Tells stderr and the log; answers the exit code.
+    fn refuse(&self, recipient: &Recipient, fault: Fault) -> u8 {
+        complain(Some(recipient), &fault);
+        let code = fault.code.exit();
+        let sender = self
+            .options
+            .sender
+            .as_ref()
+            .map(ReversePath::to_string)
+            .unwrap_or_default();
+        Outcome::refused(fault).log(Entry {
+            sender: &sender,
+            ..self.entry(recipient, &recipient.shown(), &session())
+        });
+        code
+    }
+
+    fn entry<'a>(&self, recipient: &'a Recipient, shown: &'a str, session: &'a str) -> Entry<'a> {
+        Entry {
+            session,
+            recipient: shown,
+            original: recipient.original.as_deref(),
+            ..Entry::default()
+        }
+    }
+}
+
+fn session() -> String {
+    format!("lda-{}", std::process::id())
+}
+
+/// The line that an MTA takes over into its log and its bounces: nothing in it that a sender may not read.
+fn complain(recipient: Option<&Recipient>, fault: &Fault) {
+    let (_, status) = fault.code.smtp();
+    match recipient {
+        Some(recipient) => say(
+            status,
+            &format!("<{}> {}", recipient.shown(), fault.code.text()),
+        ),
+        None => {
+            tracing::error!(fault = fault.to_string().as_str(), "nothing delivered");
+            say(status, fault.code.text());
+        }
+    }
+}
+
+fn say(status: &str, text: &str) {
+    let printable: String = text
+        .chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect();
+    let _ = writeln!(io::stderr(), "{status} {printable}");
+}
+
+/// Reads on to the end: an MTA that cannot write everything may take that for the result.
+fn drain(source: &mut dyn Read) {
+    let _ = io::copy(source, &mut io::sink());
+}

@@ -459,29 +459,7 @@ fn log_outcome(
         took,
         ..Entry::default()
     };
-    match outcome {
-        Outcome::Saved(saved) => log::delivery(&Entry {
-            wanted: saved.instead_of.as_ref().map(|(wanted, _)| wanted.as_str()),
-            why: saved.instead_of.as_ref().map(|(_, why)| why.as_str()),
-            mailbox: Some(&saved.mailbox),
-            user: Some(&saved.user),
-            uid: saved.uid,
-            file: Some(&saved.file),
-            size: Some(saved.size),
-            mode: Some(saved.mode),
-            gid: Some(saved.gid),
-            code: "2.0.0",
-            remarks: &saved.remarks,
-            ..entry
-        }),
-        Outcome::Deferred(fault) | Outcome::Rejected(fault) => {
-            log::delivery(&Entry {
-                code: fault.code.smtp().1,
-                fault: Some(&fault.to_string()),
-                ..entry
-            });
-        }
-    }
+    outcome.log(entry);
 }
 
 /// RFC 5322, local time with its offset.

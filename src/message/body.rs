@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -223,22 +223,10 @@ impl fmt::Debug for BodyWriter {
     }
 }
 
-impl Body {
-    /// A message that another process of the same program spooled into `file`; `size` and `virtual_size` as it counted.
-    pub fn from_file(mut file: File, size: u64, virtual_size: u64) -> io::Result<Body> {
-        let mut head = Vec::new();
-        file.seek(SeekFrom::Start(0))?;
-        (&file).take(HEAD as u64).read_to_end(&mut head)?;
-        Ok(Body {
-            storage: Storage::File { file, head },
-            size,
-            virtual_size,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Seek, SeekFrom};
+
     use proptest::prelude::*;
 
     use super::*;

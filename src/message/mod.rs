@@ -69,6 +69,13 @@ impl Recipient {
         }
     }
 
+    /// The recipient as given: for log lines, reports and replies.
+    pub fn shown(&self) -> String {
+        self.user
+            .clone()
+            .unwrap_or_else(|| self.address.to_string())
+    }
+
     /// A user by his name, as a userdb knows it (`-d`).
     pub fn of_user(name: &str) -> Recipient {
         let (local, domain) = match name.rsplit_once('@') {

@@ -1,10 +1,140 @@
-//! stub
-pub fn hostname() -> String {
-    nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_else(|| "localhost".into())
+//! This process, and the children that work for it.
+
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, kill, sigaction,
+};
+use nix::sys::stat::{Mode, umask};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork, gethostname, getpid, getppid};
+
+use super::credentials::{self, Credentials};
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Exit(i32),
+    Signal(i32),
 }
+
+/// The machine's name, `localhost` where it has none.
+pub fn hostname() -> String {
+    let name = gethostname().ok().and_then(|name| name.into_string().ok());
+    name.unwrap_or_else(|| "localhost".into())
+}
+
+/// From here on modes are what the code says: the caller's umask never matters.
 pub fn clear_umask() {
-    nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    umask(Mode::empty());
+}
+
+/// Whether this program has rights that its caller does not have (set-user-ID, file capabilities): then arguments and
+/// environment are those of an attacker.
+pub fn is_privileged_by_file() -> bool {
+    // SAFETY: getauxval reads a value that the kernel gave at the start.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// A file that outgrows a limit becomes an error of the write (EFBIG) instead of the end of the process.
+pub fn ignore_file_size_signal() -> io::Result<()> {
+    set_handler(Signal::SIGXFSZ, SigHandler::SigIgn)
+}
+
+/// Runs `work` in a child, as `identity` for good where one is given, and waits for its end. The child dies with this
+/// process, and it is killed when this process is asked to end. To be called while the process has one thread.
+///
+/// `work` answers the exit code. A panic of it is `on_panic`.
+pub fn in_child(
+    identity: Option<&Credentials>,
+    on_panic: u8,
+    work: impl FnOnce() -> u8,
+) -> io::Result<End> {
+    // Ignored by whoever started us, the end of a child would be lost.
+    set_handler(Signal::SIGCHLD, SigHandler::SigDfl)?;
+    let awaited: SigSet = [
+        Signal::SIGCHLD,
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+    ]
+    .into_iter()
+    .collect();
+    let before = awaited.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let parent = getpid();
+    // SAFETY: one thread, so the child may do all that the parent could.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            let code = catch_unwind(AssertUnwindSafe(|| match begin_child(identity, parent) {
+                Ok(()) => work(),
+                Err(error) => {
+                    tracing::error!(error = error.to_string().as_str(), "cannot begin to work");
+                    on_panic
+                }
+            }));
+            // What cannot be said has nobody to hear it.
+            let _ = io::stdout().flush();
+            // SAFETY: the child leaves without running what the parent registered for its own end.
+            unsafe { libc::_exit(code.unwrap_or(on_panic).into()) }
+        }
+        ForkResult::Parent { child } => {
+            let end = wait_for(child, &awaited);
+            before.thread_set_mask()?;
+            end
+        }
+    }
+}
+
+fn begin_child(identity: Option<&Credentials>, parent: Pid) -> io::Result<()> {
+    SigSet::empty().thread_set_mask()?;
+    if let Some(identity) = identity {
+        credentials::become_forever(identity)?;
+    }
+    // After the change of identity, which would undo it.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    match getppid() == parent {
+        true => Ok(()),
+        false => Err(io::Error::other("the parent is gone already")),
+    }
+}
+
+fn wait_for(child: Pid, awaited: &SigSet) -> io::Result<End> {
+    loop {
+        if awaited.wait()? != Signal::SIGCHLD {
+            // Not reaped yet, so the pid is still the child's.
+            let _ = kill(child, Signal::SIGKILL);
+        }
+        match waitpid(child, Some(nix::sys::wait::WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(End::Exit(code)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(End::Signal(signal as i32)),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn set_handler(signal: Signal, handler: SigHandler) -> io::Result<()> {
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: neither the default nor ignoring runs code of ours.
+    unsafe { sigaction(signal, &action) }?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One test: forks of a test process are to be few.
+    #[test]
+    fn ends_of_children() {
+        assert_eq!(in_child(None, 75, || 67).unwrap(), End::Exit(67));
+        let killed = in_child(None, 75, || {
+            kill(getpid(), Signal::SIGKILL).map_or(1, |()| 2)
+        });
+        assert_eq!(killed.unwrap(), End::Signal(Signal::SIGKILL as i32));
+    }
 }

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, socket, sockopt,
 };
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use nix::unistd::{Group, User};
 
 /// The process at the other end of a unix socket when it connected.
@@ -125,6 +125,16 @@ pub fn is_gone(socket: &impl AsFd) -> bool {
         .ok()
         .and_then(|_| polled[0].revents());
     events.is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+}
+
+/// Whether bytes come through a pipe or socket: somebody is sending something.
+pub fn is_pipe(stream: &impl AsFd) -> bool {
+    fstat(stream).is_ok_and(|stat| {
+        matches!(
+            SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT,
+            SFlag::S_IFIFO | SFlag::S_IFSOCK
+        )
+    })
 }
 
 /// Pause before the next accept after the `failures`-th one in a row that failed: 20 ms, doubling up to 1 s.

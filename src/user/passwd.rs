@@ -1,5 +1,9 @@
 //! The system's users (NSS), with their UNIX groups.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::{env, fs};
+
 use super::{Answer, Unavailable, User};
 use crate::sys::credentials::Credentials;
 use crate::sys::nss;
@@ -32,7 +36,8 @@ impl Passwd {
     }
 }
 
-/// The user that this process runs as: for an LDA in a user's own `.forward`. USER and HOME count where they are his.
+/// The user that this process runs as: for an LDA in a user's own `.forward`. `$HOME` counts where it is a directory of
+/// his.
 pub fn current() -> Result<User, Unavailable> {
     let unavailable = |why: String| Unavailable {
         userdb: Passwd::NAME.into(),
@@ -41,10 +46,14 @@ pub fn current() -> Result<User, Unavailable> {
     let Credentials { uid, gid, groups } = crate::sys::credentials::effective();
     let account = nss::account_of_uid(uid).map_err(|error| unavailable(error.to_string()))?;
     let account = account.ok_or_else(|| unavailable(format!("there is no user with uid {uid}")))?;
+    let own = |home: &PathBuf| {
+        home.is_absolute() && fs::metadata(home).is_ok_and(|it| it.is_dir() && it.uid() == uid)
+    };
+    let home = env::var_os("HOME").map(PathBuf::from).filter(own);
     Ok(User {
         name: account.name,
         credentials: Credentials { uid, gid, groups },
-        home: Some(account.home),
+        home: Some(home.unwrap_or(account.home)),
         extra: Default::default(),
         origin: "this process".into(),
     })

@@ -22,7 +22,10 @@ impl Imap {
     pub fn login(port: u16, user: &str) -> Imap {
         let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut imap = Imap { stream: BufReader::new(stream), tag: 0 };
+        let mut imap = Imap {
+            stream: BufReader::new(stream),
+            tag: 0,
+        };
         imap.line();
         let done = imap.command(&format!("LOGIN {user} pw"));
         assert!(done.last().unwrap().contains(" OK "), "{done:?}");
@@ -40,7 +43,10 @@ impl Imap {
     pub fn command(&mut self, command: &str) -> Vec<String> {
         self.tag += 1;
         let tag = format!("a{}", self.tag);
-        self.stream.get_mut().write_all(format!("{tag} {command}\r\n").as_bytes()).unwrap();
+        self.stream
+            .get_mut()
+            .write_all(format!("{tag} {command}\r\n").as_bytes())
+            .unwrap();
         let mut lines = Vec::new();
         loop {
             let line = self.line();
@@ -55,7 +61,10 @@ impl Imap {
     /// Opens a mailbox; answers how many messages it has.
     pub fn select(&mut self, mailbox: &str) -> usize {
         let lines = self.command(&format!("SELECT \"{mailbox}\""));
-        assert!(lines.last().unwrap().contains(" OK "), "{mailbox}: {lines:?}");
+        assert!(
+            lines.last().unwrap().contains(" OK "),
+            "{mailbox}: {lines:?}"
+        );
         let exists = lines.iter().find(|line| line.ends_with(" EXISTS")).unwrap();
         exists.split(' ').nth(1).unwrap().parse().unwrap()
     }
@@ -73,7 +82,9 @@ impl Imap {
                 assert!(line.contains(" OK ") || messages.is_empty(), "{line}");
                 return messages;
             }
-            let Some(start) = line.rfind('{').filter(|_| line.ends_with('}')) else { continue };
+            let Some(start) = line.rfind('{').filter(|_| line.ends_with('}')) else {
+                continue;
+            };
             let size: usize = line[start + 1..line.len() - 1].parse().unwrap();
             let mut bytes = vec![0; size];
             self.stream.read_exact(&mut bytes).unwrap();
@@ -81,7 +92,11 @@ impl Imap {
                 let rest = &line[line.find(key).unwrap() + key.len()..];
                 rest[..rest.find(end).unwrap_or(rest.len())].to_owned()
             };
-            messages.push(Fetched { uid: after("UID ", ' ').parse().unwrap(), flags: after("FLAGS (", ')'), bytes });
+            messages.push(Fetched {
+                uid: after("UID ", ' ').parse().unwrap(),
+                flags: after("FLAGS (", ')'),
+                bytes,
+            });
             self.line();
         }
     }

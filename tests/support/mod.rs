@@ -21,7 +21,10 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Skips a test, with the reason on stderr. Under CI nothing may be skipped: there it fails.
 pub fn skip(why: &str) -> bool {
-    assert!(std::env::var_os("CI").is_none(), "under CI nothing is skipped: {why}");
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "under CI nothing is skipped: {why}"
+    );
     eprintln!("SKIPPED: {why}");
     true
 }
@@ -36,7 +39,9 @@ pub fn is_root() -> bool {
 }
 
 pub fn installed(program: &str) -> bool {
-    ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].iter().any(|dir| Path::new(dir).join(program).exists())
+    ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
+        .iter()
+        .any(|dir| Path::new(dir).join(program).exists())
 }
 
 /// A folder of the test's own, readable by all, gone at its end.
@@ -44,13 +49,20 @@ pub struct Scratch(tempfile::TempDir);
 
 impl Scratch {
     pub fn new() -> Scratch {
-        let folder = tempfile::Builder::new().prefix("postroom-").tempdir().unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix("postroom-")
+            .tempdir()
+            .unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         Scratch(folder)
     }
 
     pub fn path(&self, below: &str) -> PathBuf {
-        if below.is_empty() { self.0.path().to_owned() } else { self.0.path().join(below) }
+        if below.is_empty() {
+            self.0.path().to_owned()
+        } else {
+            self.0.path().join(below)
+        }
     }
 
     pub fn text(&self, below: &str) -> String {
@@ -105,10 +117,22 @@ impl Store {
         }
         scratch.dir("public", MAIL, 100, 0o2770);
         scratch.maildir("public/.info", MAIL, 100, 0o2770);
-        scratch.file("public/.info/dovecot-acl", MAIL, 100, 0o660, "anyone lrwip\n");
+        scratch.file(
+            "public/.info/dovecot-acl",
+            MAIL,
+            100,
+            0o660,
+            "anyone lrwip\n",
+        );
         scratch.maildir("home/bob/Maildir", MAIL, MAIL, 0o700);
         scratch.maildir("home/bob/Maildir/.Projects", MAIL, MAIL, 0o770);
-        scratch.file("home/bob/Maildir/.Projects/dovecot-acl", MAIL, MAIL, 0o660, "user=alice lrwip\n");
+        scratch.file(
+            "home/bob/Maildir/.Projects/dovecot-acl",
+            MAIL,
+            MAIL,
+            0o660,
+            "user=alice lrwip\n",
+        );
         Store { scratch }
     }
 
@@ -165,7 +189,8 @@ spool_dir = "{root}/run"
     /// Writes the config and the users; answers the config's path.
     pub fn configure(&self, delivery: &str, more: &str) -> PathBuf {
         let root = self.scratch.text("");
-        let users = ["alice", "bob", "carol"].map(|user| format!("{user}::{MAIL}:{MAIL}::{root}/home/{user}::\n"));
+        let users = ["alice", "bob", "carol"]
+            .map(|user| format!("{user}::{MAIL}:{MAIL}::{root}/home/{user}::\n"));
         fs::write(self.path("users"), users.concat()).unwrap();
         fs::write(self.path("postroom.toml"), self.config(delivery, more)).unwrap();
         self.path("postroom.toml")
@@ -174,7 +199,11 @@ spool_dir = "{root}/run"
     /// Our server on this store.
     pub fn serve(&self, delivery: &str, more: &str) -> Server {
         let config = self.configure(delivery, more);
-        Server::start(&config, &self.path("run/lmtp"), &self.path("run/postroom.log"))
+        Server::start(
+            &config,
+            &self.path("run/lmtp"),
+            &self.path("run/postroom.log"),
+        )
     }
 }
 
@@ -196,7 +225,11 @@ pub fn program(name: &str) -> Command {
         fs::rename(&fresh, &copy).unwrap();
     }
     let mut command = Command::new(copy);
-    command.current_dir("/").env_clear().env("PATH", "/usr/bin:/bin").env("RUST_BACKTRACE", "1");
+    command
+        .current_dir("/")
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("RUST_BACKTRACE", "1");
     command
 }
 
@@ -212,7 +245,9 @@ pub fn as_user(command: &mut Command, uid: u32, gid: u32, groups: &[u32]) {
         true => "--clear-groups".to_owned(),
         false => format!("--groups={}", groups.join(",")),
     };
-    set.arg(format!("--reuid={uid}")).arg(format!("--regid={gid}")).arg(groups);
+    set.arg(format!("--reuid={uid}"))
+        .arg(format!("--regid={gid}"))
+        .arg(groups);
     set.arg(command.get_program()).args(command.get_args());
     set.current_dir("/").env_clear();
     for (key, value) in command.get_envs() {
@@ -225,7 +260,10 @@ pub fn as_user(command: &mut Command, uid: u32, gid: u32, groups: &[u32]) {
 
 /// Runs a command with this on its standard input.
 pub fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
@@ -253,13 +291,24 @@ impl Server {
         command.arg("-c").arg(config);
         as_user(&mut command, MAIL, MAIL, groups);
         let file = fs::File::create(log).unwrap();
-        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file);
         let child = command.spawn().unwrap();
-        let mut server = Server { child, socket: socket.to_owned(), log: log.to_owned() };
+        let mut server = Server {
+            child,
+            socket: socket.to_owned(),
+            log: log.to_owned(),
+        };
         let began = Instant::now();
         while UnixStream::connect(socket).is_err() {
             let ended = server.child.try_wait().unwrap();
-            assert!(ended.is_none() && began.elapsed() < PATIENCE, "no server: {}", server.log());
+            assert!(
+                ended.is_none() && began.elapsed() < PATIENCE,
+                "no server: {}",
+                server.log()
+            );
             thread::sleep(Duration::from_millis(10));
         }
         server
@@ -280,7 +329,10 @@ impl Server {
     /// The most memory that the process ever had, in KiB.
     pub fn peak_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmHWM:"))
+            .unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
@@ -294,7 +346,9 @@ impl Server {
         loop {
             match self.child.try_wait().unwrap() {
                 Some(status) => return status.code(),
-                None if began.elapsed() > PATIENCE => panic!("the server does not end: {}", self.log()),
+                None if began.elapsed() > PATIENCE => {
+                    panic!("the server does not end: {}", self.log())
+                }
                 None => thread::sleep(Duration::from_millis(20)),
             }
         }
@@ -309,7 +363,11 @@ impl Drop for Server {
 }
 
 pub fn signal(pid: u32, name: &str) {
-    let sent = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap();
+    let sent = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(pid.to_string())
+        .status()
+        .unwrap();
     assert!(sent.success());
 }
 
@@ -323,7 +381,9 @@ impl Lmtp {
     pub fn connect(socket: &Path) -> Lmtp {
         let stream = UnixStream::connect(socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut client = Lmtp { lines: BufReader::new(stream) };
+        let mut client = Lmtp {
+            lines: BufReader::new(stream),
+        };
         let greeting = client.reply();
         assert!(greeting.starts_with("220 "), "{greeting}");
         client
@@ -364,7 +424,10 @@ impl Lmtp {
     pub fn deliver(&mut self, recipients: &[&str], message: &[u8]) -> Vec<String> {
         let mail = self.say("MAIL FROM:<sender@else.test>");
         assert!(mail.starts_with("250 "), "{mail}");
-        let mut replies: Vec<String> = recipients.iter().map(|it| self.say(&format!("RCPT TO:<{it}>"))).collect();
+        let mut replies: Vec<String> = recipients
+            .iter()
+            .map(|it| self.say(&format!("RCPT TO:<{it}>")))
+            .collect();
         if replies.iter().any(|reply| reply.starts_with('2')) {
             assert_eq!(self.say("DATA"), "354 OK");
             self.send(&stuffed(message));
@@ -443,22 +506,39 @@ pub fn tree(root: &Path) -> Vec<String> {
     walk(root, &mut |path| {
         let meta = fs::symlink_metadata(path).unwrap();
         let shown = path.strip_prefix(root).unwrap().to_str().unwrap();
-        let parent = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+        let parent = path
+            .parent()
+            .and_then(Path::file_name)
+            .and_then(|name| name.to_str());
         let shown = match (meta.is_file(), parent) {
             (true, Some(part @ ("new" | "cur"))) => {
-                let above = Path::new(shown).parent().unwrap().parent().unwrap().join(part);
+                let above = Path::new(shown)
+                    .parent()
+                    .unwrap()
+                    .parent()
+                    .unwrap()
+                    .join(part);
                 format!("{}/MESSAGE", above.display())
             }
             _ => shown.to_owned(),
         };
         let kind = if meta.is_dir() { "d" } else { "-" };
-        lines.push(format!("{kind}{:04o} {}:{} {shown}", meta.mode() & 0o7777, meta.uid(), meta.gid()));
+        lines.push(format!(
+            "{kind}{:04o} {}:{} {shown}",
+            meta.mode() & 0o7777,
+            meta.uid(),
+            meta.gid()
+        ));
     });
     lines
 }
 
 fn walk(path: &Path, visit: &mut impl FnMut(&Path)) {
-    let mut entries: Vec<_> = fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
+    let mut entries: Vec<_> = fs::read_dir(path)
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     entries.sort();
     for entry in entries {
         visit(&entry);
@@ -473,8 +553,13 @@ pub fn corpus(count: usize) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     if let Some(folder) = std::env::var_os("POSTROOM_CORPUS") {
         walk(Path::new(&folder), &mut |path| {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
-            let special = ["README", "ORIGIN", "LICENSE", "index.tsv", "mbox"].iter().any(|it| name.contains(it));
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or("");
+            let special = ["README", "ORIGIN", "LICENSE", "index.tsv", "mbox"]
+                .iter()
+                .any(|it| name.contains(it));
             if !special && path.is_file() {
                 found.push(fs::read(path).unwrap());
             }
@@ -495,7 +580,10 @@ pub fn corpus(count: usize) -> Vec<Vec<u8>> {
 
 fn without_from_line(message: Vec<u8>) -> Vec<u8> {
     match message.starts_with(b"From ") {
-        true => message.iter().position(|&byte| byte == b'\n').map_or(message.clone(), |end| message[end + 1..].to_vec()),
+        true => message
+            .iter()
+            .position(|&byte| byte == b'\n')
+            .map_or(message.clone(), |end| message[end + 1..].to_vec()),
         false => message,
     }
 }

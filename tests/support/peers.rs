@@ -14,13 +14,18 @@ use super::{MAIL, PATIENCE, Scratch, Store, installed, signal, skip};
 fn cache() -> PathBuf {
     match std::env::var_os("POSTROOM_CACHE") {
         Some(cache) => PathBuf::from(cache),
-        None => PathBuf::from(std::env::var_os("HOME").unwrap_or("/root".into())).join(".cache/postroom"),
+        None => PathBuf::from(std::env::var_os("HOME").unwrap_or("/root".into()))
+            .join(".cache/postroom"),
     }
 }
 
 /// A loopback port that nobody uses now.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +54,9 @@ impl Dovecot {
             Version::V24 => !chroot.join("usr/sbin/dovecot").exists(),
         };
         if missing {
-            skip(&format!("Dovecot {version:?} is not installed (tests/run installs it)"));
+            skip(&format!(
+                "Dovecot {version:?} is not installed (tests/run installs it)"
+            ));
             return None;
         }
         let name = format!("dovecot-{version:?}");
@@ -73,14 +80,27 @@ impl Dovecot {
         let mut command = command_inside(&inside, "dovecot");
         command.arg("-F").arg("-c").arg(&config);
         let out = fs::File::create(scratch.path(&format!("{name}/out"))).unwrap();
-        command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
+        command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out);
         let child = command.spawn().unwrap();
-        let mut dovecot = Dovecot { child, port, log, config, version, inside };
+        let mut dovecot = Dovecot {
+            child,
+            port,
+            log,
+            config,
+            version,
+            inside,
+        };
         let began = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             let ended = dovecot.child.try_wait().unwrap();
             let said = fs::read_to_string(scratch.path(&format!("{name}/out"))).unwrap_or_default();
-            assert!(ended.is_none() && began.elapsed() < PATIENCE, "{version:?} does not start: {said}");
+            assert!(
+                ended.is_none() && began.elapsed() < PATIENCE,
+                "{version:?} does not start: {said}"
+            );
             thread::sleep(Duration::from_millis(50));
         }
         Some(dovecot)
@@ -89,11 +109,19 @@ impl Dovecot {
     /// Lines of the log that are not information.
     pub fn complaints(&self) -> Vec<String> {
         let text = fs::read_to_string(self.log.join("errors")).unwrap_or_default();
-        text.lines().filter(|line| !line.contains("Warning: SIGHUP")).map(str::to_owned).collect()
+        text.lines()
+            .filter(|line| !line.contains("Warning: SIGHUP"))
+            .map(str::to_owned)
+            .collect()
     }
 
     pub fn doveadm(&self, arguments: &[&str]) -> std::process::Output {
-        command_inside(&self.inside, "doveadm").arg("-c").arg(&self.config).args(arguments).output().unwrap()
+        command_inside(&self.inside, "doveadm")
+            .arg("-c")
+            .arg(&self.config)
+            .args(arguments)
+            .output()
+            .unwrap()
     }
 }
 
@@ -135,7 +163,9 @@ fn into_chroot(chroot: &Path, shared: &Path) -> Vec<String> {
         "mount --make-rprivate / && mount --rbind /dev {chroot}/dev && mount -t proc proc {chroot}/proc && \
          mkdir -p {chroot}{shared} && mount --bind {shared} {chroot}{shared} && exec chroot {chroot} \"$@\""
     );
-    ["unshare", "-m", "sh", "-c", &script, "inside"].map(str::to_owned).to_vec()
+    ["unshare", "-m", "sh", "-c", &script, "inside"]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 fn config23(scratch: &Scratch, name: &str, port: u16) -> String {
@@ -345,12 +375,19 @@ impl Postfix {
             master.push_str(&format!("{service} unix {columns} {program}\n"));
         }
         master.push_str("postlog unix-dgram n - n - 1 postlogd\n");
-        master.push_str(&format!("lda unix - n n - 10 pipe\n  flags=DRXhu user=mail argv={lda}\n"));
+        master.push_str(&format!(
+            "lda unix - n n - 10 pipe\n  flags=DRXhu user=mail argv={lda}\n"
+        ));
         fs::write(root.join("etc/main.cf"), main).unwrap();
         fs::write(root.join("etc/master.cf"), master).unwrap();
         let etc = root.join("etc");
         // Makes the queue's folders; its remarks about a chroot that is not used do not matter.
-        let checked = Command::new("postfix").arg("-c").arg(&etc).arg("check").output().unwrap();
+        let checked = Command::new("postfix")
+            .arg("-c")
+            .arg(&etc)
+            .arg("check")
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&checked.stderr).into_owned();
         let out = fs::File::create(root.join("log/master")).unwrap();
         let mut command = Command::new("/usr/lib/postfix/sbin/master");
@@ -360,7 +397,10 @@ impl Postfix {
         let began = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             let ended = child.try_wait().unwrap();
-            assert!(ended.is_none() && began.elapsed() < PATIENCE, "Postfix does not start: {said}");
+            assert!(
+                ended.is_none() && began.elapsed() < PATIENCE,
+                "Postfix does not start: {said}"
+            );
             thread::sleep(Duration::from_millis(50));
         }
         Some(Postfix { child, port, root })
@@ -399,11 +439,19 @@ impl Postfix {
         let began = Instant::now();
         let waiting = || {
             let queue = self.root.join("queue");
-            let folders = ["maildrop", "incoming", "active", "deferred"].map(|name| queue.join(name));
-            folders.iter().map(|folder| count_files(folder)).sum::<usize>()
+            let folders =
+                ["maildrop", "incoming", "active", "deferred"].map(|name| queue.join(name));
+            folders
+                .iter()
+                .map(|folder| count_files(folder))
+                .sum::<usize>()
         };
         while waiting() > 0 {
-            assert!(began.elapsed() < Duration::from_secs(120), "queue not empty: {}", self.log());
+            assert!(
+                began.elapsed() < Duration::from_secs(120),
+                "queue not empty: {}",
+                self.log()
+            );
             thread::sleep(Duration::from_millis(100));
         }
     }
@@ -421,7 +469,15 @@ impl Drop for Postfix {
 
 fn count_files(folder: &Path) -> usize {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.map(|entry| if entry.path().is_dir() { count_files(&entry.path()) } else { 1 }).sum()
+    entries
+        .map(|entry| {
+            if entry.path().is_dir() {
+                count_files(&entry.path())
+            } else {
+                1
+            }
+        })
+        .sum()
 }
 
 pub fn uid_of(name: &str) -> u32 {
@@ -432,8 +488,15 @@ pub fn uid_of(name: &str) -> u32 {
 /// The lines of a command's output.
 pub fn lines_of(command: &mut Command) -> Vec<String> {
     let out = command.output().unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect()
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
 
 pub fn make_executable(path: &Path) {

@@ -1,0 +1,123 @@
+//! What a delivery would do, step by step: RCPT answers from it, `explain` and `--dry-run` print it.
+
+use std::io::{self, Write};
+
+use serde::{Deserialize, Serialize};
+
+use crate::fault::Fault;
+
+/// The decision for one recipient, step by step. `explain` prints it, RCPT answers from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The recipient as given.
+    pub recipient: String,
+    /// The steps in their order.
+    pub lines: Vec<Line>,
+    /// The mailbox that would take the message, by its full name.
+    pub mailbox: Option<String>,
+    /// Why it would be refused.
+    pub fault: Option<Fault>,
+}
+
+/// One step of a [`Report`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// `namespace`, `mailbox`, `path`, `rights`, `identity`, `new file`, …
+    pub label: String,
+    pub text: String,
+    /// False: this step ends the delivery, and `explain` writes FAIL behind it.
+    pub ok: bool,
+}
+
+impl Line {
+    pub fn ok(label: &str, text: impl Into<String>) -> Line {
+        Line {
+            label: label.into(),
+            text: text.into(),
+            ok: true,
+        }
+    }
+
+    pub fn fail(label: &str, text: impl Into<String>) -> Line {
+        Line {
+            label: label.into(),
+            text: text.into(),
+            ok: false,
+        }
+    }
+}
+
+impl Report {
+    /// For people a table, for programs one JSON object.
+    pub fn print(&self, json: bool, out: &mut impl Write) -> io::Result<()> {
+        if !json {
+            return table(self, out);
+        }
+        serde_json::to_writer(&mut *out, self)?;
+        writeln!(out)
+    }
+
+    /// A report of a delivery that ended before there was anything to inspect.
+    pub fn failed(recipient: String, fault: Fault) -> Report {
+        let line = Line::fail("address", fault.to_string());
+        Report {
+            recipient,
+            lines: vec![line],
+            mailbox: None,
+            fault: Some(fault),
+        }
+    }
+}
+
+/// Width of the labels.
+const LABEL: usize = 12;
+
+/// One line a step, FAIL on the one that ends the delivery, then the replies.
+fn table(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "{}", report.recipient.escape_debug())?;
+    for line in &report.lines {
+        let fail = if line.ok { "" } else { "   FAIL" };
+        writeln!(
+            out,
+            "  {:LABEL$}  {}{fail}",
+            line.label,
+            printable(&line.text)
+        )?;
+    }
+    match (&report.fault, &report.mailbox) {
+        (Some(fault), _) => {
+            if let Some(advice) = &fault.advice {
+                writeln!(out, "  {:LABEL$}  {}", "to mend it", printable(advice))?;
+            }
+            let (code, status) = fault.code.smtp();
+            writeln!(
+                out,
+                "  {:LABEL$}  RCPT {code} {status} {}",
+                "reply",
+                fault.code.text()
+            )?;
+            writeln!(out, "  {:LABEL$}  {}", "exit code", fault.code.exit())
+        }
+        (None, mailbox) => {
+            let mailbox = printable(mailbox.as_deref().unwrap_or("INBOX"));
+            writeln!(
+                out,
+                "  {:LABEL$}  RCPT 250 2.1.5, DATA 250 2.0.0 mailbox=\"{mailbox}\"",
+                "reply"
+            )?;
+            writeln!(out, "  {:LABEL$}  0", "exit code")
+        }
+    }
+}
+
+/// No control character of a name or a path reaches the terminal.
+fn printable(text: &str) -> String {
+    let safe = |c: char| {
+        if c.is_control() {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    };
+    text.chars().map(safe).collect()
+}

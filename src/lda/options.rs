@@ -1,0 +1,218 @@
+//! The command line of `postroom-lda`, in dovecot-lda's words, and the environment that stands in for what it leaves out.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::message::{Address, Recipient, ReversePath};
+
+/// Stores the message on stdin in a mailbox.
+///
+/// Exit codes: 0 stored and synced, 67 no such user or mailbox, 77 refused, 75 try again; 64 wrong usage on a terminal.
+#[derive(Debug, Parser)]
+#[command(
+    name = "postroom-lda",
+    version,
+    args_override_self = true,
+    max_term_width = 100
+)]
+struct Arguments {
+    /// The configuration file [default: $POSTROOM_CONFIG, else /etc/postroom/postroom.toml]
+    #[arg(short = 'c', value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The user whose mail it is, as a userdb knows him [default: who runs this]
+    #[arg(short = 'd', value_name = "USER", allow_hyphen_values = true)]
+    user: Option<OsString>,
+    /// The envelope sender [default: $SENDER, else that of a first line `From `]
+    #[arg(short = 'f', value_name = "SENDER", allow_hyphen_values = true)]
+    sender: Option<OsString>,
+    /// The recipient before aliases, for the log [default: $ORIGINAL_RECIPIENT]
+    #[arg(short = 'a', value_name = "ORIGINAL", allow_hyphen_values = true)]
+    original: Option<OsString>,
+    /// The final recipient, for the log [default: $RECIPIENT]
+    #[arg(short = 'r', value_name = "FINAL", allow_hyphen_values = true)]
+    last: Option<OsString>,
+    /// The mailbox by its full name [default: the one of $EXTENSION, else INBOX]
+    #[arg(short = 'm', value_name = "MAILBOX", allow_hyphen_values = true)]
+    mailbox: Option<OsString>,
+    /// Read the message from a file, as the user
+    #[arg(short = 'p', value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Reject with exit code 77 instead of a bounce: always so, taken for dovecot-lda's sake
+    #[arg(short = 'e')]
+    _exit_on_rejection: bool,
+    /// Keep the environment: nothing is run, taken for dovecot-lda's sake
+    #[arg(short = 'k')]
+    _keep_environment: bool,
+    /// A setting of the configuration file, for this run: -o delivery.on_missing=reject
+    #[arg(short = 'o', value_name = "KEY=VALUE", action = clap::ArgAction::Append)]
+    overrides: Vec<String>,
+    /// dovecot-lda 1.x
+    #[arg(short = 'n', hide = true)]
+    no_autocreate: bool,
+    /// Store the message with this flag
+    #[arg(long, value_name = "FLAG", hide = true)]
+    flag: Vec<String>,
+    /// Store the message with this keyword
+    #[arg(long, value_name = "WORD", hide = true)]
+    keyword: Vec<String>,
+    /// Who sends, as the MTA knows for sure
+    #[arg(long, value_name = "USER", hide = true)]
+    authenticated: Option<String>,
+    /// Print the decision; store nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// With --dry-run: one JSON object for each recipient
+    #[arg(long, requires = "dry_run")]
+    json: bool,
+    /// Full addresses, resolved as LMTP would
+    #[arg(value_name = "RECIPIENT", conflicts_with = "user")]
+    addresses: Vec<OsString>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    pub config: Option<PathBuf>,
+    /// `-o`: `key=value`, as written.
+    pub overrides: Vec<String>,
+    pub user: Option<String>,
+    /// None: whatever a `From ` line says.
+    pub sender: Option<ReversePath>,
+    pub original: Option<String>,
+    pub last: Option<Address>,
+    pub mailbox: Option<String>,
+    pub detail: Option<String>,
+    /// Absolute.
+    pub file: Option<PathBuf>,
+    pub dry_run: bool,
+    pub json: bool,
+    pub addresses: Vec<Address>,
+}
+
+/// Why there is nothing to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// `--help` and `-V`: the text to print.
+    Shown(String),
+    Usage(String),
+    /// Understood, and not to be had.
+    NotYet(String),
+}
+
+impl Options {
+    /// Reads the command line (the first argument is the program's name) and the environment.
+    pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, Refused> {
+        Options::from(arguments, |name| std::env::var_os(name))
+    }
+
+    fn from(
+        arguments: impl IntoIterator<Item = OsString>,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Options, Refused> {
+        let arguments = Arguments::try_parse_from(arguments).map_err(refused)?;
+        arguments.refuse_what_is_not_there()?;
+        let set = |name: &str| environment(name).filter(|value| !value.is_empty());
+        let text = |flag: &str, value: OsString| {
+            value
+                .into_string()
+                .map_err(|value| Refused::NotYet(format!("{flag} {value:?} is not UTF-8")))
+        };
+        let address = |flag: &str, value: OsString| {
+            let value = text(flag, value)?;
+            Address::parse(&value).map_err(|why| Refused::Usage(format!("{flag} {value:?}: {why}")))
+        };
+        // The environment is whoever's: what makes no sense there is left out.
+        let spare = |name: &str| set(name).and_then(|value| value.into_string().ok());
+        let last = arguments
+            .last
+            .map(|value| address("-r", value))
+            .transpose()?;
+        let original = arguments
+            .original
+            .map(|value| address("-a", value))
+            .transpose()?;
+        let file = arguments.file.map(std::path::absolute).transpose();
+        Ok(Options {
+            config: arguments.config,
+            overrides: arguments.overrides,
+            user: arguments.user.map(|user| text("-d", user)).transpose()?,
+            sender: arguments.sender.or_else(|| set("SENDER")).map(sender),
+            original: original
+                .map(|it| it.to_string())
+                .or_else(|| spare("ORIGINAL_RECIPIENT")),
+            last: last.or_else(|| spare("RECIPIENT").and_then(|it| Address::parse(&it).ok())),
+            mailbox: arguments.mailbox.map(|it| text("-m", it)).transpose()?,
+            detail: spare("EXTENSION"),
+            file: file.map_err(|error| Refused::Usage(format!("-p: {error}")))?,
+            dry_run: arguments.dry_run,
+            json: arguments.json,
+            addresses: arguments
+                .addresses
+                .into_iter()
+                .map(|it| address("RECIPIENT", it))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// What the options say about every recipient.
+    pub fn complete(&self, recipient: Recipient) -> Recipient {
+        Recipient {
+            original: self.original.clone(),
+            mailbox: self.mailbox.clone(),
+            ..recipient
+        }
+    }
+
+    /// And about the one that is named by his user, not by an address.
+    pub fn complete_user(&self, recipient: Recipient) -> Recipient {
+        let address = self
+            .last
+            .clone()
+            .unwrap_or_else(|| recipient.address.clone());
+        self.complete(Recipient {
+            address,
+            detail: self.detail.clone(),
+            ..recipient
+        })
+    }
+}
+
+impl Arguments {
+    fn refuse_what_is_not_there(&self) -> Result<(), Refused> {
+        let why = if self.no_autocreate {
+            "-n is dovecot-lda 1.x: set delivery.on_missing (-o delivery.on_missing=inbox)"
+        } else if !self.flag.is_empty() || !self.keyword.is_empty() {
+            "--flag and --keyword are not built yet"
+        } else if self.authenticated.is_some() {
+            "--authenticated is not built yet"
+        } else {
+            return Ok(());
+        };
+        Err(Refused::NotYet(why.into()))
+    }
+}
+
+/// What does not parse is `<>`: a broken sender is no reason to keep a message out.
+fn sender(value: OsString) -> ReversePath {
+    ReversePath::parse_lenient(&value.to_string_lossy())
+}
+
+fn refused(error: clap::Error) -> Refused {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            Refused::Shown(error.render().to_string())
+        }
+        _ => {
+            let text = error.render().to_string();
+            let first = text
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .trim_start_matches("error: ");
+            Refused::Usage(format!("{first} (see postroom-lda --help)"))
+        }
+    }
+}
