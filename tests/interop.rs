@@ -151,6 +151,10 @@ fn with_crlf(message: &[u8]) -> Vec<u8> {
         // A bare LF on the wire is a CRLF to IMAP: the store keeps LF.
         out.extend(line.strip_prefix(b".").unwrap_or(line));
     }
+    // IMAP cannot say NUL: Dovecot shows 0x80 in its place.
+    out.iter_mut()
+        .filter(|byte| **byte == 0)
+        .for_each(|byte| *byte = 0x80);
     out
 }
 

@@ -8,7 +8,6 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -573,9 +572,29 @@ pub fn corpus(count: usize) -> Vec<Vec<u8>> {
         found.push(format!("Subject: number {made}\nFrom: a@b\n\n{filler}.dot\n").into_bytes());
         made += 1;
     }
-    found.retain(|message| message.len() < 1 << 20 && !message.is_empty());
+    let mut found: Vec<_> = found.into_iter().map(without_from_line).collect();
+    found.retain(|message| message.len() < 1 << 20 && has_a_header(message));
     found.truncate(count);
-    found.into_iter().map(without_from_line).collect()
+    found
+}
+
+/// Whether every line down to the first empty one is a field or goes on with one: where it is not, an MTA puts the
+/// missing empty line in, and the message is no longer the one that was sent.
+fn has_a_header(message: &[u8]) -> bool {
+    let mut lines = message.split(|&byte| byte == b'\n').enumerate();
+    lines
+        .by_ref()
+        .map(|(number, line)| (number, line.strip_suffix(b"\r").unwrap_or(line)))
+        .take_while(|(_, line)| !line.is_empty())
+        .all(|(number, line)| {
+            let name = line
+                .iter()
+                .take_while(|&&byte| byte.is_ascii_graphic() && byte != b':');
+            let end = name.count();
+            (number > 0 && matches!(line[0], b' ' | b'\t'))
+                || (end > 0 && line.get(end) == Some(&b':'))
+        })
+        && lines.next().is_some()
 }
 
 fn without_from_line(message: Vec<u8>) -> Vec<u8> {
