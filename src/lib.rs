@@ -9,10 +9,10 @@
 //! | where it runs | [`run`] | hands a delivery to the core: in this process today |
 //! | delivery core | [`deliver`] | plan, then do: resolve, inspect, carry out |
 //! | who | [`user`] | userdbs: three answers |
+//! | storage | [`maildir`] | one format: making a mailbox, saving a message |
 //! | where | [`mailbox`] | names, namespaces, locations, layouts, permissions, rights |
-//! | storage | [`maildir`] | one format: saving a message |
 //! | the message | [`message`] | addresses, envelope, body, headers |
-//! | ground | [`fault`], [`text`], [`sys`] | errors and their codes, encodings, system calls |
+//! | ground | [`fault`], [`log`], [`text`], [`sys`] | errors and their codes, log lines, encodings, system calls |
 
 pub mod admin;
 pub mod lda;
@@ -26,9 +26,9 @@ pub mod deliver;
 
 pub mod user;
 
-pub mod mailbox;
-
 pub mod maildir;
+
+pub mod mailbox;
 
 pub mod message;
 

@@ -1,9 +1,10 @@
-//! `postroom-lmtpd`: the LMTP server.
+//! `postroom-lmtpd`: the LMTP server. Exit codes: 0 ended on request, 64 wrong usage, 75 cannot serve.
 
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use postroom::config::{self, Config};
@@ -28,11 +29,21 @@ struct Arguments {
     stdio: bool,
 }
 
+const USAGE: u8 = 64;
 /// Whatever stops the server from serving is worth another try once it is mended.
 const TEMPFAIL: u8 = 75;
+/// How long a thread in a system call that hangs may hold up the end: its client has its answer.
+const LEAVE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // stdout and stderr may be closed; the exit code says it too.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        }
+    };
     log::init(log::Target::from_environment(log::Target::Text));
     match serve(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -63,7 +74,7 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(stop_on_signal(stop));
         let runner = Runner::new(Arc::new(Core::new(config.delivery)));
@@ -73,7 +84,9 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
             false => lmtp::serve(bound, runner, settings, stopped).await?,
         }
         Ok(())
-    })
+    });
+    runtime.shutdown_timeout(LEAVE);
+    served
 }
 
 /// Root binds the sockets and touches no mail. There is one thread yet.

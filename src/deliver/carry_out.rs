@@ -26,12 +26,14 @@ pub struct Transaction {
     recipients: usize,
     begun: Instant,
     abandoned: AtomicBool,
-    copies: Mutex<HashMap<Sort, Arc<Mutex<Option<Arc<Written>>>>>>,
+    copies: Mutex<HashMap<Sort, Copy>>,
 }
 
 /// Messages of one sort are the same bytes with the same mode and group on one file system: one is written, the
 /// others are links to it.
 type Sort = (u64, u32, Option<u32>);
+/// Empty until the first that needs it has written it.
+type Copy = Arc<Mutex<Option<Arc<Written>>>>;
 
 impl Transaction {
     pub fn new(message: Arc<Message>, recipients: usize) -> Transaction {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Settings;
 use super::codec::{Chunk, DataDecoder, Lines};
@@ -29,6 +29,8 @@ use crate::run::Outcomes;
 const INPUT: usize = 16 * 1024;
 /// Replies to pipelined commands that are gathered into one packet.
 const OUTPUT: usize = 4 * 1024;
+/// How often a session that waits for its deliveries looks whether its client still does.
+const LISTEN: Duration = Duration::from_millis(500);
 /// A body must come in at this rate, once its deadline has passed.
 const BYTES_PER_SECOND: u64 = 1024;
 
@@ -320,7 +322,29 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             .deliveries
             .deliver(message, delivery.recipients.clone());
         let mut sent = Ok(());
-        while let Some((index, outcome)) = outcomes.recv().await {
+        let mut fault = Fault::new(
+            Code::Internal,
+            "deliver",
+            "the delivery ended without an outcome",
+        );
+        let deadline = began + self.settings.data_deadline;
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = outcomes.recv() => next,
+                () = sleep(LISTEN) => {
+                    if Instant::now() > deadline {
+                        // A store that hangs: the client hears so while it still listens.
+                        fault = Fault::new(Code::Storage, "deliver", "the store takes too long");
+                        break;
+                    }
+                    if self.stream.is_gone() {
+                        outcomes.abandon();
+                    }
+                    continue;
+                }
+            };
+            let Some((index, outcome)) = next else { break };
             log_outcome(
                 &delivery,
                 index,
@@ -337,11 +361,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
                 outcomes.abandon();
             }
         }
-        let fault = Fault::new(
-            Code::Internal,
-            "deliver",
-            "the delivery ended without an outcome",
-        );
+        drop(outcomes);
         self.give_up(&mut delivery, message_id.as_deref(), began, fault)?;
         sent
     }
@@ -497,10 +517,13 @@ pub mod tests {
         }
     }
 
+    /// A recipient and what he got.
+    pub type Stored = (String, Vec<u8>);
+
     /// Stores everything in memory. `nobody` does not exist, `later` fails, `slow` waits to be let go, `lost` never answers.
     #[derive(Clone, Default)]
     pub struct Store {
-        pub stored: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+        pub stored: Arc<Mutex<Vec<Stored>>>,
         pub let_go: Arc<tokio::sync::Notify>,
     }
 
@@ -727,6 +750,21 @@ pub mod tests {
                 "220", "250", "250", "250", "250", "354", "451", "250", "451", "221"
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn a_store_that_hangs_is_an_answer_in_time() {
+        let mut client = connect(Settings {
+            data_deadline: Duration::from_millis(10),
+            ..settings()
+        });
+        client
+            .send(b"MAIL FROM:<>\r\nRCPT TO:<a>\r\nRCPT TO:<slow>\r\nDATA\r\n.\r\nNOOP\r\n")
+            .await;
+        let lines = client.lines(8).await;
+        assert!(lines[5].starts_with("250 2.0.0 <a> "), "{lines:?}");
+        assert!(lines[6].starts_with("451 4.2.0 <slow> "), "{lines:?}");
+        assert_eq!(lines[7], "250 2.0.0 OK");
     }
 
     #[tokio::test]

@@ -55,7 +55,7 @@ pub struct Settings {
     pub max_connections: usize,
     /// A client that says nothing for so long is sent away.
     pub idle_timeout: Duration,
-    /// A body that takes longer must keep up 1 KiB a second.
+    /// A body that takes longer must keep up 1 KiB a second; deliveries that take longer are answered 451.
     pub data_deadline: Duration,
     /// Tell clients why: for closed sites.
     pub verbose_replies: bool,

@@ -150,7 +150,7 @@ pub fn grant(
         let mut rights = entry
             .take()
             .map_or(String::new(), |earlier| earlier.rights.0);
-        rights.extend(letters.chars());
+        rights.push_str(letters);
         *entry = Some(Grant {
             rights: Rights(rights),
             by: format!("{shown}:{number} {line:?}"),

@@ -3,56 +3,54 @@
 //! In a release build [`pass`] is nothing. In a test build the n-th call of this thread after [`arm`] returns the
 //! chosen errno instead of doing its work.
 
-use std::io;
+#[cfg(test)]
+pub use countdown::{ERRNOS, arm, disarm, pass};
 
 #[cfg(not(test))]
 #[inline(always)]
-pub fn pass() -> io::Result<()> {
+pub fn pass() -> std::io::Result<()> {
     Ok(())
 }
-
-/// What a disk, a quota, a signal, a full process table or a file server can answer to any call.
-#[cfg(test)]
-pub const ERRNOS: [i32; 7] = [
-    libc::EIO,
-    libc::ENOSPC,
-    libc::EDQUOT,
-    libc::EINTR,
-    libc::EMFILE,
-    libc::ENOMEM,
-    libc::ESTALE,
-];
 
 #[cfg(test)]
 mod countdown {
     use std::cell::Cell;
+    use std::io;
 
     thread_local! {
         /// Calls still to pass, and the errno of the one after them.
-        pub static NEXT: Cell<Option<(usize, i32)>> = const { Cell::new(None) };
+        static NEXT: Cell<Option<(usize, i32)>> = const { Cell::new(None) };
     }
-}
 
-/// Let the `calls`-th system call from now (0: the next one) of this thread fail with `errno`.
-#[cfg(test)]
-pub fn arm(calls: usize, errno: i32) {
-    countdown::NEXT.set(Some((calls, errno)));
-}
+    /// What a disk, a quota, a signal, a full process table or a file server can answer to any call.
+    pub const ERRNOS: [i32; 7] = [
+        libc::EIO,
+        libc::ENOSPC,
+        libc::EDQUOT,
+        libc::EINTR,
+        libc::EMFILE,
+        libc::ENOMEM,
+        libc::ESTALE,
+    ];
 
-/// Ends the countdown. True: it had not fired yet.
-#[cfg(test)]
-pub fn disarm() -> bool {
-    countdown::NEXT.take().is_some()
-}
+    /// Let the `calls`-th system call from now (0: the next one) of this thread fail with `errno`.
+    pub fn arm(calls: usize, errno: i32) {
+        NEXT.set(Some((calls, errno)));
+    }
 
-#[cfg(test)]
-pub fn pass() -> io::Result<()> {
-    match countdown::NEXT.take() {
-        None => Ok(()),
-        Some((0, errno)) => Err(io::Error::from_raw_os_error(errno)),
-        Some((calls, errno)) => {
-            countdown::NEXT.set(Some((calls - 1, errno)));
-            Ok(())
+    /// Ends the countdown. True: it had not fired yet.
+    pub fn disarm() -> bool {
+        NEXT.take().is_some()
+    }
+
+    pub fn pass() -> io::Result<()> {
+        match NEXT.take() {
+            None => Ok(()),
+            Some((0, errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Some((calls, errno)) => {
+                NEXT.set(Some((calls - 1, errno)));
+                Ok(())
+            }
         }
     }
 }
