@@ -19,16 +19,13 @@ const LAYERS: [&[&str]; 10] = [
 ];
 
 /// Said in the layers and not kept: each has its reason.
-const EXCEPTIONS: [(&str, &str); 6] = [
+const EXCEPTIONS: [(&str, &str); 3] = [
     // The config builds the settings of the LMTP server.
     ("config", "lmtp"),
     // The demo runs a server.
     ("admin", "lmtp"),
-    // The ground is one layer of four that lean on each other: errno to code, ids to names.
+    // What an errno means is asked of `sys`.
     ("fault", "sys"),
-    ("text", "sys"),
-    ("sys", "text"),
-    ("log", "sys"),
 ];
 
 fn layer(module: &str) -> Option<usize> {

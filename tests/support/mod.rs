@@ -488,6 +488,13 @@ pub fn messages(maildir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
+/// The messages of every Maildir below `root`.
+pub fn messages_below(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = messages(root);
+    walk(root, &mut |path| found.extend(messages(path)));
+    found
+}
+
 /// Every file below any `tmp/`: leftovers.
 pub fn leftovers(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

@@ -1,0 +1,530 @@
+//! `postroom-lda` as an MTA, a `.forward` or a human calls it: arguments, environment and stdin in; exit code, stderr
+//! and mailboxes out.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use support::{MAIL, Store, as_user, messages, messages_below, not_root, program, run_with_input};
+
+const MESSAGE: &[u8] = b"Subject: hello\n\nbody\n";
+
+/// postroom-lda as the mail user, with this environment.
+fn lda(store: &Store, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = program("postroom-lda");
+    command.arg("-c").arg(store.path("postroom.toml"));
+    command.args(arguments).envs(environment.iter().copied());
+    command.env("POSTROOM_LOG", "json");
+    as_user(&mut command, MAIL, MAIL, &[]);
+    command
+}
+
+fn exit_code(output: &Output) -> i32 {
+    output.status.code().expect("never by a signal")
+}
+
+/// The lines on stderr that begin with an enhanced status code.
+fn said(output: &Output) -> Vec<String> {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let is_status = |line: &&str| line.starts_with(['4', '5']);
+    text.lines().filter(is_status).map(str::to_owned).collect()
+}
+
+fn bodies(folder: &Path) -> Vec<String> {
+    let found = messages(folder).into_iter();
+    found
+        .map(|(_, bytes)| String::from_utf8(bytes).unwrap())
+        .collect()
+}
+
+#[test]
+fn arguments_and_what_becomes_of_the_message() {
+    // arguments, environment, exit code, stderr, the mailbox that has it
+    type Case = (
+        &'static [&'static str],
+        &'static [(&'static str, &'static str)],
+        i32,
+        &'static str,
+        &'static str,
+    );
+    const ALICE: &str = "home/alice/Maildir";
+    const WORK: &str = "home/alice/Maildir/.Work";
+    let cases: &[Case] = &[
+        (&["-d", "alice"], &[], 0, "", ALICE),
+        (
+            &[
+                "-e", "-k", "-d", "alice", "-f", "a@b", "-a", "x@y", "-r", "alice@y",
+            ],
+            &[],
+            0,
+            "",
+            ALICE,
+        ),
+        (&["-d", "alice", "-m", "Work"], &[], 0, "", WORK),
+        (&["-d", "alice", "-m", ""], &[], 0, "", ALICE),
+        (&["-d", "alice", "-m", "inbox"], &[], 0, "", ALICE),
+        (
+            &["-d", "alice", "-m", "Spam"],
+            &[],
+            0,
+            "",
+            "home/alice/Maildir/.Spam",
+        ),
+        (&["-d", "alice", "-m", "Nowhere"], &[], 0, "", ALICE),
+        (
+            &["-d", "alice", "-m", "Public/info"],
+            &[],
+            0,
+            "",
+            "public/.info",
+        ),
+        (
+            &["-d", "alice", "-m", "shared/bob/Projects"],
+            &[],
+            0,
+            "",
+            "home/bob/Maildir/.Projects",
+        ),
+        (&["-d", "alice"], &[("EXTENSION", "Work")], 0, "", WORK),
+        (
+            &["-d", "alice", "-m", "Work"],
+            &[("EXTENSION", "Spam")],
+            0,
+            "",
+            WORK,
+        ),
+        (
+            &["alice+Work@example.test"],
+            &[("EXTENSION", "Spam")],
+            0,
+            "",
+            WORK,
+        ),
+        (&["--", "alice@example.test"], &[], 0, "", ALICE),
+        (
+            &[
+                "-d",
+                "alice",
+                "-o",
+                "delivery.on_missing=create",
+                "-m",
+                "New",
+            ],
+            &[],
+            0,
+            "",
+            "home/alice/Maildir/.New",
+        ),
+        (
+            &[
+                "-d",
+                "alice",
+                "-o",
+                "delivery.on_missing=reject",
+                "-m",
+                "Nowhere",
+            ],
+            &[],
+            67,
+            "5.1.1 <alice> No such mailbox",
+            "",
+        ),
+        (
+            &["-d", "nobody-here"],
+            &[],
+            67,
+            "5.1.1 <nobody-here> No such user",
+            "",
+        ),
+        (
+            &["nobody-here@example.test"],
+            &[],
+            67,
+            "5.1.1 <nobody-here@example.test> No such user",
+            "",
+        ),
+        (
+            &["-d", "alice", "-o", "delivery.message_size=10"],
+            &[],
+            77,
+            "5.3.4 <alice> Message too big",
+            "",
+        ),
+        (
+            &[
+                "-d",
+                "alice",
+                "-o",
+                "delivery.on_denied=reject",
+                "-m",
+                "shared/carol",
+            ],
+            &[],
+            0,
+            "",
+            ALICE,
+        ),
+        (
+            &["-d", "alice", "-m", "a/../b"],
+            &[],
+            75,
+            "4.3.0 <alice> Cannot tell where to deliver, try again later",
+            "",
+        ),
+        (
+            &["-d", "alice", "-o", "delivery.detial=ignore"],
+            &[],
+            75,
+            "4.3.0 Cannot tell where to deliver, try again later",
+            "",
+        ),
+        (
+            &["-d", "alice", "-a", "a@b@c"],
+            &[],
+            75,
+            "4.3.5 -a \"a@b@c\": ",
+            "",
+        ),
+        (
+            &["-d", "alice", "-n"],
+            &[],
+            75,
+            "4.3.5 -n is dovecot-lda 1.x: set delivery.on_missing",
+            "",
+        ),
+        (
+            &["-d", "alice", "--flag", "\\Seen"],
+            &[],
+            75,
+            "4.3.5 --flag and --keyword are not built yet",
+            "",
+        ),
+        (
+            &["-d", "alice", "-Q"],
+            &[],
+            75,
+            "4.3.5 unexpected argument '-Q'",
+            "",
+        ),
+        (&["-d", "alice", "bob@example.test"], &[], 75, "4.3.5 ", ""),
+        (
+            &["-d", "alice", "-p", "/nonexistent/mail"],
+            &[],
+            75,
+            "4.2.0 Message could not be stored, try again later",
+            "",
+        ),
+        (&["--help"], &[], 75, "", ""),
+        (&["-V"], &[], 75, "", ""),
+        (&["-d", "alice", "--dry-run"], &[], 75, "", ""),
+    ];
+    for (arguments, environment, code, stderr, folder) in cases {
+        let store = Store::new();
+        store.scratch.maildir(ALICE, MAIL, MAIL, 0o700);
+        store.scratch.maildir(WORK, MAIL, MAIL, 0o700);
+        store.configure("", "");
+        let output = run_with_input(&mut lda(&store, arguments, environment), MESSAGE);
+        let lines = said(&output);
+        let case = format!(
+            "{arguments:?} {environment:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert_eq!(exit_code(&output), *code, "{case}");
+        assert_eq!(lines.len(), usize::from(!stderr.is_empty()), "{case}");
+        assert!(lines.iter().all(|line| line.starts_with(stderr)), "{case}");
+        let everywhere = messages_below(&store.path(""));
+        match folder.is_empty() {
+            true => assert!(everywhere.is_empty(), "{case}"),
+            false => {
+                assert_eq!(everywhere.len(), 1, "{case}");
+                assert_eq!(messages(&store.path(folder)).len(), 1, "{case}");
+                assert_eq!(everywhere[0].1, MESSAGE);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_log_says_of_sender_and_recipients() {
+    let store = Store::new();
+    store.configure("", "");
+    // arguments, environment, stdin, what the log line holds
+    type Case = (
+        &'static [&'static str],
+        &'static [(&'static str, &'static str)],
+        &'static [u8],
+        &'static [&'static str],
+    );
+    let cases: &[Case] = &[
+        (
+            &["-f", "a@b"],
+            &[("SENDER", "c@d")],
+            b"From e@f Mon\nx\n",
+            &["\"from\":\"a@b\""],
+        ),
+        (
+            &[],
+            &[("SENDER", "c@d")],
+            b"From e@f Mon\nx\n",
+            &["\"from\":\"c@d\""],
+        ),
+        (&[], &[], b"From e@f Mon\nx\n", &["\"from\":\"e@f\""]),
+        (&["-f", ""], &[], b"x\n", &["\"from\":\"\""]),
+        (
+            &["-f", "<>"],
+            &[("SENDER", "c@d")],
+            b"x\n",
+            &["\"from\":\"\""],
+        ),
+        (&["-f", "not an address"], &[], b"x\n", &["\"from\":\"\""]),
+        (
+            &["-a", "<old@x>"],
+            &[("ORIGINAL_RECIPIENT", "o@y")],
+            b"x\n",
+            &["\"orcpt\":\"old@x\""],
+        ),
+        (
+            &[],
+            &[("ORIGINAL_RECIPIENT", "o@y")],
+            b"Message-ID: <1@x>\n\n",
+            &["\"orcpt\":\"o@y\"", "\"msgid\":\"<1@x>\""],
+        ),
+    ];
+    for (arguments, environment, stdin, want) in cases {
+        let arguments = [&["-d", "carol"], *arguments].concat();
+        let output = run_with_input(&mut lda(&store, &arguments, environment), stdin);
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(exit_code(&output), 0, "{log}");
+        assert!(
+            want.iter().all(|part| log.contains(part)),
+            "{arguments:?}: {log}"
+        );
+        assert_eq!(log.lines().count(), 1, "one line per recipient: {log}");
+    }
+}
+
+#[test]
+fn a_message_is_stored_as_it_came() {
+    for (stdin, stored) in [
+        (
+            &b"From a@b Mon Jan  1 00:00:00 2026\nSubject: x\n\nFrom y\n"[..],
+            &b"Subject: x\n\nFrom y\n"[..],
+        ),
+        (b"Subject: x\r\n\r\nline\r\n", b"Subject: x\n\nline\n"),
+        (b"no last line end", b"no last line end"),
+        (b"", b""),
+        (b"a\0b\n\n.\n.\r\n\r\r\n", b"a\0b\n\n.\n.\n\r\n"),
+        (b"\xff\xfe\n", b"\xff\xfe\n"),
+    ] {
+        let store = Store::new();
+        store.configure("", "");
+        let output = run_with_input(&mut lda(&store, &["-d", "alice"], &[]), stdin);
+        assert_eq!(exit_code(&output), 0);
+        let found = messages(&store.path("home/alice/Maildir"));
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].1, stored);
+    }
+}
+
+#[test]
+fn an_ordinary_user_needs_no_config() {
+    let store = Store::new();
+    let home = store.path("home/alice");
+    let mut command = program("postroom-lda");
+    command.env("HOME", &home).env("POSTROOM_LOG", "json");
+    as_user(&mut command, MAIL, MAIL, &[]);
+    if Path::new("/etc/postroom/postroom.toml").exists() {
+        support::skip("/etc/postroom/postroom.toml exists: the built-in defaults do not serve");
+        return;
+    }
+    let output = run_with_input(&mut command, MESSAGE);
+    assert_eq!(
+        exit_code(&output),
+        0,
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(messages(&home.join("Maildir")).len(), 1);
+}
+
+#[test]
+fn a_file_is_read_with_the_rights_of_the_user() {
+    let store = Store::new();
+    store.configure("", "");
+    let open = store
+        .scratch
+        .file("message", MAIL, MAIL, 0o600, "From here on\n");
+    let output = run_with_input(
+        &mut lda(&store, &["-d", "alice", "-p", open.to_str().unwrap()], &[]),
+        b"",
+    );
+    assert_eq!(exit_code(&output), 0);
+    assert_eq!(
+        bodies(&store.path("home/alice/Maildir")),
+        ["From here on\n"]
+    );
+    if not_root() {
+        return;
+    }
+    let closed = store.scratch.file("secret", 0, 0, 0o600, "root's\n");
+    let mut as_root = program("postroom-lda");
+    as_root
+        .arg("-c")
+        .arg(store.path("postroom.toml"))
+        .args(["-d", "bob", "-p"])
+        .arg(&closed);
+    let output = run_with_input(&mut as_root, b"");
+    assert_eq!(exit_code(&output), 75);
+    assert!(messages_below(&store.path("home/bob")).is_empty());
+}
+
+#[test]
+fn several_recipients_are_all_or_none() {
+    let cases: &[(&[&str], &str, i32, usize)] = &[
+        (&["alice@x", "bob@x", "carol@x"], "", 0, 3),
+        (&["alice@x", "nobody-here@x"], "", 67, 0),
+        (&["alice@x", "alice+a/../b@x"], "detail = \"ignore\"", 0, 2),
+        (
+            &["alice@x", "bob+Nowhere@x"],
+            "on_missing = \"reject\"",
+            67,
+            0,
+        ),
+    ];
+    for (recipients, delivery, code, stored) in cases {
+        let store = Store::new();
+        let config = store.config(delivery, "");
+        store.configure("", "");
+        // `detail` is in the usual config already.
+        let config = match delivery.starts_with("detail") {
+            true => config.replacen("detail = \"mailbox\"\n", "", 1),
+            false => config,
+        };
+        fs::write(store.path("postroom.toml"), config).unwrap();
+        let output = run_with_input(&mut lda(&store, recipients, &[]), MESSAGE);
+        assert_eq!(
+            exit_code(&output),
+            *code,
+            "{recipients:?} {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert_eq!(
+            messages_below(&store.path("home")).len(),
+            *stored,
+            "{recipients:?}"
+        );
+    }
+}
+
+#[test]
+fn as_root_each_user_is_himself() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    let root = store.scratch.text("");
+    store.configure("", "");
+    let users: Vec<String> = [("alice", 6001), ("bob", 6002)]
+        .iter()
+        .map(|(user, uid)| format!("{user}::{uid}:{uid}::{root}/home/{user}::\n"))
+        .collect();
+    fs::write(store.path("users"), users.concat()).unwrap();
+    store.scratch.dir("home/alice", 6001, 6001, 0o700);
+    fs::remove_dir_all(store.path("home/bob")).unwrap();
+    store.scratch.dir("home/bob", 6002, 6002, 0o700);
+    let as_root = |arguments: &[&str], stdin: &[u8]| {
+        let mut command = program("postroom-lda");
+        command
+            .arg("-c")
+            .arg(store.path("postroom.toml"))
+            .args(arguments)
+            .env("POSTROOM_LOG", "json");
+        run_with_input(&mut command, stdin)
+    };
+    let big = [MESSAGE, &b"0123456789\n".repeat(100_000)].concat();
+    let output = as_root(&["alice@x", "bob@x"], &big);
+    assert_eq!(
+        exit_code(&output),
+        0,
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for (user, uid) in [("alice", 6001), ("bob", 6002)] {
+        let found = messages(&store.path(&format!("home/{user}/Maildir")));
+        assert_eq!(found.len(), 1);
+        for (path, bytes) in found {
+            assert_eq!(fs::metadata(&path).unwrap().uid(), uid);
+            assert!(bytes == big);
+        }
+    }
+    assert_eq!(
+        exit_code(&as_root(&["alice@x", "nobody-here@x", "bob@x"], MESSAGE)),
+        67
+    );
+    // bob's home is not his: that is temporary, and goes before alice's permanent one.
+    fs::rename(store.path("home/bob"), store.path("home/was-bob")).unwrap();
+    fs::write(store.path("home/bob"), "a file").unwrap();
+    assert_eq!(
+        exit_code(&as_root(&["alice@x", "nobody-here@x", "bob@x"], MESSAGE)),
+        75
+    );
+    assert_eq!(
+        messages_below(&store.path("home")).len(),
+        2,
+        "nothing more was stored"
+    );
+    assert_eq!(exit_code(&as_root(&[], MESSAGE)), 75, "root has no mailbox");
+}
+
+#[test]
+fn dry_run_prints_the_decision() {
+    let store = Store::new();
+    store.configure("", "");
+    let mut command = lda(
+        &store,
+        &["-d", "alice", "-m", "Public/info", "--dry-run"],
+        &[],
+    );
+    command.stdin(std::process::Stdio::null());
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(exit_code(&output), 0, "{text}");
+    for part in ["Public/info", "public/.info", "exit code     0"] {
+        assert!(text.contains(part), "{text}");
+    }
+    let mut command = lda(&store, &["-d", "nobody-here", "--dry-run", "--json"], &[]);
+    let output = run_with_input(&mut command, b"");
+    assert_eq!(exit_code(&output), 67);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["fault"]["code"], "NoSuchUser");
+    assert!(messages_below(&store.path("")).is_empty());
+}
+
+/// A parent killed takes its child along; a child killed is 75.
+#[test]
+fn abnormal_ends_are_temporary() {
+    let store = Store::new();
+    store.configure("", "");
+    let mut command = lda(&store, &["-d", "alice"], &[]);
+    let mut parent = command
+        .stdin(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let child = loop {
+        let path = format!("/proc/{0}/task/{0}/children", parent.id());
+        let text = fs::read_to_string(path).unwrap_or_default();
+        if let Some(child) = text.split_whitespace().next() {
+            break child.parse().unwrap();
+        }
+        assert!(parent.try_wait().unwrap().is_none());
+    };
+    support::signal(child, "KILL");
+    let output = parent.wait_with_output().unwrap();
+    assert_eq!(exit_code(&output), 75);
+    assert_eq!(said(&output), ["4.3.0 Internal error, try again later"]);
+    assert!(messages_below(&store.path("")).is_empty());
+}
