@@ -456,6 +456,15 @@ impl Postfix {
         }
     }
 
+    /// Waits until the log says so.
+    pub fn wait_for(&self, says: impl Fn(&str) -> bool) {
+        let began = Instant::now();
+        while !says(&self.log()) {
+            assert!(began.elapsed() < PATIENCE, "{}", self.log());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.root.join("log/mail.log")).unwrap_or_default()
     }
@@ -465,6 +474,91 @@ impl Drop for Postfix {
     fn drop(&mut self) {
         end(&mut self.child);
     }
+}
+
+/// One message through Exim, at once and without a daemon: `*@example.test` over the LMTP socket, `*@lda.test` to a command
+/// (`$local_part_data` in it is the user). Answers what the log says.
+pub fn exim(
+    scratch: &Scratch,
+    socket: &Path,
+    lda: &str,
+    recipients: &[&str],
+    message: &[u8],
+) -> Option<String> {
+    let unpacked = cache().join("exim");
+    let program = unpacked.join("usr/sbin/exim4");
+    if !program.exists() {
+        skip("Exim is not there (tests/run unpacks it)");
+        return None;
+    }
+    let root = scratch.dir("exim", MAIL, MAIL, 0o755);
+    // With a config of ours it gives its privileges up, and then runs itself again: from where everybody can.
+    for part in ["usr/sbin/exim4", "usr/lib"] {
+        lines_of(
+            Command::new("cp")
+                .arg("-r")
+                .arg(unpacked.join(part))
+                .arg(&root),
+        );
+    }
+    let program = root.join("exim4");
+    make_executable(&program);
+    let libraries = root.join("lib/x86_64-linux-gnu");
+    let text = format!(
+        r#"exim_path = {program}
+exim_user = {MAIL}
+exim_group = {MAIL}
+spool_directory = {root}/spool
+log_file_path = {root}/%slog
+pid_file_path = {root}/pid
+primary_hostname = exim.test
+never_users =
+trusted_users = root
+keep_environment = LD_LIBRARY_PATH
+begin routers
+lda:
+  driver = accept
+  domains = lda.test
+  local_parts = alice : bob : nobody-here
+  transport = lda
+lmtp:
+  driver = accept
+  domains = example.test
+  transport = lmtp
+begin transports
+lmtp:
+  driver = lmtp
+  socket = {socket}
+  batch_max = 100
+  user = {MAIL}
+  group = {MAIL}
+lda:
+  driver = pipe
+  command = {lda}
+  user = {MAIL}
+  group = {MAIL}
+  temp_errors = 75
+  return_fail_output
+  log_output
+begin retry
+* * F,1h,5s
+"#,
+        program = program.display(),
+        root = root.display(),
+        socket = socket.display(),
+    );
+    scratch.file("exim/conf", 0, 0, 0o644, &text);
+    let mut command = Command::new(&program);
+    command.arg("-C").arg(root.join("conf"));
+    command
+        .args(["-v", "-odf", "-oi", "-f", "sender@else.test"])
+        .args(recipients);
+    command.env("LD_LIBRARY_PATH", libraries);
+    let output = super::run_with_input(&mut command, message);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    // Without its privileges it writes its log there.
+    Some(said.into_owned())
 }
 
 fn count_files(folder: &Path) -> usize {
