@@ -179,6 +179,27 @@ fn what_dovecot_refuses_to_start_with() {
             17,
             "same mail_index_path",
         ),
+        (
+            "[namespace.p]\ntype = \"public\"\nprefix = \"P/\"\nseparator = \"/\"\nmail_path = \"/p\"\n\
+             [namespace.q]\ntype = \"public\"\nprefix = \"Q/\"\nseparator = \"/\"\nmail_path = \"/q\"\nmail_index_path = \"/p\"",
+            16,
+            "same mail_index_path",
+        ),
+        (
+            "[namespace.p]\ntype = \"public\"\nprefix = \"P/\"\nseparator = \"/\"",
+            6,
+            "same mail_path",
+        ),
+        (
+            "[namespace.p]\ntype = \"public\"\nprefix = \"P/\"\nseparator = \"/\"\nmail_path = \"%{owner_home}/p\"",
+            10,
+            "a public mailbox has no owner",
+        ),
+        (
+            "[namespace.p]\nprefix = \"P/\"\nseparator = \"/\"\nmail_path = \"/p\"",
+            9,
+            "it is not private",
+        ),
     ] {
         let found = problems(&format!("{INBOX}{text}"));
         assert!(

@@ -220,6 +220,7 @@ fn check_paths(namespace: &Namespace, problems: &mut Vec<Problem>) {
             "write mail_driver = \"maildir\"".into(),
         ));
     }
+    check_owners(namespace, problems);
     if namespace.kind == Kind::Private {
         return;
     }
@@ -254,6 +255,44 @@ fn check_paths(namespace: &Namespace, problems: &mut Vec<Problem>) {
             ..found
         });
     }
+}
+
+/// Mail that would lie elsewhere than the kind of its namespace says.
+fn check_owners(namespace: &Namespace, problems: &mut Vec<Problem>) {
+    let Namespace {
+        name,
+        location,
+        kind,
+        ..
+    } = namespace;
+    let path = &location.path;
+    let (message, advice, is_warning) = match kind {
+        Kind::Public if path.uses_owner() => (
+            format!("namespace {name:?}: a public mailbox has no owner"),
+            "write mail_path without %{owner_user} and %{owner_home}, or type = \"shared\"",
+            false,
+        ),
+        Kind::Public if path.uses_user() => (
+            format!(
+                "namespace {name:?}: its mail_path differs from user to user, so it is not public"
+            ),
+            "write one path for all, or type = \"private\"",
+            true,
+        ),
+        Kind::Private if !path.uses_user() && !path.uses_owner() => (
+            format!(
+                "namespace {name:?}: its mail_path is the same for every user, so it is not private"
+            ),
+            "write it with ~ or %{user}, or type = \"public\"",
+            true,
+        ),
+        _ => return,
+    };
+    let found = problem(namespace, "mail_path", message, advice.into());
+    problems.push(Problem {
+        is_warning,
+        ..found
+    });
 }
 
 fn check_alias(namespace: &Namespace, all: &[Namespace], problems: &mut Vec<Problem>) {
@@ -319,30 +358,53 @@ fn check_pairs(namespaces: &[Namespace], problems: &mut Vec<Problem>) {
             if one.alias_for.is_some() || other.alias_for.is_some() {
                 continue;
             }
-            let same = |path: fn(&Location) -> &Option<Template>| {
-                let (one, other) = (path(&one.location), path(&other.location));
-                one.as_ref()
-                    .zip(other.as_ref())
-                    .is_some_and(|(one, other)| one == other && one.source() != "MEMORY")
-            };
-            for (setting, is_same) in [
-                ("mail_control_path", same(|location| &location.control_path)),
-                ("mail_index_path", same(|location| &location.index_path)),
-            ] {
-                if is_same {
-                    let message = format!(
-                        "namespaces {earlier:?} and {name:?} have the same {setting}: mailboxes of one name would conflict"
-                    );
-                    problems.push(problem(
-                        other,
-                        setting,
-                        message,
-                        "give each namespace a path of its own".into(),
-                    ));
+            for setting in colliding(&one.location, &other.location) {
+                let message = format!(
+                    "namespaces {earlier:?} and {name:?} have the same {setting}: mailboxes of one name would conflict"
+                );
+                let found = problem(
+                    other,
+                    setting,
+                    message,
+                    "give each namespace a path of its own, or make one an alias_for the other"
+                        .into(),
+                );
+                // One that only holds subscriptions or old names may lie over another.
+                if setting != "mail_path" {
+                    problems.push(found);
+                } else if one.list != List::No && other.list != List::No {
+                    problems.push(Problem {
+                        is_warning: true,
+                        ..found
+                    });
                 }
             }
         }
     }
+}
+
+/// The settings by which mailboxes of one name would lie in one place. Control and index files without a path of their own
+/// lie with the mail.
+fn colliding(one: &Location, other: &Location) -> Vec<&'static str> {
+    if one.path == other.path
+        && one.control_path == other.control_path
+        && one.index_path == other.index_path
+    {
+        return vec!["mail_path"];
+    }
+    let same = |path: fn(&Location) -> &Option<Template>| {
+        let one = path(one).as_ref().unwrap_or(&one.path);
+        let other = path(other).as_ref().unwrap_or(&other.path);
+        one == other && one.source() != "MEMORY"
+    };
+    let mut settings = Vec::new();
+    if same(|location| &location.control_path) {
+        settings.push("mail_control_path");
+    }
+    if same(|location| &location.index_path) {
+        settings.push("mail_index_path");
+    }
+    settings
 }
 
 fn check_set(namespaces: &[Namespace], problems: &mut Vec<Problem>) {
