@@ -228,6 +228,7 @@ pub fn program(name: &str) -> Command {
         .current_dir("/")
         .env_clear()
         .env("PATH", "/usr/bin:/bin")
+        .env("TZ", "UTC")
         .env("RUST_BACKTRACE", "1");
     command
 }
@@ -289,6 +290,17 @@ impl Server {
         let mut command = program("postroom-lmtpd");
         command.arg("-c").arg(config);
         as_user(&mut command, MAIL, MAIL, groups);
+        Server::spawn(command, socket, log)
+    }
+
+    /// Started by root, as an init system would.
+    pub fn start_as_root(config: &Path, socket: &Path, log: &Path) -> Server {
+        let mut command = program("postroom-lmtpd");
+        command.arg("-c").arg(config);
+        Server::spawn(command, socket, log)
+    }
+
+    fn spawn(mut command: Command, socket: &Path, log: &Path) -> Server {
         let file = fs::File::create(log).unwrap();
         command
             .stdin(Stdio::null())

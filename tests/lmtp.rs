@@ -1,0 +1,268 @@
+//! The dialogue over a real socket: bytes in; replies, files and log lines out.
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::process::Stdio;
+
+use support::{
+    MAIL, Server, Store, as_user, leftovers, messages, messages_below, not_root, program,
+};
+
+/// Everything that the server answers to these bytes, behind the greeting.
+fn answers(server: &Server, bytes: &[u8]) -> Vec<String> {
+    let mut client = server.client();
+    client.send(bytes);
+    client.rest().lines().map(str::to_owned).collect()
+}
+
+/// The answer with the words that differ from run to run taken out.
+fn plain(lines: &[String]) -> Vec<String> {
+    let word = |word: &str| match word.split(':').next().is_some_and(|id| id.len() == 22) {
+        true => "ID".to_owned(),
+        false => word.to_owned(),
+    };
+    let line = |line: &String| line.split(' ').map(word).collect::<Vec<_>>().join(" ");
+    lines.iter().map(line).collect()
+}
+
+#[test]
+fn dialogues() {
+    let store = Store::new();
+    let server = store.serve("message_size = 100000\non_missing = \"reject\"", "");
+    for (sent, want) in [
+        (
+            "LHLO me\r\nQUIT\r\n",
+            &[
+                "250-mx.example.test",
+                "250-8BITMIME",
+                "250-CHUNKING",
+                "250-ENHANCEDSTATUSCODES",
+                "250-PIPELINING",
+                "250-SMTPUTF8",
+                "250 SIZE 100000",
+                "221 2.0.0 Bye",
+            ][..],
+        ),
+        (
+            "LHLO me\r\nMAIL FROM:<a@b> SIZE=100001\r\nMAIL FROM:<a@b> BODY=8BITMIME SMTPUTF8\r\nRCPT TO:<nobody-here@x>\r\nDATA\r\nQUIT\r\n",
+            &[
+                "552 5.3.4 Message too big",
+                "250 2.1.0 OK",
+                "550 5.1.1 <nobody-here@x> ID No such user",
+                "503 5.5.0 No valid recipients",
+                "221 2.0.0 Bye",
+            ],
+        ),
+        (
+            "MAIL FROM:<a@b>\r\nRCPT TO:<alice@x>\r\nRCPT TO:<nobody-here@x>\r\nRCPT TO:<alice+Nope@x>\r\nRCPT TO:<alice@x>\r\nDATA\r\n\
+             Subject: x\r\n\r\n..\r\n.\r\nQUIT\r\n",
+            &[
+                "250 2.1.0 OK",
+                "250 2.1.5 <alice@x> OK",
+                "550 5.1.1 <nobody-here@x> ID No such user",
+                "550 5.1.1 <alice+Nope@x> ID No such mailbox",
+                "250 2.1.5 <alice@x> OK",
+                "354 OK",
+                "250 2.0.0 <alice@x> ID mailbox=\"INBOX\" Saved",
+                "250 2.0.0 <alice@x> ID mailbox=\"INBOX\" Saved",
+                "221 2.0.0 Bye",
+            ],
+        ),
+        (
+            "MAIL FROM:<>\r\nRCPT TO:<bob@x>\r\nBDAT 6\r\nx\r\n.\r\nBDAT 0 LAST\r\nMAIL FROM:<>\r\nBDAT 3 LAST\r\nabcRSET\r\nQUIT\r\n",
+            &[
+                "250 2.1.0 OK",
+                "250 2.1.5 <bob@x> OK",
+                "250 2.0.0 6 octets taken",
+                "250 2.0.0 <bob@x> ID mailbox=\"INBOX\" Saved",
+                "250 2.1.0 OK",
+                "250 2.0.0 OK",
+                "221 2.0.0 Bye",
+            ],
+        ),
+    ] {
+        let lines = answers(&server, sent.as_bytes());
+        let want: Vec<String> = want.iter().map(|line| line.to_string()).collect();
+        let got = plain(&lines);
+        let greeted = sent.starts_with("LHLO") && !sent.contains("LHLO me\r\nQUIT");
+        let got = if greeted { &got[7..] } else { &got[..] };
+        assert_eq!(got, want, "{sent:?}");
+    }
+    let alice = messages(&store.path("home/alice/Maildir"));
+    assert_eq!(alice.len(), 1, "the same recipient twice is stored once");
+    let text = String::from_utf8(alice[0].1.clone()).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..2], ["Return-Path: <a@b>", "Delivered-To: alice@x"]);
+    assert_eq!(
+        lines[2..4],
+        ["Received: from unknown", "\tby mx.example.test with LMTP"]
+    );
+    assert!(
+        lines[4].starts_with("\tid ") && lines[6].starts_with("\tfor <alice@x>; "),
+        "{text}"
+    );
+    assert_eq!(lines[5], "\t(envelope-from <a@b>)");
+    assert!(text.ends_with("+0000\nSubject: x\n\n.\n"), "{text}");
+    let bob = messages(&store.path("home/bob/Maildir"));
+    assert!(bob[0].1.ends_with(b"\nx\n.\n"));
+    assert_eq!(
+        leftovers(&store.path("home")),
+        Vec::<std::path::PathBuf>::new()
+    );
+    let log = server.log();
+    assert_eq!(log.matches(" stored ").count(), 2, "{log}");
+    assert_eq!(log.matches(" rejected ").count(), 3, "{log}");
+}
+
+#[test]
+fn one_copy_for_several_where_the_headers_are_the_same() {
+    let store = Store::new();
+    let server = store.serve("recipient_headers = \"single\"", "");
+    let recipients = ["alice@x", "carol@x", "bob@x", "alice+Public/info@x"];
+    let replies = server.client().deliver(&recipients, b"Subject: x\n\ny\n");
+    assert!(
+        replies.iter().all(|reply| reply.starts_with("250 2.0.0")),
+        "{replies:?}"
+    );
+    let stored = messages_below(&store.path(""));
+    assert_eq!(stored.len(), 4);
+    let mut inodes: Vec<(u64, u64)> = stored
+        .iter()
+        .map(|(path, _)| fs::metadata(path).unwrap())
+        .map(|meta| (meta.ino(), meta.nlink()))
+        .collect();
+    inodes.sort();
+    inodes.dedup();
+    // Three mailboxes of one mode share a file; the public one has a mode and group of its own.
+    let links: Vec<u64> = inodes.iter().map(|(_, links)| *links).collect();
+    assert!(links == [3, 1] || links == [1, 3], "{inodes:?}");
+    for (_, bytes) in &stored {
+        let text = String::from_utf8_lossy(bytes);
+        assert!(
+            !text.contains("Delivered-To") && !text.contains("for <"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn sockets_have_the_mode_and_group_of_the_config() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    let config = store.configure("", "");
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let root = store.scratch.text("");
+    let text = fs::read_to_string(&config).unwrap().replace(
+        &format!("listen = [{{ unix = \"{root}/run/lmtp\", mode = \"0666\" }}]"),
+        &format!(
+            "listen = [{{ unix = \"{root}/run/lmtp\", mode = \"0660\", user = \"daemon\", group = \"users\" }}, {{ tcp = \"127.0.0.1:{port}\" }}]"
+        ),
+    );
+    // Started by root, it gives root away for good before it serves.
+    fs::write(
+        &config,
+        format!("mail_uid = \"mail\"\nmail_gid = \"mail\"\n{text}"),
+    )
+    .unwrap();
+    let log = store.path("run/log");
+    let mut server = Server::start_as_root(&config, &store.path("run/lmtp"), &log);
+    let meta = fs::symlink_metadata(store.path("run/lmtp")).unwrap();
+    assert!(meta.file_type().is_socket());
+    assert_eq!(
+        (meta.mode() & 0o7777, meta.uid(), meta.gid()),
+        (0o660, 1, 100)
+    );
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    assert!(
+        status.contains(&format!("Uid:\t{MAIL}\t{MAIL}\t{MAIL}\t{MAIL}")),
+        "{status}"
+    );
+    let mut tcp = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    tcp.write_all(b"MAIL FROM:<>\r\nRCPT TO:<alice@x>\r\nDATA\r\nx\r\n.\r\nQUIT\r\n")
+        .unwrap();
+    let mut said = String::new();
+    tcp.read_to_string(&mut said).unwrap();
+    assert!(said.contains("\n250 2.0.0 <alice@x>"), "{said}");
+    let stored = messages(&store.path("home/alice/Maildir"));
+    assert!(String::from_utf8_lossy(&stored[0].1).contains("Received: from unknown ([127.0.0.1])"));
+    server.terminate();
+    assert_eq!(server.wait(), Some(0));
+}
+
+#[test]
+fn one_client_on_stdin_and_stdout() {
+    let store = Store::new();
+    let config = store.configure("", "");
+    let mut command = program("postroom-lmtpd");
+    command.arg("-c").arg(config).arg("--stdio");
+    as_user(&mut command, MAIL, MAIL, &[]);
+    command.stderr(Stdio::null());
+    let output = support::run_with_input(
+        &mut command,
+        b"LHLO me\r\nMAIL FROM:<>\r\nRCPT TO:<alice@x>\r\nDATA\r\nx\r\n.\r\nQUIT\r\n",
+    );
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        said.contains("\r\n250 2.0.0 <alice@x>") && said.ends_with("221 2.0.0 Bye\r\n"),
+        "{said}"
+    );
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(messages(&store.path("home/alice/Maildir")).len(), 1);
+}
+
+#[test]
+fn what_keeps_the_server_from_serving() {
+    let store = Store::new();
+    let config = store.configure("", "");
+    let text = fs::read_to_string(&config).unwrap();
+    let root = store.scratch.text("");
+    let listen = format!("unix = \"{root}/run/lmtp\"");
+    for (arguments, config, code, why) in [
+        (&["--nonsense"][..], text.clone(), 64, "unexpected argument"),
+        (
+            &[],
+            format!("hostnam = \"x\"\n{text}"),
+            75,
+            "unknown setting \"hostnam\"",
+        ),
+        (
+            &[],
+            text.replace(&listen, "unix = \"/nonexistent/lmtp\""),
+            75,
+            "listen on /nonexistent/lmtp",
+        ),
+        (
+            &[],
+            text.replace("[acl]\ndriver = \"vfile\"\n", ""),
+            75,
+            "[acl]",
+        ),
+        (
+            &["-c", "/nonexistent.toml"],
+            text.clone(),
+            75,
+            "/nonexistent.toml",
+        ),
+    ] {
+        fs::write(store.path("postroom.toml"), config).unwrap();
+        let mut command = program("postroom-lmtpd");
+        command
+            .env("POSTROOM_CONFIG", store.path("postroom.toml"))
+            .args(arguments);
+        as_user(&mut command, MAIL, MAIL, &[]);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(why), "{why}: {said}");
+    }
+}
