@@ -8,7 +8,7 @@ use crate::deliver::settings::{Acl, AclDriver, Detail};
 use crate::lmtp::Listen;
 use crate::mailbox::namespace::{Kind, Namespace};
 use crate::mailbox::permission::SETGID;
-use crate::sys::dir;
+use crate::sys::{dir, nss};
 
 /// Prints all findings. Exit 0, or 78 when one of them is an error.
 pub fn check(path: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
@@ -30,6 +30,7 @@ pub fn check(path: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
     for namespace in &config.delivery.namespaces {
         findings.namespace(namespace)?;
     }
+    findings.userdbs(&config)?;
     findings.required_paths(&config)?;
     findings.listeners(&config)?;
     findings.reach(&config)?;
@@ -95,6 +96,14 @@ impl<W: Write> Findings<'_, W> {
         Ok(())
     }
 
+    fn userdbs(&mut self, config: &Config) -> io::Result<()> {
+        for unavailable in config.delivery.userdbs.unavailable() {
+            let what = format!("{unavailable}: every delivery is deferred");
+            self.error(&what, "make the file, readable for whoever delivers")?;
+        }
+        Ok(())
+    }
+
     fn required_paths(&mut self, config: &Config) -> io::Result<()> {
         for path in &config.delivery.required_paths {
             if let Err(error) = dir::stat(path) {
@@ -113,9 +122,24 @@ impl<W: Write> Findings<'_, W> {
 
     fn listeners(&mut self, config: &Config) -> io::Result<()> {
         for listen in &config.lmtp.listen {
-            let Listen::Unix { path, mode, .. } = listen else {
+            let Listen::Unix {
+                path,
+                mode,
+                user,
+                group,
+                ..
+            } = listen
+            else {
                 continue;
             };
+            let owner = user.as_deref().map(|it| ("user", it, nss::uid(it)));
+            let group = group.as_deref().map(|it| ("group", it, nss::gid(it)));
+            for (kind, name, found) in [owner, group].into_iter().flatten() {
+                if !matches!(found, Ok(Some(_))) {
+                    let what = format!("listen {}: there is no {kind} {name:?}", path.display());
+                    self.error(&what, &format!("write the name of a {kind}, or a number"))?;
+                }
+            }
             let folder = path.parent().unwrap_or(Path::new("/"));
             if let Err(error) = dir::stat(folder) {
                 let what = format!("listen {}: {}: {error}", path.display(), folder.display());

@@ -105,17 +105,21 @@ fn leave_root(config: &Config) -> io::Result<()> {
     }
 }
 
-/// SIGTERM and SIGINT end the server gracefully.
+/// SIGTERM and SIGINT end the server gracefully. SIGHUP ends nothing: whoever sends it wants another config.
 async fn stop_on_signal(stop: watch::Sender<bool>) {
-    let (Ok(mut term), Ok(mut int)) = (
+    let (Ok(mut term), Ok(mut int), Ok(mut hup)) = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
+        signal(SignalKind::hangup()),
     ) else {
         return;
     };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+    loop {
+        tokio::select! {
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            _ = hup.recv() => tracing::warn!("the configuration is read at the start only: restart to change it"),
+        }
     }
     stop.send_replace(true);
 }

@@ -1,4 +1,4 @@
-//! `postroom`: the admin's command.
+//! `postroom`: the admin's command. Exit codes: those of each command; 64 wrong usage, 75 cannot tell, 78 wrong config.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -53,7 +53,14 @@ enum ConfigCommand {
 }
 
 fn main() -> ExitCode {
-    let Arguments { config, command } = Arguments::parse();
+    let Arguments { config, command } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // stdout and stderr may be closed; the exit code says it too.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+        }
+    };
     let mut out = io::stdout().lock();
     let config = config.as_deref();
     let done = match command {

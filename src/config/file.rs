@@ -1,6 +1,6 @@
 //! The file as written, turned into settings: one function a section.
 
-use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,13 +25,13 @@ use crate::user::{Limits, Userdb, Userdbs};
 
 /// Reads the whole file. Problems are in the section's notes; the config is to be used only without errors.
 pub fn read(root: &Section<'_>) -> Config {
-    let limits = limits(root);
+    let hostname = root.text_or("hostname", process::hostname);
+    let limits = limits(root, &hostname);
     let service = Service {
         mail_uid: limits.mail_uid,
         mail_gid: limits.mail_gid,
         groups: limits.mail_access_groups.clone(),
     };
-    let hostname = root.text("hostname").unwrap_or_else(process::hostname);
     let location = location(root, None);
     let namespaces = namespaces(root, &location);
     let acl = acl(root, &namespaces);
@@ -57,32 +57,33 @@ pub fn read(root: &Section<'_>) -> Config {
     }
 }
 
-/// The template that a default stands for.
-fn fixed(text: &str) -> Template {
-    Template::parse(text).expect("a default of this file, parsed in its tests")
+/// What a setting names, and how it is looked up.
+type IdKind = (&'static str, fn(&str) -> io::Result<Option<u32>>);
+const USER: IdKind = ("user", nss::uid);
+const GROUP: IdKind = ("group", nss::gid);
+
+/// A uid or gid, by number or name.
+fn id(section: &Section<'_>, key: &'static str, (kind, find): IdKind) -> Option<u32> {
+    if !section.has(key) {
+        return None;
+    }
+    if section.is_number(key) {
+        return section.number(key, None);
+    }
+    let name = section.text(key)?;
+    let found = find(&name).ok().flatten();
+    if found.is_none() {
+        section.error(
+            key,
+            format!("there is no {kind} {name:?}"),
+            format!("write the name of a {kind}, or a number"),
+        );
+    }
+    found
 }
 
-fn limits(root: &Section<'_>) -> Limits {
+fn limits(root: &Section<'_>, hostname: &str) -> Limits {
     let defaults = Limits::default();
-    let id = |key: &'static str, kind: &str, find: fn(&str) -> std::io::Result<Option<u32>>| {
-        if !root.has(key) {
-            return None;
-        }
-        let name = if root.is_number(key) {
-            root.number(key, None)?.to_string()
-        } else {
-            root.text(key)?
-        };
-        let found = find(&name).ok().flatten();
-        if found.is_none() {
-            root.error(
-                key,
-                format!("there is no {kind} {name:?}"),
-                format!("write the name of a {kind}, or a number"),
-            );
-        }
-        found
-    };
     let groups = root
         .texts("mail_access_groups")
         .into_iter()
@@ -98,8 +99,9 @@ fn limits(root: &Section<'_>) -> Limits {
             }
         });
     Limits {
-        mail_uid: id("mail_uid", "user", nss::uid),
-        mail_gid: id("mail_gid", "group", nss::gid),
+        hostname: hostname.into(),
+        mail_uid: id(root, "mail_uid", USER),
+        mail_gid: id(root, "mail_gid", GROUP),
         mail_home: root.template("mail_home"),
         mail_access_groups: groups.collect(),
         first_valid_uid: root
@@ -161,22 +163,18 @@ fn userdb(section: &Section<'_>) -> Option<Userdb> {
         }
         return None;
     }
-    const KNOWN: [&str; 3] = ["uid", "gid", "home"];
-    let mut extra = BTreeMap::new();
-    for (key, text) in fixed.free_texts(&KNOWN) {
-        match Template::parse(&text) {
-            Ok(template) => drop(extra.insert(key, template)),
-            Err(error) => fixed.error(
-                &key,
-                format!("{key}: {error}"),
-                error.advice.unwrap_or_default(),
-            ),
-        }
-    }
+    const EXTRA: [&str; 2] = ["mail_access_groups", "system_groups_user"];
+    let extra = EXTRA
+        .into_iter()
+        .filter_map(|key| Some((key.to_owned(), fixed.template(key)?)))
+        .collect();
+    let (uid, gid) = (id(&fixed, "uid", USER), id(&fixed, "gid", GROUP));
+    let home = fixed.template("home");
+    fixed.finish();
     Some(Userdb::Static(Static {
-        uid: fixed.number("uid", None),
-        gid: fixed.number("gid", None),
-        home: fixed.template("home"),
+        uid,
+        gid,
+        home,
         extra,
     }))
 }
@@ -211,8 +209,12 @@ fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
     }
     Location {
         driver: driver.unwrap_or(Driver::Maildir),
-        path: template("mail_path", |above| Some(above.path.clone()))
-            .unwrap_or_else(|| fixed("~/Maildir")),
+        path: match above {
+            Some(above) => section
+                .template("mail_path")
+                .unwrap_or_else(|| above.path.clone()),
+            None => section.template_or("mail_path", "~/Maildir"),
+        },
         inbox_path: template("mail_inbox_path", |above| above.inbox_path.clone())
             .filter(|path| !path.source().is_empty()),
         control_path: template("mail_control_path", |above| above.control_path.clone()),
@@ -296,18 +298,16 @@ fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
         .choice("type", &kinds, Some(Kind::Private))
         .unwrap_or(Kind::Private);
     let location = location(section, Some(above));
-    let separator = section.text("separator").filter(|text| !text.is_empty());
-    if separator
-        .as_ref()
-        .is_some_and(|text| text.chars().count() > 1)
-    {
+    let usual = location.layout.separator();
+    let separator = section.text_or("separator", || usual.to_string());
+    if separator.chars().count() > 1 {
         section.error(
             "separator",
             "the hierarchy separator is one character",
             "write \"/\" or \".\"",
         );
     }
-    let mut prefix = section.text("prefix").unwrap_or_default();
+    let mut prefix = section.text_or("prefix", String::new);
     if kind == Kind::Shared {
         prefix = owner_variables(&prefix);
     } else if prefix.contains("%%") {
@@ -327,9 +327,7 @@ fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
         name: name.into(),
         kind,
         prefix,
-        separator: separator
-            .and_then(|text| text.chars().next())
-            .unwrap_or(location.layout.separator()),
+        separator: separator.chars().next().unwrap_or(usual),
         inbox: section.flag("inbox", false),
         hidden: section.flag("hidden", false),
         list: match section.is_flag("list") {
@@ -509,15 +507,11 @@ fn delivery(
     }
     let settings = Settings {
         hostname,
-        auth_username_format: root
-            .template("auth_username_format")
-            .unwrap_or_else(|| fixed("%{user | lower}")),
+        auth_username_format: root.template_or("auth_username_format", "%{user | lower}"),
         userdbs,
         namespaces,
         acl,
-        recipient_delimiter: section
-            .text("recipient_delimiter")
-            .unwrap_or_else(|| "+".into()),
+        recipient_delimiter: section.text_or("recipient_delimiter", || "+".into()),
         detail: section
             .choice("detail", &details, Some(Detail::Private))
             .unwrap_or(Detail::Private),

@@ -121,6 +121,15 @@ impl<'t> Section<'t> {
         text
     }
 
+    /// A text that is never missing.
+    pub fn text_or(&self, key: &'static str, default: impl FnOnce() -> String) -> String {
+        self.text(key).unwrap_or_else(|| {
+            let default = default();
+            self.record(key, Some(format!("{default:?}")));
+            default
+        })
+    }
+
     pub fn flag(&self, key: &'static str, default: bool) -> bool {
         let flag = self
             .typed(key, "true or false", DeValue::as_bool)
@@ -174,6 +183,17 @@ impl<'t> Section<'t> {
         choice
     }
 
+    /// A setting with variables that is never missing.
+    pub fn template_or(&self, key: &'static str, default: &str) -> Template {
+        let set = self.template(key);
+        set.unwrap_or_else(|| {
+            if !self.has(key) {
+                self.record(key, Some(format!("{default:?}")));
+            }
+            Template::parse(default).expect("a default of the config, parsed in its tests")
+        })
+    }
+
     /// A setting with variables.
     pub fn template(&self, key: &'static str) -> Option<Template> {
         match Template::parse(&self.text(key)?) {
@@ -222,7 +242,7 @@ impl<'t> Section<'t> {
                 ),
             },
         );
-        self.record(key, size.map(|size| size.to_string()));
+        self.record(key, Some(size.unwrap_or(0).to_string()));
         size.filter(|&size| size > 0)
     }
 
@@ -317,19 +337,6 @@ impl<'t> Section<'t> {
             );
         }
         tables.unwrap_or_default()
-    }
-
-    /// Every key and its text, for tables whose keys are free.
-    pub fn free_texts(&self, known: &[&str]) -> Vec<(String, String)> {
-        let entries = self.table.into_iter().flat_map(|table| table.iter());
-        let free = entries.filter(|(name, _)| !known.contains(&name.get_ref().as_ref()));
-        free.filter_map(|(name, value)| {
-            Some((
-                name.get_ref().to_string(),
-                value.get_ref().as_str()?.to_owned(),
-            ))
-        })
-        .collect()
     }
 
     /// Reports the keys that nobody asked for.

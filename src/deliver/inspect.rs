@@ -332,7 +332,7 @@ impl Inspection<'_> {
         };
         let permission = match dir::stat(&source) {
             Ok(stat) => Permission::of(&stat, &source),
-            Err(_) => Permission::private(&source),
+            Err(_) => create::root_permission(paths),
         };
         if existing.starts_with(&paths.root) {
             let parent = paths
@@ -348,6 +348,13 @@ impl Inspection<'_> {
                 return Ok(Finding::Denied(why));
             }
             self.check_group(target, &permission, &stat, &existing)?;
+        } else {
+            let (mode, uid) = (permission.file_mode, self.identity.uid);
+            let gid = permission.gid.unwrap_or(self.identity.gid);
+            self.lines.push(Line::ok(
+                "new file",
+                format!("{mode:04o} uid={uid} gid={gid}"),
+            ));
         }
         self.lines.push(Line::ok(
             "mailbox",
@@ -356,12 +363,16 @@ impl Inspection<'_> {
         let group = permission
             .gid
             .map_or("own".to_owned(), |gid| gid.to_string());
-        let shown = format!(
-            "{:04o} group {group}, copied from {}",
-            permission.dir_mode,
-            permission.origin.display()
-        );
-        self.lines.push(Line::ok("directory", shown));
+        let setgid = if permission.setgid { SETGID } else { 0 };
+        let origin = match permission.origin.exists() {
+            true => format!("copied from {}", permission.origin.display()),
+            false => "there is nothing to copy from".into(),
+        };
+        let mode = permission.dir_mode | setgid;
+        self.lines.push(Line::ok(
+            "directory",
+            format!("{mode:04o} group {group}, {origin}"),
+        ));
         Ok(self.usable(target, Some(permission)))
     }
 

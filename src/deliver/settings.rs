@@ -32,7 +32,8 @@ pub struct Settings {
     pub required_paths: Vec<PathBuf>,
     /// Bytes; none: no limit.
     pub message_size: Option<u64>,
-    /// Where bodies too big for memory wait, unlinked. None: the file system of the target, else /var/tmp.
+    /// Where bodies too big for memory wait, unlinked. None: the LDA takes the user's home, the server
+    /// /var/lib/postroom/spool, then both /var/tmp.
     pub spool_dir: Option<PathBuf>,
     pub mail_fsync: MailFsync,
 }

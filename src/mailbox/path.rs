@@ -111,7 +111,7 @@ fn below(root: &Path, location: &Location, name: &StorageName) -> PathBuf {
             .iter()
             .fold(root.to_owned(), |path, component| path.join(component)),
     };
-    match location.directory_name.is_empty() {
+    match location.layout == Layout::MaildirPlusPlus || location.directory_name.is_empty() {
         true => path,
         false => path.join(&location.directory_name),
     }

@@ -8,6 +8,7 @@ use crate::fault::{Code, Fault};
 use crate::mailbox::location::Layout;
 use crate::mailbox::path::{Paths, RootRule};
 use crate::mailbox::permission::{Permission, SETGID};
+use crate::sys::credentials;
 use crate::sys::dir::{self, Dir, Stat};
 
 /// How deep below a root mailboxes are looked for when they are counted.
@@ -163,40 +164,39 @@ fn make_parts(
     Ok(())
 }
 
-/// The root by the rules of the documents' "Permissions to New /domain/user Directories" and "… User Home Directories".
-fn create_root(paths: &Paths, created: &mut Created) -> Result<(), Fault> {
+/// What a root that does not exist yet will be: by the rules of the documents' "Permissions to New /domain/user Directories"
+/// and "… User Home Directories".
+pub fn root_permission(paths: &Paths) -> Permission {
     let private = Permission::private(&paths.root);
-    let setgid_parent = |path: &Path| match dir::nearest_existing(path) {
-        Ok((parent, stat)) if stat.mode & SETGID != 0 => Some(copied(&stat, &parent)),
-        _ => None,
-    };
     match &paths.root_rule {
-        RootRule::Home => {
-            let permission = setgid_parent(&paths.root).unwrap_or(private);
-            make_path(&paths.root, |_| permission.clone(), created)
-        }
-        RootRule::Above(shared) => match setgid_parent(shared) {
-            Some(permission) => {
-                // The domain's directory is everybody's, the user's own below it is his: setgid, with his group.
-                let egid = crate::sys::credentials::effective().gid;
-                let own = Permission {
-                    setgid: true,
-                    gid: Some(egid),
-                    ..private
-                };
-                let choose = |path: &Path| {
-                    if shared.starts_with(path) {
-                        permission.clone()
-                    } else {
-                        own.clone()
-                    }
-                };
-                make_path(&paths.root, choose, created)
-            }
-            None => make_path(&paths.root, |_| private.clone(), created),
+        RootRule::Home => setgid_parent(&paths.root).unwrap_or(private),
+        // The domain's directory is everybody's, the user's own below it is his: setgid, with his group.
+        RootRule::Above(shared) if setgid_parent(shared).is_some() => Permission {
+            setgid: true,
+            gid: Some(credentials::effective().gid),
+            ..private
         },
-        RootRule::None => make_path(&paths.root, |_| private.clone(), created),
+        RootRule::Above(_) | RootRule::None => private,
     }
+}
+
+fn create_root(paths: &Paths, created: &mut Created) -> Result<(), Fault> {
+    let own = root_permission(paths);
+    let (shared, copied) = match &paths.root_rule {
+        RootRule::Above(shared) => (shared.as_path(), setgid_parent(shared)),
+        RootRule::Home | RootRule::None => (Path::new(""), None),
+    };
+    let choose = |path: &Path| match &copied {
+        Some(copied) if shared.starts_with(path) => copied.clone(),
+        _ => own.clone(),
+    };
+    make_path(&paths.root, choose, created)
+}
+
+/// The nearest existing directory at or above `path`, where that is setgid.
+fn setgid_parent(path: &Path) -> Option<Permission> {
+    let (parent, stat) = dir::nearest_existing(path).ok()?;
+    (stat.mode & SETGID != 0).then(|| copied(&stat, &parent))
 }
 
 /// Every bit of an existing setgid directory, for the directories of a new root below it.

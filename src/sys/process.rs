@@ -123,18 +123,3 @@ fn set_handler(signal: Signal, handler: SigHandler) -> io::Result<()> {
     unsafe { sigaction(signal, &action) }?;
     Ok(())
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// One test: forks of a test process are to be few.
-    #[test]
-    fn ends_of_children() {
-        assert_eq!(in_child(None, 75, || 67).unwrap(), End::Exit(67));
-        let killed = in_child(None, 75, || {
-            kill(getpid(), Signal::SIGKILL).map_or(1, |()| 2)
-        });
-        assert_eq!(killed.unwrap(), End::Signal(Signal::SIGKILL as i32));
-    }
-}

@@ -366,8 +366,8 @@ fn value(
         Variable::Home => variables.home,
         Variable::OwnerUser => variables.owner_user,
         Variable::OwnerHome => variables.owner_home,
-        Variable::Hostname => Some(variables.hostname),
-        Variable::Service => Some(variables.service),
+        Variable::Hostname => Some(variables.hostname).filter(|text| !text.is_empty()),
+        Variable::Service => Some(variables.service).filter(|text| !text.is_empty()),
         Variable::Env(_, value) => value.as_deref(),
     };
     let mut value = start.map(str::to_owned);

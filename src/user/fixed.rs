@@ -12,16 +12,17 @@ pub struct Static {
     pub uid: Option<u32>,
     pub gid: Option<u32>,
     pub home: Option<Template>,
-    /// Any other field, e.g. `mail_path`.
+    /// Fields beside those, as a passwd-file has them.
     pub extra: BTreeMap<String, Template>,
 }
 
 impl Static {
     pub const NAME: &'static str = "static";
 
-    pub fn find(&self, name: &str) -> Result<Option<Answer>, Unavailable> {
+    pub fn find(&self, name: &str, hostname: &str) -> Result<Option<Answer>, Unavailable> {
         let variables = Variables {
             user: name,
+            hostname,
             ..Variables::default()
         };
         let expand = |template: &Template| {

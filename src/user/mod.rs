@@ -24,7 +24,7 @@ pub struct User {
     pub credentials: Credentials,
     /// Absolute. None: mailboxes below `~` cannot be had.
     pub home: Option<PathBuf>,
-    /// Fields of the userdb that are not uid, gid and home: `mail_path`, `namespace/x/prefix`, `acl_groups`, …
+    /// Fields of the userdb that are not uid, gid and home: `mail_access_groups`, `acl_groups`, …
     pub extra: BTreeMap<String, String>,
     /// Which userdb answered: `passwd-file /etc/postroom/users`.
     pub origin: String,
@@ -70,6 +70,8 @@ pub enum Userdb {
 /// Bounds and defaults for every answer (Dovecot's settings of these names).
 #[derive(Debug, Clone)]
 pub struct Limits {
+    /// `%{hostname}` in what a userdb says.
+    pub hostname: String,
     pub mail_uid: Option<u32>,
     pub mail_gid: Option<u32>,
     pub mail_home: Option<Template>,
@@ -86,6 +88,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
+            hostname: String::new(),
             mail_uid: None,
             mail_gid: None,
             mail_home: None,
@@ -106,6 +109,15 @@ pub struct Userdbs {
 }
 
 impl Userdbs {
+    /// Those that cannot answer now, whoever is asked for.
+    pub fn unavailable(&self) -> Vec<Unavailable> {
+        let files = self.list.iter().filter_map(|userdb| match userdb {
+            Userdb::PasswdFile(file) => file.find("").err(),
+            Userdb::Passwd(_) | Userdb::Static(_) | Userdb::Current(_) => None,
+        });
+        files.collect()
+    }
+
     /// Asks one after the other. The first that cannot tell ends the search: the next might say "no such user" of one
     /// who exists.
     pub fn find(&self, name: &str) -> Result<Option<User>, Unavailable> {
@@ -116,7 +128,7 @@ impl Userdbs {
             let answer = match userdb {
                 Userdb::Passwd(passwd) => passwd.find(name)?,
                 Userdb::PasswdFile(file) => file.find(name)?,
-                Userdb::Static(fixed) => fixed.find(name)?,
+                Userdb::Static(fixed) => fixed.find(name, &self.limits.hostname)?,
                 Userdb::Current(user) if user.name == name => {
                     return Ok(Some(user.as_ref().clone()));
                 }
@@ -133,6 +145,14 @@ impl Userdbs {
         }
         Ok(None)
     }
+}
+
+/// Whether a field of a userdb says where a user's mail lies.
+fn moves_mail(field: &str) -> bool {
+    const FIELDS: [&str; 3] = ["mail", "namespace", "chroot"];
+    const PREFIXES: [&str; 3] = ["namespace/", "mailbox_", "mail_"];
+    let others = field == "mail_access_groups";
+    !others && (FIELDS.contains(&field) || PREFIXES.iter().any(|it| field.starts_with(it)))
 }
 
 impl Limits {
@@ -154,6 +174,11 @@ impl Limits {
             userdb: answer.origin.clone(),
             why,
         };
+        if let Some(field) = answer.extra.keys().find(|field| moves_mail(field)) {
+            // Not followed, mail would lie elsewhere than its readers look.
+            let why = format!("{} has {field}, which is not built yet", answer.name);
+            return Err(unavailable(why));
+        }
         let uid = answer.uid.or(self.mail_uid);
         let uid =
             uid.ok_or_else(|| unavailable(format!("{} has no uid (see mail_uid)", answer.name)))?;
@@ -177,6 +202,7 @@ impl Limits {
             (None, Some(template)) => {
                 let variables = Variables {
                     user: &answer.name,
+                    hostname: &self.hostname,
                     ..Variables::default()
                 };
                 Some(PathBuf::from(
