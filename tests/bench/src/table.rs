@@ -11,8 +11,8 @@ pub struct Round {
     pub p99: f64,
     /// Processor time of one delivery.
     pub cpu: Duration,
-    /// KiB.
-    pub peak: u64,
+    /// KiB; not known of programs that have ended.
+    pub peak: Option<u64>,
 }
 
 pub const HEAD: &str = "\
@@ -22,24 +22,23 @@ pub const HEAD: &str = "\
 /// One line: medians of the rounds, postroom's before dovecot's; the ratio is that of the rounds side by side, with its
 /// least and greatest.
 pub fn line(case: &str, postroom: &[Round], dovecot: &[Round]) -> String {
-    let both = |digits: usize, of: fn(&Round) -> f64| {
-        let show = |rounds: &[Round]| match rounds {
-            [] => "–".to_owned(),
-            rounds => format!("{:.digits$}", median(rounds.iter().map(of))),
+    let both = |digits: usize, of: fn(&Round) -> Option<f64>| {
+        let show = |rounds: &[Round]| {
+            median(rounds.iter().filter_map(of)).map_or("–".into(), |it| format!("{it:.digits$}"))
         };
         (show(postroom), show(dovecot))
     };
     let pair = |(postroom, dovecot): (String, String)| format!("{postroom} / {dovecot}");
-    let rates = both(0, |round| round.per_second);
+    let rates = both(0, |round| Some(round.per_second));
     let mut ratios: Vec<f64> = postroom
         .iter()
         .zip(dovecot)
         .map(|(postroom, dovecot)| postroom.per_second / dovecot.per_second)
         .collect();
     ratios.sort_by(f64::total_cmp);
-    let ratio = match (ratios.first(), ratios.last()) {
-        (Some(least), Some(greatest)) => {
-            let middle = median(ratios.iter().copied());
+    let ratio = match (median(ratios.iter().copied()), &ratios[..]) {
+        (Some(middle), [least, ..]) => {
+            let greatest = ratios.last().unwrap_or(least);
             format!("**×{middle:.1}** ({least:.1}–{greatest:.1})")
         }
         _ => "–".into(),
@@ -48,16 +47,16 @@ pub fn line(case: &str, postroom: &[Round], dovecot: &[Round]) -> String {
         "| {case} | {} | {} | {ratio} | {} | {} | {} | {} |",
         rates.0,
         rates.1,
-        pair(both(2, |round| round.p50)),
-        pair(both(2, |round| round.p99)),
-        pair(both(0, |round| round.cpu.as_secs_f64() * 1e6)),
-        pair(both(1, |round| round.peak as f64 / 1024.0)),
+        pair(both(2, |round| Some(round.p50))),
+        pair(both(2, |round| Some(round.p99))),
+        pair(both(0, |round| Some(round.cpu.as_secs_f64() * 1e6))),
+        pair(both(1, |round| Some(round.peak? as f64 / 1024.0))),
     )
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
-    let (low, high) = (values.len().saturating_sub(1) / 2, values.len() / 2);
-    (values[low] + values[high]) / 2.0
+    let last = values.len().checked_sub(1)?;
+    Some((values[last / 2] + values[values.len() / 2]) / 2.0)
 }
