@@ -126,7 +126,7 @@ const LINE: &[u8] =
     b"the quick brown fox jumps over the lazy dog, and the dog does not mind it;\r\n";
 
 impl Message {
-    /// `size` bytes with their line ends, or a little more where the header alone is longer.
+    /// `size` bytes with their line ends; one less where a line would have one byte, more where the header alone has more.
     pub fn new(size: usize) -> Message {
         let mut bytes = [NUMBER, FIELDS].concat().into_bytes();
         while bytes.len() + LINE.len() <= size {
@@ -153,5 +153,47 @@ impl Message {
         bytes.truncate(bytes.len() - b".\r\n".len());
         bytes.retain(|&byte| byte != b'\r');
         bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_have_their_size() {
+        let header = NUMBER.len() + FIELDS.len();
+        for (size, sent) in [
+            (1, header),
+            (4096, 4096),
+            (4097, 4097),
+            (1 << 20, 1 << 20),
+            (header + LINE.len() + 1, header + LINE.len()),
+            (header + LINE.len() + 2, header + LINE.len() + 2),
+        ] {
+            let mut message = Message::new(size);
+            let bytes = message.numbered(7);
+            assert_eq!(bytes.len(), sent + ".\r\n".len(), "{size}");
+            assert!(bytes.starts_with(b"Message-ID: <0000000007@"));
+            assert!(bytes.ends_with(b"\r\n.\r\n"), "{size}");
+        }
+    }
+
+    #[test]
+    fn who_waited_how_long() {
+        let measured = |waits: &[u64]| Measured {
+            deliveries: waits.len(),
+            took: Duration::from_secs(1),
+            waits: waits.iter().copied().map(Duration::from_millis).collect(),
+        };
+        let hundred: Vec<u64> = (1..=101).collect();
+        for (waits, p50, p99) in [
+            (&[][..], 0.0, 0.0),
+            (&[5], 5.0, 5.0),
+            (&hundred, 51.0, 100.0),
+        ] {
+            let measured = measured(waits);
+            assert_eq!((measured.wait(0.50), measured.wait(0.99)), (p50, p99));
+        }
     }
 }

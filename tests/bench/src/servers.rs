@@ -48,6 +48,10 @@ impl Contestant {
         store.path(&format!("{}.conf", self.name()))
     }
 
+    fn log(self, store: &Store) -> PathBuf {
+        store.path(&format!("{}.errors", self.name()))
+    }
+
     /// Writes its configuration.
     pub fn configure(self, store: &Store) -> io::Result<()> {
         let template = match self {
@@ -79,8 +83,7 @@ impl Contestant {
                 command
             }
         };
-        let log = store.path(&format!("{}.errors", self.name()));
-        let said = File::options().append(true).open(&log)?;
+        let said = File::options().append(true).open(self.log(store))?;
         command
             .arg(self.config(store))
             .current_dir("/")
@@ -96,15 +99,19 @@ impl Contestant {
         let began = Instant::now();
         while UnixStream::connect(&socket).is_err() {
             if server.child.try_wait()?.is_some() || began.elapsed() > PATIENCE {
-                let said = fs::read_to_string(&log).unwrap_or_default();
-                return Err(io::Error::other(format!(
-                    "{} does not start: {said}",
-                    self.name()
-                )));
+                return Err(io::Error::other("it does not start"));
             }
             thread::sleep(Duration::from_millis(10));
         }
         Ok(server)
+    }
+
+    /// The end of its log, which goes with the disk.
+    pub fn last_words(self, store: &Store) -> String {
+        let log = fs::read(self.log(store)).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join("\n")
     }
 
     /// One run of its LDA as the mail user, for u0. Answers how long it took.

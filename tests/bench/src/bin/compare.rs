@@ -105,7 +105,8 @@ impl Bench {
         for _ in 0..self.rounds {
             for contestant in self.contestants.clone() {
                 let measured = round(self, contestant).map_err(|error| {
-                    io::Error::other(format!("{name}, {}: {error}", contestant.name()))
+                    let said = contestant.last_words(&self.store);
+                    io::Error::other(format!("{name}, {}: {error}\n{said}", contestant.name()))
                 })?;
                 match contestant {
                     Contestant::Postroom => postroom.push(measured),
