@@ -62,13 +62,9 @@ impl Store {
     pub fn check(&self, expected: usize) -> io::Result<()> {
         let mut found = 0;
         for user in fs::read_dir(self.path("home"))? {
+            let maildir = user?.path().join("Maildir");
             for part in ["new", "cur"] {
-                let folder = user
-                    .as_ref()
-                    .map_err(copy)?
-                    .path()
-                    .join("Maildir")
-                    .join(part);
+                let folder = maildir.join(part);
                 found += fs::read_dir(&folder)
                     .map_err(failed(folder.display()))?
                     .count();
@@ -81,10 +77,6 @@ impl Store {
             ))),
         }
     }
-}
-
-fn copy(error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), error.to_string())
 }
 
 fn maildir(path: &Path) -> io::Result<()> {
