@@ -1,0 +1,180 @@
+//! Postroom and Dovecot in turn on one disk, as `run` prepares it.
+//! usage: compare DISK PROGRAMS [--quick] [--rounds N]
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use postroom_bench::load::{Load, Measured, Message};
+use postroom_bench::process;
+use postroom_bench::servers::{Contestant, has_dovecot};
+use postroom_bench::store::Store;
+use postroom_bench::table::{self, Round};
+
+/// Connections, messages, recipients of each, size, mailboxes.
+const CASES: [(&str, [usize; 5]); 5] = [
+    ("c=1 s=4K", [1, 1200, 1, 4096, 1]),
+    ("c=20 s=4K", [20, 2500, 1, 4096, 1]),
+    ("c=20 s=4K m=20", [20, 5000, 1, 4096, 20]),
+    ("c=10 s=4K r=10", [10, 400, 10, 4096, 10]),
+    ("c=4 s=1M", [4, 200, 1, 1 << 20, 4]),
+];
+const LDA_RUNS: usize = 200;
+
+struct Bench {
+    store: Store,
+    bin: PathBuf,
+    contestants: Vec<Contestant>,
+    rounds: usize,
+    /// A quick run measures this part of the messages.
+    part: usize,
+}
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let done = Bench::new(&words).and_then(|mut bench| bench.run());
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("compare: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Bench {
+    fn new(words: &[String]) -> io::Result<Bench> {
+        let usage = || io::Error::other("usage: compare DISK PROGRAMS [--quick] [--rounds N]");
+        let [disk, bin, options @ ..] = words else {
+            return Err(usage());
+        };
+        let (mut rounds, mut part) = (3, 1);
+        let mut options = options.iter();
+        while let Some(option) = options.next() {
+            match option.as_str() {
+                "--quick" => (rounds, part) = (1, 2),
+                "--rounds" => {
+                    let number = options.next().and_then(|number| number.parse().ok());
+                    rounds = number.filter(|&number| number > 0).ok_or_else(usage)?;
+                }
+                _ => return Err(usage()),
+            }
+        }
+        let mut contestants = vec![Contestant::Postroom];
+        match has_dovecot() {
+            true => contestants.push(Contestant::Dovecot),
+            false => eprintln!("SKIPPED: there is no Dovecot 2.3 to compare with"),
+        }
+        let store = Store::new(Path::new(disk))?;
+        for contestant in &contestants {
+            contestant.configure(&store)?;
+        }
+        Ok(Bench {
+            store,
+            bin: bin.into(),
+            contestants,
+            rounds,
+            part,
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        println!("{}", table::HEAD);
+        for (name, [connections, messages, recipients, size, mailboxes]) in CASES {
+            let load = Load {
+                connections,
+                messages: messages / self.part,
+                recipients,
+                size,
+                mailboxes,
+            };
+            self.case(name, |bench, contestant| bench.lmtp(contestant, load))?;
+        }
+        let runs = LDA_RUNS / self.part;
+        self.case("LDA s=4K", |bench, contestant| bench.lda(contestant, runs))
+    }
+
+    /// The rounds of one case, the contestants in turn.
+    fn case(
+        &mut self,
+        name: &str,
+        round: impl Fn(&mut Bench, Contestant) -> io::Result<Round>,
+    ) -> io::Result<()> {
+        let (mut postroom, mut dovecot) = (Vec::new(), Vec::new());
+        for _ in 0..self.rounds {
+            for contestant in self.contestants.clone() {
+                let measured = round(self, contestant).map_err(|error| {
+                    let said = contestant.last_words(&self.store);
+                    io::Error::other(format!("{name}, {}: {error}\n{said}", contestant.name()))
+                })?;
+                match contestant {
+                    Contestant::Postroom => postroom.push(measured),
+                    Contestant::Dovecot => dovecot.push(measured),
+                }
+            }
+        }
+        println!("{}", table::line(name, &postroom, &dovecot));
+        self.store.clear()
+    }
+
+    fn lmtp(&mut self, contestant: Contestant, load: Load) -> io::Result<Round> {
+        self.store.fresh(load.mailboxes)?;
+        let server = contestant.start(&self.store, &self.bin)?;
+        let priming = load.priming();
+        priming.run(&server.target)?;
+        settle()?;
+        let before = process::usage(server.pid())?;
+        let measured = load.run(&server.target)?;
+        let after = process::usage(server.pid())?;
+        drop(server);
+        self.store.check(priming.deliveries() + load.deliveries())?;
+        Ok(round(
+            &measured,
+            after.cpu.saturating_sub(before.cpu),
+            Some(after.peak),
+        ))
+    }
+
+    fn lda(&mut self, contestant: Contestant, runs: usize) -> io::Result<Round> {
+        self.store.fresh(1)?;
+        // dovecot-lda asks the server for the user.
+        let server = match contestant {
+            Contestant::Postroom => None,
+            Contestant::Dovecot => Some(contestant.start(&self.store, &self.bin)?),
+        };
+        let text = Message::text(4096);
+        contestant.deliver(&self.store, &self.bin, &text)?;
+        settle()?;
+        let before = process::children()?;
+        let mut waits = (0..runs)
+            .map(|_| contestant.deliver(&self.store, &self.bin, &text))
+            .collect::<io::Result<Vec<_>>>()?;
+        let cpu = process::children()?.saturating_sub(before);
+        drop(server);
+        self.store.check(runs + 1)?;
+        let took = waits.iter().sum();
+        waits.sort_unstable();
+        let measured = Measured {
+            deliveries: runs,
+            took,
+            waits,
+        };
+        Ok(round(&measured, cpu, None))
+    }
+}
+
+fn round(measured: &Measured, cpu: Duration, peak: Option<u64>) -> Round {
+    Round {
+        per_second: measured.per_second(),
+        p50: measured.wait(0.50),
+        p99: measured.wait(0.99),
+        cpu: cpu / u32::try_from(measured.deliveries).unwrap_or(u32::MAX),
+        peak,
+    }
+}
+
+/// What was prepared is on the disk before the clock runs.
+fn settle() -> io::Result<()> {
+    Command::new("sync").status().map(drop)
+}

@@ -1,0 +1,170 @@
+//! The contestants, each with the same users, namespaces and ACLs, syncing as they do by default.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::client::Target;
+use crate::failed;
+use crate::store::{MAIL, Store};
+
+/// How long a server may take to come up or go down.
+const PATIENCE: Duration = Duration::from_secs(20);
+const DOVECOT_LDA: &str = "/usr/lib/dovecot/dovecot-lda";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contestant {
+    Postroom,
+    Dovecot,
+}
+
+/// Whether there is a Dovecot that this configuration is for.
+pub fn has_dovecot() -> bool {
+    let version = Command::new("dovecot").arg("--version").output();
+    version.is_ok_and(|out| out.stdout.starts_with(b"2.3.")) && Path::new(DOVECOT_LDA).exists()
+}
+
+/// A running server, ended with this.
+pub struct Server {
+    child: Child,
+    pub target: Target,
+}
+
+impl Contestant {
+    pub fn name(self) -> &'static str {
+        match self {
+            Contestant::Postroom => "postroom",
+            Contestant::Dovecot => "dovecot",
+        }
+    }
+
+    fn config(self, store: &Store) -> PathBuf {
+        store.path(&format!("{}.conf", self.name()))
+    }
+
+    fn log(self, store: &Store) -> PathBuf {
+        store.path(&format!("{}.errors", self.name()))
+    }
+
+    /// Writes its configuration.
+    pub fn configure(self, store: &Store) -> io::Result<()> {
+        let template = match self {
+            Contestant::Postroom => include_str!("../postroom.toml"),
+            Contestant::Dovecot => include_str!("../dovecot.conf"),
+        };
+        let root = store.root.display().to_string();
+        fs::write(self.config(store), template.replace("@ROOT@", &root))?;
+        for log in ["errors", "info"] {
+            // Dovecot's is written by dovecot-lda too, as the user.
+            let log = store.path(&format!("{}.{log}", self.name()));
+            File::create(&log)?;
+            fs::set_permissions(&log, fs::Permissions::from_mode(0o666))?;
+        }
+        Ok(())
+    }
+
+    /// `bin` is where Postroom's programs are.
+    pub fn start(self, store: &Store, bin: &Path) -> io::Result<Server> {
+        let mut command = match self {
+            Contestant::Postroom => {
+                let mut command = Command::new(bin.join("postroom-lmtpd"));
+                command.uid(MAIL).gid(MAIL).arg("-c");
+                command
+            }
+            Contestant::Dovecot => {
+                let mut command = Command::new("dovecot");
+                command.args(["-F", "-c"]);
+                command
+            }
+        };
+        let said = File::options().append(true).open(self.log(store))?;
+        command
+            .arg(self.config(store))
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(said.try_clone()?)
+            .stderr(said);
+        let socket = store.path(&format!("run/{}", self.name()));
+        let child = command.spawn().map_err(failed(self.name()))?;
+        let mut server = Server {
+            child,
+            target: Target::Unix(socket.clone()),
+        };
+        let began = Instant::now();
+        while UnixStream::connect(&socket).is_err() {
+            if server.child.try_wait()?.is_some() || began.elapsed() > PATIENCE {
+                return Err(io::Error::other("it does not start"));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(server)
+    }
+
+    /// The end of its log, which goes with the disk.
+    pub fn last_words(self, store: &Store) -> String {
+        let log = fs::read(self.log(store)).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join("\n")
+    }
+
+    /// One run of its LDA as the mail user, for u0. Answers how long it took.
+    pub fn deliver(self, store: &Store, bin: &Path, message: &[u8]) -> io::Result<Duration> {
+        let program = match self {
+            Contestant::Postroom => bin.join("postroom-lda"),
+            Contestant::Dovecot => DOVECOT_LDA.into(),
+        };
+        let mut command = Command::new(&program);
+        command.uid(MAIL).gid(MAIL).current_dir("/").env_clear();
+        command.arg("-c").arg(self.config(store)).args(["-d", "u0"]);
+        command.args(["-f", "sender@bench.test"]);
+        let began = Instant::now();
+        let mut child = command
+            .stdin(Stdio::piped())
+            .spawn()
+            .map_err(failed(program.display()))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(message)?;
+        }
+        let status = child.wait()?;
+        let took = began.elapsed();
+        match status.success() {
+            true => Ok(took),
+            false => Err(io::Error::other(format!("{}: {status}", program.display()))),
+        }
+    }
+}
+
+impl Server {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to end and waits for that.
+    fn end(&mut self) -> io::Result<()> {
+        let pid = self.child.id().to_string();
+        Command::new("kill").args(["-TERM", &pid]).status()?;
+        let began = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            if began.elapsed() > PATIENCE {
+                self.child.kill()?;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            eprintln!("a server does not end: {error}");
+        }
+    }
+}
