@@ -7,8 +7,6 @@ use crate::message::body::{BodyWriter, Spool};
 
 /// Bytes that are gathered before they are written.
 const GATHER: usize = 64 * 1024;
-/// A body of up to so many bytes is in memory still: writing it does not wait for a disk.
-const IN_MEMORY: u64 = 128 * 1024;
 
 /// A body in the making. What is dropped before [`finish`](Incoming::finish) leaves nothing behind.
 #[derive(Debug)]
@@ -61,7 +59,7 @@ impl Incoming {
     /// The complete body.
     pub async fn finish(mut self) -> Result<Body, Fault> {
         self.write_out().await;
-        let Some(writer) = self.writer.take() else {
+        let Some(mut writer) = self.writer.take() else {
             return Err(match self.state {
                 Intake::Failed(fault) => fault,
                 Intake::TooBig | Intake::Complete => {
@@ -69,7 +67,7 @@ impl Incoming {
                 }
             });
         };
-        let finished = match self.taken <= IN_MEMORY {
+        let finished = match writer.fits_in_memory(0) {
             true => writer.finish(),
             false => tokio::task::spawn_blocking(|| writer.finish())
                 .await
@@ -84,7 +82,7 @@ impl Incoming {
             return;
         };
         let bytes = std::mem::take(&mut self.gathered);
-        let (written, writer, mut bytes) = match self.taken <= IN_MEMORY {
+        let (written, writer, mut bytes) = match writer.fits_in_memory(bytes.len()) {
             true => (writer.write(&bytes), writer, bytes),
             false => {
                 // A disk may be slow: its wait is not for a thread that serves others.

@@ -1,21 +1,26 @@
 //! The bytes of a message between the socket and the store.
 //!
 //! Lines end in LF, as every store keeps them: the CR of each CRLF goes while the message comes in, and a lone CR stays.
-//! Up to [`MEMORY`] bytes are held in memory, the rest of a larger message in a file without a name: what the process
-//! needs does not grow with the message.
+//! Small messages are held in memory, and some larger ones as long as there is room for them; the rest waits in files
+//! without a name: what the process needs does not grow with the message.
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memchr::memchr;
 
 use crate::sys::dir::Dir;
 
-/// The largest message that stays in memory, bytes.
-const MEMORY: usize = 256 * 1024;
+/// The largest message that stays in memory in any case, bytes.
+const SMALL: usize = 256 * 1024;
+/// The largest that does so while there is room, bytes: to write it to a spool and read it back costs more than its delivery.
+const LARGE: usize = 2 * 1024 * 1024;
+/// How many of those there may be at once in the process.
+const LARGE_AT_ONCE: usize = 32;
 /// How much of its start is kept for looking at header fields, bytes.
 const HEAD: usize = 64 * 1024;
 
@@ -28,6 +33,8 @@ pub struct Spool {
 /// A complete message.
 pub struct Body {
     storage: Storage,
+    /// Given back when the body goes.
+    _room: Option<Room>,
     size: u64,
     virtual_size: u64,
 }
@@ -40,6 +47,7 @@ enum Storage {
 /// A message that is coming in.
 pub struct BodyWriter {
     spool: Spool,
+    room: Option<Room>,
     memory: Vec<u8>,
     file: Option<(File, Vec<u8>)>,
     /// The last byte was a CR that may belong to a CRLF: not stored yet.
@@ -56,6 +64,7 @@ impl BodyWriter {
     pub fn new(spool: &Spool) -> BodyWriter {
         BodyWriter {
             spool: spool.clone(),
+            room: None,
             memory: Vec::new(),
             file: None,
             held_cr: false,
@@ -69,6 +78,25 @@ impl BodyWriter {
     /// Bytes as they came, CRs included.
     pub fn received(&self) -> u64 {
         self.received
+    }
+
+    /// Whether `more` bytes can be taken without waiting for a disk.
+    pub fn fits_in_memory(&mut self, more: usize) -> bool {
+        self.file.is_none() && self.memory.len() + more <= self.limit(self.memory.len() + more)
+    }
+
+    /// The most that memory may hold of this message, which needs `needed` bytes.
+    fn limit(&mut self, needed: usize) -> usize {
+        if self.file.is_some() || needed <= SMALL {
+            return SMALL;
+        }
+        if self.room.is_none() && needed <= LARGE {
+            self.room = Room::find();
+            if self.room.is_some() {
+                self.memory.reserve_exact(LARGE - self.memory.len());
+            }
+        }
+        if self.room.is_some() { LARGE } else { SMALL }
     }
 
     /// Takes bytes as they came. After an error the message is lost: the writer is of no more use.
@@ -106,6 +134,7 @@ impl BodyWriter {
         };
         Ok(Body {
             storage,
+            _room: self.room,
             size: self.size,
             virtual_size: self.size + self.bare_lines,
         })
@@ -121,11 +150,12 @@ impl BodyWriter {
         }
         self.last = last;
         self.size += bytes.len() as u64;
-        if self.memory.len() + bytes.len() > MEMORY {
+        let needed = self.memory.len() + bytes.len();
+        if needed > self.limit(needed) {
             self.spill()?;
         }
         match &mut self.file {
-            Some((file, _)) if bytes.len() > MEMORY => file.write_all(bytes),
+            Some((file, _)) if bytes.len() > SMALL => file.write_all(bytes),
             _ => {
                 self.memory.extend_from_slice(bytes);
                 Ok(())
@@ -143,7 +173,29 @@ impl BodyWriter {
             file.write_all(&self.memory)?;
         }
         self.memory.clear();
+        self.memory.shrink_to(SMALL);
+        self.room = None;
         Ok(())
+    }
+}
+
+/// The right to hold one large message in memory.
+#[derive(Debug)]
+struct Room;
+
+static LARGE_NOW: AtomicUsize = AtomicUsize::new(0);
+
+impl Room {
+    fn find() -> Option<Room> {
+        let taken = LARGE_NOW.fetch_add(1, Ordering::Relaxed);
+        // Dropped, it gives back what was just counted.
+        Some(Room).filter(|_| taken < LARGE_AT_ONCE)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        LARGE_NOW.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -281,12 +333,34 @@ mod tests {
         assert_eq!(body.virtual_size(), wire.len() as u64);
     }
 
+    /// One test: the room is the whole process's.
+    #[test]
+    fn there_is_room_for_some_large_messages() {
+        let spool = Spool {
+            dirs: vec![std::env::temp_dir()],
+        };
+        let writer = |size: usize| {
+            let mut writer = BodyWriter::new(&spool);
+            let in_memory = writer.fits_in_memory(size);
+            writer.write(&vec![b'x'; size]).unwrap();
+            (in_memory, writer.finish().unwrap())
+        };
+        assert!(writer(SMALL).0);
+        assert!(!writer(LARGE + 1).0);
+        let bodies: Vec<_> = (0..LARGE_AT_ONCE + 10).map(|_| writer(LARGE)).collect();
+        let held = bodies.iter().filter(|(in_memory, _)| *in_memory).count();
+        assert!((1..=LARGE_AT_ONCE).contains(&held));
+        assert!(bodies.iter().all(|(_, body)| body.size() == LARGE as u64));
+        drop(bodies);
+        assert!(writer(LARGE).0, "room was given back");
+    }
+
     #[test]
     fn without_a_spool_a_large_message_is_an_error() {
         let mut writer = BodyWriter::new(&Spool {
             dirs: vec!["/nonexistent".into()],
         });
-        let error = (0..100).find_map(|_| writer.write(&[b'x'; 10_000]).err());
+        let error = (0..1000).find_map(|_| writer.write(&[b'x'; 10_000]).err());
         assert!(error.unwrap().to_string().contains("/nonexistent"));
     }
 
