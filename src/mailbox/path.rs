@@ -150,7 +150,7 @@ fn expand_relative(template: &Template, variables: &Variables<'_>) -> Result<Pat
         None => text,
     };
     // Values come from addresses: none may climb out of the place that the setting gives it.
-    if text.contains('\0') || text.split('/').any(|component| component == "..") {
+    if text.contains(char::is_control) || text.split('/').any(|component| component == "..") {
         return Err(NoPlace::Bad(format!(
             "{} gives {text:?}",
             template.source()
