@@ -1,10 +1,14 @@
 //! The configuration: read, checked, defaults filled in. It builds the settings of everything below it; nothing below
 //! names it.
 
-pub mod file;
+mod file;
+mod listeners;
 mod overrides;
+mod places;
 pub mod report;
-pub mod section;
+mod section;
+mod users;
+
 #[cfg(test)]
 mod tests;
 
@@ -14,7 +18,8 @@ use std::path::{Path, PathBuf};
 
 use overrides::Overrides;
 pub use report::{Errors, Problem};
-use section::{Notes, Section, Setting};
+pub use section::Setting;
+use section::{Notes, Section};
 
 use crate::deliver;
 use crate::lmtp;

@@ -214,16 +214,7 @@ pub fn program(name: &str) -> Command {
         "postroom-lmtpd" => env!("CARGO_BIN_EXE_postroom-lmtpd"),
         _ => unreachable!(),
     };
-    // The build may lie where only root can go: a copy outside of it is for everybody.
-    static COPIES: std::sync::OnceLock<Scratch> = std::sync::OnceLock::new();
-    let copy = COPIES.get_or_init(Scratch::new).path(name);
-    if !copy.exists() {
-        let fresh = copy.with_extension(format!("{:?}", thread::current().id()));
-        fs::copy(path, &fresh).unwrap();
-        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::rename(&fresh, &copy).unwrap();
-    }
-    let mut command = Command::new(copy);
+    let mut command = Command::new(for_everybody(Path::new(path)));
     command
         .current_dir("/")
         .env_clear()
@@ -231,6 +222,31 @@ pub fn program(name: &str) -> Command {
         .env("TZ", "UTC")
         .env("RUST_BACKTRACE", "1");
     command
+}
+
+/// The program where every user can run it: the build may lie where only root can go.
+fn for_everybody(path: &Path) -> PathBuf {
+    let is_open = |folder: &Path| fs::metadata(folder).is_ok_and(|meta| meta.mode() & 0o001 != 0);
+    if path.ancestors().skip(1).all(is_open) {
+        return path.to_owned();
+    }
+    let name = path.file_name().unwrap();
+    let folder = std::env::temp_dir().join("postroom-tests");
+    fs::create_dir_all(&folder).unwrap();
+    let copy = folder.join(name);
+    let modified = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    if modified(&copy) != modified(path) {
+        let fresh = folder.join(format!(
+            "{}.{:?}",
+            std::process::id(),
+            thread::current().id()
+        ));
+        // By another process: a file that this one has open for writing cannot be run while another thread forks.
+        let copied = Command::new("cp").arg("-p").arg(path).arg(&fresh).status();
+        assert!(copied.unwrap().success());
+        fs::rename(&fresh, &copy).unwrap();
+    }
+    copy
 }
 
 /// Lets a command run with these ids, where the test is root.

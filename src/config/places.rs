@@ -1,0 +1,244 @@
+//! Where mailboxes lie: the `mail_*` settings, `[namespace.…]` and its mailboxes.
+
+use super::file::ON_MISSING;
+use super::section::Section;
+use crate::mailbox::location::{Driver, Layout, Location};
+use crate::mailbox::namespace::{self, Auto, Kind, List, MailboxBlock, Namespace};
+use crate::text::template::Template;
+
+/// The `mail_*` settings of the file, or of a namespace with those of the file as defaults.
+pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
+    let template = |key: &'static str, of: fn(&Location) -> Option<Template>| {
+        section.template(key).or_else(|| above.and_then(of))
+    };
+    let driver = section.choice(
+        "mail_driver",
+        &[("maildir", Driver::Maildir), ("mbox", Driver::Mbox)],
+        Some(above.map_or(Driver::Maildir, |above| above.driver)),
+    );
+    let layout = section.choice(
+        "mailbox_list_layout",
+        &[("maildir++", Layout::MaildirPlusPlus), ("fs", Layout::Fs)],
+        Some(above.map_or(Layout::MaildirPlusPlus, |above| above.layout)),
+    );
+    let escape = section
+        .text("mailbox_list_storage_escape_char")
+        .filter(|text| !text.is_empty());
+    if escape
+        .as_ref()
+        .is_some_and(|text| text.chars().count() != 1)
+    {
+        section.error(
+            "mailbox_list_storage_escape_char",
+            "one character escapes",
+            "write one, e.g. \"\\\\\"",
+        );
+    }
+    Location {
+        driver: driver.unwrap_or(Driver::Maildir),
+        path: match above {
+            Some(above) => section
+                .template("mail_path")
+                .unwrap_or_else(|| above.path.clone()),
+            None => section.template_or("mail_path", "~/Maildir"),
+        },
+        inbox_path: template("mail_inbox_path", |above| above.inbox_path.clone())
+            .filter(|path| !path.source().is_empty()),
+        control_path: template("mail_control_path", |above| above.control_path.clone()),
+        index_path: template("mail_index_path", |above| above.index_path.clone()),
+        index_private_path: template("mail_index_private_path", |above| {
+            above.index_private_path.clone()
+        }),
+        layout: layout.unwrap_or(Layout::MaildirPlusPlus),
+        utf8: section.flag("mailbox_list_utf8", above.is_some_and(|above| above.utf8)),
+        directory_name: section
+            .text("mailbox_directory_name")
+            .or_else(|| above.map(|above| above.directory_name.clone()))
+            .unwrap_or_default(),
+        storage_escape_char: escape
+            .and_then(|text| text.chars().next())
+            .or_else(|| above.and_then(|above| above.storage_escape_char)),
+    }
+}
+
+pub fn namespaces(root: &Section<'_>, above: &Location) -> Vec<Namespace> {
+    let sections = root.sections("namespace");
+    let mut all: Vec<Namespace> = sections
+        .iter()
+        .map(|(name, section)| namespace(name, section, above))
+        .collect();
+    if all.is_empty() {
+        all.push(private(above.clone()));
+    }
+    name_aliases(&mut all);
+    all.retain(|namespace| !namespace.disabled);
+    let mut failed = Vec::new();
+    for problem in namespace::check(&all) {
+        let section = sections
+            .iter()
+            .find(|(name, _)| *name == problem.namespace)
+            .map(|(_, section)| section);
+        let optional = all
+            .iter()
+            .any(|namespace| namespace.name == problem.namespace && namespace.ignore_on_failure);
+        let section = section.unwrap_or(root);
+        match problem.is_warning || optional {
+            true => section.warning(problem.setting, problem.message, problem.advice),
+            false => section.error(problem.setting, problem.message, problem.advice),
+        }
+        if optional && !problem.is_warning {
+            failed.push(problem.namespace);
+        }
+    }
+    all.retain(|namespace| !failed.contains(&namespace.name));
+    all
+}
+
+/// What Dovecot has when no namespace is configured.
+fn private(location: Location) -> Namespace {
+    Namespace {
+        name: "inbox".into(),
+        kind: Kind::Private,
+        prefix: String::new(),
+        separator: location.layout.separator(),
+        inbox: true,
+        hidden: false,
+        list: List::Yes,
+        subscriptions: true,
+        alias_for: None,
+        order: 0,
+        disabled: false,
+        ignore_on_failure: false,
+        location,
+        mailboxes: Vec::new(),
+        on_missing: None,
+    }
+}
+
+fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
+    let kinds = [
+        ("private", Kind::Private),
+        ("public", Kind::Public),
+        ("shared", Kind::Shared),
+    ];
+    let kind = section
+        .choice("type", &kinds, Some(Kind::Private))
+        .unwrap_or(Kind::Private);
+    let location = location(section, Some(above));
+    let usual = location.layout.separator();
+    let separator = section.text_or("separator", || usual.to_string());
+    if separator.chars().count() > 1 {
+        section.error(
+            "separator",
+            "the hierarchy separator is one character",
+            "write \"/\" or \".\"",
+        );
+    }
+    let mut prefix = section.text_or("prefix", String::new);
+    if kind == Kind::Shared {
+        prefix = owner_variables(&prefix);
+    } else if prefix.contains("%%") {
+        section.warning(
+            "prefix",
+            "%% in a prefix means an owner only in a shared namespace",
+            "write type = \"shared\"",
+        );
+    }
+    let mailboxes = section.sections("mailbox");
+    let lists = [
+        ("yes", List::Yes),
+        ("no", List::No),
+        ("children", List::Children),
+    ];
+    let namespace = Namespace {
+        name: name.into(),
+        kind,
+        prefix,
+        separator: separator.chars().next().unwrap_or(usual),
+        inbox: section.flag("inbox", false),
+        hidden: section.flag("hidden", false),
+        list: match section.is_flag("list") {
+            true if section.flag("list", true) => List::Yes,
+            true => List::No,
+            false => section
+                .choice("list", &lists, Some(List::Yes))
+                .unwrap_or(List::Yes),
+        },
+        subscriptions: section.flag("subscriptions", true),
+        alias_for: section.text("alias_for"),
+        order: section.number("order", Some(0)).unwrap_or(0),
+        disabled: section.flag("disabled", false),
+        ignore_on_failure: section.flag("ignore_on_failure", false),
+        location,
+        mailboxes: mailboxes
+            .iter()
+            .map(|(name, section)| mailbox(name, section))
+            .collect(),
+        on_missing: section.choice("on_missing", &ON_MISSING, None),
+    };
+    section.finish();
+    namespace
+}
+
+/// The ways of 2.3 and 2.4 to name the owner in a prefix, as one.
+fn owner_variables(prefix: &str) -> String {
+    const WAYS: [(&str, &str); 6] = [
+        ("%%u", "$user"),
+        ("%%n", "$username"),
+        ("%%d", "$domain"),
+        ("%{owner_username}", "$username"),
+        ("%{owner_user}", "$user"),
+        ("%{owner_domain}", "$domain"),
+    ];
+    WAYS.iter().fold(prefix.to_owned(), |prefix, (way, ours)| {
+        prefix.replace(way, ours)
+    })
+}
+
+/// `alias_for` names a section (2.4), or gives the prefix of one (2.3); an empty text is the empty prefix.
+fn name_aliases(all: &mut [Namespace]) {
+    let names: Vec<(String, String)> = all
+        .iter()
+        .map(|it| (it.name.clone(), it.prefix.clone()))
+        .collect();
+    for namespace in all {
+        let Some(alias) = &namespace.alias_for else {
+            continue;
+        };
+        if names.iter().any(|(name, _)| name == alias) {
+            continue;
+        }
+        let by_prefix = names
+            .iter()
+            .find(|(name, prefix)| prefix == alias && *name != namespace.name);
+        if let Some((name, _)) = by_prefix {
+            namespace.alias_for = Some(name.clone());
+        }
+    }
+}
+
+fn mailbox(name: &str, section: &Section<'_>) -> MailboxBlock {
+    let autos = [
+        ("no", Auto::No),
+        ("create", Auto::Create),
+        ("subscribe", Auto::Subscribe),
+    ];
+    let special_use = match section.is_list("special_use") {
+        true => section.texts("special_use"),
+        false => section
+            .text("special_use")
+            .unwrap_or_default()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect(),
+    };
+    let block = MailboxBlock {
+        name: name.into(),
+        auto: section
+            .choice("auto", &autos, Some(Auto::No))
+            .unwrap_or(Auto::No),
+        special_use,
+    };
+    section.finish();
+    block
+}

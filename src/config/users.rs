@@ -1,0 +1,133 @@
+//! `[[userdb]]` and what holds for every user.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::section::Section;
+use crate::sys::nss;
+use crate::user::fixed::Static;
+use crate::user::passwd::Passwd;
+use crate::user::passwd_file::PasswdFile;
+use crate::user::{Limits, Userdb};
+
+/// What a setting names, and how it is looked up.
+type IdKind = (&'static str, fn(&str) -> io::Result<Option<u32>>);
+const USER: IdKind = ("user", nss::uid);
+const GROUP: IdKind = ("group", nss::gid);
+
+/// A uid or gid, by number or name.
+fn id(section: &Section<'_>, key: &'static str, (kind, find): IdKind) -> Option<u32> {
+    if !section.has(key) {
+        return None;
+    }
+    if section.is_number(key) {
+        return section.number(key, None);
+    }
+    let name = section.text(key)?;
+    let found = find(&name).ok().flatten();
+    if found.is_none() {
+        section.error(
+            key,
+            format!("there is no {kind} {name:?}"),
+            format!("write the name of a {kind}, or a number"),
+        );
+    }
+    found
+}
+
+pub fn limits(root: &Section<'_>, hostname: &str) -> Limits {
+    let defaults = Limits::default();
+    let groups = root
+        .texts("mail_access_groups")
+        .into_iter()
+        .filter_map(|group| match nss::gid(&group) {
+            Ok(Some(gid)) => Some(gid),
+            _ => {
+                root.error(
+                    "mail_access_groups",
+                    format!("there is no group {group:?}"),
+                    "groupadd it, or take it out",
+                );
+                None
+            }
+        });
+    Limits {
+        hostname: hostname.into(),
+        mail_uid: id(root, "mail_uid", USER),
+        mail_gid: id(root, "mail_gid", GROUP),
+        mail_home: root.template("mail_home"),
+        mail_access_groups: groups.collect(),
+        first_valid_uid: root
+            .number("first_valid_uid", Some(defaults.first_valid_uid))
+            .unwrap_or_default(),
+        last_valid_uid: root
+            .number("last_valid_uid", Some(defaults.last_valid_uid))
+            .unwrap_or_default(),
+        first_valid_gid: root
+            .number("first_valid_gid", Some(defaults.first_valid_gid))
+            .unwrap_or_default(),
+        last_valid_gid: root
+            .number("last_valid_gid", Some(defaults.last_valid_gid))
+            .unwrap_or_default(),
+    }
+}
+
+pub fn userdbs(root: &Section<'_>) -> Vec<Userdb> {
+    let sections = root.tables("userdb");
+    if sections.is_empty() {
+        return vec![Userdb::Passwd(Passwd)];
+    }
+    sections.iter().filter_map(userdb).collect()
+}
+
+fn userdb(section: &Section<'_>) -> Option<Userdb> {
+    let (passwd, file, fixed) = (
+        section.section("passwd"),
+        section.section("passwd-file"),
+        section.section("static"),
+    );
+    let chosen = [&passwd, &file, &fixed]
+        .into_iter()
+        .filter(|driver| driver.is_present())
+        .count();
+    section.finish();
+    if chosen != 1 {
+        section.error(
+            "",
+            "a [[userdb]] has one driver",
+            "write passwd = {}, passwd-file = { path = \"…\" } or static = { … }",
+        );
+        return None;
+    }
+    if passwd.is_present() {
+        passwd.finish();
+        return Some(Userdb::Passwd(Passwd));
+    }
+    if file.is_present() {
+        let path = file.text("path");
+        file.finish();
+        match path {
+            Some(path) => return Some(Userdb::PasswdFile(PasswdFile::new(PathBuf::from(path)))),
+            None => file.error(
+                "path",
+                "a passwd-file needs its path",
+                "write path = \"/etc/postroom/users\"",
+            ),
+        }
+        return None;
+    }
+    const EXTRA: [&str; 2] = ["mail_access_groups", "system_groups_user"];
+    let extra = EXTRA
+        .into_iter()
+        .filter_map(|key| Some((key.to_owned(), fixed.template(key)?)))
+        .collect();
+    let (uid, gid) = (id(&fixed, "uid", USER), id(&fixed, "gid", GROUP));
+    let home = fixed.template("home");
+    fixed.finish();
+    Some(Userdb::Static(Static {
+        uid,
+        gid,
+        home,
+        extra,
+    }))
+}
