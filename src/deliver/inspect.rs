@@ -244,12 +244,13 @@ impl Inspection<'_> {
             return Ok(finding);
         }
         self.lines.push(Line::ok("mailbox", target.mailbox.clone()));
+        let mut is_incomplete = false;
         for part in ["tmp", "new"] {
             let place = path.join(part);
             match dir::may_write(&place) {
                 Ok(()) => {}
                 // One of the three may be missing: it is made again.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => is_incomplete = true,
                 Err(error)
                     if self.targets.by == By::Detail
                         && sys::is_no_way(&error)
@@ -277,7 +278,7 @@ impl Inspection<'_> {
         }
         let permission = Permission::of(directory, path);
         let parent = dir::stat(&path.join("tmp")).unwrap_or(*directory);
-        self.check_group(target, &permission, &parent, path)?;
+        self.check_group(target, &permission, &parent, path, is_incomplete)?;
         Ok(self.usable(target, None))
     }
 
@@ -326,7 +327,10 @@ impl Inspection<'_> {
                 );
             }
         }
+        // A directory that is to become a mailbox stays as it is, and its parts copy it.
+        let is_there = existing == paths.mailbox;
         let source = match self.settings.new_mailbox_permissions {
+            _ if is_there => existing.clone(),
             NewMailboxPermissions::Root => paths.root.clone(),
             NewMailboxPermissions::Parent => parent.unwrap_or_else(|| paths.root.clone()),
         };
@@ -340,14 +344,22 @@ impl Inspection<'_> {
                 .iter()
                 .find_map(|above| dir::stat(above).ok())
                 .unwrap_or(stat);
-            if permission.wider_than(&parent) {
+            if !is_there && permission.wider_than(&parent) {
                 let why = format!(
                     "{doing}: mode {:04o} would be wider than its parent's",
                     permission.dir_mode
                 );
                 return Ok(Finding::Denied(why));
             }
-            self.check_group(target, &permission, &stat, &existing)?;
+            let Credentials { uid, gid, groups } = self.identity;
+            if self.targets.by == By::Detail
+                && !target.own_inbox
+                && !permission.group_can_be_had(&stat, *gid, groups, *uid == 0)
+            {
+                let why = format!("{doing}: the group of {} cannot be had", source.display());
+                return Ok(Finding::Denied(why));
+            }
+            self.check_group(target, &permission, &stat, &existing, true)?;
         }
         self.lines.push(Line::ok(
             "mailbox",
@@ -375,13 +387,15 @@ impl Inspection<'_> {
         Finding::Usable(Box::new(plan))
     }
 
-    /// Whether a new file in `parent` would get the group that the mailbox asks for.
+    /// Whether a new file in `parent` would get the group that the mailbox asks for. `makes`: directories are made too,
+    /// and no directory is ever made with a wrong group.
     fn check_group(
         &mut self,
         target: &Target,
         permission: &Permission,
         parent: &Stat,
         path: &Path,
+        makes: bool,
     ) -> Result<(), Fault> {
         let Credentials {
             uid,
@@ -412,7 +426,7 @@ impl Inspection<'_> {
                 "{advice}, or: chgrp {gid} {path}/cur {path}/new {path}/tmp && chmod g+s {path} {path}/cur {path}/new {path}/tmp"
             );
         }
-        if target.permissions == Permissions::BestEffort {
+        if target.permissions == Permissions::BestEffort && !makes {
             self.lines.push(Line::ok(
                 "new file",
                 format!("{shown} wanted; {why} (best effort)"),
