@@ -16,7 +16,7 @@ use crate::mailbox::permission::{Permission, SETGID};
 use crate::maildir::create;
 use crate::sys;
 use crate::sys::credentials::Credentials;
-use crate::sys::dir::{self, Stat};
+use crate::sys::dir::{self, Dir, Stat};
 
 /// One delivery, decided.
 #[derive(Debug)]
@@ -247,7 +247,8 @@ impl Inspection<'_> {
         let mut is_incomplete = false;
         for part in ["tmp", "new"] {
             let place = path.join(part);
-            match dir::may_write(&place) {
+            let is_there = Dir::open(path).and_then(|dir| dir.open_dir(part));
+            match is_there.and_then(|_| dir::may_write(&place)) {
                 Ok(()) => {}
                 // One of the three may be missing: it is made again.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => is_incomplete = true,
