@@ -16,7 +16,7 @@ use crate::mailbox::permission::{Permission, SETGID};
 use crate::maildir::create;
 use crate::sys;
 use crate::sys::credentials::Credentials;
-use crate::sys::dir::{self, Stat};
+use crate::sys::dir::{self, Dir, Stat};
 
 /// One delivery, decided.
 #[derive(Debug)]
@@ -244,12 +244,14 @@ impl Inspection<'_> {
             return Ok(finding);
         }
         self.lines.push(Line::ok("mailbox", target.mailbox.clone()));
+        let mut is_incomplete = false;
         for part in ["tmp", "new"] {
             let place = path.join(part);
-            match dir::may_write(&place) {
+            let is_there = Dir::open(path).and_then(|dir| dir.open_dir(part));
+            match is_there.and_then(|_| dir::may_write(&place)) {
                 Ok(()) => {}
                 // One of the three may be missing: it is made again.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => is_incomplete = true,
                 Err(error)
                     if self.targets.by == By::Detail
                         && sys::is_no_way(&error)
@@ -277,7 +279,7 @@ impl Inspection<'_> {
         }
         let permission = Permission::of(directory, path);
         let parent = dir::stat(&path.join("tmp")).unwrap_or(*directory);
-        self.check_group(target, &permission, &parent, path)?;
+        self.check_group(target, &permission, &parent, path, is_incomplete)?;
         Ok(self.usable(target, None))
     }
 
@@ -326,7 +328,10 @@ impl Inspection<'_> {
                 );
             }
         }
+        // A directory that is to become a mailbox stays as it is, and its parts copy it.
+        let is_there = existing == paths.mailbox;
         let source = match self.settings.new_mailbox_permissions {
+            _ if is_there => existing.clone(),
             NewMailboxPermissions::Root => paths.root.clone(),
             NewMailboxPermissions::Parent => parent.unwrap_or_else(|| paths.root.clone()),
         };
@@ -340,14 +345,22 @@ impl Inspection<'_> {
                 .iter()
                 .find_map(|above| dir::stat(above).ok())
                 .unwrap_or(stat);
-            if permission.wider_than(&parent) {
+            if !is_there && permission.wider_than(&parent) {
                 let why = format!(
                     "{doing}: mode {:04o} would be wider than its parent's",
                     permission.dir_mode
                 );
                 return Ok(Finding::Denied(why));
             }
-            self.check_group(target, &permission, &stat, &existing)?;
+            let Credentials { uid, gid, groups } = self.identity;
+            if self.targets.by == By::Detail
+                && !target.own_inbox
+                && !permission.group_can_be_had(&stat, *gid, groups, *uid == 0)
+            {
+                let why = format!("{doing}: the group of {} cannot be had", source.display());
+                return Ok(Finding::Denied(why));
+            }
+            self.check_group(target, &permission, &stat, &existing, true)?;
         } else {
             let (mode, uid) = (permission.file_mode, self.identity.uid);
             let gid = permission.gid.unwrap_or(self.identity.gid);
@@ -386,13 +399,15 @@ impl Inspection<'_> {
         Finding::Usable(Box::new(plan))
     }
 
-    /// Whether a new file in `parent` would get the group that the mailbox asks for.
+    /// Whether a new file in `parent` would get the group that the mailbox asks for. `makes`: directories are made too,
+    /// and no directory is ever made with a wrong group.
     fn check_group(
         &mut self,
         target: &Target,
         permission: &Permission,
         parent: &Stat,
         path: &Path,
+        makes: bool,
     ) -> Result<(), Fault> {
         let Credentials {
             uid,
@@ -423,7 +438,7 @@ impl Inspection<'_> {
                 "{advice}, or: chgrp {gid} {path}/cur {path}/new {path}/tmp && chmod g+s {path} {path}/cur {path}/new {path}/tmp"
             );
         }
-        if target.permissions == Permissions::BestEffort {
+        if target.permissions == Permissions::BestEffort && !makes {
             self.lines.push(Line::ok(
                 "new file",
                 format!("{shown} wanted; {why} (best effort)"),

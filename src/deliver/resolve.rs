@@ -196,9 +196,8 @@ fn split(settings: &Settings, recipient: &Recipient) -> Result<(String, Option<S
 
 /// Found, no such user, or a fault for "cannot tell".
 fn find_user(settings: &Settings, name: &str) -> Result<Option<User>, Fault> {
-    let odd = name.is_empty()
-        || name == "."
-        || name == ".."
+    // User and domain become directories of their own in paths.
+    let odd = name.split('@').any(|part| matches!(part, "" | "." | ".."))
         || name.contains(|c: char| c == '/' || c.is_control());
     if odd {
         return Ok(None);

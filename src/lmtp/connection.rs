@@ -197,6 +197,10 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
                     self.deliver(delivery).await?;
                     return Ok(false);
                 }
+                Step::GiveUp(mut delivery, fault) => {
+                    self.give_up(&mut delivery, None, Instant::now(), fault)?;
+                    return Ok(false);
+                }
             }
         }
     }

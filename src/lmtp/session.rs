@@ -54,6 +54,8 @@ pub enum Step {
     Chunk { octets: u64, keep: bool },
     /// The message is complete. Deliver it, and send what [`Delivery::settle`] says.
     Deliver(Delivery),
+    /// The message is lost. Log that for each recipient, and send what [`Delivery::abandon`] says.
+    GiveUp(Delivery, Fault),
 }
 
 /// How a body or chunk came in.
@@ -405,13 +407,12 @@ impl Session {
 
     /// The message is here, or will never be.
     fn finish(&mut self, transaction: Transaction, intake: Intake) -> Step {
-        let mut delivery = Delivery::new(transaction, self.limits.verbose_replies);
-        let fault = match intake {
-            Intake::Complete => return Step::Deliver(delivery),
-            Intake::TooBig => too_big(),
-            Intake::Failed(fault) => fault,
-        };
-        Step::Answer(delivery.abandon(&fault))
+        let delivery = Delivery::new(transaction, self.limits.verbose_replies);
+        match intake {
+            Intake::Complete => Step::Deliver(delivery),
+            Intake::TooBig => Step::GiveUp(delivery, too_big()),
+            Intake::Failed(fault) => Step::GiveUp(delivery, fault),
+        }
     }
 
     /// A single reply; too many protocol errors in a row end the connection.

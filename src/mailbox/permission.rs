@@ -63,9 +63,12 @@ impl Permission {
             .is_none_or(|gid| gid == inherited || gid == egid || groups.contains(&gid) || root)
     }
 
-    /// Bits that this gives and `parent` does not: a delivery never creates a mailbox wider than its parent.
+    /// Bits that this gives and `parent` does not: a delivery never creates a mailbox wider than its parent. To the
+    /// parent another group is a part of the world.
     pub fn wider_than(&self, parent: &Stat) -> bool {
-        self.dir_mode & !parent.mode & 0o077 != 0
+        let is_foreign = self.gid.is_some_and(|gid| gid != parent.gid);
+        let foreign = if is_foreign { self.dir_mode >> 3 } else { 0 };
+        (self.dir_mode | foreign & 7) & !parent.mode & 0o077 != 0
     }
 }
 
@@ -136,5 +139,9 @@ mod tests {
         assert!(root.wider_than(&directory(0o700, 1)));
         assert!(!root.wider_than(&directory(0o777, 1)));
         assert!(!root.wider_than(&directory(0o755, 1)));
+        let team = Permission::of(&directory(0o2770, 1), Path::new("/r"));
+        assert!(!team.wider_than(&directory(0o770, 1)));
+        assert!(team.wider_than(&directory(0o770, 2)));
+        assert!(!team.wider_than(&directory(0o777, 2)));
     }
 }

@@ -24,7 +24,13 @@ pub fn exists(path: &Path, layout: Layout, is_inbox: bool) -> io::Result<Option<
     let directory = match dir::stat(path) {
         Ok(stat) if stat.is_dir => stat,
         Ok(_) => return Err(io::ErrorKind::NotADirectory.into()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // A link to nothing is in the way of a new mailbox, and no place for one.
+            return match path.is_symlink() {
+                true => Err(io::ErrorKind::NotADirectory.into()),
+                false => Ok(None),
+            };
+        }
         Err(error) => return Err(error),
     };
     if layout == Layout::MaildirPlusPlus && !is_inbox {
@@ -71,30 +77,27 @@ fn count_nested(dir: &Dir, levels: usize) -> usize {
         .sum::<usize>()
 }
 
-/// Directories that were made for a mailbox. Dropped before [`Created::keep`], they are removed again.
+/// What was made for a mailbox, in its order: where, the name, whether a directory. Dropped before [`Created::keep`], it is
+/// removed again.
 #[derive(Debug, Default)]
-pub struct Created {
-    made: Vec<(Dir, String)>,
-    files: Vec<(Dir, String)>,
-}
+pub struct Created(Vec<(Dir, String, bool)>);
 
 impl Created {
     /// The mailbox is complete and in use.
     pub fn keep(mut self) {
-        self.made.clear();
-        self.files.clear();
+        self.0.clear();
     }
 }
 
 impl Drop for Created {
     fn drop(&mut self) {
-        for (dir, name) in self.files.drain(..) {
-            // Best effort: what stays is an empty mailbox, not a lost mail.
-            let _ = dir.unlink(&name);
-        }
-        for (parent, name) in self.made.drain(..).rev() {
-            if parent.rmdir(&name).is_err() {
-                // Not empty: another delivery has begun to use it, and it stays.
+        // Latest first: `new`, which another delivery may have begun to use. Then everything stays, its ACL above all.
+        for (parent, name, is_dir) in self.0.drain(..).rev() {
+            let removed = match is_dir {
+                true => parent.rmdir(&name),
+                false => parent.unlink(&name),
+            };
+            if removed.is_err() {
                 return;
             }
         }
@@ -124,7 +127,8 @@ pub fn create(
     make_path(&paths.mailbox, |_| permission.clone(), &mut created)?;
     let failed = |error: io::Error| Fault::io(format!("open {}", paths.mailbox.display()), &error);
     let mailbox = Dir::open(&paths.mailbox).map_err(failed)?;
-    make_parts(&mailbox, &permission, &paths.mailbox, &mut created)?;
+    // What is inside copies the mailbox's directory, also one that was there before.
+    let permission = Permission::of(&mailbox.stat().map_err(failed)?, &paths.mailbox);
     if layout == Layout::MaildirPlusPlus && paths.mailbox != paths.root {
         make_file(&mailbox, FOLDER_MARK, &[], &permission, &mut created)?;
     }
@@ -137,6 +141,8 @@ pub fn create(
             &mut created,
         )?;
     }
+    // Last: whoever sees it complete sees its ACL.
+    make_parts(&mailbox, &permission, &paths.mailbox, &mut created)?;
     mailbox
         .sync()
         .map_err(|error| Fault::io(format!("sync {}", paths.mailbox.display()), &error))?;
@@ -158,7 +164,7 @@ fn make_parts(
     path: &Path,
     created: &mut Created,
 ) -> Result<(), Fault> {
-    for part in ["cur", "new", "tmp"] {
+    for part in ["cur", "tmp", "new"] {
         make(mailbox, part, permission, &path.join(part), created)?;
     }
     Ok(())
@@ -243,9 +249,8 @@ fn make(
     let failed = |error: io::Error| Fault::io(format!("create {}", path.display()), &error);
     match parent.make_dir(name, permission.dir_mode) {
         Ok(made) => {
-            created
-                .made
-                .push((parent.try_clone().map_err(failed)?, name.to_owned()));
+            let at = parent.try_clone().map_err(failed)?;
+            created.0.push((at, name.to_owned(), true));
             settle(&made, permission, path)?;
             parent.sync().map_err(|error| {
                 Fault::io(format!("sync the parent of {}", path.display()), &error)
@@ -313,13 +318,58 @@ fn make_file(
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
-    created
-        .files
-        .push((mailbox.try_clone().map_err(failed)?, name.to_owned()));
+    let at = mailbox.try_clone().map_err(failed)?;
+    created.0.push((at, name.to_owned(), false));
     file.write_all(bytes).map_err(failed)?;
     super::save::settle(&file, permission).map_err(failed)?;
     match bytes.is_empty() {
         true => Ok(()),
         false => dir::sync_file(&file).map_err(failed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn paths(root: &Path) -> Paths {
+        Paths {
+            root: root.into(),
+            mailbox: root.join(".a"),
+            above: vec![root.into()],
+            control: root.join(".a"),
+            index: None,
+            index_private: None,
+            root_rule: RootRule::None,
+        }
+    }
+
+    #[test]
+    fn what_fails_leaves_nothing_and_takes_nothing_from_others() {
+        for used in [false, true] {
+            let root = tempfile::tempdir().unwrap();
+            let paths = paths(root.path());
+            let permission = Permission::private(root.path());
+            let layout = Layout::MaildirPlusPlus;
+            let created = create(&paths, &permission, layout, Some(b"owner lr\n")).unwrap();
+            let message = paths.mailbox.join("new/1.other");
+            if used {
+                fs::write(&message, "of another delivery").unwrap();
+            }
+            drop(created);
+            for name in ["", "cur", "tmp", "new/1.other", "dovecot-acl", FOLDER_MARK] {
+                assert_eq!(paths.mailbox.join(name).exists(), used, "{name:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_no_place_for_a_mailbox() {
+        let root = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("nowhere", root.path().join(".a")).unwrap();
+        let found = exists(&root.path().join(".a"), Layout::MaildirPlusPlus, false);
+        assert!(found.is_err_and(|error| crate::sys::is_no_way(&error)));
     }
 }

@@ -154,13 +154,18 @@ impl Maildir {
         };
         for _ in 0..MAX_NAMES {
             let name = filename::with_sizes(&names.unique(), written.size, written.virtual_size);
-            let linked = match Arc::get_mut(written) {
+            let moved = match Arc::get_mut(written) {
                 // A named file that nobody else links to is moved; everything else gets another name.
                 Some(Written {
                     named: named @ Some(_),
                     ..
                 }) => rename(named, &self.new, &name),
-                _ => self.new.link(&written.file, &name),
+                _ => Err(io::ErrorKind::Unsupported.into()),
+            };
+            let linked = match moved {
+                // NFS cannot move without replacing.
+                Err(error) if sys::is_unsupported(&error) => self.new.link(&written.file, &name),
+                other => other,
             };
             match linked {
                 Ok(()) => return Ok(name),

@@ -29,10 +29,12 @@ pub fn is_read_only(error: &io::Error) -> bool {
 /// EACCES, EPERM, ELOOP, ENOTDIR, ENAMETOOLONG: a path that leads nowhere for us.
 pub fn is_no_way(error: &io::Error) -> bool {
     use libc::{EACCES, ELOOP, ENAMETOOLONG, ENOTDIR, EPERM};
-    matches!(
-        error.raw_os_error(),
-        Some(EACCES | EPERM | ELOOP | ENOTDIR | ENAMETOOLONG)
-    )
+    // Also an error that we made ourselves, which has no number.
+    error.kind() == io::ErrorKind::NotADirectory
+        || matches!(
+            error.raw_os_error(),
+            Some(EACCES | EPERM | ELOOP | ENOTDIR | ENAMETOOLONG)
+        )
 }
 
 /// What a file system without unnamed files answers to O_TMPFILE.

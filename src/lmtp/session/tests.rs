@@ -73,6 +73,7 @@ impl Talk {
     fn follow(&mut self, step: Step) -> Vec<Reply> {
         match step {
             Step::Answer(replies) => replies,
+            Step::GiveUp(mut delivery, fault) => delivery.abandon(&fault),
             Step::Close(reply) => {
                 self.closed = true;
                 vec![reply]
