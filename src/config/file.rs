@@ -1,17 +1,17 @@
-//! The file as written, turned into settings: the whole of it, `[delivery]` and `[acl]`.
+//! The file as written, turned into settings: the whole of it, and `[delivery]`.
 
 use std::path::PathBuf;
 
 use super::listeners::lmtp;
 use super::places::{location, namespaces};
+use super::rights::acl;
 use super::section::Section;
 use super::users::{limits, userdbs};
 use super::{Config, Service};
 use crate::deliver::settings::{
-    Acl, AclDriver, DeliveryRight, Detail, MailFsync, NewMailboxPermissions, Permissions,
-    RecipientHeaders, Settings,
+    Acl, Detail, MailFsync, NewMailboxPermissions, Permissions, RecipientHeaders, Settings,
 };
-use crate::mailbox::namespace::{Kind, Namespace, OnDenied, OnMissing};
+use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
 use crate::sys::process;
 use crate::user::Userdbs;
 
@@ -47,42 +47,6 @@ pub fn read(root: &Section<'_>) -> Config {
         settings: Vec::new(),
         warnings: None,
     }
-}
-
-fn acl(root: &Section<'_>, namespaces: &[Namespace]) -> Acl {
-    let section = root.section("acl");
-    let open = namespaces
-        .iter()
-        .find(|namespace| namespace.kind != Kind::Private);
-    if let Some(open) = open.filter(|_| !section.is_present()) {
-        let message = format!(
-            "namespace {:?} is open to others, and nothing says who may store there",
-            open.name
-        );
-        let advice = "write [acl] with driver = \"vfile\" (dovecot-acl files), or driver = \"none\" if file modes alone decide";
-        root.error("namespace", message, advice);
-    }
-    let drivers = [("vfile", AclDriver::Vfile), ("none", AclDriver::None)];
-    let none = if section.is_present() {
-        AclDriver::Vfile
-    } else {
-        AclDriver::None
-    };
-    let rights = [
-        ("insert-or-post", DeliveryRight::InsertOrPost),
-        ("post", DeliveryRight::Post),
-        ("insert", DeliveryRight::Insert),
-    ];
-    let right = section.choice("delivery_right", &rights, Some(DeliveryRight::InsertOrPost));
-    section.choice("subject", &[("recipient", ())], Some(()));
-    let acl = Acl {
-        driver: section
-            .choice("driver", &drivers, Some(none))
-            .unwrap_or(none),
-        delivery_right: right.unwrap_or(DeliveryRight::InsertOrPost),
-    };
-    section.finish();
-    acl
 }
 
 pub const ON_MISSING: [(&str, OnMissing); 5] = [

@@ -6,6 +6,7 @@ mod listeners;
 mod overrides;
 mod places;
 pub mod report;
+mod rights;
 mod section;
 mod users;
 

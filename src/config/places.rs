@@ -1,6 +1,7 @@
 //! Where mailboxes lie: the `mail_*` settings, `[namespace.…]` and its mailboxes.
 
 use super::file::ON_MISSING;
+use super::rights::rules;
 use super::section::Section;
 use crate::mailbox::location::{Driver, Layout, Location};
 use crate::mailbox::namespace::{self, Auto, Kind, List, MailboxBlock, Namespace};
@@ -112,6 +113,7 @@ fn private(location: Location) -> Namespace {
         location,
         mailboxes: Vec::new(),
         on_missing: None,
+        acl: Default::default(),
     }
 }
 
@@ -175,6 +177,7 @@ fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
             .map(|(name, section)| mailbox(name, section))
             .collect(),
         on_missing: section.choice("on_missing", &ON_MISSING, None),
+        acl: rules(&section.section("acl")),
     };
     section.finish();
     namespace
@@ -238,6 +241,7 @@ fn mailbox(name: &str, section: &Section<'_>) -> MailboxBlock {
             .choice("auto", &autos, Some(Auto::No))
             .unwrap_or(Auto::No),
         special_use,
+        acl: rules(&section.section("acl")),
     };
     section.finish();
     block

@@ -339,6 +339,24 @@ impl<'t> Section<'t> {
         tables.unwrap_or_default()
     }
 
+    /// `namespace.public`
+    pub fn name(&self) -> &str {
+        &self.path
+    }
+
+    /// Every key with its text, for a table whose keys are the admin's.
+    pub fn free_texts(&self) -> Vec<(String, String)> {
+        let mut texts = Vec::new();
+        for (name, value) in self.table.into_iter().flat_map(|table| table.iter()) {
+            let key = name.get_ref().to_string();
+            match value.get_ref().as_str() {
+                Some(text) => texts.push((key, text.to_owned())),
+                None => self.error(&key, format!("{key} is a text"), "write it in quotes"),
+            }
+        }
+        texts
+    }
+
     /// Reports the keys that nobody asked for.
     pub fn finish(&self) {
         let known = self.known.borrow();

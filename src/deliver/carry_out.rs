@@ -9,9 +9,9 @@ use super::Core;
 use super::header::added_headers;
 use super::inspect::Plan;
 use super::outcome::Saved;
+use super::resolve::Target;
 use super::settings::{MailFsync, Permissions, RecipientHeaders, Settings};
 use crate::fault::{Code, Fault};
-use crate::mailbox::acl;
 use crate::maildir::save::{Demands, Written};
 use crate::maildir::{Maildir, create};
 use crate::message::{Message, Recipient};
@@ -147,19 +147,20 @@ fn make(plan: &Plan) -> Result<Option<create::Created>, Fault> {
         return Ok(None);
     };
     let target = &plan.target;
-    let acl = match target.acl {
-        true => parent_acl(plan)?,
-        false => None,
-    };
+    let acl = parent_acl(target)?;
     create::create(&target.paths, permission, target.layout, acl.as_deref()).map(Some)
 }
 
-fn parent_acl(plan: &Plan) -> Result<Option<Vec<u8>>, Fault> {
-    let Some(parent) = create::nearest_parent(&plan.target.paths.above, plan.target.layout) else {
+/// The rights that a new mailbox inherits: a copy of the nearest parent's own file.
+fn parent_acl(target: &Target) -> Result<Option<Vec<u8>>, Fault> {
+    let Some(sources) = &target.acl else {
         return Ok(None);
     };
-    let doing = || format!("read {}/{}", parent.display(), acl::FILE);
-    acl::read(&parent).map_err(|error| Fault::new(Code::CannotTell, doing(), error.why))
+    let parent = create::nearest_parent(&target.paths.above, target.layout);
+    sources.of_new(parent).inherited().map_err(|unreadable| {
+        let doing = format!("read {}", unreadable.file.display());
+        Fault::new(Code::CannotTell, doing, unreadable.error.why)
+    })
 }
 
 impl Transaction {

@@ -2,14 +2,15 @@
 //!
 //! Reads only, under the identity that delivers. A [`Plan`] never leaves its process.
 
+mod rights;
+
 use std::io;
 use std::path::Path;
 
 use super::report::{Line, Report};
 use super::resolve::{By, Target, Targets, Wanted};
-use super::settings::{DeliveryRight, NewMailboxPermissions, Permissions, Settings};
+use super::settings::{NewMailboxPermissions, Permissions, Settings};
 use crate::fault::{Code, Fault};
-use crate::mailbox::acl::{self, Rights};
 use crate::mailbox::location::Driver;
 use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
 use crate::mailbox::permission::{Permission, SETGID};
@@ -239,9 +240,8 @@ impl Inspection<'_> {
 
     fn existing(&mut self, target: &Target, directory: &Stat) -> Result<Finding, Fault> {
         let path = &target.paths.mailbox;
-        let rights = self.rights(target, path, &target.paths.root)?;
-        if let Some(finding) = self.refusal(target, &rights, "the mailbox does not exist") {
-            return Ok(finding);
+        if let Some(refusal) = self.check_rights(target)? {
+            return Ok(refusal);
         }
         self.lines.push(Line::ok("mailbox", target.mailbox.clone()));
         let mut is_incomplete = false;
@@ -296,17 +296,8 @@ impl Inspection<'_> {
             return Ok(Finding::Missing(why));
         }
         let parent = create::nearest_parent(&paths.above, target.layout);
-        if target.acl && !target.is_owner {
-            let from = parent.as_deref().unwrap_or(&paths.root);
-            let rights = self.rights(target, from, &paths.root)?;
-            if !rights.create() {
-                return Ok(Finding::Denied(
-                    "no right to create a mailbox there (k)".into(),
-                ));
-            }
-            if let Some(finding) = self.refusal(target, &rights, "the mailbox does not exist") {
-                return Ok(finding);
-            }
+        if let Some(refusal) = self.check_rights_to_create(target, parent.clone())? {
+            return Ok(refusal);
         }
         let (existing, stat) = match dir::nearest_existing(&paths.mailbox) {
             Ok(found) => found,
@@ -451,82 +442,6 @@ impl Inspection<'_> {
             why,
         );
         self.end("new file", fault.with_advice(advice))
-    }
-
-    /// The rights of the delivering user, from `directory`'s ACL file or the namespace's default.
-    fn rights(&mut self, target: &Target, directory: &Path, root: &Path) -> Result<Rights, Fault> {
-        if !target.acl {
-            return Ok(Rights::all());
-        }
-        let user = &self.targets.user.name;
-        let places = match target.kind {
-            // A user's root is his INBOX: its file is no default for the others.
-            Kind::Public if directory != root => vec![directory, root],
-            _ => vec![directory],
-        };
-        for place in places {
-            let shown = place.join(acl::FILE).display().to_string();
-            let text = acl::read(place);
-            let grant = text.and_then(|text| {
-                text.map_or(Ok(None), |text| {
-                    acl::grant(&text, user, &shown, target.is_owner)
-                })
-            });
-            match grant {
-                Ok(Some(grant)) => {
-                    self.lines.push(Line::ok(
-                        "rights",
-                        format!("{} by {}", grant.rights, grant.by),
-                    ));
-                    return Ok(grant.rights);
-                }
-                Ok(None) => {}
-                // The one stated difference to Dovecot: its own file does not stop the owner.
-                Err(error) if target.is_owner => {
-                    self.lines.push(Line::ok(
-                        "rights",
-                        format!("owner; {shown}:{}: {}", error.line, error.why),
-                    ));
-                    return Ok(Rights::all());
-                }
-                Err(error) if error.closed && self.targets.by == By::Detail => {
-                    self.lines
-                        .push(Line::ok("rights", format!("none; {shown}: {}", error.why)));
-                    return Ok(Rights::none());
-                }
-                Err(error) => {
-                    let doing = format!("read the rights in {shown}, line {}", error.line);
-                    return self.end("rights", Fault::new(Code::CannotTell, doing, error.why));
-                }
-            }
-        }
-        let rights = if target.is_owner {
-            Rights::all()
-        } else {
-            Rights::none()
-        };
-        let why = if target.is_owner {
-            "the owner has all"
-        } else {
-            "no entry for this user"
-        };
-        self.lines
-            .push(Line::ok("rights", format!("{rights} ({why})")));
-        Ok(rights)
-    }
-
-    /// The finding when these rights do not allow a delivery. Without `l` nobody learns that the mailbox exists.
-    fn refusal(&self, target: &Target, rights: &Rights, missing: &str) -> Option<Finding> {
-        let allowed = match self.settings.acl.delivery_right {
-            DeliveryRight::InsertOrPost => rights.insert() || rights.post(),
-            DeliveryRight::Insert => rights.insert(),
-            DeliveryRight::Post => rights.post(),
-        };
-        match (allowed || !target.acl, rights.lookup()) {
-            (true, _) => None,
-            (false, true) => Some(Finding::Denied("no right to deliver there".into())),
-            (false, false) => Some(Finding::Missing(missing.into())),
-        }
     }
 }
 

@@ -2,21 +2,24 @@
 //!
 //! Asks userdbs; touches no mail. What comes out is plain data: the second half of a delivery may run elsewhere.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::report::Line;
-use super::settings::{AclDriver, Detail, Permissions, Settings};
+use super::settings::{self, AclDriver, Detail, Dovecot, Permissions, Settings};
 use crate::fault::{Code, Fault};
+use crate::mailbox::acl::Sources;
+use crate::mailbox::acl::sources::{self, Configured, Rules};
 use crate::mailbox::location::{Driver, Layout};
 use crate::mailbox::lookup::{self, Found, NotFound};
 use crate::mailbox::name::{self, StorageName};
 use crate::mailbox::namespace::{Auto, Kind, Namespace, OnDenied, OnMissing};
 use crate::mailbox::path::{NoPlace, Paths};
 use crate::message::Recipient;
+use crate::sys::nss;
 use crate::text::template::Variables;
-use crate::user::User;
+use crate::user::{Credentials, User};
 
 /// Everything that the second half of a delivery needs to know.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,13 +82,24 @@ pub struct Target {
     pub is_inbox: bool,
     /// The delivering user's own INBOX: always created, never stopped by an ACL.
     pub own_inbox: bool,
-    /// The delivering user owns the mailbox.
-    pub is_owner: bool,
-    /// Whether `dovecot-acl` files count.
-    pub acl: bool,
+    /// Whose rights count.
+    pub subject: Subject,
+    /// What says which rights he has; none where no ACL counts.
+    pub acl: Option<Sources>,
+    /// Configured with `auto`: it counts as there.
+    pub is_configured: bool,
     /// Made on demand: `auto = create`, `on_missing = create`, the own INBOX.
     pub create: bool,
     pub permissions: Permissions,
+}
+
+/// Whose rights count at a mailbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// None: nobody in particular.
+    pub name: Option<String>,
+    pub groups: Vec<String>,
+    pub is_owner: bool,
 }
 
 /// The mailbox for `recipient`, its fallbacks, and the user who delivers.
@@ -115,6 +129,7 @@ pub fn resolve(settings: &Settings, recipient: &Recipient) -> Result<Targets, Fa
     let resolver = Resolver {
         settings,
         user: &user,
+        authenticated: recipient.authenticated.as_deref(),
     };
     let found = lookup::find(&settings.namespaces, &mailbox, &user.name);
     let on_missing = on_missing(found.as_ref().ok().map(|found| found.namespace));
@@ -245,6 +260,8 @@ fn wanted_name(settings: &Settings, recipient: &Recipient, detail: Option<&str>)
 struct Resolver<'a> {
     settings: &'a Settings,
     user: &'a User,
+    /// Who sends, as a trusted peer knows for sure.
+    authenticated: Option<&'a str>,
 }
 
 impl Resolver<'_> {
@@ -410,14 +427,9 @@ impl Resolver<'_> {
             layout: namespace.location.layout,
             is_inbox: *storage == StorageName::Inbox,
             own_inbox,
-            is_owner: match namespace.kind {
-                Kind::Private => true,
-                Kind::Shared => owner
-                    .as_ref()
-                    .is_some_and(|owner| owner.name == self.user.name),
-                Kind::Public => false,
-            },
-            acl: self.settings.acl.driver == AclDriver::Vfile && !own_inbox,
+            subject: self.subject(namespace.kind, owner.as_ref())?,
+            acl: self.sources(found, storage, &paths, own_inbox),
+            is_configured: auto,
             create: own_inbox || auto || on_missing == OnMissing::Create,
             permissions: self.settings.permissions.unwrap_or(match namespace.kind {
                 Kind::Private => Permissions::BestEffort,
@@ -425,6 +437,135 @@ impl Resolver<'_> {
             }),
             paths,
         }))
+    }
+
+    fn subject(&self, kind: Kind, owner: Option<&User>) -> Result<Subject, Fault> {
+        let nobody = Subject {
+            name: None,
+            groups: Vec::new(),
+            is_owner: false,
+        };
+        match (self.settings.acl.subject, kind) {
+            (settings::Subject::Recipient, _) => {
+                let names = ["acl_user", "master_user"];
+                let acting = names.iter().find_map(|name| self.user.extra.get(*name));
+                let name = acting.unwrap_or(&self.user.name);
+                Ok(Subject {
+                    name: Some(name.clone()),
+                    groups: self.groups(self.user)?,
+                    is_owner: kind == Kind::Private && *name == self.user.name,
+                })
+            }
+            (settings::Subject::Owner, Kind::Private | Kind::Shared) => {
+                let owner = owner.unwrap_or(self.user);
+                Ok(Subject {
+                    name: Some(owner.name.clone()),
+                    groups: self.groups(owner)?,
+                    is_owner: true,
+                })
+            }
+            (settings::Subject::AuthenticatedSender, _) => {
+                let Some(name) = self.authenticated else {
+                    return Ok(nobody);
+                };
+                let groups = match find_user(self.settings, name)? {
+                    Some(user) => self.groups(&user)?,
+                    None => Vec::new(),
+                };
+                Ok(Subject {
+                    is_owner: kind == Kind::Private && name == self.user.name,
+                    name: Some(name.to_owned()),
+                    groups,
+                })
+            }
+            (settings::Subject::Owner | settings::Subject::Anonymous, _) => Ok(nobody),
+        }
+    }
+
+    /// `acl_groups` of the userdb, and the UNIX groups where they count.
+    fn groups(&self, user: &User) -> Result<Vec<String>, Fault> {
+        let text = user.extra.get("acl_groups").map_or("", String::as_str);
+        // Dovecot 2.3 takes blanks as a part of the names.
+        let words: Vec<&str> = match self.settings.acl.dovecot {
+            Dovecot::V23 => text.split(',').collect(),
+            Dovecot::V24 => text.split([',', ' ', '\t']).collect(),
+        };
+        let words = words.into_iter().filter(|word| !word.is_empty());
+        let mut groups: Vec<String> = words.map(str::to_owned).collect();
+        if self.settings.acl.unix_groups {
+            let Credentials {
+                gid, groups: more, ..
+            } = &user.credentials;
+            for gid in more.iter().chain([gid]) {
+                let name = nss::group_name(*gid).map_err(|error| {
+                    let doing = format!("look up the name of group {gid}");
+                    Fault::new(Code::CannotTell, doing, error.to_string())
+                })?;
+                groups.extend(name);
+            }
+        }
+        Ok(groups)
+    }
+
+    /// What decides about the rights on this mailbox.
+    fn sources(
+        &self,
+        found: &Found<'_>,
+        storage: &StorageName,
+        paths: &Paths,
+        own_inbox: bool,
+    ) -> Option<Sources> {
+        let (namespace, acl) = (found.namespace, &self.settings.acl);
+        let blocks = namespace.mailboxes.iter();
+        let blocks: Vec<_> = blocks
+            .filter(|block| sources::matches(&block.name, &found.rest))
+            .map(|block| &block.acl)
+            .collect();
+        let ignored = blocks.iter().find_map(|rules| rules.ignore);
+        let ignored = ignored.or(namespace.acl.ignore).or(acl.rules.ignore);
+        if acl.driver == AclDriver::None || own_inbox || ignored == Some(true) {
+            return None;
+        }
+        let general = [&acl.rules, &namespace.acl];
+        let configured = |rules: &[&Rules]| -> Vec<Configured> {
+            rules
+                .iter()
+                .flat_map(|rules| rules.entries.iter().cloned())
+                .collect()
+        };
+        let own = |directory: &Path| (!acl.globals_only).then(|| directory.to_owned());
+        let inbox = match *storage == StorageName::Inbox {
+            true => paths.mailbox.clone(),
+            false => paths.inbox.clone(),
+        };
+        // The root's file is the default of its mailboxes, unless it is the one of the INBOX. Dovecot 2.4 takes the root of
+        // a public namespace for its INBOX.
+        let is_inbox = paths.root == inbox;
+        let root_counts = match (namespace.kind, acl.dovecot) {
+            (Kind::Public, Dovecot::V23) => true,
+            _ => !is_inbox,
+        };
+        let from_inbox = acl.defaults_from_inbox && namespace.kind != Kind::Public;
+        let default = match (from_inbox, root_counts) {
+            (true, _) => own(&inbox),
+            (false, true) => own(&paths.root),
+            (false, false) => None,
+        };
+        let global = acl.global_path.as_ref();
+        let global = global.map(|path| (path.clone(), found.full_name()));
+        let default = Sources {
+            own: default,
+            configured: configured(&general),
+            global: global.clone(),
+            default: None,
+        };
+        let all: Vec<&Rules> = general.into_iter().chain(blocks).collect();
+        Some(Sources {
+            own: own(&paths.mailbox),
+            configured: configured(&all),
+            global,
+            default: Some(Box::new(default)),
+        })
     }
 }
 

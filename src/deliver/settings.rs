@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mailbox::acl::sources::Rules;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
 use crate::text::template::Template;
 use crate::user::Userdbs;
@@ -86,10 +87,43 @@ pub enum MailFsync {
 }
 
 /// `[acl]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acl {
     pub driver: AclDriver,
     pub delivery_right: DeliveryRight,
+    pub subject: Subject,
+    /// UNIX groups count as `acl_groups` too: Dovecot never counts them.
+    pub unix_groups: bool,
+    /// Whose behaviour where the two differ.
+    pub dovecot: Dovecot,
+    /// Whom no entry of a mailbox names has what he has on the INBOX of its tree (not in public namespaces).
+    pub defaults_from_inbox: bool,
+    /// The files of mailboxes do not count.
+    pub globals_only: bool,
+    /// Dovecot 2.3's global file or directory.
+    pub global_path: Option<PathBuf>,
+    /// For every mailbox.
+    pub rules: Rules,
+}
+
+/// Whose rights count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// The user who gets the message, as in Dovecot.
+    Recipient,
+    /// The owner of the mailbox.
+    Owner,
+    /// Nobody in particular: `anyone` entries decide.
+    Anonymous,
+    /// Whom a trusted peer vouches for; else nobody in particular. Never the envelope sender.
+    AuthenticatedSender,
+}
+
+/// The versions differ in a few ways; each is named where it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dovecot {
+    V23,
+    V24,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

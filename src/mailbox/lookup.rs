@@ -14,6 +14,16 @@ pub struct Found<'a> {
     pub prefix: String,
 }
 
+impl Found<'_> {
+    /// The whole name, as the accessing user sees it.
+    pub fn full_name(&self) -> String {
+        match self.rest == "INBOX" && self.namespace.inbox {
+            true => "INBOX".into(),
+            false => format!("{}{}", self.prefix, self.rest),
+        }
+    }
+}
+
 /// Why a name belongs to no mailbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotFound {

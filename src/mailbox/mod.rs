@@ -43,6 +43,7 @@ pub(crate) mod tests {
             },
             mailboxes: Vec::new(),
             on_missing: None,
+            acl: Default::default(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::acl::sources::Rules;
 use super::location::{Driver, Location};
 use crate::text::template::Template;
 
@@ -29,6 +30,8 @@ pub struct Namespace {
     pub mailboxes: Vec<MailboxBlock>,
     /// Overrides `delivery.on_missing` in this namespace.
     pub on_missing: Option<OnMissing>,
+    /// For its mailboxes.
+    pub acl: Rules,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +58,8 @@ pub struct MailboxBlock {
     pub auto: Auto,
     /// `\Junk`, `\Sent`, …
     pub special_use: Vec<String>,
+    /// For the mailboxes of this name, in which `*` and `?` stand for others.
+    pub acl: Rules,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,6 +15,8 @@ pub struct Paths {
     pub root: PathBuf,
     /// The directory that holds `cur`, `new` and `tmp`.
     pub mailbox: PathBuf,
+    /// The INBOX of this location.
+    pub inbox: PathBuf,
     /// The directories of the levels above, nearest first, ending with the root.
     pub above: Vec<PathBuf>,
     /// Holds `dovecot-uidlist` and `dovecot-keywords`.
@@ -66,7 +68,7 @@ impl Paths {
             None => root.clone(),
         };
         let mailbox = match name {
-            StorageName::Inbox => inbox,
+            StorageName::Inbox => inbox.clone(),
             StorageName::Box(_) => below(&root, location, name),
         };
         let apart = |base: Option<PathBuf>| base.map(|base| below(&base, location, name));
@@ -90,6 +92,7 @@ impl Paths {
             index_private: apart(optional(&location.index_private_path)?),
             root_rule: root_rule(&location.path, variables, &root)?,
             root,
+            inbox,
             mailbox,
             above,
             control,

@@ -337,6 +337,7 @@ mod tests {
     fn paths(root: &Path) -> Paths {
         Paths {
             root: root.into(),
+            inbox: root.to_owned(),
             mailbox: root.join(".a"),
             above: vec![root.into()],
             control: root.join(".a"),

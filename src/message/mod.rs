@@ -56,6 +56,8 @@ pub struct Recipient {
     pub detail: Option<String>,
     /// `-m`: a mailbox by its full name; it goes before the detail.
     pub mailbox: Option<String>,
+    /// Who sends, as somebody trusted knows for sure. Never the envelope sender.
+    pub authenticated: Option<String>,
 }
 
 impl Recipient {
@@ -66,6 +68,7 @@ impl Recipient {
             user: None,
             detail: None,
             mailbox: None,
+            authenticated: None,
         }
     }
 

@@ -59,3 +59,8 @@ pub fn gid(text: &str) -> io::Result<Option<u32>> {
         Err(_) => Ok(Group::from_name(text)?.map(|group| group.gid.as_raw())),
     }
 }
+
+/// The name of a group. `None`: it has none.
+pub fn group_name(gid: u32) -> io::Result<Option<String>> {
+    Ok(Group::from_gid(Gid::from_raw(gid))?.map(|group| group.name))
+}

@@ -48,6 +48,15 @@ pub struct Dovecot {
 impl Dovecot {
     /// `None`, with the reason, where it is not installed.
     pub fn start(version: Version, store: &Store) -> Option<Dovecot> {
+        Dovecot::start_with(version, store, |text| text)
+    }
+
+    /// With another configuration. `@USERS@` in it is the passwd-file: user and password.
+    pub fn start_with(
+        version: Version,
+        store: &Store,
+        change: impl Fn(String) -> String,
+    ) -> Option<Dovecot> {
         let chroot = cache().join("trixie");
         let missing = match version {
             Version::V23 => !installed("dovecot"),
@@ -71,7 +80,7 @@ impl Dovecot {
             Version::V23 => config23(scratch, &name, port),
             Version::V24 => config24(scratch, &name, port),
         };
-        let text = text.replace("@USERS@", users.to_str().unwrap());
+        let text = change(text).replace("@USERS@", users.to_str().unwrap());
         let config = scratch.file(&format!("{name}/dovecot.conf"), 0, 0, 0o644, &text);
         let inside = match version {
             Version::V23 => Vec::new(),
@@ -113,6 +122,14 @@ impl Dovecot {
             .filter(|line| !line.contains("Warning: SIGHUP"))
             .map(str::to_owned)
             .collect()
+    }
+
+    /// One message through dovecot-lda; answers its exit code.
+    pub fn lda(&self, user: &str, mailbox: &str, message: &[u8]) -> Option<i32> {
+        let mut command = command_inside(&self.inside, "/usr/lib/dovecot/dovecot-lda");
+        command.arg("-c").arg(&self.config);
+        command.args(["-e", "-d", user, "-m", mailbox, "-f", "sender@else.test"]);
+        super::run_with_input(&mut command, message).status.code()
     }
 
     pub fn doveadm(&self, arguments: &[&str]) -> std::process::Output {

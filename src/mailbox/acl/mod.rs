@@ -1,0 +1,108 @@
+//! Rights: what `dovecot-acl` files give to a user (RFC 4314, Dovecot's `vfile` driver).
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`rights`] | a set of right letters |
+//! | [`entry`] | one line: identifier and rights |
+//! | [`list`] | all entries of a mailbox, and what they come to for one user |
+//! | [`sources`] | where the entries of a mailbox come from |
+
+pub mod entry;
+pub mod list;
+pub mod rights;
+pub mod sources;
+
+use std::io::{self, Read};
+use std::path::Path;
+
+pub use entry::{Entry, Identifier};
+pub use list::{Acl, Effective};
+pub use rights::Rights;
+pub use sources::Sources;
+
+use crate::sys::dir::Dir;
+
+/// The largest file that is read, bytes.
+const MAX_FILE: u64 = 1 << 20;
+/// The file's name in a mailbox directory.
+pub const FILE: &str = "dovecot-acl";
+
+/// Whose rights are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity<'a> {
+    /// None: nobody in particular, whom only `anyone` names.
+    pub name: Option<&'a str>,
+    /// `acl_groups`; UNIX groups do not count.
+    pub groups: &'a [String],
+    /// Of the private namespace that the mailbox is in.
+    pub is_owner: bool,
+}
+
+impl Identity<'_> {
+    /// The owner has his own entries: those of a mailbox for everybody and for groups are not about him. Global ones are.
+    fn matches(&self, entry: &Entry) -> bool {
+        let in_group = |group: &String| self.groups.contains(group);
+        let is_general = !self.is_owner || entry.is_global;
+        match &entry.identifier {
+            Identifier::Anyone => is_general,
+            Identifier::Authenticated => is_general && self.name.is_some(),
+            Identifier::Group(group) => is_general && in_group(group),
+            Identifier::Owner => self.is_owner,
+            Identifier::User(user) => self.name == Some(user.as_str()),
+            Identifier::GroupOverride(group) => in_group(group),
+        }
+    }
+}
+
+/// "Cannot tell": unreadable or malformed, with the line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AclError {
+    /// 1-based; 0 when the file as a whole could not be read.
+    pub line: usize,
+    pub why: String,
+    /// This process may not read it: for a mailbox that a stranger named, that is a no.
+    pub closed: bool,
+}
+
+impl AclError {
+    fn of_file(error: &io::Error) -> AclError {
+        AclError {
+            line: 0,
+            why: error.to_string(),
+            closed: crate::sys::is_no_way(error),
+        }
+    }
+
+    fn of_line(line: usize, why: impl Into<String>) -> AclError {
+        AclError {
+            line,
+            why: why.into(),
+            closed: false,
+        }
+    }
+}
+
+/// Reads the ACL file of a mailbox directory. `None`: there is none.
+pub fn read(directory: &Path) -> Result<Option<Vec<u8>>, AclError> {
+    let unreadable = |error: io::Error| AclError::of_file(&error);
+    let dir = Dir::open(directory).map_err(unreadable)?;
+    let file = match dir.read(FILE) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(error)),
+    };
+    let mut text = Vec::new();
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut text)
+        .map_err(unreadable)?;
+    match text.len() as u64 > MAX_FILE {
+        true => Err(AclError::of_line(
+            0,
+            format!("larger than {MAX_FILE} bytes"),
+        )),
+        false => Ok(Some(text)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+//! Who may post where: our verdict beside dovecot-lda's, on the same tree.
+
+mod support;
+
+use std::fs;
+
+use support::peers::{Dovecot, Version};
+use support::{MAIL, Store, messages, not_root};
+
+/// ACL files of alice's folders, `;` for the end of a line.
+const FILES: &[&str] = &[
+    "",
+    "# nothing",
+    "anyone p",
+    "anyone lp",
+    "anyone l",
+    "anyone li",
+    "anyone lr;-anyone l",
+    "anyone lrp;-anyone p",
+    "anonymous p",
+    "authenticated p",
+    "authenticated l;anyone p",
+    "authenticated lp;anyone l",
+    "-authenticated p;anyone lp",
+    "-anyone p;authenticated lp",
+    "owner lp",
+    "owner l",
+    "-owner p",
+    "owner l;user=alice lp",
+    "user=alice l",
+    "-user=alice p",
+    "user=bob p",
+    "user=bob lp",
+    "user=bob l",
+    "user=bob i",
+    "user=bob",
+    "user=bob lrwstipekxa",
+    "-user=bob p",
+    "anyone lp;user=bob l",
+    "anyone lp;-user=bob p",
+    "anyone l;user=bob lp",
+    "anyone lp;-anyone p;user=bob lp",
+    "anyone lp;-anyone p;user=bob lp;-user=bob",
+    "anyone lp;-anyone p;user=bob l;user=bob p",
+    "group=staff lp",
+    "group=ops lp",
+    "group=staff l;group=ops p",
+    "group=staff lp;user=bob l",
+    "group=staff lp;-user=bob p",
+    "group=staff lp;-group=staff p",
+    "group=staff lp;-group=ops p",
+    "group=nosuch lp",
+    "group=staff lrp;-user=bob r;-user=bob w",
+    "group=staff lp;user=bob lp;-user=bob r;-user=bob p",
+    "group-override=staff;user=bob lp",
+    "group-override=staff l;user=bob lp",
+    "group-override=staff lp;user=bob l",
+    "group-override=staff l;group-override=ops p;user=carol lp",
+    "-group-override=staff p;anyone lp",
+    "-group-override=ops p;user=bob lp;user=carol lp",
+    "user=bob l;user=bob p",
+    "user=BOB lp",
+    "user=bob  lp ",
+    "user=bob lp\r",
+    "user=bob\tlp",
+    "\"user=bob\" lp",
+    "\"-user=bob\" p;anyone lp",
+    "\"group=two words\" lp;user=bob l",
+    "user=bob :lookup post",
+    "user=bob l :post",
+    "user=bob l:post,custom",
+    "user=bob lp :custom",
+    "user=bob :lookup:post",
+    "user= lp",
+    "anyone lrwsteikxa",
+    // Malformed: nobody can tell.
+    "user=bob lpZ",
+    "user=bob lp foo",
+    "bob lp",
+    "anyone lp;User=bob lp",
+    " user=bob lp",
+    "-\"user=bob\" p;anyone lp",
+    "\"user=bob\"lp",
+    "\"user=bob lp",
+    "--user=bob p;anyone lp",
+    "anyone=x lp",
+    "user=bob lp #x",
+];
+
+/// Files of public mailboxes, below a root whose file is `user=alice lkp;group=staff l`.
+const PUBLIC: &[&str] = &[
+    "",
+    "user=bob lp",
+    "owner lp",
+    "user=alice l",
+    "-user=alice p",
+    "anyone l",
+    "group=staff lp",
+];
+
+const USERS: [&str; 4] = ["alice", "bob", "carol", "dave"];
+
+/// What became of one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Stored,
+    Inbox,
+    Deferred,
+}
+
+fn groups_of(user: &str) -> &'static str {
+    match user {
+        "bob" => "staff,ops",
+        "carol" => "staff",
+        _ => "",
+    }
+}
+
+fn with_groups(version: Version, root: &str) -> impl Fn(String) -> String {
+    let root = root.to_owned();
+    move |text| {
+        let (start, end) = (
+            text.find("userdb").unwrap(),
+            text.find("namespace inbox").unwrap(),
+        );
+        let mut between = text[start..end].to_owned();
+        between = match version {
+            Version::V23 => format!(
+                "userdb {{\n driver = passwd-file\n args = username_format=%n {root}/dovecot-users\n}}\n"
+            ),
+            Version::V24 => {
+                let plugins = &between[between.find("mail_plugins").unwrap()..];
+                format!(
+                    "userdb passwd-file {{\n passwd_file_path = {root}/dovecot-users\n}}\n{plugins}"
+                )
+            }
+        };
+        // Without this line the root counts as the INBOX, and its file as no default.
+        let rest = text[end..].replace("  mail_inbox_path =\n", "");
+        format!("{}{between}{rest}", &text[..start])
+    }
+}
+
+fn tree(store: &Store) {
+    for user in ["dave"] {
+        store
+            .scratch
+            .dir(&format!("home/{user}"), MAIL, MAIL, 0o700);
+    }
+    for user in USERS {
+        if user != "bob" {
+            store
+                .scratch
+                .maildir(&format!("home/{user}/Maildir"), MAIL, MAIL, 0o700);
+        }
+    }
+    let folder = |below: &str, file: &str| {
+        store.scratch.maildir(below, MAIL, MAIL, 0o700);
+        let text = file.replace(';', "\n");
+        store
+            .scratch
+            .file(&format!("{below}/dovecot-acl"), MAIL, MAIL, 0o600, &text);
+    };
+    for (number, file) in FILES.iter().enumerate() {
+        folder(&format!("home/alice/Maildir/.W{number}"), file);
+    }
+    for (number, file) in PUBLIC.iter().enumerate() {
+        folder(&format!("public/.P{number}"), file);
+    }
+    store.scratch.file(
+        "public/dovecot-acl",
+        MAIL,
+        100,
+        0o660,
+        "user=alice lkp\ngroup=staff l\n",
+    );
+    let root = store.scratch.text("");
+    let line = |user: &&str| {
+        let groups = match groups_of(user) {
+            "" => String::new(),
+            groups => format!("userdb_acl_groups={groups}"),
+        };
+        format!("{user}:{{PLAIN}}pw:{MAIL}:{MAIL}::{root}/home/{user}::{groups}\n")
+    };
+    let users: String = USERS.iter().map(line).collect();
+    store.scratch.file("dovecot-users", 0, 0, 0o644, &users);
+}
+
+/// Every mailbox with the name that `user` has for it, and its file.
+fn mailboxes(user: &str) -> Vec<(String, String, &'static str)> {
+    let own = FILES.iter().enumerate().map(|(number, file)| {
+        let name = match user {
+            "alice" => format!("W{number}"),
+            _ => format!("shared/alice/W{number}"),
+        };
+        (name, format!("home/alice/Maildir/.W{number}"), *file)
+    });
+    let public = PUBLIC.iter().enumerate();
+    let public = public.map(|(number, file)| {
+        (
+            format!("Public/P{number}"),
+            format!("public/.P{number}"),
+            *file,
+        )
+    });
+    own.chain(public).collect()
+}
+
+/// Where the message with this subject is: in its mailbox, in the user's INBOX, or nowhere.
+fn find(store: &Store, folder: &str, user: &str, subject: &str) -> Verdict {
+    let mark = format!("Subject: {subject}\n");
+    let is_in = |below: &str| {
+        let found = messages(&store.path(below));
+        found
+            .iter()
+            .any(|(_, bytes)| String::from_utf8_lossy(bytes).contains(&mark))
+    };
+    match (is_in(folder), is_in(&format!("home/{user}/Maildir"))) {
+        (true, false) => Verdict::Stored,
+        (false, true) => Verdict::Inbox,
+        (false, false) => Verdict::Deferred,
+        (true, true) => panic!("{subject} is there twice"),
+    }
+}
+
+#[test]
+fn verdicts_equal_those_of_dovecot_lda() {
+    if not_root() {
+        return;
+    }
+    for (version, name) in [(Version::V23, "2.3"), (Version::V24, "2.4")] {
+        let store = Store::new();
+        tree(&store);
+        let root = store.scratch.text("");
+        let Some(dovecot) = Dovecot::start_with(version, &store, with_groups(version, &root))
+        else {
+            return;
+        };
+        let config = store.configure("", "");
+        let text = fs::read_to_string(&config).unwrap();
+        let text = text.replace(
+            "driver = \"vfile\"\n",
+            &format!("driver = \"vfile\"\ndelivery_right = \"post\"\ndovecot = \"{name}\"\n"),
+        );
+        fs::write(&config, text).unwrap();
+        fs::copy(store.path("dovecot-users"), store.path("users")).unwrap();
+        let server =
+            support::Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let mut client = server.client();
+        let mut differ = Vec::new();
+        let mut counts = [0; 3];
+        for user in USERS {
+            for (mailbox, folder, file) in mailboxes(user) {
+                let ours = format!("ours {user} {mailbox}");
+                let recipient = format!("{user}+{mailbox}@example.test");
+                client.deliver(&[&recipient], format!("Subject: {ours}\n\n").as_bytes());
+                let ours = find(&store, &folder, user, &ours);
+                let theirs = format!("theirs {user} {mailbox}");
+                dovecot.lda(user, &mailbox, format!("Subject: {theirs}\n\n").as_bytes());
+                let theirs = find(&store, &folder, user, &theirs);
+                counts[theirs as usize] += 1;
+                // The one stated difference: the owner is not stopped by a file that says nothing.
+                let stated =
+                    user == "alice" && theirs == Verdict::Deferred && ours == Verdict::Stored;
+                if ours != theirs && !stated {
+                    differ.push(format!(
+                        "{user} {mailbox} {file:?}: ours {ours:?}, theirs {theirs:?}"
+                    ));
+                }
+            }
+        }
+        assert_eq!(differ, Vec::<String>::new(), "Dovecot {name}: {counts:?}");
+        assert!(counts.iter().all(|&count| count > 20), "{counts:?}");
+    }
+}
