@@ -273,3 +273,128 @@ fn verdicts_equal_those_of_dovecot_lda() {
         assert!(counts.iter().all(|&count| count > 20), "{counts:?}");
     }
 }
+
+/// The same commands through both tools: the same exit codes, files and answers.
+#[test]
+fn commands_do_what_those_of_doveadm_do() {
+    if not_root() {
+        return;
+    }
+    // the file before; the commands, `;` between them
+    #[rustfmt::skip]
+    let cases: &[(&str, &str)] = &[
+        ("", "set user=bob lookup read post"),
+        ("", "set anyone all"),
+        ("user=bob lr\n", "set user=bob insert"),
+        ("user=bob lr\n-user=bob w\n", "set user=bob insert"),
+        ("user=bob lr\n", "set user=bob -write"),
+        ("user=bob lr\n", "set user=bob lookup -write"),
+        ("user=bob lr\n", "add user=bob post"),
+        ("user=bob lr\n", "add user=carol post"),
+        ("user=bob lr\n", "add user=bob -read"),
+        ("user=bob lrp\n", "remove user=bob post"),
+        ("user=bob lrp\n", "remove user=bob lookup read post"),
+        ("user=bob lrp\n", "remove user=carol post"),
+        ("user=bob lrp\n-user=bob w\n", "remove user=bob -write"),
+        ("user=bob lrp\nanyone l\n", "delete user=bob"),
+        ("user=bob lrp\n-user=bob w\n", "delete user=bob"),
+        ("user=bob lrp\n", "delete user=carol"),
+        ("# comment\n\nuser=bob p\nanyone l\n", "add group=staff lookup"),
+        ("", "set group-override=ops lookup :custom"),
+        ("", "set user=b_b lookup; add owner lookup read; add authenticated post; get"),
+        ("user=bob lr\nuser=bob p\n", "add anyone lookup"),
+        ("", "set user=bob lr"),
+        ("", "set bob lookup"),
+        ("", "set user=bob"),
+        ("user=bob lrp\nanyone -x\n", "get"),
+        ("user=bob lrp\n-user=bob w\ngroup=g i :x\n", "get"),
+        ("user=alice lrp\nanyone l\n", "get -m"),
+        ("user=alice lrp\nanyone l\n", "rights"),
+        ("owner lr\n", "rights"),
+        ("-owner x\n", "rights"),
+        ("bad line\n", "add anyone lookup"),
+        ("bad line\n", "rights"),
+    ];
+    for (version, name) in [(Version::V23, "2.3"), (Version::V24, "2.4")] {
+        let store = Store::new();
+        tree(&store);
+        let root = store.scratch.text("");
+        let Some(dovecot) = Dovecot::start_with(version, &store, with_groups(version, &root))
+        else {
+            return;
+        };
+        let config = store.configure("", "");
+        let text = fs::read_to_string(&config).unwrap();
+        let with_version = format!("driver = \"vfile\"\ndovecot = \"{name}\"\n");
+        fs::write(&config, text.replace("driver = \"vfile\"\n", &with_version)).unwrap();
+        fs::copy(store.path("dovecot-users"), store.path("users")).unwrap();
+        let words = |output: &std::process::Output| -> Vec<String> {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let words = text.split_whitespace().filter(|word| *word != "-");
+            words.map(str::to_owned).collect()
+        };
+        let mut differ = Vec::new();
+        for (number, (file, commands)) in cases.iter().enumerate() {
+            for tool in ["O", "D"] {
+                let below = format!("home/alice/Maildir/.{tool}{number}");
+                store.scratch.maildir(&below, MAIL, MAIL, 0o700);
+                store
+                    .scratch
+                    .file(&format!("{below}/dovecot-acl"), MAIL, MAIL, 0o600, file);
+            }
+            for command in commands.split("; ") {
+                let mut parts = command.split(' ');
+                let verb = parts.next().unwrap();
+                let rest: Vec<&str> = parts.collect();
+                let (options, rest): (Vec<&str>, Vec<&str>) =
+                    rest.into_iter().partition(|it| *it == "-m");
+                let mut ours = support::program("postroom");
+                ours.arg("-c")
+                    .arg(&config)
+                    .args(["acl", verb, "-u", "alice"])
+                    .args(&options);
+                ours.arg(format!("O{number}")).args(&rest);
+                let ours = ours.output().unwrap();
+                let mailbox = format!("D{number}");
+                let theirs = [
+                    &["acl", verb, "-u", "alice"],
+                    &options[..],
+                    &["--", &mailbox],
+                    &rest[..],
+                ]
+                .concat();
+                let theirs = dovecot.doveadm(&theirs);
+                let same =
+                    ours.status.code() == theirs.status.code() && words(&ours) == words(&theirs);
+                if !same {
+                    let said = String::from_utf8_lossy(&ours.stderr).into_owned();
+                    differ.push(format!(
+                        "{file:?} {command}: ours {:?} {:?} {said}, theirs {:?} {:?} {}",
+                        ours.status.code(),
+                        words(&ours),
+                        theirs.status.code(),
+                        words(&theirs),
+                        String::from_utf8_lossy(&theirs.stderr)
+                    ));
+                }
+            }
+            let after = |tool: &str| {
+                fs::read_to_string(
+                    store.path(&format!("home/alice/Maildir/.{tool}{number}/dovecot-acl")),
+                )
+                .unwrap()
+            };
+            if after("O") != after("D") {
+                differ.push(format!(
+                    "{file:?} {commands}: ours {:?}, theirs {:?}",
+                    after("O"),
+                    after("D")
+                ));
+            }
+        }
+        assert_eq!(differ, Vec::<String>::new(), "Dovecot {name}");
+        let ours = fs::read_to_string(store.path("home/alice/Maildir/dovecot-acl-list"))
+            .unwrap_or_default();
+        assert!(ours.lines().any(|line| line.ends_with(" O0")), "{ours}");
+    }
+}

@@ -1,5 +1,6 @@
 //! What the admin's command does: `postroom explain`, `check`, `config`, `user`, `demo`.
 
+pub mod acl;
 pub mod check;
 pub mod config_show;
 pub mod demo;

@@ -27,6 +27,9 @@ enum Command {
     /// Show what is configured
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Show and change the rights of a mailbox
+    #[command(subcommand)]
+    Acl(admin::acl::Command),
     /// Show what the userdbs say about a user
     User {
         /// The name as a userdb knows it
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Config(ConfigCommand::Show { all, key }) => {
             admin::config_show::show(config, all, key.as_deref(), &mut out)
         }
+        Command::Acl(command) => admin::acl::run(config, &command, &mut out),
         Command::User { name } => admin::user::show(config, &name, &mut out),
         Command::Demo { once } => admin::demo::run(once, &mut out),
     };

@@ -153,7 +153,7 @@ fn make(plan: &Plan) -> Result<Option<create::Created>, Fault> {
 
 /// The rights that a new mailbox inherits: a copy of the nearest parent's own file.
 fn parent_acl(target: &Target) -> Result<Option<Vec<u8>>, Fault> {
-    let Some(sources) = &target.acl else {
+    let Some(sources) = target.acl.as_ref().filter(|_| !target.own_inbox) else {
         return Ok(None);
     };
     let parent = create::nearest_parent(&target.paths.above, target.layout);

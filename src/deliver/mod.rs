@@ -26,7 +26,7 @@ use crate::sys::credentials::{self, Credentials};
 pub use carry_out::Transaction;
 pub use outcome::{Outcome, Saved};
 pub use report::{Line, Report};
-pub use resolve::{Target, Targets, user_of};
+pub use resolve::{Target, Targets, mailbox_of, user_of};
 pub use settings::Settings;
 
 /// The delivery core with its settings: built once, shared by all deliveries.

@@ -161,6 +161,24 @@ pub fn user_of(settings: &Settings, recipient: &Recipient) -> Result<User, Fault
     user_and_detail(settings, recipient).map(|(user, _)| user)
 }
 
+/// A mailbox by the name that `user` has for it; no mailbox where no name or owner is like that.
+pub fn mailbox_of(
+    settings: &Settings,
+    user: &str,
+    mailbox: &str,
+) -> Result<(User, Option<Target>), Fault> {
+    let recipient = Recipient {
+        mailbox: Some(mailbox.into()),
+        ..Recipient::of_user(user)
+    };
+    let targets = resolve(settings, &recipient)?;
+    let target = match targets.wanted {
+        Wanted::Target(target) => Some(*target),
+        Wanted::Missing { .. } | Wanted::Denied { .. } => None,
+    };
+    Ok((targets.user, target))
+}
+
 fn user_and_detail(
     settings: &Settings,
     recipient: &Recipient,
@@ -428,7 +446,7 @@ impl Resolver<'_> {
             is_inbox: *storage == StorageName::Inbox,
             own_inbox,
             subject: self.subject(namespace.kind, owner.as_ref())?,
-            acl: self.sources(found, storage, &paths, own_inbox),
+            acl: self.sources(found, storage, &paths),
             is_configured: auto,
             create: own_inbox || auto || on_missing == OnMissing::Create,
             permissions: self.settings.permissions.unwrap_or(match namespace.kind {
@@ -508,13 +526,7 @@ impl Resolver<'_> {
     }
 
     /// What decides about the rights on this mailbox.
-    fn sources(
-        &self,
-        found: &Found<'_>,
-        storage: &StorageName,
-        paths: &Paths,
-        own_inbox: bool,
-    ) -> Option<Sources> {
+    fn sources(&self, found: &Found<'_>, storage: &StorageName, paths: &Paths) -> Option<Sources> {
         let (namespace, acl) = (found.namespace, &self.settings.acl);
         let blocks = namespace.mailboxes.iter();
         let blocks: Vec<_> = blocks
@@ -523,7 +535,7 @@ impl Resolver<'_> {
             .collect();
         let ignored = blocks.iter().find_map(|rules| rules.ignore);
         let ignored = ignored.or(namespace.acl.ignore).or(acl.rules.ignore);
-        if acl.driver == AclDriver::None || own_inbox || ignored == Some(true) {
+        if acl.driver == AclDriver::None || ignored == Some(true) {
             return None;
         }
         let general = [&acl.rules, &namespace.acl];

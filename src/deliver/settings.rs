@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mailbox::acl::Rights;
 use crate::mailbox::acl::sources::Rules;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
 use crate::text::template::Template;
@@ -140,4 +141,14 @@ pub enum DeliveryRight {
     InsertOrPost,
     Post,
     Insert,
+}
+
+impl DeliveryRight {
+    pub fn is_given_by(self, rights: &Rights) -> bool {
+        match self {
+            DeliveryRight::InsertOrPost => rights.insert() || rights.post(),
+            DeliveryRight::Insert => rights.insert(),
+            DeliveryRight::Post => rights.post(),
+        }
+    }
 }

@@ -123,6 +123,13 @@ impl Dir {
         )?)
     }
 
+    /// Moves `name` over `to`, which may exist.
+    pub fn replace(&self, name: &str, to: &str) -> io::Result<()> {
+        pass()?;
+        let (from, to) = (component(name)?, component(to)?);
+        Ok(renameat2(&self.0, from, &self.0, to, RenameFlags::empty())?)
+    }
+
     pub fn unlink(&self, name: &str) -> io::Result<()> {
         Ok(unlinkat(
             &self.0,

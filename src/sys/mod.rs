@@ -3,6 +3,7 @@
 
 pub mod credentials;
 pub mod dir;
+pub mod dotlock;
 pub mod fault_point;
 pub mod nss;
 pub mod process;

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use super::{Finding, Inspection};
 use crate::deliver::report::Line;
 use crate::deliver::resolve::{By, Target};
-use crate::deliver::settings::DeliveryRight;
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::sources::Unreadable;
 use crate::mailbox::acl::{Identity, Rights, Sources};
@@ -16,7 +15,7 @@ const MISSING: &str = "the mailbox does not exist";
 impl Inspection<'_> {
     /// The finding that ends the look at an existing mailbox; none where the subject may store.
     pub fn check_rights(&mut self, target: &Target) -> Result<Option<Finding>, Fault> {
-        let Some(sources) = &target.acl else {
+        let Some(sources) = target.acl.as_ref().filter(|_| !target.own_inbox) else {
             return Ok(None);
         };
         let rights = self.rights(target, sources)?;
@@ -30,7 +29,7 @@ impl Inspection<'_> {
         target: &Target,
         parent: Option<PathBuf>,
     ) -> Result<Option<Finding>, Fault> {
-        let Some(sources) = &target.acl else {
+        let Some(sources) = target.acl.as_ref().filter(|_| !target.own_inbox) else {
             return Ok(None);
         };
         let rights = self.rights(target, &sources.of_new(parent))?;
@@ -82,11 +81,7 @@ impl Inspection<'_> {
 
     /// The finding when these rights do not allow a delivery. Without `l` nobody learns that the mailbox exists.
     fn refusal(&self, rights: &Rights) -> Option<Finding> {
-        let allowed = match self.settings.acl.delivery_right {
-            DeliveryRight::InsertOrPost => rights.insert() || rights.post(),
-            DeliveryRight::Insert => rights.insert(),
-            DeliveryRight::Post => rights.post(),
-        };
+        let allowed = self.settings.acl.delivery_right.is_given_by(rights);
         match (allowed, rights.lookup()) {
             (true, _) => None,
             (false, true) => Some(Finding::Denied("there is no right to deliver".into())),

@@ -153,6 +153,12 @@ fn parse_rights(text: &str) -> Result<Rights, String> {
 }
 
 impl Entry {
+    /// It still says something: that its identifier has nothing.
+    pub fn gives_and_takes_nothing(&self) -> bool {
+        let is_empty = |rights: &Option<Rights>| rights.as_ref().is_none_or(Rights::is_empty);
+        is_empty(&self.positive) && is_empty(&self.negative)
+    }
+
     /// The lines that stand for it in a file.
     pub fn stored(&self) -> String {
         let line = |sign: &str, rights: &Rights| {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::entry::{Entry, Line};
+use super::entry::{Entry, Identifier, Line};
 use super::rights::Rights;
 use super::{AclError, Identity};
 
@@ -89,6 +89,26 @@ impl Acl {
                 self.entries.insert(at, entry);
             }
         }
+    }
+
+    /// The entry of an identifier in the mailbox's own file, made where there is none.
+    pub fn entry(&mut self, identifier: Identifier) -> &mut Entry {
+        let key = (false, &identifier);
+        let found = self
+            .entries
+            .binary_search_by(|entry| (entry.is_global, &entry.identifier).cmp(&key));
+        let at = found.unwrap_or_else(|at| {
+            let entry = Entry {
+                is_global: false,
+                identifier,
+                positive: None,
+                negative: None,
+                from: Vec::new(),
+            };
+            self.entries.insert(at, entry);
+            at
+        });
+        &mut self.entries[at]
     }
 
     /// What `identity` has. `None`: no entry is about him, and he is not the owner: the namespace's default decides.

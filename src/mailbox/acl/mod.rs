@@ -6,11 +6,13 @@
 //! | [`entry`] | one line: identifier and rights |
 //! | [`list`] | all entries of a mailbox, and what they come to for one user |
 //! | [`sources`] | where the entries of a mailbox come from |
+//! | [`store`] | changing a mailbox's file, and the list of those that others may see |
 
 pub mod entry;
 pub mod list;
 pub mod rights;
 pub mod sources;
+pub mod store;
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -41,15 +43,21 @@ pub struct Identity<'a> {
 impl Identity<'_> {
     /// The owner has his own entries: those of a mailbox for everybody and for groups are not about him. Global ones are.
     fn matches(&self, entry: &Entry) -> bool {
-        let in_group = |group: &String| self.groups.contains(group);
-        let is_general = !self.is_owner || entry.is_global;
-        match &entry.identifier {
-            Identifier::Anyone => is_general,
-            Identifier::Authenticated => is_general && self.name.is_some(),
-            Identifier::Group(group) => is_general && in_group(group),
+        use Identifier::{Anyone, Authenticated, Group};
+        let is_general = matches!(entry.identifier, Anyone | Authenticated | Group(_));
+        let is_not_his = self.is_owner && is_general && !entry.is_global;
+        !is_not_his && self.is_named_by(&entry.identifier)
+    }
+
+    pub fn is_named_by(&self, identifier: &Identifier) -> bool {
+        match identifier {
+            Identifier::Anyone => true,
+            Identifier::Authenticated => self.name.is_some(),
+            Identifier::Group(group) | Identifier::GroupOverride(group) => {
+                self.groups.contains(group)
+            }
             Identifier::Owner => self.is_owner,
             Identifier::User(user) => self.name == Some(user.as_str()),
-            Identifier::GroupOverride(group) => in_group(group),
         }
     }
 }

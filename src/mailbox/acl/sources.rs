@@ -1,5 +1,6 @@
 //! Where the entries of one mailbox come from: its own file, the configuration, a global file, and the namespace's default.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,13 @@ pub struct Unreadable {
     pub error: AclError,
 }
 
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let AclError { line, why, .. } = &self.error;
+        write!(f, "{}:{line}: {why}", self.file.display())
+    }
+}
+
 impl Sources {
     /// What `identity` may do. The last step of the trace tells what decided.
     pub fn effective(&self, identity: &Identity<'_>) -> Result<Effective, Unreadable> {
@@ -81,7 +89,8 @@ impl Sources {
         self.own.as_deref().map_or(Ok(None), read_own)
     }
 
-    fn acl(&self) -> Result<Acl, Unreadable> {
+    /// All entries, without those of the default.
+    pub fn acl(&self) -> Result<Acl, Unreadable> {
         let mut acl = Acl::default();
         for Configured { line, from } in &self.configured {
             acl.add(line.clone(), from.clone(), false);

@@ -1,0 +1,151 @@
+//! Changing `dovecot-acl` as Dovecot does: under its lock, with the mailbox's group and mode, in its own spelling.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::list::Acl;
+use super::sources::Unreadable;
+use super::{FILE, Identifier, read};
+use crate::mailbox::location::Layout;
+use crate::mailbox::permission::Permission;
+use crate::sys::dir::{self, Dir};
+use crate::sys::dotlock::{Dotlock, Holds, Patience};
+
+/// Dovecot waits so long for this lock, and takes one for stale after that.
+const PATIENCE: Patience = Patience {
+    timeout: Duration::from_secs(30),
+    stale: Duration::from_secs(120),
+};
+/// The mailboxes that somebody else may see: Dovecot's LIST of another user's tree believes it.
+pub const LIST: &str = "dovecot-acl-list";
+/// How deep below a root mailboxes are looked for.
+const MAX_LEVELS: usize = 32;
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    #[error("{0}")]
+    Unreadable(Unreadable),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Changes the file of the mailbox directory `directory`. The file is read again under the lock.
+pub fn update(directory: &Path, change: impl FnOnce(&mut Acl)) -> Result<(), UpdateError> {
+    let dir = Dir::open(directory)?;
+    let permission = Permission::of(&dir.stat()?, directory);
+    let mut lock = Dotlock::take(&dir, FILE, permission.file_mode, Holds::Content, PATIENCE)?;
+    let unreadable = |error| {
+        let file = directory.join(FILE);
+        UpdateError::Unreadable(Unreadable { file, error })
+    };
+    let text = read(directory).map_err(unreadable)?.unwrap_or_default();
+    let mut acl = Acl::parse(&text, FILE).map_err(unreadable)?;
+    let before = acl.stored();
+    change(&mut acl);
+    if acl.stored() == before {
+        return Ok(());
+    }
+    set_permission(&lock.file, &permission)?;
+    lock.file.write_all(acl.stored().as_bytes())?;
+    Ok(lock.replace()?)
+}
+
+/// A file that would have another group or mode than its directory asks for is not put there.
+fn set_permission(file: &std::fs::File, permission: &Permission) -> io::Result<()> {
+    let stat = dir::stat_file(file)?;
+    if let Some(gid) = permission.gid.filter(|&gid| gid != stat.gid) {
+        dir::set_file_group(file, gid)?;
+    }
+    match stat.mode == permission.file_mode {
+        true => Ok(()),
+        false => dir::set_file_mode(file, permission.file_mode),
+    }
+}
+
+/// Writes the list of a tree's visible mailboxes anew, from their files.
+pub fn renew_list(root: &Path, layout: Layout) -> io::Result<()> {
+    let dir = Dir::open(root)?;
+    let mut lines = String::new();
+    let mut found = Vec::new();
+    collect(&dir, layout, "", MAX_LEVELS, &mut found)?;
+    found.sort();
+    for name in found {
+        let path = match (layout, name.as_str()) {
+            (_, "INBOX") => root.to_owned(),
+            (Layout::MaildirPlusPlus, name) => root.join(format!(".{name}")),
+            (Layout::Fs, name) => root.join(name),
+        };
+        // What cannot be read is not seen by others.
+        let Ok(Some(text)) = read(&path) else {
+            continue;
+        };
+        let modified = std::fs::metadata(path.join(FILE)).and_then(|meta| meta.modified())?;
+        let is_seen = Acl::parse(&text, FILE).is_ok_and(|acl| is_visible(&acl));
+        if is_seen {
+            let seconds = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
+            lines.push_str(&format!("{} {name}\n", seconds.as_secs()));
+        }
+    }
+    let permission = Permission::of(&dir.stat()?, root);
+    let fresh = format!(".{LIST}.{}", std::process::id());
+    let mut file = dir.create_new(&fresh, permission.file_mode)?;
+    let written = set_permission(&file, &permission)
+        .and_then(|()| file.write_all(lines.as_bytes()))
+        .and_then(|()| dir.replace(&fresh, LIST));
+    if written.is_err() {
+        // Nobody reads it under this name.
+        let _ = dir.unlink(&fresh);
+    }
+    written
+}
+
+fn is_visible(acl: &Acl) -> bool {
+    let others = acl
+        .entries
+        .iter()
+        .filter(|entry| entry.identifier != Identifier::Owner);
+    let mut given = others.filter_map(|entry| entry.positive.as_ref());
+    given.any(|rights| rights.lookup())
+}
+
+/// The storage names of all mailboxes below `dir`.
+fn collect(
+    dir: &Dir,
+    layout: Layout,
+    above: &str,
+    levels: usize,
+    found: &mut Vec<String>,
+) -> io::Result<()> {
+    let names = dir.names()?;
+    if above.is_empty() {
+        found.push("INBOX".into());
+    }
+    for name in names {
+        match layout {
+            Layout::MaildirPlusPlus => {
+                if let Some(name) = name.strip_prefix('.')
+                    && dir.open_dir(&format!(".{name}")).is_ok()
+                {
+                    found.push(name.to_owned());
+                }
+            }
+            Layout::Fs if matches!(name.as_str(), "cur" | "new" | "tmp") || levels == 0 => {}
+            Layout::Fs => {
+                let Ok(below) = dir.open_dir(&name) else {
+                    continue;
+                };
+                let name = match above {
+                    "" => name,
+                    above => format!("{above}/{name}"),
+                };
+                if below.stat_name("cur").is_ok() {
+                    found.push(name.clone());
+                }
+                collect(&below, layout, &name, levels - 1, found)?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,260 @@
+//! Dovecot's dotlocks: `<file>.lock` beside a file, held by whoever made it (facts of `lib/file-dotlock.c`).
+//!
+//! Some hold the pid of their holder, others the new content of the file: then taking the lock over the file publishes it.
+//! A lock is stale when its holder on this machine is dead, or when it, and the file, have not changed for a time.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use super::dir::Dir;
+use super::process::hostname;
+
+/// A lock younger than this is never looked into: its holder may be writing it.
+const YOUNG: Duration = Duration::from_secs(2);
+
+/// How long to wait, and when a lock that does not change is nobody's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    pub timeout: Duration,
+    pub stale: Duration,
+}
+
+/// What is in the lock file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// `pid:hostname`
+    Pid,
+    /// The new content of the protected file: [`Dotlock::replace`].
+    Content,
+}
+
+/// A lock that is held. Dropped, it is gone.
+#[derive(Debug)]
+pub struct Dotlock {
+    dir: Dir,
+    name: String,
+    /// The lock file, open for writing.
+    pub file: File,
+    identity: (u64, u64),
+    is_held: bool,
+}
+
+/// One state of a file: whoever writes to it changes this.
+type Version = (u64, u64, u64, SystemTime);
+
+impl Dotlock {
+    /// Takes the lock of `name`, made with `mode`. [`ErrorKind::TimedOut`] when somebody holds it for too long.
+    pub fn take(
+        dir: &Dir,
+        name: &str,
+        mode: u32,
+        holds: Holds,
+        patience: Patience,
+    ) -> io::Result<Dotlock> {
+        let lock = format!("{name}.lock");
+        let began = Instant::now();
+        let mut seen: Option<(Version, Option<Version>, Instant)> = None;
+        let mut pause = Duration::from_millis(20);
+        loop {
+            match dir.create_new(&lock, mode) {
+                Ok(file) => return Dotlock::held(dir, name, file, holds),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+            if is_stale(dir, name, &lock, &mut seen, patience.stale)? {
+                // Whoever was faster has taken it over, and its file is another one: seen at the next attempt.
+                match dir.unlink(&lock) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                    _ => continue,
+                }
+            }
+            if began.elapsed() >= patience.timeout {
+                let why = format!("{lock} is held by another process");
+                return Err(io::Error::new(ErrorKind::TimedOut, why));
+            }
+            thread::sleep(pause.min(patience.timeout.saturating_sub(began.elapsed())));
+            pause = (pause * 3 / 2).min(Duration::from_millis(200));
+        }
+    }
+
+    fn held(dir: &Dir, name: &str, mut file: File, holds: Holds) -> io::Result<Dotlock> {
+        let stat = file.metadata()?;
+        let mut lock = Dotlock {
+            dir: dir.try_clone()?,
+            name: name.to_owned(),
+            identity: (stat.dev(), stat.ino()),
+            is_held: true,
+            file: file.try_clone()?,
+        };
+        if holds == Holds::Pid {
+            write!(file, "{}:{}", std::process::id(), hostname())?;
+        }
+        // Somebody with another idea of what is stale may have taken it in between.
+        match lock.is_still_ours() {
+            true => Ok(lock),
+            false => {
+                lock.is_held = false;
+                Err(io::Error::other(format!("{name}.lock was taken over")))
+            }
+        }
+    }
+
+    /// Puts the lock's content in place of the file, durably.
+    pub fn replace(mut self) -> io::Result<()> {
+        super::dir::sync_file(&self.file)?;
+        if !self.is_still_ours() {
+            return Err(io::Error::other(format!(
+                "{}.lock was taken over",
+                self.name
+            )));
+        }
+        self.dir
+            .replace(&format!("{}.lock", self.name), &self.name)?;
+        self.is_held = false;
+        self.dir.sync()
+    }
+
+    fn is_still_ours(&self) -> bool {
+        let now = self.dir.stat_name(&format!("{}.lock", self.name));
+        now.is_ok_and(|stat| (stat.dev, stat.ino) == self.identity)
+    }
+}
+
+impl Drop for Dotlock {
+    fn drop(&mut self) {
+        if self.is_held && self.is_still_ours() {
+            // It becomes stale by itself where it cannot be removed.
+            let _ = self.dir.unlink(&format!("{}.lock", self.name));
+        }
+    }
+}
+
+fn version(dir: &Dir, name: &str) -> Option<Version> {
+    let stat = dir.stat_name(name).ok()?;
+    let file = dir.read(name).ok()?;
+    let metadata = file.metadata().ok()?;
+    Some((
+        stat.dev,
+        stat.ino,
+        metadata.size(),
+        metadata.modified().ok()?,
+    ))
+}
+
+fn is_stale(
+    dir: &Dir,
+    name: &str,
+    lock: &str,
+    seen: &mut Option<(Version, Option<Version>, Instant)>,
+    stale: Duration,
+) -> io::Result<bool> {
+    let Some(now) = version(dir, lock) else {
+        // Gone, or not for us to read: then only time tells.
+        return Ok(false);
+    };
+    let age = SystemTime::now().duration_since(now.3).unwrap_or_default();
+    if age < YOUNG {
+        return Ok(false);
+    }
+    let mut text = String::new();
+    dir.read(lock)?.take(511).read_to_string(&mut text).ok();
+    let holder = text.trim_end().split_once(':');
+    if let Some((pid, host)) = holder
+        && host == hostname()
+        && let Ok(pid) = pid.parse()
+    {
+        return Ok(matches!(kill(Pid::from_raw(pid), None), Err(Errno::ESRCH)));
+    }
+    let protected = version(dir, name);
+    match seen {
+        Some((lock_before, file_before, since))
+            if *lock_before == now && *file_before == protected =>
+        {
+            Ok(age > stale && since.elapsed() + age > stale)
+        }
+        _ => {
+            *seen = Some((now, protected, Instant::now()));
+            // Looked at once more before it is overridden: the file may be changing.
+            Ok(false)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const SHORT: Patience = Patience {
+        timeout: Duration::from_millis(300),
+        stale: Duration::from_secs(120),
+    };
+
+    fn old(path: &std::path::Path, seconds: u64) {
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(seconds))
+            .unwrap();
+    }
+
+    #[test]
+    fn one_holder_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        let path = root.path().join("f.lock");
+        let lock = Dotlock::take(&dir, "f", 0o600, Holds::Pid, SHORT).unwrap();
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            format!("{}:{}", std::process::id(), hostname())
+        );
+        let busy = Dotlock::take(&dir, "f", 0o600, Holds::Pid, SHORT).unwrap_err();
+        assert_eq!(busy.kind(), ErrorKind::TimedOut);
+        drop(lock);
+        assert!(!path.exists());
+        Dotlock::take(&dir, "f", 0o600, Holds::Pid, SHORT).unwrap();
+    }
+
+    #[test]
+    fn what_is_stale() {
+        for (content, age, is_free) in [
+            (format!("999999999:{}", hostname()), 10, true),
+            (format!("999999999:{}", hostname()), 0, false),
+            (format!("1:{}", hostname()), 1000, false),
+            ("999999999:elsewhere".into(), 10, false),
+            ("999999999:elsewhere".into(), 1000, true),
+            (String::new(), 1000, true),
+            ("new content".into(), 60, false),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let dir = Dir::open(root.path()).unwrap();
+            let path = root.path().join("f.lock");
+            fs::write(&path, &content).unwrap();
+            old(&path, age);
+            let taken = Dotlock::take(&dir, "f", 0o600, Holds::Pid, SHORT);
+            assert_eq!(taken.is_ok(), is_free, "{content:?} {age}");
+        }
+    }
+
+    #[test]
+    fn content_takes_the_place_of_the_file() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        fs::write(root.path().join("f"), "old").unwrap();
+        let mut lock = Dotlock::take(&dir, "f", 0o640, Holds::Content, SHORT).unwrap();
+        lock.file.write_all(b"new").unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("f")).unwrap(), "old");
+        lock.replace().unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("f")).unwrap(), "new");
+        assert_eq!(dir.names().unwrap(), ["f"]);
+        let dropped = Dotlock::take(&dir, "f", 0o640, Holds::Content, SHORT).unwrap();
+        drop(dropped);
+        assert_eq!(dir.names().unwrap(), ["f"]);
+    }
+}
