@@ -503,6 +503,42 @@ fn dry_run_prints_the_decision() {
     assert!(messages_below(&store.path("")).is_empty());
 }
 
+/// Whatever is wrong with its surroundings, the exit code is one of the five, and the MTA's line is the only one.
+#[test]
+fn hostile_surroundings() {
+    // What a shell does before it becomes postroom-lda, the arguments, the exit code, messages stored
+    let cases: &[(&str, &str, i32, usize)] = &[
+        ("exec 2>/dev/full", "-d alice", 0, 1),
+        (
+            "exec 2>/dev/full; export POSTROOM_LOG=json",
+            "-d alice",
+            0,
+            1,
+        ),
+        ("exec 2>/dev/full; export RUST_LOG=a=b=c", "-d alice", 0, 1),
+        ("exec 2>/dev/full", "-d nobody-here", 67, 0),
+        ("export RUST_LOG=a=b=c", "-d alice", 0, 1),
+    ];
+    for (before, arguments, code, stored) in cases {
+        let store = Store::new();
+        store.configure("", "");
+        let lda = program("postroom-lda");
+        let mut command = Command::new("sh");
+        let script = format!("{before}; exec \"$0\" -c \"$1\" {arguments}");
+        command.arg("-c").arg(script);
+        command
+            .arg(lda.get_program())
+            .arg(store.path("postroom.toml"));
+        as_user(&mut command, MAIL, MAIL, &[]);
+        let output = run_with_input(&mut command, MESSAGE);
+        let case = format!("{before}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(*code), "{case}");
+        assert_eq!(messages_below(&store.path("")).len(), *stored, "{case}");
+        let lines = String::from_utf8_lossy(&output.stderr).lines().count();
+        assert_eq!(lines, said(&output).len(), "{case}");
+    }
+}
+
 /// A parent killed takes its child along; a child killed is 75.
 #[test]
 fn abnormal_ends_are_temporary() {

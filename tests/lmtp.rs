@@ -220,6 +220,25 @@ fn one_client_on_stdin_and_stdout() {
     assert_eq!(messages(&store.path("home/alice/Maildir")).len(), 1);
 }
 
+/// Whoever reads the log is gone, or its disk is full: the mail is answered all the same, or it would come twice.
+#[test]
+fn a_log_that_takes_nothing() {
+    let store = Store::new();
+    let config = store.configure("", "");
+    let full = std::path::Path::new("/dev/full");
+    let mut server = Server::start(&config, &store.path("run/lmtp"), full);
+    let replies = server.client().deliver(&["alice@x"], b"Subject: x\n\ny\n");
+    assert!(replies[0].starts_with("250 2.0.0"), "{replies:?}");
+    server.terminate();
+    assert_eq!(server.wait(), Some(0));
+    for arguments in [&["-c", "/nonexistent.toml"][..], &["-c", "/dev/null"]] {
+        let mut command = program("postroom-lmtpd");
+        let stderr = fs::OpenOptions::new().write(true).open(full).unwrap();
+        command.args(arguments).stdin(Stdio::null()).stderr(stderr);
+        assert_eq!(command.status().unwrap().code(), Some(75), "{arguments:?}");
+    }
+}
+
 #[test]
 fn what_keeps_the_server_from_serving() {
     let store = Store::new();
