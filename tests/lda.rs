@@ -477,6 +477,14 @@ fn as_root_each_user_is_himself() {
         "nothing more was stored"
     );
     assert_eq!(exit_code(&as_root(&[], MESSAGE)), 75, "root has no mailbox");
+    // A root that may not become anybody: a container without the capability.
+    let mut bound = Command::new("setpriv");
+    bound.args(["--bounding-set=-setuid", "--inh-caps=-all"]);
+    bound.arg(program("postroom-lda").get_program()).arg("-c");
+    bound.arg(store.path("postroom.toml")).args(["-d", "alice"]);
+    let output = run_with_input(&mut bound, MESSAGE);
+    assert_eq!(exit_code(&output), 75);
+    assert_eq!(said(&output), ["4.3.0 Internal error, try again later"]);
 }
 
 #[test]
@@ -518,6 +526,13 @@ fn hostile_surroundings() {
         ("exec 2>/dev/full; export RUST_LOG=a=b=c", "-d alice", 0, 1),
         ("exec 2>/dev/full", "-d nobody-here", 67, 0),
         ("export RUST_LOG=a=b=c", "-d alice", 0, 1),
+        ("ulimit -f 0", "-d alice", 75, 0),
+        (
+            "ulimit -f 0; exec 2>$(dirname \"$1\")/run/stderr",
+            "-Q",
+            75,
+            0,
+        ),
     ];
     for (before, arguments, code, stored) in cases {
         let store = Store::new();

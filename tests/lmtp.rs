@@ -239,6 +239,26 @@ fn a_log_that_takes_nothing() {
     }
 }
 
+/// RLIMIT_FSIZE is an answer for one message, not the end of the server.
+#[test]
+fn a_limit_of_the_size_of_files() {
+    let store = Store::new();
+    let config = store.configure("", "");
+    let mut command = std::process::Command::new("prlimit");
+    command.arg("--fsize=100000");
+    command.arg(program("postroom-lmtpd").get_program());
+    command.arg("-c").arg(config).arg("--stdio");
+    as_user(&mut command, MAIL, MAIL, &[]);
+    let large = "0123456789\r\n".repeat(20_000);
+    let dialogue = ["", &large]
+        .map(|body| format!("MAIL FROM:<>\r\nRCPT TO:<alice@x>\r\nDATA\r\n{body}.\r\n"));
+    let output = support::run_with_input(&mut command, dialogue.concat().as_bytes());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("\r\n250 2.0.0 <alice@x>"), "{said}");
+    assert!(said.contains("\r\n452 4.2.2 <alice@x>"), "{said}");
+    assert_eq!(output.status.code(), Some(0));
+}
+
 #[test]
 fn what_keeps_the_server_from_serving() {
     let store = Store::new();

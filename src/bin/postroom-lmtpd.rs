@@ -65,6 +65,7 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
         return Err(io::Error::other(advice));
     }
     process::clear_umask();
+    process::ignore_file_size_signal()?;
     let bound = if arguments.stdio {
         Vec::new()
     } else {

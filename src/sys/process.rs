@@ -14,6 +14,9 @@ use nix::unistd::{ForkResult, Pid, fork, gethostname, getpid, getppid};
 
 use super::credentials::{self, Credentials};
 
+/// The exit code of a child that has no result (EX_SOFTWARE).
+const FAILED: u8 = 70;
+
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -47,12 +50,8 @@ pub fn ignore_file_size_signal() -> io::Result<()> {
 /// Runs `work` in a child, as `identity` for good where one is given, and waits for its end. The child dies with this
 /// process, and it is killed when this process is asked to end. To be called while the process has one thread.
 ///
-/// `work` answers the exit code. A panic of it is `on_panic`.
-pub fn in_child(
-    identity: Option<&Credentials>,
-    on_panic: u8,
-    work: impl FnOnce() -> u8,
-) -> io::Result<End> {
+/// `work` answers the exit code; [`FAILED`] where it panics or cannot begin.
+pub fn in_child(identity: Option<&Credentials>, work: impl FnOnce() -> u8) -> io::Result<End> {
     // Ignored by whoever started us, the end of a child would be lost.
     set_handler(Signal::SIGCHLD, SigHandler::SigDfl)?;
     let awaited: SigSet = [
@@ -73,13 +72,13 @@ pub fn in_child(
                 Ok(()) => work(),
                 Err(error) => {
                     tracing::error!(error = error.to_string().as_str(), "cannot begin to work");
-                    on_panic
+                    FAILED
                 }
             }));
             // What cannot be said has nobody to hear it.
             let _ = io::stdout().flush();
             // SAFETY: the child leaves without running what the parent registered for its own end.
-            unsafe { libc::_exit(code.unwrap_or(on_panic).into()) }
+            unsafe { libc::_exit(code.unwrap_or(FAILED).into()) }
         }
         ForkResult::Parent { child } => {
             let end = wait_for(child, &awaited);
