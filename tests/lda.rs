@@ -385,6 +385,7 @@ fn a_file_is_read_with_the_rights_of_the_user() {
 fn several_recipients_are_all_or_none() {
     let cases: &[(&[&str], &str, i32, usize)] = &[
         (&["alice@x", "bob@x", "carol@x"], "", 0, 3),
+        (&["alice@x", "alice@X", "bob@x", "alice@x"], "", 0, 2),
         (&["alice@x", "nobody-here@x"], "", 67, 0),
         (&["alice@x", "alice+a/../b@x"], "detail = \"ignore\"", 0, 2),
         (

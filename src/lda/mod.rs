@@ -141,9 +141,14 @@ fn prepare(options: Options) -> Result<Job, Fault> {
 /// The addresses of the command line, the user of `-d`, or the user who runs this.
 fn recipients(options: &Options, config: &mut Config) -> Result<Vec<Recipient>, String> {
     if !options.addresses.is_empty() {
-        let of =
-            |address: &crate::message::Address| options.complete(Recipient::new(address.clone()));
-        return Ok(options.addresses.iter().map(of).collect());
+        let mut recipients: Vec<Recipient> = Vec::new();
+        for address in &options.addresses {
+            // The same one twice is one message, as over LMTP.
+            if !recipients.iter().any(|it| it.address.is_same_as(address)) {
+                recipients.push(options.complete(Recipient::new(address.clone())));
+            }
+        }
+        return Ok(recipients);
     }
     if let Some(user) = &options.user {
         return Ok(vec![options.complete_user(Recipient::of_user(user))]);
