@@ -504,6 +504,13 @@ fn dry_run_prints_the_decision() {
     for part in ["Public/info", "public/.info", "exit code     0"] {
         assert!(text.contains(part), "{text}");
     }
+    // qmail's local delivery has the message itself on stdin.
+    let mail = store
+        .scratch
+        .file("mail", MAIL, MAIL, 0o600, "Subject: x\n");
+    let mut command = lda(&store, &["-d", "alice", "--dry-run"], &[]);
+    command.stdin(fs::File::open(mail).unwrap());
+    assert_eq!(exit_code(&command.output().unwrap()), 75);
     let mut command = lda(&store, &["-d", "nobody-here", "--dry-run", "--json"], &[]);
     let output = run_with_input(&mut command, b"");
     assert_eq!(exit_code(&output), 67);

@@ -127,12 +127,12 @@ pub fn is_gone(socket: &impl AsFd) -> bool {
     events.is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
 }
 
-/// Whether bytes come through a pipe or socket: somebody is sending something.
-pub fn is_pipe(stream: &impl AsFd) -> bool {
+/// Whether a pipe, a socket or a file gives its bytes: there is a message. qmail hands over a file.
+pub fn brings_bytes(stream: &impl AsFd) -> bool {
     fstat(stream).is_ok_and(|stat| {
         matches!(
             SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT,
-            SFlag::S_IFIFO | SFlag::S_IFSOCK
+            SFlag::S_IFIFO | SFlag::S_IFSOCK | SFlag::S_IFREG
         )
     })
 }
