@@ -562,6 +562,35 @@ fn hostile_surroundings() {
     }
 }
 
+/// A hang-up ends the work and leaves the mail with the caller, who may as well ignore it: then the work goes on.
+#[test]
+fn a_hang_up() {
+    for (before, code, stored) in [("true", 75, 0), ("trap '' HUP", 0, 1)] {
+        let store = Store::new();
+        store.configure("", "");
+        let mut command = Command::new("sh");
+        let script = format!("{before}; exec \"$0\" -c \"$1\" -d alice");
+        command.args(["-c", &script]);
+        command.arg(program("postroom-lda").get_program());
+        command.arg(store.path("postroom.toml"));
+        as_user(&mut command, MAIL, MAIL, &[]);
+        let mut parent = command
+            .stdin(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", parent.id());
+        while fs::read_to_string(&children).unwrap().is_empty() {
+            assert!(parent.try_wait().unwrap().is_none());
+        }
+        support::signal(parent.id(), "HUP");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        drop(parent.stdin.take());
+        assert_eq!(parent.wait().unwrap().code(), Some(code), "{before}");
+        assert_eq!(messages_below(&store.path("")).len(), stored, "{before}");
+    }
+}
+
 /// A parent killed takes its child along; a child killed is 75.
 #[test]
 fn abnormal_ends_are_temporary() {

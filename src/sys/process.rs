@@ -62,6 +62,7 @@ pub fn in_child(identity: Option<&Credentials>, work: impl FnOnce() -> u8) -> io
         Signal::SIGTERM,
     ]
     .into_iter()
+    .filter(|signal| !is_ignored(*signal))
     .collect();
     let before = awaited.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let parent = getpid();
@@ -113,6 +114,16 @@ fn wait_for(child: Pid, awaited: &SigSet) -> io::Result<End> {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// A caller that ignores a signal wants us to live through it (`nohup`).
+fn is_ignored(signal: Signal) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: a query: nothing is set, and where it succeeds `action` is filled in.
+    unsafe {
+        libc::sigaction(signal as i32, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
     }
 }
 
