@@ -562,6 +562,41 @@ fn hostile_surroundings() {
     }
 }
 
+/// A system whose files of users cannot be read knows nobody: that is no reason to send mail back.
+#[test]
+fn a_name_service_that_cannot_tell() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    let config = store.configure("", "");
+    let text = fs::read_to_string(&config).unwrap();
+    let users = format!(
+        "passwd-file = {{ path = \"{}\" }}",
+        store.path("users").display()
+    );
+    assert!(text.contains(&users));
+    fs::write(&config, text.replace(&users, "passwd = {}")).unwrap();
+    // What even root cannot open.
+    let socket = store.path("run/socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for (hidden, user, code) in [
+        ("/dev/full", "mail", 0),
+        ("/dev/full", "nobody-here", 67),
+        ("/etc/passwd", "mail", 75),
+        ("/etc/passwd", "nobody-here", 75),
+        ("/etc/group", "mail", 75),
+    ] {
+        let mut command = Command::new("unshare");
+        let script = "mount --bind \"$4\" \"$2\" && exec \"$0\" -c \"$1\" -d \"$3\" --dry-run";
+        command.args(["-m", "sh", "-c", script]);
+        command.arg(program("postroom-lda").get_program());
+        command.arg(&config).args([hidden, user]).arg(&socket);
+        let output = command.stdin(std::process::Stdio::null()).output().unwrap();
+        assert_eq!(exit_code(&output), code, "{hidden} {user}");
+    }
+}
+
 /// A hang-up ends the work and leaves the mail with the caller, who may as well ignore it: then the work goes on.
 #[test]
 fn a_hang_up() {
