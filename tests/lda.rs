@@ -626,6 +626,17 @@ fn a_hang_up() {
     }
 }
 
+/// A caller that closed stdin has no message: that is no empty one.
+#[test]
+fn without_stdin_there_is_no_message() {
+    let store = Store::new();
+    store.configure("", "");
+    let mut command = lda(&store, &["-d", "alice"], &[]);
+    let output = command.stdin(std::process::Stdio::null()).output().unwrap();
+    assert_eq!(exit_code(&output), 75);
+    assert!(messages_below(&store.path("")).is_empty());
+}
+
 /// A parent killed takes its child along; a child killed is 75.
 #[test]
 fn abnormal_ends_are_temporary() {

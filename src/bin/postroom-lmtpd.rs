@@ -113,7 +113,8 @@ async fn stop_on_signal(stop: watch::Sender<bool>) {
         signal(SignalKind::interrupt()),
         signal(SignalKind::hangup()),
     ) else {
-        return;
+        tracing::error!("no signal handlers: SIGTERM ends the server at once");
+        return std::future::pending().await;
     };
     loop {
         tokio::select! {

@@ -28,6 +28,7 @@ use crate::message::{Envelope, Message, Recipient, ReversePath, Trace, header};
 use crate::sys::credentials::{self, Credentials};
 use crate::sys::dir::Dir;
 use crate::sys::process;
+use crate::sys::socket::is_null;
 use crate::user::{Userdb, passwd};
 use exit::{TEMPFAIL, worst};
 use input::Input;
@@ -289,6 +290,14 @@ impl Job {
             return planned;
         }
         match &self.options.file {
+            None if is_null(&io::stdin()) => {
+                let why = "it is closed, or /dev/null";
+                complain(
+                    None,
+                    &Fault::new(Code::CannotTell, "read the message on stdin", why),
+                );
+                TEMPFAIL
+            }
             None => self.deliver(group, &mut io::stdin().lock(), true),
             // Opened here, with the rights of the user.
             Some(path) => match File::open(path) {

@@ -104,7 +104,7 @@ fn begin_child(identity: Option<&Credentials>, parent: Pid) -> io::Result<()> {
 
 fn wait_for(child: Pid, awaited: &SigSet) -> io::Result<End> {
     loop {
-        if awaited.wait()? != Signal::SIGCHLD {
+        if next_of(awaited).is_some_and(|signal| signal != Signal::SIGCHLD as i32) {
             // Not reaped yet, so the pid is still the child's.
             let _ = kill(child, Signal::SIGKILL);
         }
@@ -125,6 +125,17 @@ fn is_ignored(signal: Signal) -> bool {
         libc::sigaction(signal as i32, std::ptr::null(), action.as_mut_ptr()) == 0
             && action.assume_init().sa_sigaction == libc::SIG_IGN
     }
+}
+
+/// The next of these signals. None after a second: a SIGCHLD that another thread took delays an end and does not hide it.
+fn next_of(awaited: &SigSet) -> Option<i32> {
+    let second = libc::timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    // SAFETY: both pointers are to values that live; nothing is written.
+    let signal = unsafe { libc::sigtimedwait(awaited.as_ref(), std::ptr::null_mut(), &second) };
+    (signal > 0).then_some(signal)
 }
 
 fn set_handler(signal: Signal, handler: SigHandler) -> io::Result<()> {

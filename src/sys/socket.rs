@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -137,6 +137,12 @@ pub fn brings_bytes(stream: &impl AsFd) -> bool {
     })
 }
 
+/// Whether there is nothing to read, ever: /dev/null, which also stands where a caller closed the descriptor.
+pub fn is_null(stream: &impl AsFd) -> bool {
+    let null = fs::metadata("/dev/null").map(|null| null.rdev());
+    fstat(stream).is_ok_and(|stat| null.is_ok_and(|null| stat.st_rdev == null && null != 0))
+}
+
 /// Pause before the next accept after the `failures`-th one in a row that failed: 20 ms, doubling up to 1 s.
 pub fn back_off(failures: u32) -> Duration {
     Duration::from_millis(20 << failures.saturating_sub(1).min(6)).min(Duration::from_secs(1))
@@ -144,8 +150,6 @@ pub fn back_off(failures: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     #[test]
