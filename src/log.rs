@@ -43,9 +43,12 @@ impl Target {
 
 /// Sets up logging for the whole process, level info, `RUST_LOG` may say otherwise. A second call changes nothing.
 pub fn init(target: Target) {
-    let filter = EnvFilter::builder()
-        .with_default_directive(Level::INFO.into())
-        .from_env_lossy();
+    let usual = || EnvFilter::builder().with_default_directive(Level::INFO.into());
+    // What does not parse is left out without a word: stderr is for status lines.
+    let wanted = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_default();
+    let filter = usual()
+        .parse(wanted)
+        .unwrap_or_else(|_| usual().parse_lossy(""));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
@@ -53,12 +56,12 @@ pub fn init(target: Target) {
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some() && !io::stderr().is_terminal();
     // An error means that logging is set up already.
     let _ = match target {
-        Target::Text if in_journal => lines.without_time().with_writer(io::stderr).try_init(),
-        Target::Text => lines.with_writer(io::stderr).try_init(),
+        Target::Text if in_journal => lines.without_time().with_writer(|| Stderr).try_init(),
+        Target::Text => lines.with_writer(|| Stderr).try_init(),
         Target::Json => lines
             .json()
             .flatten_event(true)
-            .with_writer(io::stderr)
+            .with_writer(|| Stderr)
             .try_init(),
         Target::Syslog(name) => lines
             .without_time()
@@ -136,6 +139,20 @@ pub fn delivery(entry: &Entry<'_>) {
         Some(b'2') => line!("stored"),
         Some(b'5') => line!("rejected"),
         _ => line!("deferred"),
+    }
+}
+
+/// Stderr that never fails: a log on a full disk, or one that nobody reads any more, must not cost mail.
+struct Stderr;
+
+impl io::Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = io::stderr().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

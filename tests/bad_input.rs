@@ -121,11 +121,10 @@ fn recipients_that_nobody_is() {
     ] {
         let shown = String::from_utf8_lossy(recipient);
         // A line end is a new command: the client is not in step any more, and nothing came of it.
+        let known = server.log().len();
         let got = deliver(&server, recipient);
         assert!(got.starts_with(reply), "{shown:?}: {got}");
-        let lines = server.log();
-        let line = lines.lines().last().unwrap_or_default();
-        assert!(line.contains(log), "{shown:?}: {line}");
+        assert!(server.log()[known..].contains(log), "{shown:?}");
         if !recipient.contains(&0) {
             let (code, told) = lda(&store, &[os(recipient)], MESSAGE);
             assert_eq!(code, exit, "{shown:?}: {told}");
@@ -198,11 +197,11 @@ fn names_that_no_mailbox_can_have() {
     let long = "x".repeat(256);
     let inbox = (Some("INBOX"), Some("INBOX"));
     let rows = [
-        ("..", inbox, 75, "the level"),
-        ("../../x", inbox, 75, "the level"),
-        ("a/../b", inbox, 75, "the level"),
-        ("./a", inbox, 75, "the level"),
-        ("INBOX/../../x", inbox, 75, "the level"),
+        ("..", inbox, 75, "the level|inside a level"),
+        ("../../x", inbox, 75, "the level|inside a level"),
+        ("a/../b", inbox, 75, "the level|inside a level"),
+        ("./a", inbox, 75, "the level|inside a level"),
+        ("INBOX/../../x", inbox, 75, "the level|inside a level"),
         ("/etc/passwd", inbox, 75, "begins with the hierarchy"),
         ("a//b", inbox, 75, "adjacent hierarchy"),
         ("a/", inbox, 75, "ends with the hierarchy"),
@@ -211,7 +210,7 @@ fn names_that_no_mailbox_can_have() {
         (&long, inbox, 75, "longer than"),
         ("a\u{2028}b", inbox, 75, "U+2028"),
         ("a\u{feff}", inbox, 75, "U+FEFF"),
-        ("dovecot.index", inbox, 75, "dovecot.index"),
+        ("dovecot.index", inbox, 75, "storage's own|inside a level"),
         ("cur", (Some(".cur"), Some("INBOX")), 75, "storage's own"),
         (
             "new/x",
@@ -234,11 +233,21 @@ fn names_that_no_mailbox_can_have() {
         ("shared//x", inbox, 0, "needs a user"),
         ("shared/", inbox, 0, "prefix of namespace"),
         ("Public/", inbox, 0, "prefix of namespace"),
-        ("Public/..", inbox, 75, "the level"),
-        ("Public/../home/bob/Maildir", inbox, 75, "the level"),
-        ("Public/new", inbox, 0, "no right to create"),
-        ("shared/bob/../alice", inbox, 75, "the level"),
-        ("shared/bob/Projects/../../../alice", inbox, 75, "the level"),
+        ("Public/..", inbox, 75, "the level|inside a level"),
+        (
+            "Public/../home/bob/Maildir",
+            inbox,
+            75,
+            "the level|inside a level",
+        ),
+        ("Public/fresh", inbox, 0, "no right to create"),
+        ("shared/bob/../alice", inbox, 75, "the level|inside a level"),
+        (
+            "shared/bob/Projects/../../../alice",
+            inbox,
+            75,
+            "the level|inside a level",
+        ),
         ("shared/bob/new2", inbox, 0, "no right to create"),
     ];
     for (top, layout) in [("", 0), ("mailbox_list_layout = \"fs\"", 1)] {
@@ -246,7 +255,7 @@ fn names_that_no_mailbox_can_have() {
         let server = serve(&store, top, "on_missing = \"create\"");
         for (detail, places, exit, why) in &rows {
             let place = if layout == 0 { places.0 } else { places.1 }.unwrap();
-            let before = picture(&store);
+            let (before, known) = (picture(&store), server.log().len());
             let recipient = format!("\"alice+{detail}\"@x.test");
             let reply = deliver(&server, recipient.as_bytes());
             let new = added(&store, &before);
@@ -259,12 +268,9 @@ fn names_that_no_mailbox_can_have() {
             );
             if is_refused {
                 assert_eq!(new, ["home/alice/Maildir/new/MESSAGE"], "{detail} {top}");
-                let lines = server.log();
-                let line = lines.lines().last().unwrap_or_default();
-                assert!(
-                    line.contains("wanted=") && line.contains(why),
-                    "{detail}: {line}"
-                );
+                let line = &server.log()[known..];
+                assert!(line.contains("wanted="), "{detail}: {line}");
+                assert!(tells(line, why), "{detail}: {line}");
             } else {
                 let below = format!("home/alice/Maildir/{place}");
                 assert!(new.iter().all(|path| path.starts_with(&below)), "{new:?}");
@@ -277,7 +283,7 @@ fn names_that_no_mailbox_can_have() {
             let want = if is_refused { *exit } else { 0 };
             assert_eq!(code, want, "-m {detail} {top}: {told}");
             if want != 0 {
-                assert!(told.contains(why), "-m {detail}: {told}");
+                assert!(tells(&told, why), "-m {detail}: {told}");
                 assert_eq!(picture(&store), before, "-m {detail}");
             }
         }
@@ -289,6 +295,11 @@ fn names_that_no_mailbox_can_have() {
         assert_eq!(picture(&store), before);
         assert!(leftovers(&store.path("")).is_empty());
     }
+}
+
+/// Whether a log has one of these `|` words.
+fn tells(log: &str, words: &str) -> bool {
+    words.split('|').any(|words| log.contains(words))
 }
 
 /// Something else is where `Work` should be: a stranger's mail goes to INBOX, the admin's waits.
@@ -522,7 +533,8 @@ fn a_disk_that_is_full() {
     let deliver = |recipient: &str| server.client().deliver(&[recipient], &message).remove(0);
     let filler = root.join("filler");
     // No space for the message.
-    assert!(deliver("alice@x.test").starts_with("250 2.0.0 "));
+    let reply = deliver("alice@x.test");
+    assert!(reply.starts_with("250 2.0.0 "), "{reply} {}", server.log());
     let mut file = fs::File::create(&filler).unwrap();
     while file.write_all(&[b'x'; 4096]).is_ok() {}
     let before = picture(&store);
@@ -542,8 +554,10 @@ fn a_disk_that_is_full() {
         replies[0].starts_with("452 4.3.1 ") && replies[1].starts_with("250 2.0.0 "),
         "{replies:?}"
     );
+    drop(file);
     fs::remove_file(&filler).unwrap();
-    assert!(deliver("alice@x.test").starts_with("250 2.0.0 "));
+    let reply = deliver("alice@x.test");
+    assert!(reply.starts_with("250 2.0.0 "), "{reply} {}", server.log());
     // No inodes, or too few of them for a mailbox: none of its directories stays.
     let mut fillers = Vec::new();
     while let Ok(file) = fs::File::create_new(root.join(fillers.len().to_string())) {

@@ -385,6 +385,7 @@ fn a_file_is_read_with_the_rights_of_the_user() {
 fn several_recipients_are_all_or_none() {
     let cases: &[(&[&str], &str, i32, usize)] = &[
         (&["alice@x", "bob@x", "carol@x"], "", 0, 3),
+        (&["alice@x", "alice@X", "bob@x", "alice@x"], "", 0, 2),
         (&["alice@x", "nobody-here@x"], "", 67, 0),
         (&["alice@x", "alice+a/../b@x"], "detail = \"ignore\"", 0, 2),
         (
@@ -477,6 +478,14 @@ fn as_root_each_user_is_himself() {
         "nothing more was stored"
     );
     assert_eq!(exit_code(&as_root(&[], MESSAGE)), 75, "root has no mailbox");
+    // A root that may not become anybody: a container without the capability.
+    let mut bound = Command::new("setpriv");
+    bound.args(["--bounding-set=-setuid", "--inh-caps=-all"]);
+    bound.arg(program("postroom-lda").get_program()).arg("-c");
+    bound.arg(store.path("postroom.toml")).args(["-d", "alice"]);
+    let output = run_with_input(&mut bound, MESSAGE);
+    assert_eq!(exit_code(&output), 75);
+    assert_eq!(said(&output), ["4.3.0 Internal error, try again later"]);
 }
 
 #[test]
@@ -495,11 +504,136 @@ fn dry_run_prints_the_decision() {
     for part in ["Public/info", "public/.info", "exit code     0"] {
         assert!(text.contains(part), "{text}");
     }
+    // qmail's local delivery has the message itself on stdin.
+    let mail = store
+        .scratch
+        .file("mail", MAIL, MAIL, 0o600, "Subject: x\n");
+    let mut command = lda(&store, &["-d", "alice", "--dry-run"], &[]);
+    command.stdin(fs::File::open(mail).unwrap());
+    assert_eq!(exit_code(&command.output().unwrap()), 75);
     let mut command = lda(&store, &["-d", "nobody-here", "--dry-run", "--json"], &[]);
     let output = run_with_input(&mut command, b"");
     assert_eq!(exit_code(&output), 67);
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["fault"]["code"], "NoSuchUser");
+    assert!(messages_below(&store.path("")).is_empty());
+}
+
+/// Whatever is wrong with its surroundings, the exit code is one of the five, and the MTA's line is the only one.
+#[test]
+fn hostile_surroundings() {
+    // What a shell does before it becomes postroom-lda, the arguments, the exit code, messages stored
+    let cases: &[(&str, &str, i32, usize)] = &[
+        ("exec 2>/dev/full", "-d alice", 0, 1),
+        (
+            "exec 2>/dev/full; export POSTROOM_LOG=json",
+            "-d alice",
+            0,
+            1,
+        ),
+        ("exec 2>/dev/full; export RUST_LOG=a=b=c", "-d alice", 0, 1),
+        ("exec 2>/dev/full", "-d nobody-here", 67, 0),
+        ("export RUST_LOG=a=b=c", "-d alice", 0, 1),
+        ("ulimit -f 0", "-d alice", 75, 0),
+        (
+            "ulimit -f 0; exec 2>$(dirname \"$1\")/run/stderr",
+            "-Q",
+            75,
+            0,
+        ),
+    ];
+    for (before, arguments, code, stored) in cases {
+        let store = Store::new();
+        store.configure("", "");
+        let lda = program("postroom-lda");
+        let mut command = Command::new("sh");
+        let script = format!("{before}; exec \"$0\" -c \"$1\" {arguments}");
+        command.arg("-c").arg(script);
+        command
+            .arg(lda.get_program())
+            .arg(store.path("postroom.toml"));
+        as_user(&mut command, MAIL, MAIL, &[]);
+        let output = run_with_input(&mut command, MESSAGE);
+        let case = format!("{before}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(*code), "{case}");
+        assert_eq!(messages_below(&store.path("")).len(), *stored, "{case}");
+        let lines = String::from_utf8_lossy(&output.stderr).lines().count();
+        assert_eq!(lines, said(&output).len(), "{case}");
+    }
+}
+
+/// A system whose files of users cannot be read knows nobody: that is no reason to send mail back.
+#[test]
+fn a_name_service_that_cannot_tell() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    let config = store.configure("", "");
+    let text = fs::read_to_string(&config).unwrap();
+    let users = format!(
+        "passwd-file = {{ path = \"{}\" }}",
+        store.path("users").display()
+    );
+    assert!(text.contains(&users));
+    fs::write(&config, text.replace(&users, "passwd = {}")).unwrap();
+    // What even root cannot open.
+    let socket = store.path("run/socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for (hidden, user, code) in [
+        ("/dev/full", "mail", 0),
+        ("/dev/full", "nobody-here", 67),
+        ("/etc/passwd", "mail", 75),
+        ("/etc/passwd", "nobody-here", 75),
+        ("/etc/group", "mail", 75),
+    ] {
+        let mut command = Command::new("unshare");
+        let script = "mount --bind \"$4\" \"$2\" && exec \"$0\" -c \"$1\" -d \"$3\" --dry-run";
+        command.args(["-m", "sh", "-c", script]);
+        command.arg(program("postroom-lda").get_program());
+        command.arg(&config).args([hidden, user]).arg(&socket);
+        let output = command.stdin(std::process::Stdio::null()).output().unwrap();
+        assert_eq!(exit_code(&output), code, "{hidden} {user}");
+    }
+}
+
+/// A hang-up ends the work and leaves the mail with the caller, who may as well ignore it: then the work goes on.
+#[test]
+fn a_hang_up() {
+    for (before, code, stored) in [("true", 75, 0), ("trap '' HUP", 0, 1)] {
+        let store = Store::new();
+        store.configure("", "");
+        let mut command = Command::new("sh");
+        let script = format!("{before}; exec \"$0\" -c \"$1\" -d alice");
+        command.args(["-c", &script]);
+        command.arg(program("postroom-lda").get_program());
+        command.arg(store.path("postroom.toml"));
+        as_user(&mut command, MAIL, MAIL, &[]);
+        let mut parent = command
+            .stdin(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", parent.id());
+        while fs::read_to_string(&children).unwrap().is_empty() {
+            assert!(parent.try_wait().unwrap().is_none());
+        }
+        support::signal(parent.id(), "HUP");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        drop(parent.stdin.take());
+        assert_eq!(parent.wait().unwrap().code(), Some(code), "{before}");
+        assert_eq!(messages_below(&store.path("")).len(), stored, "{before}");
+    }
+}
+
+/// A caller that closed stdin has no message: that is no empty one.
+#[test]
+fn without_stdin_there_is_no_message() {
+    let store = Store::new();
+    store.configure("", "");
+    let mut command = lda(&store, &["-d", "alice"], &[]);
+    let output = command.stdin(std::process::Stdio::null()).output().unwrap();
+    assert_eq!(exit_code(&output), 75);
     assert!(messages_below(&store.path("")).is_empty());
 }
 

@@ -220,6 +220,45 @@ fn one_client_on_stdin_and_stdout() {
     assert_eq!(messages(&store.path("home/alice/Maildir")).len(), 1);
 }
 
+/// Whoever reads the log is gone, or its disk is full: the mail is answered all the same, or it would come twice.
+#[test]
+fn a_log_that_takes_nothing() {
+    let store = Store::new();
+    let config = store.configure("", "");
+    let full = std::path::Path::new("/dev/full");
+    let mut server = Server::start(&config, &store.path("run/lmtp"), full);
+    let replies = server.client().deliver(&["alice@x"], b"Subject: x\n\ny\n");
+    assert!(replies[0].starts_with("250 2.0.0"), "{replies:?}");
+    server.terminate();
+    assert_eq!(server.wait(), Some(0));
+    for arguments in [&["-c", "/nonexistent.toml"][..], &["-c", "/dev/null"]] {
+        let mut command = program("postroom-lmtpd");
+        let stderr = fs::OpenOptions::new().write(true).open(full).unwrap();
+        command.args(arguments).stdin(Stdio::null()).stderr(stderr);
+        assert_eq!(command.status().unwrap().code(), Some(75), "{arguments:?}");
+    }
+}
+
+/// RLIMIT_FSIZE is an answer for one message, not the end of the server.
+#[test]
+fn a_limit_of_the_size_of_files() {
+    let store = Store::new();
+    let config = store.configure("", "");
+    let mut command = std::process::Command::new("prlimit");
+    command.arg("--fsize=100000");
+    command.arg(program("postroom-lmtpd").get_program());
+    command.arg("-c").arg(config).arg("--stdio");
+    as_user(&mut command, MAIL, MAIL, &[]);
+    let large = "0123456789\r\n".repeat(20_000);
+    let dialogue = ["", &large]
+        .map(|body| format!("MAIL FROM:<>\r\nRCPT TO:<alice@x>\r\nDATA\r\n{body}.\r\n"));
+    let output = support::run_with_input(&mut command, dialogue.concat().as_bytes());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("\r\n250 2.0.0 <alice@x>"), "{said}");
+    assert!(said.contains("\r\n452 4.2.2 <alice@x>"), "{said}");
+    assert_eq!(output.status.code(), Some(0));
+}
+
 #[test]
 fn what_keeps_the_server_from_serving() {
     let store = Store::new();

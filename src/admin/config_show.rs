@@ -16,7 +16,7 @@ pub fn show(
     let config = match config::load(path) {
         Ok(config) => config,
         Err(errors) => {
-            eprint!("{errors}");
+            let _ = write!(io::stderr(), "{errors}");
             return Ok(78);
         }
     };

@@ -32,14 +32,14 @@ pub fn run(path: Option<&Path>, arguments: &Arguments, out: &mut impl Write) -> 
     let config = match config::load(path) {
         Ok(config) => config,
         Err(errors) => {
-            eprint!("{errors}");
+            let _ = write!(io::stderr(), "{errors}");
             return Ok(78);
         }
     };
     let recipient = match recipient(arguments) {
         Ok(recipient) => recipient,
         Err(why) => {
-            eprintln!("postroom: {why}");
+            let _ = writeln!(io::stderr(), "postroom: {why}");
             return Ok(64);
         }
     };

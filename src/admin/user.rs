@@ -10,7 +10,7 @@ pub fn show(path: Option<&Path>, name: &str, out: &mut impl Write) -> io::Result
     let config = match config::load(path) {
         Ok(config) => config,
         Err(errors) => {
-            eprint!("{errors}");
+            let _ = write!(io::stderr(), "{errors}");
             return Ok(78);
         }
     };

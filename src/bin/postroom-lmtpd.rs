@@ -1,6 +1,6 @@
 //! `postroom-lmtpd`: the LMTP server. Exit codes: 0 ended on request, 64 wrong usage, 75 cannot serve.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     match serve(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("postroom-lmtpd: {error}");
+            let _ = writeln!(io::stderr(), "postroom-lmtpd: {error}");
             ExitCode::from(TEMPFAIL)
         }
     }
@@ -58,13 +58,14 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
     let config = config::load(arguments.config.as_deref())
         .map_err(|errors| io::Error::other(errors.to_string()))?;
     if let Some(warnings) = &config.warnings {
-        eprint!("{warnings}");
+        let _ = write!(io::stderr(), "{warnings}");
     }
     if !arguments.stdio && config.lmtp.listen.is_empty() {
         let advice = "there is nothing to listen on: write [lmtp] listen = [{ unix = \"/run/postroom/lmtp\" }]";
         return Err(io::Error::other(advice));
     }
     process::clear_umask();
+    process::ignore_file_size_signal()?;
     let bound = if arguments.stdio {
         Vec::new()
     } else {
@@ -112,7 +113,8 @@ async fn stop_on_signal(stop: watch::Sender<bool>) {
         signal(SignalKind::interrupt()),
         signal(SignalKind::hangup()),
     ) else {
-        return;
+        tracing::error!("no signal handlers: SIGTERM ends the server at once");
+        return std::future::pending().await;
     };
     loop {
         tokio::select! {

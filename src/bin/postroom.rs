@@ -82,7 +82,7 @@ fn main() -> ExitCode {
         // `postroom … | head`: the reader has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("postroom: {error}");
+            let _ = writeln!(io::stderr(), "postroom: {error}");
             ExitCode::from(75)
         }
     }

@@ -24,9 +24,15 @@ const DEADLINE: Duration = Duration::from_secs(300);
 pub struct Transaction {
     message: Arc<Message>,
     recipients: usize,
-    begun: Instant,
-    abandoned: AtomicBool,
+    heard: Heard,
     copies: Mutex<HashMap<Sort, Copy>>,
+}
+
+/// Whether anybody will hear the answer.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    begun: Instant,
+    abandoned: Arc<AtomicBool>,
 }
 
 /// Messages of one sort are the same bytes with the same mode and group on one file system: one is written, the
@@ -37,13 +43,11 @@ type Copy = Arc<Mutex<Option<Arc<Written>>>>;
 
 impl Transaction {
     pub fn new(message: Arc<Message>, recipients: usize) -> Transaction {
-        let (begun, abandoned, copies) = (Instant::now(), AtomicBool::new(false), Mutex::default());
         Transaction {
             message,
             recipients,
-            begun,
-            abandoned,
-            copies,
+            heard: Heard::from_now(),
+            copies: Mutex::default(),
         }
     }
 
@@ -53,10 +57,23 @@ impl Transaction {
 
     /// Nobody will hear the answer: what is not yet visible is not made visible, and the MTA sends it again.
     pub fn abandon(&self) {
+        self.heard.abandon();
+    }
+}
+
+impl Heard {
+    pub fn from_now() -> Heard {
+        Heard {
+            begun: Instant::now(),
+            abandoned: Arc::default(),
+        }
+    }
+
+    pub fn abandon(&self) {
         self.abandoned.store(true, Ordering::Relaxed);
     }
 
-    fn check_heard(&self) -> Result<(), Fault> {
+    pub fn check(&self) -> Result<(), Fault> {
         let why = match () {
             () if self.abandoned.load(Ordering::Relaxed) => "the peer is gone",
             () if self.begun.elapsed() > DEADLINE => "it took longer than an MTA waits",
@@ -95,18 +112,16 @@ pub fn carry_out(
         true => transaction.copy(&mailbox, write)?,
         false => write()?,
     };
-    transaction.check_heard()?;
     let (size, mode, gid) = (written.size, written.mode, written.gid);
     let mut remarks: Vec<String> = written.remark.iter().cloned().collect();
-    let file = match core
-        .queues
-        .publish(&mailbox, &core.names, written, demands.sync)
-    {
+    let publish = |written| {
+        let heard = transaction.heard.clone();
+        core.queues
+            .publish(&mailbox, &core.names, written, heard, demands.sync)
+    };
+    let file = match publish(written) {
         // Too many links, or a file system that has none: a copy of its own.
-        Err(fault) if alike && fault.code == Code::Storage => {
-            core.queues
-                .publish(&mailbox, &core.names, write()?, demands.sync)?
-        }
+        Err(fault) if alike && fault.code == Code::Storage => publish(write()?)?,
         other => other?,
     };
     if let Some(created) = created {

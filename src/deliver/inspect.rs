@@ -245,13 +245,10 @@ impl Inspection<'_> {
         }
         self.lines.push(Line::ok("mailbox", target.mailbox.clone()));
         let mut is_incomplete = false;
-        for part in ["tmp", "new"] {
+        for part in ["cur", "tmp", "new"] {
             let place = path.join(part);
-            let is_there = Dir::open(path).and_then(|dir| dir.open_dir(part));
-            match is_there.and_then(|_| dir::may_write(&place)) {
-                Ok(()) => {}
-                // One of the three may be missing: it is made again.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => is_incomplete = true,
+            match part_is_there(path, part) {
+                Ok(is_there) => is_incomplete |= !is_there,
                 Err(error)
                     if self.targets.by == By::Detail
                         && sys::is_no_way(&error)
@@ -263,17 +260,13 @@ impl Inspection<'_> {
                     )));
                 }
                 Err(error) => {
-                    let fault = Fault::io(format!("write into {}", place.display()), &error);
-                    let fault = Fault {
-                        code: Code::Storage,
-                        ..fault
-                    };
-                    let advice = format!(
-                        "give uid {} write permission on {}",
-                        self.identity.uid,
-                        place.display()
-                    );
-                    return self.end("path", fault.with_advice(advice));
+                    let mut fault = Fault::io(format!("write into {}", place.display()), &error);
+                    if sys::is_read_only(&error) {
+                        let (uid, place) = (self.identity.uid, place.display());
+                        fault = fault
+                            .with_advice(format!("give uid {uid} write permission on {place}"));
+                    }
+                    return self.end("path", fault);
                 }
             }
         }
@@ -442,6 +435,19 @@ impl Inspection<'_> {
             why,
         );
         self.end("new file", fault.with_advice(advice))
+    }
+}
+
+/// Whether a part of a mailbox is there, and can be used as deliveries use it. A missing one is made again.
+fn part_is_there(mailbox: &Path, part: &str) -> io::Result<bool> {
+    match Dir::open(mailbox)?.stat_name(part) {
+        Ok(_) if part == "cur" => Ok(true),
+        Ok(stat) if !stat.is_dir => Err(io::ErrorKind::NotADirectory.into()),
+        Ok(_) => dir::may_write(&mailbox.join(part)).map(|()| true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            dir::may_write(mailbox).map(|()| false)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::carry_out::Heard;
 use crate::fault::{Code, Fault};
 use crate::maildir::Maildir;
 use crate::maildir::filename::Names;
@@ -26,23 +27,32 @@ struct Queue {
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    waiting: Vec<(u64, Arc<Written>)>,
+    waiting: Vec<Waiting>,
     leading: bool,
     done: HashMap<u64, Result<String, Fault>>,
 }
 
+#[derive(Debug)]
+struct Waiting {
+    member: u64,
+    written: Arc<Written>,
+    heard: Heard,
+}
+
 impl Queues {
-    /// Makes `written` visible in `mailbox` and durable. Answers its name.
+    /// Makes `written` visible in `mailbox` and durable, unless nobody hears of it any more by then: behind a store that
+    /// hangs it may wait longer than its client. Answers its name.
     pub fn publish(
         &self,
         mailbox: &Maildir,
         names: &Names,
         written: Arc<Written>,
+        heard: Heard,
         sync: bool,
     ) -> Result<String, Fault> {
         let key = mailbox.identity();
         let queue = Arc::clone(lock(&self.0).entry(key).or_default());
-        let result = queue.publish(mailbox, names, written, sync);
+        let result = queue.publish(mailbox, names, written, heard, sync);
         let mut queues = lock(&self.0);
         // The map and this call hold it: nobody waits, and an idle mailbox costs nothing.
         if Arc::strong_count(&queue) == 2 {
@@ -58,12 +68,17 @@ impl Queue {
         mailbox: &Maildir,
         names: &Names,
         written: Arc<Written>,
+        heard: Heard,
         sync: bool,
     ) -> Result<String, Fault> {
         let mut state = lock(&self.state);
         let own = state.next;
         state.next += 1;
-        state.waiting.push((own, written));
+        state.waiting.push(Waiting {
+            member: own,
+            written,
+            heard,
+        });
         loop {
             if let Some(result) = state.done.remove(&own) {
                 return result;
@@ -80,7 +95,7 @@ impl Queue {
             drop(state);
             let lead = Lead {
                 queue: self,
-                members: batch.iter().map(|(member, _)| *member).collect(),
+                members: batch.iter().map(|waiting| waiting.member).collect(),
             };
             lead.settle(publish(mailbox, names, batch, sync));
             state = lock(&self.state);
@@ -125,10 +140,13 @@ impl Drop for Lead<'_> {
 fn publish(
     mailbox: &Maildir,
     names: &Names,
-    batch: Vec<(u64, Arc<Written>)>,
+    batch: Vec<Waiting>,
     sync: bool,
 ) -> Vec<Result<String, Fault>> {
-    let link = |(_, mut written): (u64, Arc<Written>)| mailbox.link(names, &mut written);
+    let link = |mut waiting: Waiting| {
+        waiting.heard.check()?;
+        mailbox.link(names, &mut waiting.written)
+    };
     let results: Vec<_> = batch.into_iter().map(link).collect();
     if !sync || results.iter().all(Result::is_err) {
         return results;
@@ -148,4 +166,56 @@ fn publish(
 /// A panic elsewhere leaves the state as it was between two steps, which is a good state.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, thread};
+
+    use super::*;
+    use crate::maildir::save::Demands;
+    use crate::message::body::{BodyWriter, Spool};
+
+    /// Its client was answered 451 meanwhile and sends it again: stored now, it would be there twice.
+    #[test]
+    fn whoever_gives_up_while_he_waits_is_not_published() {
+        let root = tempfile::tempdir().unwrap();
+        for part in ["cur", "new", "tmp"] {
+            fs::create_dir(root.path().join(part)).unwrap();
+        }
+        let mailbox = Maildir::open(root.path()).unwrap();
+        let names = Names::new("mx", 1);
+        let demands = Demands {
+            verified: false,
+            sync: true,
+        };
+        for gives_up in [false, true] {
+            let body = BodyWriter::new(&Spool::default()).finish().unwrap();
+            let written = mailbox.write(&names, b"", &body, demands).unwrap();
+            let (queue, heard) = (Queue::default(), Heard::from_now());
+            // Another one is at work, and its sync hangs.
+            lock(&queue.state).leading = true;
+            let result = thread::scope(|scope| {
+                let waiting = scope.spawn(|| {
+                    queue.publish(&mailbox, &names, Arc::new(written), heard.clone(), true)
+                });
+                while lock(&queue.state).waiting.is_empty() {
+                    thread::yield_now();
+                }
+                if gives_up {
+                    heard.abandon();
+                }
+                drop(Lead {
+                    queue: &queue,
+                    members: Vec::new(),
+                });
+                waiting.join().unwrap()
+            });
+            assert_eq!(
+                result.err().map(|it| it.code),
+                gives_up.then_some(Code::NotNow)
+            );
+        }
+        assert_eq!(fs::read_dir(root.path().join("new")).unwrap().count(), 1);
+    }
 }

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 
 use crate::sys::process::End;
-use crate::sys::socket::is_pipe;
+use crate::sys::socket::brings_bytes;
 
 /// Wrong usage, by a human.
 pub const USAGE: u8 = 64;
@@ -41,7 +41,7 @@ pub fn of_wrong_usage() -> u8 {
 /// The end of a run that stored nothing on purpose (`--dry-run`, `--help`). One that was left in an MTA's configuration
 /// must not eat mail: with a message on stdin and nobody who reads stdout, it is no success.
 pub fn of_a_look(code: u8) -> u8 {
-    match code == 0 && is_pipe(&io::stdin()) && !io::stdout().is_terminal() {
+    match code == 0 && brings_bytes(&io::stdin()) && !io::stdout().is_terminal() {
         true => TEMPFAIL,
         false => code,
     }

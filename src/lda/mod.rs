@@ -6,8 +6,8 @@
 //! | [`input`] | stdin, or a file, on its way into a body |
 //! | [`exit`] | the only exit codes that there are |
 //!
-//! The work is done by a child, under the identity of the user; the process that the MTA started only waits for it and
-//! turns its end, however abnormal, into one of five exit codes. An MTA retries 75 and believes the others.
+//! All work is done by a child, what touches mail under the identity of the user; the process that the MTA started only
+//! waits for it and turns its end, however abnormal, into one of five exit codes. An MTA retries 75 and believes the others.
 
 pub mod exit;
 pub mod input;
@@ -28,6 +28,7 @@ use crate::message::{Envelope, Message, Recipient, ReversePath, Trace, header};
 use crate::sys::credentials::{self, Credentials};
 use crate::sys::dir::Dir;
 use crate::sys::process;
+use crate::sys::socket::is_null;
 use crate::user::{Userdb, passwd};
 use exit::{TEMPFAIL, worst};
 use input::Input;
@@ -47,6 +48,21 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
         false => log::Target::from_environment(log::Target::Syslog("postroom-lda")),
     });
     log_panics();
+    // It cannot fail for this signal; without it, a write to stderr could end this process.
+    let _ = process::ignore_file_size_signal();
+    in_child(None, || work(arguments))
+}
+
+/// Does `work` in a process of its own: whatever becomes of that one, this one leaves with a code that an MTA knows.
+fn in_child(identity: Option<&Credentials>, work: impl FnOnce() -> u8) -> u8 {
+    exit::of_child(process::in_child(identity, work)).unwrap_or_else(|why| {
+        let fault = Fault::new(Code::Internal, "wait for the delivery", why);
+        complain(None, &fault);
+        TEMPFAIL
+    })
+}
+
+fn work(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
     let options = match Options::parse(arguments) {
         Ok(options) => options,
         Err(refused) => return refuse(refused),
@@ -112,7 +128,6 @@ fn prepare(options: Options) -> Result<Job, Fault> {
     let recipients = recipients(&options, &mut config).map_err(unusable)?;
     process::clear_umask();
     let system = |error: io::Error| Fault::io("begin", &error);
-    process::ignore_file_size_signal().map_err(system)?;
     std::env::set_current_dir("/").map_err(system)?;
     let spool = spool(&config, &recipients);
     let core = Core::new(config.delivery);
@@ -127,9 +142,14 @@ fn prepare(options: Options) -> Result<Job, Fault> {
 /// The addresses of the command line, the user of `-d`, or the user who runs this.
 fn recipients(options: &Options, config: &mut Config) -> Result<Vec<Recipient>, String> {
     if !options.addresses.is_empty() {
-        let of =
-            |address: &crate::message::Address| options.complete(Recipient::new(address.clone()));
-        return Ok(options.addresses.iter().map(of).collect());
+        let mut recipients: Vec<Recipient> = Vec::new();
+        for address in &options.addresses {
+            // The same one twice is one message, as over LMTP.
+            if !recipients.iter().any(|it| it.address.is_same_as(address)) {
+                recipients.push(options.complete(Recipient::new(address.clone())));
+            }
+        }
+        return Ok(recipients);
     }
     if let Some(user) = &options.user {
         return Ok(vec![options.complete_user(Recipient::of_user(user))]);
@@ -221,12 +241,10 @@ impl Job {
     }
 
     fn in_child(&self, group: &Group, work: impl FnOnce(&Job) -> u8) -> u8 {
-        let end = process::in_child(group.identity.as_ref(), TEMPFAIL, || work(self));
-        exit::of_child(end).unwrap_or_else(|why| {
-            let fault = Fault::new(Code::Internal, "wait for the delivery", why);
-            complain(None, &fault);
-            TEMPFAIL
-        })
+        match &group.identity {
+            Some(_) => in_child(group.identity.as_ref(), || work(self)),
+            None => work(self),
+        }
     }
 
     /// The decisions, printed.
@@ -272,6 +290,14 @@ impl Job {
             return planned;
         }
         match &self.options.file {
+            None if is_null(&io::stdin()) => {
+                let why = "it is closed, or /dev/null";
+                complain(
+                    None,
+                    &Fault::new(Code::CannotTell, "read the message on stdin", why),
+                );
+                TEMPFAIL
+            }
             None => self.deliver(group, &mut io::stdin().lock(), true),
             // Opened here, with the rights of the user.
             Some(path) => match File::open(path) {

@@ -127,8 +127,6 @@ pub fn create(
     make_path(&paths.mailbox, |_| permission.clone(), &mut created)?;
     let failed = |error: io::Error| Fault::io(format!("open {}", paths.mailbox.display()), &error);
     let mailbox = Dir::open(&paths.mailbox).map_err(failed)?;
-    // What is inside copies the mailbox's directory, also one that was there before.
-    let permission = Permission::of(&mailbox.stat().map_err(failed)?, &paths.mailbox);
     if layout == Layout::MaildirPlusPlus && paths.mailbox != paths.root {
         make_file(&mailbox, FOLDER_MARK, &[], &permission, &mut created)?;
     }

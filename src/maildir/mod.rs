@@ -40,6 +40,13 @@ impl Maildir {
                 other.map_err(|error| Fault::io(format!("open {}/{name}", path.display()), &error))
             }
         };
+        // Without `cur` Dovecot sees no mailbox.
+        match dir.stat_name("cur") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create::complete(&dir, &permission)?;
+            }
+            _ => {}
+        }
         let (tmp, new) = (open("tmp")?, open("new")?);
         let (tmp_stat, new_stat) = (tmp.stat().map_err(failed)?, new.stat().map_err(failed)?);
         Ok(Maildir {

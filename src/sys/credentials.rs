@@ -38,8 +38,8 @@ pub fn become_forever(who: &Credentials) -> io::Result<()> {
             why.to_owned(),
         ))
     };
-    if who.uid == 0 || who.gid == 0 {
-        return refused("root never touches mail: uid and gid must not be 0");
+    if who.uid == 0 || who.gid == 0 || who.groups.contains(&0) {
+        return refused("root never touches mail: no uid, gid or group may be 0");
     }
     let groups: Vec<Gid> = who.groups.iter().copied().map(Gid::from_raw).collect();
     let (uid, gid) = (Uid::from_raw(who.uid), Gid::from_raw(who.gid));

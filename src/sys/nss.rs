@@ -1,6 +1,7 @@
 //! Users and groups of the system, by name (`/etc/passwd`, or whatever nsswitch.conf says).
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
@@ -27,8 +28,14 @@ impl From<User> for Account {
 }
 
 /// `None`: there is no such user. An error: the name service did not answer.
+///
+/// glibc forgets that `/etc/passwd` could not be read where a later source of nsswitch.conf knows nobody.
 pub fn account(name: &str) -> io::Result<Option<Account>> {
-    Ok(User::from_name(name)?.map(Account::from))
+    let found = User::from_name(name)?;
+    if found.is_none() {
+        File::open("/etc/passwd")?;
+    }
+    Ok(found.map(Account::from))
 }
 
 pub fn account_of_uid(uid: u32) -> io::Result<Option<Account>> {
@@ -38,10 +45,12 @@ pub fn account_of_uid(uid: u32) -> io::Result<Option<Account>> {
 /// The supplementary groups of `name`, `gid` among them.
 pub fn groups(name: &str, gid: u32) -> io::Result<Vec<u32>> {
     let name = CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
-    Ok(getgrouplist(&name, Gid::from_raw(gid))?
-        .into_iter()
-        .map(Gid::as_raw)
-        .collect())
+    let groups = getgrouplist(&name, Gid::from_raw(gid))?;
+    if groups.len() < 2 {
+        // It has no way to say that it could not read them.
+        File::open("/etc/group")?;
+    }
+    Ok(groups.into_iter().map(Gid::as_raw).collect())
 }
 
 /// A uid by number or name. `None`: there is no such user.

@@ -14,6 +14,9 @@ use nix::unistd::{ForkResult, Pid, fork, gethostname, getpid, getppid};
 
 use super::credentials::{self, Credentials};
 
+/// The exit code of a child that has no result (EX_SOFTWARE).
+const FAILED: u8 = 70;
+
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -47,12 +50,8 @@ pub fn ignore_file_size_signal() -> io::Result<()> {
 /// Runs `work` in a child, as `identity` for good where one is given, and waits for its end. The child dies with this
 /// process, and it is killed when this process is asked to end. To be called while the process has one thread.
 ///
-/// `work` answers the exit code. A panic of it is `on_panic`.
-pub fn in_child(
-    identity: Option<&Credentials>,
-    on_panic: u8,
-    work: impl FnOnce() -> u8,
-) -> io::Result<End> {
+/// `work` answers the exit code; [`FAILED`] where it panics or cannot begin.
+pub fn in_child(identity: Option<&Credentials>, work: impl FnOnce() -> u8) -> io::Result<End> {
     // Ignored by whoever started us, the end of a child would be lost.
     set_handler(Signal::SIGCHLD, SigHandler::SigDfl)?;
     let awaited: SigSet = [
@@ -63,6 +62,7 @@ pub fn in_child(
         Signal::SIGTERM,
     ]
     .into_iter()
+    .filter(|signal| !is_ignored(*signal))
     .collect();
     let before = awaited.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let parent = getpid();
@@ -73,13 +73,13 @@ pub fn in_child(
                 Ok(()) => work(),
                 Err(error) => {
                     tracing::error!(error = error.to_string().as_str(), "cannot begin to work");
-                    on_panic
+                    FAILED
                 }
             }));
             // What cannot be said has nobody to hear it.
             let _ = io::stdout().flush();
             // SAFETY: the child leaves without running what the parent registered for its own end.
-            unsafe { libc::_exit(code.unwrap_or(on_panic).into()) }
+            unsafe { libc::_exit(code.unwrap_or(FAILED).into()) }
         }
         ForkResult::Parent { child } => {
             let end = wait_for(child, &awaited);
@@ -104,7 +104,7 @@ fn begin_child(identity: Option<&Credentials>, parent: Pid) -> io::Result<()> {
 
 fn wait_for(child: Pid, awaited: &SigSet) -> io::Result<End> {
     loop {
-        if awaited.wait()? != Signal::SIGCHLD {
+        if next_of(awaited).is_some_and(|signal| signal != Signal::SIGCHLD as i32) {
             // Not reaped yet, so the pid is still the child's.
             let _ = kill(child, Signal::SIGKILL);
         }
@@ -115,6 +115,27 @@ fn wait_for(child: Pid, awaited: &SigSet) -> io::Result<End> {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// A caller that ignores a signal wants us to live through it (`nohup`).
+fn is_ignored(signal: Signal) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: a query: nothing is set, and where it succeeds `action` is filled in.
+    unsafe {
+        libc::sigaction(signal as i32, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// The next of these signals. None after a second: a SIGCHLD that another thread took delays an end and does not hide it.
+fn next_of(awaited: &SigSet) -> Option<i32> {
+    let second = libc::timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    // SAFETY: both pointers are to values that live; nothing is written.
+    let signal = unsafe { libc::sigtimedwait(awaited.as_ref(), std::ptr::null_mut(), &second) };
+    (signal > 0).then_some(signal)
 }
 
 fn set_handler(signal: Signal, handler: SigHandler) -> io::Result<()> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -127,14 +127,20 @@ pub fn is_gone(socket: &impl AsFd) -> bool {
     events.is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
 }
 
-/// Whether bytes come through a pipe or socket: somebody is sending something.
-pub fn is_pipe(stream: &impl AsFd) -> bool {
+/// Whether a pipe, a socket or a file gives its bytes: there is a message. qmail hands over a file.
+pub fn brings_bytes(stream: &impl AsFd) -> bool {
     fstat(stream).is_ok_and(|stat| {
         matches!(
             SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT,
-            SFlag::S_IFIFO | SFlag::S_IFSOCK
+            SFlag::S_IFIFO | SFlag::S_IFSOCK | SFlag::S_IFREG
         )
     })
+}
+
+/// Whether there is nothing to read, ever: /dev/null, which also stands where a caller closed the descriptor.
+pub fn is_null(stream: &impl AsFd) -> bool {
+    let null = fs::metadata("/dev/null").map(|null| null.rdev());
+    fstat(stream).is_ok_and(|stat| null.is_ok_and(|null| stat.st_rdev == null && null != 0))
 }
 
 /// Pause before the next accept after the `failures`-th one in a row that failed: 20 ms, doubling up to 1 s.
@@ -144,8 +150,6 @@ pub fn back_off(failures: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     #[test]
