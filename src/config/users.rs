@@ -116,7 +116,13 @@ fn userdb(section: &Section<'_>) -> Option<Userdb> {
         }
         return None;
     }
-    const EXTRA: [&str; 2] = ["mail_access_groups", "system_groups_user"];
+    const EXTRA: [&str; 5] = [
+        "mail_access_groups",
+        "system_groups_user",
+        "acl_groups",
+        "acl_user",
+        "master_user",
+    ];
     let extra = EXTRA
         .into_iter()
         .filter_map(|key| Some((key.to_owned(), fixed.template(key)?)))
