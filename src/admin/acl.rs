@@ -6,7 +6,6 @@ use std::path::Path;
 use clap::Subcommand;
 
 use crate::config::{self, Config};
-use crate::deliver::settings::Dovecot;
 use crate::deliver::{self, Target};
 use crate::fault::Code;
 use crate::mailbox::acl::entry::{Entry, Identifier};
@@ -275,7 +274,6 @@ fn update(config: &Config, command: &Change, mode: Mode) -> Answer<()> {
     let identifier = parse_identifier(&command.identifier)?;
     let (given, taken) = parse_rights(&command.rights)?;
     let shows = given.as_ref().is_some_and(|given| given.lookup()) || mode == Mode::Set;
-    let keeps_empty = config.delivery.acl.dovecot == Dovecot::V23;
     change(config, &command.of, shows, |acl| {
         let is_there = acl
             .entries
@@ -284,15 +282,13 @@ fn update(config: &Config, command: &Change, mode: Mode) -> Answer<()> {
         if mode == Mode::Remove && !is_there {
             return;
         }
+        // What is left may be nothing, and says so: that is not the default.
         let entry = acl.entry(identifier);
         if mode == Mode::Set {
             (entry.positive, entry.negative) = (None, None);
         }
         apply(&mut entry.positive, given, mode);
         apply(&mut entry.negative, taken, mode);
-        if mode == Mode::Remove && !keeps_empty {
-            acl.entries.retain(|entry| !entry.gives_and_takes_nothing());
-        }
     })
 }
 

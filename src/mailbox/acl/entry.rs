@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::rights::{KNOWN, Rights};
+use super::rights::Rights;
 
 /// Whom an entry is about. The order is that of increasing precedence, and the order in which Dovecot writes them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -153,12 +153,6 @@ fn parse_rights(text: &str) -> Result<Rights, String> {
 }
 
 impl Entry {
-    /// It still says something: that its identifier has nothing.
-    pub fn gives_and_takes_nothing(&self) -> bool {
-        let is_empty = |rights: &Option<Rights>| rights.as_ref().is_none_or(Rights::is_empty);
-        is_empty(&self.positive) && is_empty(&self.negative)
-    }
-
     /// The lines that stand for it in a file.
     pub fn stored(&self) -> String {
         let line = |sign: &str, rights: &Rights| {
@@ -184,10 +178,4 @@ fn escaped(text: &str) -> String {
         out.push(c);
     }
     out
-}
-
-/// The letter of a right by its full name, for command lines.
-pub fn letter_of(name: &str) -> Option<char> {
-    let found = KNOWN.iter().find(|(_, known)| *known == name);
-    found.map(|(letter, _)| *letter)
 }
