@@ -3,6 +3,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::UNIX_EPOCH;
 
 use crate::fault::{Code, Fault};
 use crate::mailbox::location::Layout;
@@ -89,6 +91,28 @@ impl Created {
     }
 }
 
+impl Created {
+    /// Gives an assembled mailbox its name. Where another delivery was faster its mailbox stays, and what was made here
+    /// goes.
+    fn reveal(&mut self, hidden: &str, path: &Path) -> Result<(), Fault> {
+        let failed = |error: io::Error| Fault::io(format!("create {}", path.display()), &error);
+        let made = self.0.iter_mut().find(|(_, made, _)| made == hidden);
+        let (Some((parent, made, _)), Some(name)) = (made, path.file_name()) else {
+            return Ok(());
+        };
+        let name = name.to_string_lossy();
+        match parent.rename_dir(hidden, &name) {
+            Ok(()) => {
+                *made = name.into_owned();
+                parent.sync().map_err(failed)?;
+            }
+            Err(error) if dir::is_taken(&error) => drop(std::mem::take(self)),
+            Err(error) => return Err(failed(error)),
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Created {
     fn drop(&mut self) {
         // Latest first: `new`, which another delivery may have begun to use. Then everything stays, its ACL above all.
@@ -124,9 +148,17 @@ pub fn create(
             .unwrap_or(own),
         false => permission.clone(),
     };
-    make_path(&paths.mailbox, |_| permission.clone(), &mut created)?;
     let failed = |error: io::Error| Fault::io(format!("open {}", paths.mailbox.display()), &error);
-    let mailbox = Dir::open(&paths.mailbox).map_err(failed)?;
+    // Assembled under another name: whoever sees a mailbox sees all of it, with its group and its ACL.
+    let hidden = hidden_name();
+    let is_new = dir::stat(&paths.mailbox).is_err();
+    let mailbox = match paths.mailbox.parent().filter(|_| is_new) {
+        Some(above) => {
+            let above = make_path(above, |_| permission.clone(), &mut created)?;
+            make(&above, &hidden, &permission, &paths.mailbox, &mut created)?
+        }
+        None => Dir::open(&paths.mailbox).map_err(failed)?,
+    };
     if layout == Layout::MaildirPlusPlus && paths.mailbox != paths.root {
         make_file(&mailbox, FOLDER_MARK, &[], &permission, &mut created)?;
     }
@@ -139,12 +171,22 @@ pub fn create(
             &mut created,
         )?;
     }
-    // Last: whoever sees it complete sees its ACL.
     make_parts(&mailbox, &permission, &paths.mailbox, &mut created)?;
     mailbox
         .sync()
         .map_err(|error| Fault::io(format!("sync {}", paths.mailbox.display()), &error))?;
+    if is_new {
+        created.reveal(&hidden, &paths.mailbox)?;
+    }
     Ok(created)
+}
+
+/// No name of a mailbox in Maildir++, and not used twice.
+fn hidden_name() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let now = UNIX_EPOCH.elapsed().unwrap_or_default().as_micros();
+    format!("postroom.{now}.{}.{number}", std::process::id())
 }
 
 /// Makes those of `cur`, `new` and `tmp` that are missing in an existing mailbox.
@@ -184,7 +226,7 @@ pub fn root_permission(paths: &Paths) -> Permission {
     }
 }
 
-fn create_root(paths: &Paths, created: &mut Created) -> Result<(), Fault> {
+fn create_root(paths: &Paths, created: &mut Created) -> Result<Dir, Fault> {
     let own = root_permission(paths);
     let (shared, copied) = match &paths.root_rule {
         RootRule::Above(shared) => (shared.as_path(), setgid_parent(shared)),
@@ -219,7 +261,7 @@ fn make_path(
     path: &Path,
     choose: impl Fn(&Path) -> Permission,
     created: &mut Created,
-) -> Result<(), Fault> {
+) -> Result<Dir, Fault> {
     let failed = |error: io::Error| Fault::io(format!("create {}", path.display()), &error);
     let (existing, _) = dir::nearest_existing(path).map_err(failed)?;
     let missing = path.strip_prefix(&existing).unwrap_or(Path::new(""));
@@ -233,7 +275,7 @@ fn make_path(
         at.push(name);
         dir = make(&dir, name, &choose(&at), &at, created)?;
     }
-    Ok(())
+    Ok(dir)
 }
 
 /// Makes one directory, with its mode and group exact; an existing one is opened as it is.

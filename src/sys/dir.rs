@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat, renameat2};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{AccessFlags, Gid, UnlinkatFlags, faccessat, fchown, fsync, linkat, unlinkat};
 
@@ -130,6 +130,20 @@ impl Dir {
         Ok(renameat2(&self.0, from, &self.0, to, RenameFlags::empty())?)
     }
 
+    /// Gives a directory another name here; [taken](is_taken) when there is something of that name.
+    pub fn rename_dir(&self, name: &str, new_name: &str) -> io::Result<()> {
+        match self.rename(name, self, new_name) {
+            // NFS; a directory replaces at most an empty one.
+            Err(error) if super::is_unsupported(&error) => Ok(renameat(
+                &self.0,
+                component(name)?,
+                &self.0,
+                component(new_name)?,
+            )?),
+            other => other,
+        }
+    }
+
     pub fn unlink(&self, name: &str) -> io::Result<()> {
         Ok(unlinkat(
             &self.0,
@@ -200,6 +214,15 @@ impl Dir {
         }
         Ok(names)
     }
+}
+
+/// EEXIST, ENOTEMPTY, ENOTDIR: something has this name.
+pub fn is_taken(error: &io::Error) -> bool {
+    use io::ErrorKind::{AlreadyExists, DirectoryNotEmpty, NotADirectory};
+    matches!(
+        error.kind(),
+        AlreadyExists | DirectoryNotEmpty | NotADirectory
+    )
 }
 
 /// `stat` of a configured path, symlinks followed.
