@@ -588,7 +588,7 @@ fn a_spool_that_is_full() {
     }
     let store = store();
     store.scratch.dir("spool", MAIL, MAIL, 0o700);
-    let Some(_mount) = Mount::small(store.path("spool"), 512, 64) else {
+    let Some(_mount) = Mount::small(store.path("spool"), 3000, 64) else {
         return;
     };
     let config = store.configure("", "");
@@ -602,7 +602,7 @@ fn a_spool_that_is_full() {
     fs::write(&config, text).unwrap();
     let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
     let before = picture(&store);
-    let message = [MESSAGE, &b"0123456789\n".repeat(100_000)].concat();
+    let message = [MESSAGE, &b"0123456789\n".repeat(400_000)].concat();
     let both = ["alice@x.test", "bob@x.test"];
     let mut client = server.client();
     for replies in [
@@ -624,7 +624,7 @@ fn a_spool_that_is_full() {
     }
     assert_eq!(picture(&store), before);
     // It is used again: what fits goes.
-    let replies = client.deliver(&both, &message[..400_000]);
+    let replies = client.deliver(&both, &message[..2_500_000]);
     assert!(
         replies.iter().all(|reply| reply.starts_with("250 2.0.0 ")),
         "{replies:?}"
