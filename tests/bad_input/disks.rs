@@ -161,7 +161,7 @@ fn a_spool_that_is_full() {
     }
     let store = store();
     store.scratch.dir("spool", MAIL, MAIL, 0o700);
-    let Some(_mount) = Mount::small(store.path("spool"), 512, 64) else {
+    let Some(_mount) = Mount::small(store.path("spool"), 4096, 64) else {
         return;
     };
     let config = store.configure("", "");
@@ -175,7 +175,7 @@ fn a_spool_that_is_full() {
     fs::write(&config, text).unwrap();
     let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
     let before = picture(&store);
-    let message = [MESSAGE, &b"0123456789\n".repeat(100_000)].concat();
+    let message = [MESSAGE, &b"0123456789\n".repeat(500_000)].concat();
     let both = ["alice@x.test", "bob@x.test"];
     let mut client = server.client();
     for replies in [
@@ -197,7 +197,7 @@ fn a_spool_that_is_full() {
     }
     assert_eq!(picture(&store), before);
     // It is used again: what fits goes.
-    let replies = client.deliver(&both, &message[..400_000]);
+    let replies = client.deliver(&both, &message[..3_000_000]);
     assert!(
         replies.iter().all(|reply| reply.starts_with("250 2.0.0 ")),
         "{replies:?}"
@@ -211,7 +211,7 @@ fn a_file_that_may_not_grow() {
     let store = store();
     store.configure("", "");
     let before = picture(&store);
-    for size in [10_000, 1_000_000] {
+    for size in [10_000, 3_000_000] {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "ulimit -f 8 && exec \"$@\"", "sh"]);
         command.arg(program("postroom-lda").get_program());
