@@ -4,6 +4,9 @@ use super::*;
 
 #[test]
 fn a_message_that_is_too_big_is_told_and_logged() {
+    if not_root() {
+        return;
+    }
     let store = store();
     let server = store.serve("message_size = \"100K\"", "");
     let before = picture(&store);
@@ -38,6 +41,9 @@ fn a_message_that_is_too_big_is_told_and_logged() {
 /// What goes over the wire before the final dot, and what is in the file behind the fields that we put on top.
 #[test]
 fn messages_that_try_to_be_something_else() {
+    if not_root() {
+        return;
+    }
     let store = store();
     let server = store.serve("", "");
     let smuggled = "MAIL FROM:<x@y>\r\nRCPT TO:<carol@x.test>\r\nDATA\r\nsmuggled\r\n";
@@ -107,6 +113,9 @@ fn messages_that_try_to_be_something_else() {
 /// Commands that never end cost an answer and no memory.
 #[test]
 fn a_command_of_ten_megabytes() {
+    if not_root() {
+        return;
+    }
     let store = store();
     let server = store.serve("", "");
     let mut client = server.client();
@@ -127,6 +136,9 @@ fn a_command_of_ten_megabytes() {
 /// A gigabyte goes through in constant memory, to two mailboxes on one file system.
 #[test]
 fn a_message_of_a_gigabyte() {
+    if not_root() {
+        return;
+    }
     let store = store();
     let server = store.serve("recipient_headers = \"single\"", "");
     let mut client = server.client();

@@ -208,6 +208,9 @@ fn a_spool_that_is_full() {
 /// A limit on the size of files is an answer too, wherever the message meets it.
 #[test]
 fn a_file_that_may_not_grow() {
+    if not_root() {
+        return;
+    }
     let store = store();
     store.configure("", "");
     let before = picture(&store);

