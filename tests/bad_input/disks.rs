@@ -1,0 +1,230 @@
+//! File systems that are read-only or full.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::support::skip;
+use super::*;
+
+/// A mount in the scratch folder, gone with its value.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn new(at: PathBuf, arguments: &[&str]) -> Option<Mount> {
+        let mut command = Command::new("mount");
+        let mounted = command.args(arguments).arg(&at).output();
+        match mounted.is_ok_and(|output| output.status.success()) {
+            true => Some(Mount(at)),
+            false => {
+                skip("nothing can be mounted here");
+                None
+            }
+        }
+    }
+
+    /// What lies at `at`, where nothing can be written.
+    fn read_only(at: PathBuf) -> Option<Mount> {
+        let source = at.to_str().unwrap().to_owned();
+        let mount = Mount::new(at, &["--bind", &source])?;
+        let mut command = Command::new("mount");
+        command.args(["-o", "remount,ro,bind"]).arg(&mount.0);
+        assert!(command.status().unwrap().success());
+        Some(mount)
+    }
+
+    /// A file system of so many kilobytes and files.
+    fn small(at: PathBuf, kilobytes: u32, files: u32) -> Option<Mount> {
+        let options =
+            format!("size={kilobytes}k,nr_inodes={files},mode=0700,uid={MAIL},gid={MAIL}");
+        Mount::new(at, &["-t", "tmpfs", "-o", &options, "tmpfs"])
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_root_that_is_read_only() {
+    if not_root() {
+        return;
+    }
+    let store = store();
+    let Some(_mount) = Mount::read_only(store.path("public")) else {
+        return;
+    };
+    let server = serve(&store, "", "on_missing = \"create\"");
+    for (recipient, reply, exit) in [
+        ("alice+Public/info@x.test", "451 4.2.0 ", 75),
+        ("alice+Public/new@x.test", "250 2.0.0 ", 0),
+        ("alice+Public/info/new@x.test", "250 2.0.0 ", 0),
+    ] {
+        let before = picture(&store);
+        let got = deliver(&server, recipient.as_bytes());
+        assert!(got.starts_with(reply), "{recipient}: {got}");
+        let (code, told) = lda(&store, &[os(recipient.as_bytes())], MESSAGE);
+        assert_eq!(code, exit, "{recipient}: {told}");
+        let new = added(&store, &before);
+        let want = match exit {
+            0 => &["home/alice/Maildir/new/MESSAGE"; 2][..],
+            _ => &[],
+        };
+        assert_eq!(new, want, "{recipient}");
+    }
+    assert!(
+        server.log().contains("Read-only file system"),
+        "{}",
+        server.log()
+    );
+    drop(server);
+    let Some(_home) = Mount::read_only(store.path("home/carol")) else {
+        return;
+    };
+    let server = store.serve("", "");
+    let before = picture(&store);
+    assert!(deliver(&server, b"carol@x.test").starts_with("451 4.2.0 "));
+    assert_eq!(lda(&store, &[os(b"carol@x.test")], MESSAGE).0, 75);
+    assert_eq!(picture(&store), before);
+}
+
+/// Space or files run out: at every size of the hole nothing stays of a message that did not fit.
+#[test]
+fn a_disk_that_is_full() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    let root = store.path("home/alice");
+    let Some(_mount) = Mount::small(root.clone(), 256, 64) else {
+        return;
+    };
+    let server = serve(&store, "", "on_missing = \"create\"");
+    let message = [MESSAGE, &b"0123456789\n".repeat(3000)].concat();
+    let deliver = |recipient: &str| server.client().deliver(&[recipient], &message).remove(0);
+    let filler = root.join("filler");
+    // No space for the message.
+    let reply = deliver("alice@x.test");
+    assert!(reply.starts_with("250 2.0.0 "), "{reply} {}", server.log());
+    let mut file = fs::File::create(&filler).unwrap();
+    while file.write_all(&[b'x'; 4096]).is_ok() {}
+    let before = picture(&store);
+    for recipient in ["alice@x.test", "alice+Spam@x.test", "alice+Work@x.test"] {
+        let reply = deliver(recipient);
+        assert!(reply.starts_with("452 4.3.1 "), "{recipient}: {reply}");
+        let (code, told) = lda(&store, &[os(recipient.as_bytes())], &message);
+        assert_eq!(code, 75, "{recipient}: {told}");
+        assert!(told.contains("4.3.1 "), "{told}");
+        assert_eq!(picture(&store), before, "{recipient}");
+    }
+    assert!(server.log().contains("No space left"), "{}", server.log());
+    // The others of the transaction are not concerned.
+    let both = ["alice@x.test", "bob@x.test"];
+    let replies = server.client().deliver(&both, &message);
+    assert!(
+        replies[0].starts_with("452 4.3.1 ") && replies[1].starts_with("250 2.0.0 "),
+        "{replies:?}"
+    );
+    drop(file);
+    fs::remove_file(&filler).unwrap();
+    let reply = deliver("alice@x.test");
+    assert!(reply.starts_with("250 2.0.0 "), "{reply} {}", server.log());
+    // No inodes, or too few of them for a mailbox: none of its directories stays.
+    let mut fillers = Vec::new();
+    while let Ok(file) = fs::File::create_new(root.join(fillers.len().to_string())) {
+        drop(file);
+        fillers.push(root.join(fillers.len().to_string()));
+    }
+    for _ in 0..5 {
+        let before = picture(&store);
+        let reply = deliver("alice+Work@x.test");
+        assert!(reply.starts_with("452 4.3.1 "), "{reply}");
+        let (code, told) = lda(
+            &store,
+            &[os(b"-m"), os(b"Work"), os(b"-d"), os(b"alice")],
+            &message,
+        );
+        assert_eq!(code, 75, "{told}");
+        assert_eq!(picture(&store), before);
+        fs::remove_file(fillers.pop().unwrap()).unwrap();
+    }
+    assert!(leftovers(&store.path("home")).is_empty());
+}
+
+/// The spool has no space: the message is lost before there is a plan, and every recipient hears and has a line in the log.
+#[test]
+fn a_spool_that_is_full() {
+    if not_root() {
+        return;
+    }
+    let store = store();
+    store.scratch.dir("spool", MAIL, MAIL, 0o700);
+    let Some(_mount) = Mount::small(store.path("spool"), 4096, 64) else {
+        return;
+    };
+    let config = store.configure("", "");
+    let text = fs::read_to_string(&config).unwrap();
+    let spool = store.scratch.text("spool");
+    let text = text.replace(
+        &format!("spool_dir = \"{}\"", store.scratch.text("run")),
+        &format!("spool_dir = \"{spool}\""),
+    );
+    assert!(text.contains(&spool));
+    fs::write(&config, text).unwrap();
+    let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    let before = picture(&store);
+    let message = [MESSAGE, &b"0123456789\n".repeat(500_000)].concat();
+    let both = ["alice@x.test", "bob@x.test"];
+    let mut client = server.client();
+    for replies in [
+        client.deliver(&both, &message),
+        chunks(&mut client, &both, &message),
+    ] {
+        assert_eq!(replies.len(), 2);
+        assert!(
+            replies.iter().all(|reply| reply.starts_with("452 4.3.1 ")),
+            "{replies:?}"
+        );
+    }
+    let log = server.log();
+    for recipient in both {
+        let lines = log
+            .lines()
+            .filter(|line| line.contains(recipient) && line.contains("No space left"));
+        assert_eq!(lines.count(), 2, "{recipient}: {log}");
+    }
+    assert_eq!(picture(&store), before);
+    // It is used again: what fits goes.
+    let replies = client.deliver(&both, &message[..3_000_000]);
+    assert!(
+        replies.iter().all(|reply| reply.starts_with("250 2.0.0 ")),
+        "{replies:?}"
+    );
+    assert_eq!(tree(&store.path("spool")), Vec::<String>::new());
+}
+
+/// A limit on the size of files is an answer too, wherever the message meets it.
+#[test]
+fn a_file_that_may_not_grow() {
+    if not_root() {
+        return;
+    }
+    let store = store();
+    store.configure("", "");
+    let before = picture(&store);
+    for size in [10_000, 3_000_000] {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "ulimit -f 8 && exec \"$@\"", "sh"]);
+        command.arg(program("postroom-lda").get_program());
+        command.arg("-c").arg(store.path("postroom.toml"));
+        command.arg("alice@x.test");
+        as_user(&mut command, MAIL, MAIL, &[]);
+        let output = run_with_input(&mut command, &vec![b'x'; size]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(75), "{told}");
+        assert!(told.starts_with("4.2.2 "), "{told}");
+        assert_eq!(picture(&store), before);
+    }
+}
