@@ -396,3 +396,119 @@ fn commands_do_what_those_of_doveadm_do() {
         assert_eq!(differ, Vec::<String>::new(), "Dovecot {name}");
     }
 }
+
+/// Whose rights count: `[acl] subject`, and who says who sends.
+#[test]
+fn subjects() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    store
+        .scratch
+        .maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
+    let files = [
+        ("any", "anyone lp"),
+        ("bob", "user=bob lp"),
+        ("alice", "user=alice lp"),
+        ("group", "group=mail lp"),
+    ];
+    for (name, file) in files {
+        store
+            .scratch
+            .maildir(&format!("public/.{name}"), MAIL, 100, 0o2770);
+        store.scratch.file(
+            &format!("public/.{name}/dovecot-acl"),
+            MAIL,
+            100,
+            0o660,
+            file,
+        );
+    }
+    let config = store.configure("", "");
+    let text = fs::read_to_string(&config).unwrap();
+    // settings of [acl], who is said to send, by whom, the public mailboxes of alice that take her mail
+    for (acl, sender, uid, open) in [
+        ("", None, MAIL, &["any", "alice"][..]),
+        (
+            "groups_from = [\"userdb\", \"nss\"]",
+            None,
+            MAIL,
+            &["any", "alice", "group"],
+        ),
+        ("subject = \"anonymous\"", None, MAIL, &["any"]),
+        ("subject = \"owner\"", None, MAIL, &["any"]),
+        ("subject = \"authenticated-sender\"", None, MAIL, &["any"]),
+        (
+            "subject = \"authenticated-sender\"",
+            Some("bob"),
+            MAIL,
+            &["any", "bob"],
+        ),
+        (
+            "subject = \"authenticated-sender\"",
+            Some("bob"),
+            0,
+            &["any", "bob"],
+        ),
+        (
+            "ignore = true",
+            None,
+            MAIL,
+            &["any", "bob", "alice", "group"],
+        ),
+        ("globals_only = true", None, MAIL, &[]),
+        (
+            "[acl.entries]\nauthenticated = \"lp\"",
+            None,
+            MAIL,
+            &["any", "bob", "alice", "group"],
+        ),
+        (
+            "[acl.entries]\n\"group-override=x\" = \"-p\"\nanyone = \"-p\"",
+            None,
+            MAIL,
+            &[],
+        ),
+    ] {
+        let with = text.replace(
+            "driver = \"vfile\"\n",
+            &format!("driver = \"vfile\"\n{acl}\n"),
+        );
+        fs::write(&config, format!("mail_uid = {MAIL}\n{with}")).unwrap();
+        let takes = |name: &str| {
+            let mut command = support::program("postroom-lda");
+            command
+                .arg("-c")
+                .arg(&config)
+                .args(["-d", "alice", "-m"])
+                .arg(format!("Public/{name}"));
+            command.args(["--dry-run", "--json"]);
+            sender
+                .iter()
+                .for_each(|sender| drop(command.args(["--authenticated", sender])));
+            if uid != 0 {
+                support::as_user(&mut command, uid, uid, &[100]);
+            }
+            let output = command.stdin(std::process::Stdio::null()).output().unwrap();
+            let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            report["mailbox"] == format!("Public/{name}")
+        };
+        let found: Vec<&str> = files
+            .iter()
+            .map(|(name, _)| *name)
+            .filter(|name| takes(name))
+            .collect();
+        assert_eq!(found, open, "{acl} {sender:?}");
+    }
+    // Anybody else is not believed.
+    fs::write(&config, text).unwrap();
+    let mut command = support::program("postroom-lda");
+    command
+        .arg("-c")
+        .arg(&config)
+        .args(["-d", "alice", "--authenticated", "bob"]);
+    support::as_user(&mut command, MAIL, MAIL, &[]);
+    let output = support::run_with_input(&mut command, b"x\n");
+    assert_eq!(output.status.code(), Some(75));
+}

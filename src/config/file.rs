@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::listeners::lmtp;
+use super::map::{addresses, routes};
 use super::places::{location, namespaces};
 use super::rights::acl;
 use super::section::Section;
@@ -106,6 +107,8 @@ fn delivery(
         hostname,
         auth_username_format: root.template_or("auth_username_format", "%{user | lower}"),
         userdbs,
+        addresses: addresses(root),
+        routes: routes(root),
         namespaces,
         acl,
         recipient_delimiter: section.text_or("recipient_delimiter", || "+".into()),

@@ -3,6 +3,7 @@
 
 mod file;
 mod listeners;
+mod map;
 mod overrides;
 mod places;
 pub mod report;

@@ -8,6 +8,13 @@ use crate::mailbox::acl::entry::Line;
 use crate::mailbox::acl::sources::{Configured, Rules};
 use crate::mailbox::namespace::{Kind, Namespace};
 
+pub const SUBJECTS: [(&str, Subject); 4] = [
+    ("recipient", Subject::Recipient),
+    ("owner", Subject::Owner),
+    ("anonymous", Subject::Anonymous),
+    ("authenticated-sender", Subject::AuthenticatedSender),
+];
+
 pub fn acl(root: &Section<'_>, namespaces: &[Namespace]) -> Acl {
     let section = root.section("acl");
     let open = namespaces
@@ -31,15 +38,9 @@ pub fn acl(root: &Section<'_>, namespaces: &[Namespace]) -> Acl {
         ("post", DeliveryRight::Post),
         ("insert", DeliveryRight::Insert),
     ];
-    let subjects = [
-        ("recipient", Subject::Recipient),
-        ("owner", Subject::Owner),
-        ("anonymous", Subject::Anonymous),
-        ("authenticated-sender", Subject::AuthenticatedSender),
-    ];
     let versions = [("2.3", Dovecot::V23), ("2.4", Dovecot::V24)];
     let right = section.choice("delivery_right", &rights, Some(DeliveryRight::InsertOrPost));
-    let subject = section.choice("subject", &subjects, Some(Subject::Recipient));
+    let subject = section.choice("subject", &SUBJECTS, Some(Subject::Recipient));
     let acl = Acl {
         driver: section
             .choice("driver", &drivers, Some(usual))

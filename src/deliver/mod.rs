@@ -7,6 +7,7 @@
 //! RCPT, `explain` and `--dry-run` stop after the second step, a delivery runs all three: there is no other path.
 //! Plain blocking code; it knows nothing of LMTP, of pipes or of processes.
 
+pub mod address;
 pub mod carry_out;
 pub mod header;
 pub mod inspect;
@@ -14,6 +15,7 @@ pub mod outcome;
 pub mod queue;
 pub mod report;
 pub mod resolve;
+pub mod route;
 pub mod settings;
 
 use std::sync::{Arc, OnceLock};
@@ -23,10 +25,11 @@ use crate::message::{Message, Recipient};
 use crate::sys;
 use crate::sys::credentials::{self, Credentials};
 
+pub use address::user_of;
 pub use carry_out::Transaction;
 pub use outcome::{Outcome, Saved};
 pub use report::{Line, Report};
-pub use resolve::{Target, Targets, mailbox_of, user_of};
+pub use resolve::{Target, Targets, mailbox_of};
 pub use settings::Settings;
 
 /// The delivery core with its settings: built once, shared by all deliveries.
@@ -60,7 +63,7 @@ impl Core {
 
     /// What a delivery to `recipient` would do, and answer. Nothing is opened for writing.
     pub fn inspect(&self, recipient: &Recipient) -> Report {
-        match resolve::resolve(&self.settings, recipient) {
+        match resolve::resolve(&self.settings, recipient, None) {
             Ok(targets) => inspect::inspect(&self.settings, &targets, self.identity()).1,
             Err(fault) => Report::failed(recipient.shown(), fault),
         }
@@ -73,7 +76,8 @@ impl Core {
 
     /// The whole delivery to one recipient.
     pub fn deliver(&self, transaction: &Transaction, recipient: &Recipient) -> Outcome {
-        let targets = match resolve::resolve(&self.settings, recipient) {
+        let head = transaction.message().body.head();
+        let targets = match resolve::resolve(&self.settings, recipient, Some(head)) {
             Ok(targets) => targets,
             Err(fault) => return Outcome::refused(fault),
         };

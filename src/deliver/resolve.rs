@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::address::{self, Asked, find_user};
 use super::report::Line;
 use super::settings::{self, AclDriver, Detail, Dovecot, Permissions, Settings};
 use crate::fault::{Code, Fault};
@@ -13,8 +14,8 @@ use crate::mailbox::acl::Sources;
 use crate::mailbox::acl::sources::{self, Configured, Rules};
 use crate::mailbox::location::{Driver, Layout};
 use crate::mailbox::lookup::{self, Found, NotFound};
-use crate::mailbox::name::{self, StorageName};
-use crate::mailbox::namespace::{Auto, Kind, Namespace, OnDenied, OnMissing};
+use crate::mailbox::name::StorageName;
+use crate::mailbox::namespace::{Auto, Kind, OnDenied, OnMissing};
 use crate::mailbox::path::{NoPlace, Paths};
 use crate::message::Recipient;
 use crate::sys::nss;
@@ -49,6 +50,10 @@ pub enum By {
     Detail,
     /// `-m`.
     Flag,
+    /// `[[address]]`.
+    Map,
+    /// `[[route]]`: it never costs the mail, INBOX stands behind it.
+    Route,
 }
 
 /// The mailbox that is asked for.
@@ -102,44 +107,66 @@ pub struct Subject {
     pub is_owner: bool,
 }
 
-/// The mailbox for `recipient`, its fallbacks, and the user who delivers.
-pub fn resolve(settings: &Settings, recipient: &Recipient) -> Result<Targets, Fault> {
-    let (user, detail) = user_and_detail(settings, recipient)?;
-    let mut lines = vec![Line::ok(
-        "user",
-        format!("{}  ({})", user.name, user.origin),
-    )];
-    let (by, mailbox) = wanted_name(settings, recipient, detail.as_deref());
-    if by != By::Default {
-        lines.push(Line::ok("wanted", format!("{mailbox}  by {}", by.text())));
-    }
-    let on_missing = |namespace: Option<&Namespace>| {
-        let asked = namespace
-            .and_then(|namespace| namespace.on_missing)
-            .unwrap_or(settings.on_missing);
-        match (by, asked) {
-            (By::Detail, OnMissing::Defer) => OnMissing::Inbox,
-            (_, asked) => asked,
-        }
+/// The mailbox for `recipient`, its fallbacks, and the user who delivers. `head`: the start of the message, for header
+/// routes; none before there is one.
+pub fn resolve(
+    settings: &Settings,
+    recipient: &Recipient,
+    head: Option<&[u8]>,
+) -> Result<Targets, Fault> {
+    let Asked {
+        user,
+        by,
+        mailbox,
+        rule,
+        mut lines,
+    } = address::asked(settings, recipient)?;
+    let resolver = Resolver {
+        settings,
+        user: &user,
+        subject: rule
+            .and_then(|rule| rule.subject)
+            .unwrap_or(settings.acl.subject),
+        authenticated: recipient.authenticated.as_deref(),
+    };
+    let found = lookup::find(&settings.namespaces, &mailbox, &user.name);
+    let of_namespace = found
+        .as_ref()
+        .ok()
+        .and_then(|found| found.namespace.on_missing);
+    let on_missing = match (rule, of_namespace.unwrap_or(settings.on_missing)) {
+        (Some(rule), _) => rule.on_missing,
+        (None, OnMissing::Defer) if by == By::Detail => OnMissing::Inbox,
+        (None, asked) => asked,
     };
     let on_denied = match (by, settings.on_denied) {
         (By::Detail, OnDenied::Defer) => OnDenied::Inbox,
         (_, asked) => asked,
     };
-    let resolver = Resolver {
-        settings,
-        user: &user,
-        authenticated: recipient.authenticated.as_deref(),
-    };
-    let found = lookup::find(&settings.namespaces, &mailbox, &user.name);
-    let on_missing = on_missing(found.as_ref().ok().map(|found| found.namespace));
     let wanted = resolver.wanted(found, &mailbox, by, on_missing)?;
+    let wants_inbox = matches!(&wanted, Wanted::Target(target) if target.own_inbox);
+    if wants_inbox
+        && rule.is_none()
+        && let Some(routed) = resolver.routed(head, &mut lines)?
+    {
+        return Ok(Targets {
+            recipient: recipient.shown(),
+            by: By::Route,
+            wanted: routed,
+            parents: Vec::new(),
+            inbox: Some(resolver.inbox()?),
+            on_missing: OnMissing::Inbox,
+            on_denied: OnDenied::Inbox,
+            lines,
+            user,
+        });
+    }
     let parents = match (&wanted, on_missing) {
         (Wanted::Target(target), OnMissing::Parent) => resolver.parents(&target.mailbox)?,
         _ => Vec::new(),
     };
-    let wants_inbox = matches!(&wanted, Wanted::Target(target) if target.own_inbox);
-    let inbox = match wants_inbox {
+    // Mail for an address of a mailbox is not for the user who delivers it.
+    let inbox = match wants_inbox || rule.is_some() {
         true => None,
         false => Some(resolver.inbox()?),
     };
@@ -156,11 +183,6 @@ pub fn resolve(settings: &Settings, recipient: &Recipient) -> Result<Targets, Fa
     })
 }
 
-/// The user whose mail this is: no such user and cannot tell are faults.
-pub fn user_of(settings: &Settings, recipient: &Recipient) -> Result<User, Fault> {
-    user_and_detail(settings, recipient).map(|(user, _)| user)
-}
-
 /// A mailbox by the name that `user` has for it; no mailbox where no name or owner is like that.
 pub fn mailbox_of(
     settings: &Settings,
@@ -171,7 +193,7 @@ pub fn mailbox_of(
         mailbox: Some(mailbox.into()),
         ..Recipient::of_user(user)
     };
-    let targets = resolve(settings, &recipient)?;
+    let targets = resolve(settings, &recipient, None)?;
     let target = match targets.wanted {
         Wanted::Target(target) => Some(*target),
         Wanted::Missing { .. } | Wanted::Denied { .. } => None,
@@ -179,105 +201,11 @@ pub fn mailbox_of(
     Ok((targets.user, target))
 }
 
-fn user_and_detail(
-    settings: &Settings,
-    recipient: &Recipient,
-) -> Result<(User, Option<String>), Fault> {
-    let (name, detail) = split(settings, recipient)?;
-    let user = find_user(settings, &name)?;
-    let unknown = || {
-        let doing = format!("look up the user {name:?}");
-        Fault::new(Code::NoSuchUser, doing, "no userdb has this user")
-    };
-    Ok((user.ok_or_else(unknown)?, detail))
-}
-
-/// The name to look up, and the detail.
-fn split(settings: &Settings, recipient: &Recipient) -> Result<(String, Option<String>), Fault> {
-    if let Some(user) = &recipient.user {
-        return Ok((user.clone(), recipient.detail.clone()));
-    }
-    let (address, detail) = recipient
-        .address
-        .split_detail(&settings.recipient_delimiter);
-    let whole = match &address.domain {
-        Some(domain) => format!("{}@{domain}", address.local),
-        None => address.local.clone(),
-    };
-    let variables = Variables {
-        user: &whole,
-        hostname: &settings.hostname,
-        ..Variables::default()
-    };
-    let name = settings
-        .auth_username_format
-        .expand(&variables)
-        .map_err(|missing| {
-            Fault::new(
-                Code::CannotTell,
-                "auth_username_format".to_string(),
-                missing.to_string(),
-            )
-        })?;
-    Ok((
-        name,
-        detail
-            .filter(|detail| !detail.is_empty())
-            .or_else(|| recipient.detail.clone()),
-    ))
-}
-
-/// Found, no such user, or a fault for "cannot tell".
-fn find_user(settings: &Settings, name: &str) -> Result<Option<User>, Fault> {
-    // User and domain become directories of their own in paths.
-    let odd = name.split('@').any(|part| matches!(part, "" | "." | ".."))
-        || name.contains(|c: char| c == '/' || c.is_control());
-    if odd {
-        return Ok(None);
-    }
-    settings.userdbs.find(name).map_err(|unavailable| {
-        Fault::new(
-            Code::CannotTell,
-            format!("look up the user {name:?}"),
-            unavailable.to_string(),
-        )
-    })
-}
-
-fn wanted_name(settings: &Settings, recipient: &Recipient, detail: Option<&str>) -> (By, String) {
-    let separators: Vec<char> = settings
-        .namespaces
-        .iter()
-        .map(|namespace| namespace.separator)
-        .collect();
-    let inbox = || (By::Default, "INBOX".to_owned());
-    if let Some(mailbox) = recipient.mailbox.as_deref() {
-        return match name::normalise(mailbox, &separators) {
-            name if name.is_empty() => inbox(),
-            name => (By::Flag, name),
-        };
-    }
-    let Some(detail) =
-        detail.filter(|detail| !detail.is_empty() && settings.detail != Detail::Ignore)
-    else {
-        return inbox();
-    };
-    let name = name::normalise(detail, &separators);
-    if name == "INBOX" || lookup::is_full_name(&settings.namespaces, &name) {
-        return (By::Detail, name);
-    }
-    let inbox_prefix = settings
-        .namespaces
-        .iter()
-        .find(|namespace| namespace.inbox)
-        .map_or("", |it| it.prefix.as_str());
-    (By::Detail, format!("{inbox_prefix}{name}"))
-}
-
 /// Makes targets for one user.
 struct Resolver<'a> {
     settings: &'a Settings,
     user: &'a User,
+    subject: settings::Subject,
     /// Who sends, as a trusted peer knows for sure.
     authenticated: Option<&'a str>,
 }
@@ -316,7 +244,7 @@ impl Resolver<'_> {
         }
         let storage = match StorageName::parse(&found.rest, found.namespace) {
             Ok(storage) => storage,
-            Err(bad) if by == By::Detail => {
+            Err(bad) if matches!(by, By::Detail | By::Route) => {
                 return Ok(Wanted::Denied {
                     mailbox: mailbox.into(),
                     why: bad.to_string(),
@@ -367,6 +295,52 @@ impl Resolver<'_> {
         Some(format!(
             "no mail from outside goes to {special} (delivery.detail = \"private\")"
         ))
+    }
+
+    /// The mailbox of the first route that the message takes. A route that leads nowhere leaves it where it was.
+    fn routed(&self, head: Option<&[u8]>, lines: &mut Vec<Line>) -> Result<Option<Wanted>, Fault> {
+        let mut routes = self.settings.routes.iter();
+        let Some(route) = head.and_then(|head| routes.find(|route| route.takes(head))) else {
+            return Ok(None);
+        };
+        let name = match route.mailbox.starts_with('\\') {
+            true => self.by_special_use(&route.mailbox),
+            false => Some(address::normalised(self.settings, &route.mailbox)),
+        };
+        let Some(name) = name else {
+            let text = format!("{}: no mailbox is {}", route.from, route.mailbox);
+            lines.push(Line::ok("route", text));
+            return Ok(None);
+        };
+        lines.push(Line::ok(
+            "route",
+            format!("{}: {} -> {name}", route.from, route.header),
+        ));
+        let found = lookup::find(&self.settings.namespaces, &name, &self.user.name);
+        self.wanted(found, &name, By::Route, OnMissing::Inbox)
+            .map(Some)
+    }
+
+    /// The full name of the user's own mailbox with this special use.
+    fn by_special_use(&self, special_use: &str) -> Option<String> {
+        let own = self
+            .settings
+            .namespaces
+            .iter()
+            .filter(|it| it.kind == Kind::Private);
+        own.flat_map(|namespace| {
+            namespace
+                .mailboxes
+                .iter()
+                .map(move |block| (namespace, block))
+        })
+        .find(|(_, block)| {
+            block
+                .special_use
+                .iter()
+                .any(|it| it.eq_ignore_ascii_case(special_use))
+        })
+        .map(|(namespace, block)| format!("{}{}", namespace.prefix, block.name))
     }
 
     /// The user's own INBOX.
@@ -463,7 +437,7 @@ impl Resolver<'_> {
             groups: Vec::new(),
             is_owner: false,
         };
-        match (self.settings.acl.subject, kind) {
+        match (self.subject, kind) {
             (settings::Subject::Recipient, _) => {
                 let names = ["acl_user", "master_user"];
                 let acting = names.iter().find_map(|name| self.user.extra.get(*name));
@@ -596,11 +570,13 @@ fn home_of(user: &User) -> Result<Option<String>, Fault> {
 }
 
 impl By {
-    fn text(self) -> &'static str {
+    pub fn text(self) -> &'static str {
         match self {
             By::Default => "default",
             By::Detail => "the detail of the address",
             By::Flag => "-m",
+            By::Map => "the address map",
+            By::Route => "a header route",
         }
     }
 }

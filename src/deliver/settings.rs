@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::address::AddressMap;
+use super::route::Route;
 use crate::mailbox::acl::Rights;
 use crate::mailbox::acl::sources::Rules;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
@@ -19,6 +21,10 @@ pub struct Settings {
     /// All that are not disabled, in the order of the file.
     pub namespaces: Vec<Namespace>,
     pub acl: Acl,
+    /// Mailboxes with an address of their own.
+    pub addresses: AddressMap,
+    /// For mail whose mailbox is the user's INBOX.
+    pub routes: Vec<Route>,
     /// Each character divides user from detail; empty: no details.
     pub recipient_delimiter: String,
     pub detail: Detail,

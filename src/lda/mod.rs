@@ -125,6 +125,12 @@ fn prepare(options: Options) -> Result<Job, Fault> {
             unusable(why.into()).with_advice("write /etc/postroom/postroom.toml, or give -c FILE")
         );
     }
+    let is_believed =
+        credentials::is_root() || config.service.mail_uid == Some(credentials::effective().uid);
+    if options.authenticated.is_some() && !is_believed {
+        let why = "only root and mail_uid can say who sends (--authenticated)";
+        return Err(unusable(why.into()));
+    }
     let recipients = recipients(&options, &mut config).map_err(unusable)?;
     process::clear_umask();
     let system = |error: io::Error| Fault::io("begin", &error);

@@ -58,8 +58,8 @@ struct Arguments {
     /// Store the message with this keyword
     #[arg(long, value_name = "WORD", hide = true)]
     keyword: Vec<String>,
-    /// Who sends, as the MTA knows for sure
-    #[arg(long, value_name = "USER", hide = true)]
+    /// Who sends, as the MTA knows for sure: believed from root and from mail_uid
+    #[arg(long, value_name = "USER")]
     authenticated: Option<String>,
     /// Print the decision; store nothing
     #[arg(long)]
@@ -85,6 +85,7 @@ pub struct Options {
     pub last: Option<Address>,
     pub mailbox: Option<String>,
     pub detail: Option<String>,
+    pub authenticated: Option<String>,
     /// Absolute.
     pub file: Option<PathBuf>,
     pub dry_run: bool,
@@ -146,6 +147,7 @@ impl Options {
             last: last.or_else(|| spare("RECIPIENT").and_then(|it| Address::parse(&it).ok())),
             mailbox: arguments.mailbox.map(|it| text("-m", it)).transpose()?,
             detail: spare("EXTENSION"),
+            authenticated: arguments.authenticated,
             file: file.map_err(|error| Refused::Usage(format!("-p: {error}")))?,
             dry_run: arguments.dry_run,
             json: arguments.json,
@@ -162,6 +164,7 @@ impl Options {
         Recipient {
             original: self.original.clone(),
             mailbox: self.mailbox.clone(),
+            authenticated: self.authenticated.clone(),
             ..recipient
         }
     }
@@ -186,8 +189,6 @@ impl Arguments {
             "-n is dovecot-lda 1.x: set delivery.on_missing (-o delivery.on_missing=inbox)"
         } else if !self.flag.is_empty() || !self.keyword.is_empty() {
             "--flag and --keyword are not built yet"
-        } else if self.authenticated.is_some() {
-            "--authenticated is not built yet"
         } else {
             return Ok(());
         };

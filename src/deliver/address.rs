@@ -1,0 +1,253 @@
+//! From an address to a user and the name of the mailbox that is wanted: the address map, the userdbs, the detail.
+
+use std::collections::HashMap;
+
+use super::report::Line;
+use super::resolve::By;
+use super::settings::{Detail, Settings, Subject};
+use crate::fault::{Code, Fault};
+use crate::mailbox::lookup;
+use crate::mailbox::name::{self, StorageName};
+use crate::mailbox::namespace::OnMissing;
+use crate::message::{Address, Recipient};
+use crate::text::template::Variables;
+use crate::user::User;
+
+/// One `[[address]]`: a mailbox with an address of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// The mailbox by the full name that `user` has for it.
+    pub mailbox: String,
+    /// Whose namespaces, uid and groups deliver. His INBOX is never the fallback.
+    pub user: String,
+    /// Whose rights count; none: as everywhere.
+    pub subject: Option<Subject>,
+    pub on_missing: OnMissing,
+    /// Where it is written: `address 3`.
+    pub from: String,
+}
+
+/// All rules. Addresses in small letters.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AddressMap {
+    /// `sales@example.org`
+    pub exact: HashMap<String, Rule>,
+    /// `example.org`, of `*@example.org`.
+    pub domains: HashMap<String, Rule>,
+}
+
+/// Who delivers, and the mailbox that is asked for.
+#[derive(Debug)]
+pub struct Asked<'a> {
+    pub user: User,
+    pub by: By,
+    /// By its full name.
+    pub mailbox: String,
+    /// The rule of the address map that named it.
+    pub rule: Option<&'a Rule>,
+    /// The decisions so far.
+    pub lines: Vec<Line>,
+}
+
+/// The map before the userdbs, `*@domain` only after "no such user", and never after "cannot tell".
+pub fn asked<'a>(settings: &'a Settings, recipient: &Recipient) -> Result<Asked<'a>, Fault> {
+    if let Some((rule, detail)) = exact_rule(settings, recipient) {
+        return of_rule(settings, recipient, rule, detail.as_deref());
+    }
+    let (name, detail) = split(settings, recipient)?;
+    let Some(user) = find_user(settings, &name)? else {
+        let domain = recipient
+            .address
+            .domain
+            .as_deref()
+            .filter(|_| recipient.user.is_none());
+        let rule = domain.and_then(|domain| settings.addresses.domains.get(&domain.to_lowercase()));
+        return match rule {
+            Some(rule) => of_rule(settings, recipient, rule, None),
+            None => Err(unknown(&name)),
+        };
+    };
+    let mut lines = vec![Line::ok(
+        "user",
+        format!("{}  ({})", user.name, user.origin),
+    )];
+    let (by, mailbox) = wanted_name(settings, recipient, detail.as_deref());
+    if by != By::Default {
+        lines.push(Line::ok("wanted", format!("{mailbox}  by {}", by.text())));
+    }
+    Ok(Asked {
+        user,
+        by,
+        mailbox,
+        rule: None,
+        lines,
+    })
+}
+
+/// The user whose mail this is: no such user and cannot tell are faults.
+pub fn user_of(settings: &Settings, recipient: &Recipient) -> Result<User, Fault> {
+    asked(settings, recipient).map(|asked| asked.user)
+}
+
+fn unknown(name: &str) -> Fault {
+    let doing = format!("look up the user {name:?}");
+    Fault::new(Code::NoSuchUser, doing, "no userdb has this user")
+}
+
+/// The rule of the whole address, or else of the address without its detail, and that detail.
+fn exact_rule<'a>(
+    settings: &'a Settings,
+    recipient: &Recipient,
+) -> Option<(&'a Rule, Option<String>)> {
+    if recipient.user.is_some() || settings.addresses.exact.is_empty() {
+        return None;
+    }
+    let rule = |address: &Address| {
+        settings
+            .addresses
+            .exact
+            .get(&address.to_string().to_lowercase())
+    };
+    if let Some(rule) = rule(&recipient.address) {
+        return Some((rule, None));
+    }
+    let (address, detail) = recipient
+        .address
+        .split_detail(&settings.recipient_delimiter);
+    rule(&address).map(|rule| (rule, detail))
+}
+
+/// The mailbox of a rule, or the child of it that a detail names where that is a name at all.
+fn of_rule<'a>(
+    settings: &'a Settings,
+    recipient: &Recipient,
+    rule: &'a Rule,
+    detail: Option<&str>,
+) -> Result<Asked<'a>, Fault> {
+    let Some(user) = find_user(settings, &rule.user)? else {
+        let doing = format!("deliver as {:?}, by {}", rule.user, rule.from);
+        return Err(Fault::new(
+            Code::CannotTell,
+            doing,
+            "no userdb has this user",
+        ));
+    };
+    let own = normalised(
+        settings,
+        recipient.mailbox.as_deref().unwrap_or(&rule.mailbox),
+    );
+    let child = detail
+        .filter(|detail| !detail.is_empty() && settings.detail != Detail::Ignore)
+        .filter(|_| recipient.mailbox.is_none())
+        .and_then(|detail| child(settings, &user, &own, detail));
+    let mailbox = child.unwrap_or(own);
+    let lines = vec![
+        Line::ok(
+            "address map",
+            format!("{}: {mailbox} as {}", rule.from, rule.user),
+        ),
+        Line::ok("user", format!("{}  ({})", user.name, user.origin)),
+    ];
+    Ok(Asked {
+        user,
+        by: By::Map,
+        mailbox,
+        rule: Some(rule),
+        lines,
+    })
+}
+
+fn child(settings: &Settings, user: &User, parent: &str, detail: &str) -> Option<String> {
+    let above = lookup::find(&settings.namespaces, parent, &user.name).ok()?;
+    let name = normalised(
+        settings,
+        &format!("{parent}{}{detail}", above.namespace.separator),
+    );
+    let found = lookup::find(&settings.namespaces, &name, &user.name).ok()?;
+    let is_below = found.namespace.name == above.namespace.name && found.owner == above.owner;
+    let is_name = is_below && StorageName::parse(&found.rest, found.namespace).is_ok();
+    is_name.then_some(name)
+}
+
+/// The name to look up, and the detail.
+fn split(settings: &Settings, recipient: &Recipient) -> Result<(String, Option<String>), Fault> {
+    if let Some(user) = &recipient.user {
+        return Ok((user.clone(), recipient.detail.clone()));
+    }
+    let (address, detail) = recipient
+        .address
+        .split_detail(&settings.recipient_delimiter);
+    let whole = match &address.domain {
+        Some(domain) => format!("{}@{domain}", address.local),
+        None => address.local.clone(),
+    };
+    let variables = Variables {
+        user: &whole,
+        hostname: &settings.hostname,
+        ..Variables::default()
+    };
+    let name = settings
+        .auth_username_format
+        .expand(&variables)
+        .map_err(|missing| {
+            Fault::new(
+                Code::CannotTell,
+                "auth_username_format".to_string(),
+                missing.to_string(),
+            )
+        })?;
+    Ok((
+        name,
+        detail
+            .filter(|detail| !detail.is_empty())
+            .or_else(|| recipient.detail.clone()),
+    ))
+}
+
+/// Found, no such user, or a fault for "cannot tell".
+pub fn find_user(settings: &Settings, name: &str) -> Result<Option<User>, Fault> {
+    // User and domain become directories of their own in paths.
+    let odd = name.split('@').any(|part| matches!(part, "" | "." | ".."))
+        || name.contains(|c: char| c == '/' || c.is_control());
+    if odd {
+        return Ok(None);
+    }
+    settings.userdbs.find(name).map_err(|unavailable| {
+        Fault::new(
+            Code::CannotTell,
+            format!("look up the user {name:?}"),
+            unavailable.to_string(),
+        )
+    })
+}
+
+/// A mailbox name as somebody wrote it, in NFC, with INBOX in capitals.
+pub fn normalised(settings: &Settings, name: &str) -> String {
+    let separators = settings.namespaces.iter().map(|it| it.separator);
+    name::normalise(name, &separators.collect::<Vec<char>>())
+}
+
+fn wanted_name(settings: &Settings, recipient: &Recipient, detail: Option<&str>) -> (By, String) {
+    let inbox = || (By::Default, "INBOX".to_owned());
+    if let Some(mailbox) = recipient.mailbox.as_deref() {
+        return match normalised(settings, mailbox) {
+            name if name.is_empty() => inbox(),
+            name => (By::Flag, name),
+        };
+    }
+    let Some(detail) =
+        detail.filter(|detail| !detail.is_empty() && settings.detail != Detail::Ignore)
+    else {
+        return inbox();
+    };
+    let name = normalised(settings, detail);
+    if name == "INBOX" || lookup::is_full_name(&settings.namespaces, &name) {
+        return (By::Detail, name);
+    }
+    let inbox_prefix = settings
+        .namespaces
+        .iter()
+        .find(|namespace| namespace.inbox)
+        .map_or("", |it| it.prefix.as_str());
+    (By::Detail, format!("{inbox_prefix}{name}"))
+}
