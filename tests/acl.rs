@@ -484,9 +484,9 @@ fn subjects() {
                 .args(["-d", "alice", "-m"])
                 .arg(format!("Public/{name}"));
             command.args(["--dry-run", "--json"]);
-            sender
-                .iter()
-                .for_each(|sender| drop(command.args(["--authenticated", sender])));
+            if let Some(sender) = sender {
+                command.args(["--authenticated", sender]);
+            }
             if uid != 0 {
                 support::as_user(&mut command, uid, uid, &[100]);
             }
