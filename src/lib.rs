@@ -8,7 +8,7 @@
 //! | config | [`config`] | the TOML file, checked; builds the settings of everything below it |
 //! | where it runs | [`run`] | hands a delivery to the core: in this process today |
 //! | delivery core | [`deliver`] | plan, then do: resolve, inspect, carry out |
-//! | who | [`user`] | userdbs: three answers |
+//! | who | [`user`], [`sharing`] | userdbs: three answers; who shares with whom |
 //! | storage | [`maildir`] | one format: making a mailbox, saving a message |
 //! | where | [`mailbox`] | names, namespaces, locations, layouts, permissions, rights |
 //! | the message | [`message`] | addresses, envelope, body, headers |
@@ -24,6 +24,7 @@ pub mod run;
 
 pub mod deliver;
 
+pub mod sharing;
 pub mod user;
 
 pub mod maildir;

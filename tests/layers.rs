@@ -11,7 +11,7 @@ const LAYERS: [&[&str]; 10] = [
     &["config"],
     &["run"],
     &["deliver"],
-    &["user"],
+    &["user", "sharing"],
     &["maildir"],
     &["mailbox"],
     &["message"],

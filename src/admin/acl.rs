@@ -11,6 +11,7 @@ use crate::fault::Code;
 use crate::mailbox::acl::entry::{Entry, Identifier};
 use crate::mailbox::acl::rights::KNOWN;
 use crate::mailbox::acl::{Acl, Identity, Rights, Sources, store};
+use crate::mailbox::namespace::Kind;
 use crate::sys::{credentials, process};
 
 /// The exit codes of doveadm.
@@ -97,14 +98,14 @@ pub fn run(path: Option<&Path>, command: &Command, out: &mut impl Write) -> io::
     let config = match config::load(path) {
         Ok(config) => config,
         Err(errors) => {
-            eprint!("{errors}");
+            let _ = write!(io::stderr(), "{errors}");
             return Ok(CONFIG);
         }
     };
     match answer(&config, command, out) {
         Ok(()) => Ok(0),
         Err(Failed(code, why)) => {
-            eprintln!("postroom acl: {why}");
+            let _ = writeln!(io::stderr(), "postroom acl: {why}");
             Ok(code)
         }
     }
@@ -313,12 +314,19 @@ fn change(config: &Config, of: &Of, renew: bool, change: impl FnOnce(&mut Acl)) 
     };
     let directory = sources.own.ok_or_else(no_own)?;
     store::update(&directory, change).map_err(|error| Failed(TEMPFAIL, error.to_string()))?;
+    if renew
+        && target.kind == Kind::Private
+        && let Err(why) = super::share::follow(config, &of.user)
+    {
+        let _ = writeln!(
+            io::stderr(),
+            "postroom acl: the rights are set, the sharing map is not: {why}"
+        );
+    }
     if renew && let Err(error) = store::renew_list(&target.paths.root, target.layout) {
         // The rights are as they were asked for; who may see the mailbox finds it by its name.
-        eprintln!(
-            "postroom acl: {}: {error}",
-            target.paths.root.join(store::LIST).display()
-        );
+        let place = target.paths.root.join(store::LIST);
+        let _ = writeln!(io::stderr(), "postroom acl: {}: {error}", place.display());
     }
     Ok(())
 }

@@ -5,4 +5,5 @@ pub mod check;
 pub mod config_show;
 pub mod demo;
 pub mod explain;
+pub mod share;
 pub mod user;

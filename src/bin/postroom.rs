@@ -30,6 +30,9 @@ enum Command {
     /// Show and change the rights of a mailbox
     #[command(subcommand)]
     Acl(admin::acl::Command),
+    /// The map of who shares to whom, for IMAP's LIST
+    #[command(subcommand)]
+    Share(admin::share::Command),
     /// Show what the userdbs say about a user
     User {
         /// The name as a userdb knows it
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
             admin::config_show::show(config, all, key.as_deref(), &mut out)
         }
         Command::Acl(command) => admin::acl::run(config, &command, &mut out),
+        Command::Share(command) => admin::share::run(config, &command, &mut out),
         Command::User { name } => admin::user::show(config, &name, &mut out),
         Command::Demo { once } => admin::demo::run(once, &mut out),
     };

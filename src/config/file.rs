@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::listeners::lmtp;
 use super::map::{addresses, routes};
 use super::places::{location, namespaces};
-use super::rights::acl;
+use super::rights::{acl, sharing_map};
 use super::section::Section;
 use super::users::{limits, userdbs};
 use super::{Config, Service};
@@ -39,11 +39,13 @@ pub fn read(root: &Section<'_>) -> Config {
         acl,
     );
     let lmtp = lmtp(root, hostname, &delivery);
+    let sharing_map = sharing_map(root);
     root.finish();
     Config {
         delivery,
         lmtp,
         service,
+        sharing_map,
         path: None,
         settings: Vec::new(),
         warnings: None,

@@ -25,6 +25,7 @@ use section::{Notes, Section};
 
 use crate::deliver;
 use crate::lmtp;
+use crate::sharing::SharingMap;
 use crate::sys::credentials;
 
 /// Where the file is without `-c` and `$POSTROOM_CONFIG`.
@@ -36,6 +37,8 @@ pub struct Config {
     pub delivery: deliver::Settings,
     pub lmtp: lmtp::Settings,
     pub service: Service,
+    /// None: nobody is told who shares what.
+    pub sharing_map: Option<SharingMap>,
     /// The file; none for the built-in defaults.
     pub path: Option<PathBuf>,
     /// Every setting with its origin.

@@ -7,6 +7,7 @@ use crate::deliver::settings::{Acl, AclDriver, DeliveryRight, Dovecot, Subject};
 use crate::mailbox::acl::entry::Line;
 use crate::mailbox::acl::sources::{Configured, Rules};
 use crate::mailbox::namespace::{Kind, Namespace};
+use crate::sharing::SharingMap;
 
 pub const SUBJECTS: [(&str, Subject); 4] = [
     ("recipient", Subject::Recipient),
@@ -106,4 +107,27 @@ fn rules_of(section: &Section<'_>) -> Rules {
         ignore,
         entries: lines,
     }
+}
+
+/// `[acl_sharing_map.file]` or `[acl_sharing_map.sqlite]`
+pub fn sharing_map(root: &Section<'_>) -> Option<SharingMap> {
+    let section = root.section("acl_sharing_map");
+    let (file, sqlite) = (section.section("file"), section.section("sqlite"));
+    section.finish();
+    let map = match (file.is_present(), sqlite.is_present()) {
+        (true, false) => file.template("path").map(SharingMap::File),
+        (false, true) => sqlite.template("path").map(SharingMap::Sqlite),
+        (false, false) if !section.is_present() => return None,
+        _ => None,
+    };
+    file.finish();
+    sqlite.finish();
+    if map.is_none() {
+        section.error(
+            "",
+            "a sharing map is one file or one database",
+            "write [acl_sharing_map.file] or [acl_sharing_map.sqlite] with path = \"…\"",
+        );
+    }
+    map
 }

@@ -12,6 +12,7 @@ use super::outcome::Saved;
 use super::resolve::Target;
 use super::settings::{MailFsync, Permissions, RecipientHeaders, Settings};
 use crate::fault::{Code, Fault};
+use crate::mailbox::acl::store;
 use crate::maildir::save::{Demands, Written};
 use crate::maildir::{Maildir, create};
 use crate::message::{Message, Recipient};
@@ -163,7 +164,12 @@ fn make(plan: &Plan) -> Result<Option<create::Created>, Fault> {
     };
     let target = &plan.target;
     let acl = parent_acl(target)?;
-    create::create(&target.paths, permission, target.layout, acl.as_deref()).map(Some)
+    let created = create::create(&target.paths, permission, target.layout, acl.as_deref())?;
+    if acl.is_some() && target.paths.root.join(store::LIST).exists() {
+        // Only LIST needs it, and it shows the new mailbox to others a little later.
+        let _ = store::renew_list(&target.paths.root, target.layout);
+    }
+    Ok(Some(created))
 }
 
 /// The rights that a new mailbox inherits: a copy of the nearest parent's own file.

@@ -201,6 +201,31 @@ pub fn mailbox_of(
     Ok((targets.user, target))
 }
 
+/// Where the user's own mailboxes lie.
+pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(PathBuf, Layout)>, Fault> {
+    let home = home_of(user)?;
+    let variables = Variables {
+        user: &user.name,
+        home: home.as_deref(),
+        hostname: &settings.hostname,
+        ..Variables::default()
+    };
+    let own = settings.namespaces.iter();
+    let own = own.filter(|it| it.kind == Kind::Private && it.alias_for.is_none());
+    let mut roots = Vec::new();
+    for namespace in own {
+        match Paths::of(&namespace.location, &StorageName::Inbox, &variables) {
+            Ok(paths) => roots.push((paths.root, namespace.location.layout)),
+            Err(why) => {
+                let doing = format!("find the mailboxes of {}", user.name);
+                return Err(Fault::new(Code::CannotTell, doing, format!("{why:?}")));
+            }
+        }
+    }
+    roots.dedup();
+    Ok(roots)
+}
+
 /// Makes targets for one user.
 struct Resolver<'a> {
     settings: &'a Settings,

@@ -42,6 +42,20 @@ pub fn account_of_uid(uid: u32) -> io::Result<Option<Account>> {
     Ok(User::from_uid(Uid::from_raw(uid))?.map(Account::from))
 }
 
+/// Every user that the system can list.
+pub fn accounts() -> Vec<Account> {
+    let mut accounts = Vec::new();
+    // SAFETY: one thread walks the list, and each entry is copied before the next call.
+    unsafe {
+        libc::setpwent();
+        while let Some(entry) = libc::getpwent().as_ref() {
+            accounts.push(Account::from(User::from(entry)));
+        }
+        libc::endpwent();
+    }
+    accounts
+}
+
 /// The supplementary groups of `name`, `gid` among them.
 pub fn groups(name: &str, gid: u32) -> io::Result<Vec<u32>> {
     let name = CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;

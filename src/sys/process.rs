@@ -1,9 +1,11 @@
 //! This process, and the children that work for it.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::prctl;
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, kill, sigaction,
@@ -86,6 +88,31 @@ pub fn in_child(identity: Option<&Credentials>, work: impl FnOnce() -> u8) -> io
             before.thread_set_mask()?;
             end
         }
+    }
+}
+
+/// Asks a child, as `identity` for good, and takes what it writes. An error where it ends in any other way than well.
+pub fn ask_child(
+    identity: Option<&Credentials>,
+    work: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<Vec<u8>> {
+    let mut answer = File::from(memfd_create("answer", MFdFlags::MFD_CLOEXEC)?);
+    let mut written = answer.try_clone()?;
+    let end = in_child(identity, move || match work(&mut written) {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!(error = error.to_string().as_str(), "no answer");
+            FAILED
+        }
+    })?;
+    match end {
+        End::Exit(0) => {
+            let mut bytes = Vec::new();
+            answer.seek(SeekFrom::Start(0))?;
+            answer.read_to_end(&mut bytes)?;
+            Ok(bytes)
+        }
+        other => Err(io::Error::other(format!("the child ended with {other:?}"))),
     }
 }
 

@@ -6,7 +6,7 @@ pub mod fixed;
 pub mod passwd;
 pub mod passwd_file;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -116,6 +116,29 @@ impl Userdbs {
             Userdb::Passwd(_) | Userdb::Static(_) | Userdb::Current(_) => None,
         });
         files.collect()
+    }
+
+    /// The names of all users. An error where a userdb knows everybody by a rule.
+    pub fn names(&self) -> Result<BTreeSet<String>, Unavailable> {
+        let mut names = BTreeSet::new();
+        for userdb in &self.list {
+            match userdb {
+                Userdb::Passwd(_) => {
+                    let all = nss::accounts().into_iter();
+                    let valid = all.filter(|account| self.limits.uid_is_valid(account.uid));
+                    names.extend(valid.map(|account| account.name));
+                }
+                Userdb::PasswdFile(file) => names.extend(file.names()?),
+                Userdb::Current(user) => drop(names.insert(user.name.clone())),
+                Userdb::Static(_) => {
+                    return Err(Unavailable {
+                        userdb: fixed::Static::NAME.into(),
+                        why: "it has no list of users: name them".into(),
+                    });
+                }
+            }
+        }
+        Ok(names)
     }
 
     /// Asks one after the other. The first that cannot tell ends the search: the next might say "no such user" of one

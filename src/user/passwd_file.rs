@@ -53,6 +53,14 @@ impl PasswdFile {
             .map_err(unavailable)
     }
 
+    pub fn names(&self) -> Result<Vec<String>, Unavailable> {
+        let lines = self.lines().map_err(|error| Unavailable {
+            userdb: self.name(),
+            why: error.to_string(),
+        })?;
+        Ok(lines.keys().cloned().collect())
+    }
+
     /// The file as it is now.
     fn lines(&self) -> io::Result<Arc<Lines>> {
         let meta = fs::metadata(&self.path)?;

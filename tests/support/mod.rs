@@ -95,7 +95,7 @@ impl Scratch {
     }
 }
 
-fn own(path: &Path, owner: u32, group: u32) {
+pub fn own(path: &Path, owner: u32, group: u32) {
     if is_root() {
         chown(path, Some(owner), Some(group)).unwrap();
     }

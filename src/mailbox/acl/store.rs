@@ -1,7 +1,7 @@
 //! Changing `dovecot-acl` as Dovecot does: under its lock, with the mailbox's group and mode, in its own spelling.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::list::Acl;
@@ -68,15 +68,7 @@ fn set_permission(file: &std::fs::File, permission: &Permission) -> io::Result<(
 pub fn renew_list(root: &Path, layout: Layout) -> io::Result<()> {
     let dir = Dir::open(root)?;
     let mut lines = String::new();
-    let mut found = Vec::new();
-    collect(&dir, layout, "", MAX_LEVELS, &mut found)?;
-    found.sort();
-    for name in found {
-        let path = match (layout, name.as_str()) {
-            (_, "INBOX") => root.to_owned(),
-            (Layout::MaildirPlusPlus, name) => root.join(format!(".{name}")),
-            (Layout::Fs, name) => root.join(name),
-        };
+    for (name, path) in mailboxes(root, layout)? {
         // What cannot be read is not seen by others.
         let Ok(Some(text)) = read(&path) else {
             continue;
@@ -99,6 +91,22 @@ pub fn renew_list(root: &Path, layout: Layout) -> io::Result<()> {
         let _ = dir.unlink(&fresh);
     }
     written
+}
+
+/// The storage names of a tree's mailboxes, with their directories.
+pub fn mailboxes(root: &Path, layout: Layout) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    collect(&Dir::open(root)?, layout, "", MAX_LEVELS, &mut found)?;
+    found.sort();
+    let place = |name: String| {
+        let path = match (layout, name.as_str()) {
+            (_, "INBOX") => root.to_owned(),
+            (Layout::MaildirPlusPlus, name) => root.join(format!(".{name}")),
+            (Layout::Fs, name) => root.join(name),
+        };
+        (name, path)
+    };
+    Ok(found.into_iter().map(place).collect())
 }
 
 fn is_visible(acl: &Acl) -> bool {

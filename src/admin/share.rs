@@ -1,0 +1,242 @@
+//! `postroom share`: the sharing map, and what the ACL files say beside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
+use std::path::Path;
+
+use clap::Subcommand;
+
+use crate::config::{self, Config};
+use crate::deliver;
+use crate::sharing::{Difference, Map, Share, SharingMap, rebuild};
+use crate::sys::credentials::{self, Credentials};
+use crate::sys::{dir, process};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Who shares to whom, as the map has it
+    List(Users),
+    /// The difference between the map and the ACL files; exit 1 where there is one
+    Verify(Users),
+    /// Make the map what the ACL files say; only rows that differ are touched
+    Rebuild(Users),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Users {
+    /// Those whose shares are meant [default: everybody's]
+    users: Vec<String>,
+}
+
+const DIFFERENT: u8 = 1;
+const TEMPFAIL: u8 = 75;
+const CONFIG: u8 = 78;
+
+/// Exit 0, 1 for a difference, 75 where something cannot be read or written, 78 wrong config.
+pub fn run(path: Option<&Path>, command: &Command, out: &mut impl Write) -> io::Result<u8> {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(errors) => {
+            let _ = write!(io::stderr(), "{errors}");
+            return Ok(CONFIG);
+        }
+    };
+    let Some(map) = &config.sharing_map else {
+        let _ = writeln!(
+            io::stderr(),
+            "postroom share: there is no [acl_sharing_map]"
+        );
+        return Ok(CONFIG);
+    };
+    process::clear_umask();
+    let done = match command {
+        Command::List(users) => list(&config, map, users, out),
+        Command::Verify(users) => verify(&config, map, users, out),
+        Command::Rebuild(users) => rebuild_all(&config, map, users, out),
+    };
+    done.or_else(|why| {
+        let _ = writeln!(io::stderr(), "postroom share: {why}");
+        Ok(TEMPFAIL)
+    })
+}
+
+type Answer<T> = Result<T, String>;
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// The users that are meant, by the map of their domain. Second: whether they are all that there are.
+fn users_by_map(
+    config: &Config,
+    map: &SharingMap,
+    users: &Users,
+) -> Answer<(BTreeMap<Map, BTreeSet<String>>, bool)> {
+    let all = users.users.is_empty();
+    let names = match all {
+        true => config.delivery.userdbs.names().map_err(text)?,
+        false => users.users.iter().cloned().collect(),
+    };
+    let mut maps = BTreeMap::<Map, BTreeSet<String>>::new();
+    for name in names {
+        maps.entry(map.of(&name).map_err(text)?)
+            .or_default()
+            .insert(name);
+    }
+    Ok((maps, all))
+}
+
+fn list(config: &Config, map: &SharingMap, users: &Users, out: &mut impl Write) -> Answer<u8> {
+    let (maps, all) = users_by_map(config, map, users)?;
+    for (map, names) in maps {
+        for share in map.read().map_err(text)? {
+            if all || names.contains(&share.from) {
+                writeln!(out, "{share}").map_err(text)?;
+            }
+        }
+    }
+    Ok(0)
+}
+
+fn verify(config: &Config, map: &SharingMap, users: &Users, out: &mut impl Write) -> Answer<u8> {
+    let (maps, all) = users_by_map(config, map, users)?;
+    let mut code = 0;
+    for (map, names) in maps {
+        let (wanted, owners) = wanted(config, &map, names, all)?;
+        let there = map.read().map_err(text)?;
+        let difference = Difference::between(&there, &wanted, &owners);
+        print(&difference, "missing", "surplus", out)?;
+        if !difference.is_none() {
+            code = DIFFERENT;
+        }
+    }
+    Ok(code)
+}
+
+fn rebuild_all(
+    config: &Config,
+    map: &SharingMap,
+    users: &Users,
+    out: &mut impl Write,
+) -> Answer<u8> {
+    let (maps, all) = users_by_map(config, map, users)?;
+    for (map, names) in maps {
+        let (wanted, owners) = wanted(config, &map, names, all)?;
+        print(&write(&map, &owners, &wanted)?, "added", "removed", out)?;
+    }
+    Ok(0)
+}
+
+fn print(
+    difference: &Difference,
+    missing: &str,
+    surplus: &str,
+    out: &mut impl Write,
+) -> Answer<()> {
+    let missing = difference
+        .missing
+        .iter()
+        .map(|share| format!("{missing}: {share}"));
+    let surplus = difference
+        .surplus
+        .iter()
+        .map(|share| format!("{surplus}: {share}"));
+    missing
+        .chain(surplus)
+        .try_for_each(|line| writeln!(out, "{line}"))
+        .map_err(text)
+}
+
+/// What the ACL files say, and whose rows that decides: with all users, also those of users who are no more.
+fn wanted(
+    config: &Config,
+    map: &Map,
+    names: BTreeSet<String>,
+    all: bool,
+) -> Answer<(BTreeSet<Share>, BTreeSet<String>)> {
+    let (mut wanted, mut owners) = (BTreeSet::new(), names.clone());
+    if all {
+        owners.extend(
+            map.read()
+                .map_err(text)?
+                .into_iter()
+                .map(|share| share.from),
+        );
+    }
+    for name in names {
+        wanted.extend(shares_of(config, &name)?);
+    }
+    Ok((wanted, owners))
+}
+
+/// The shares of one user, read as himself where we are root.
+pub fn shares_of(config: &Config, name: &str) -> Answer<BTreeSet<Share>> {
+    let found = config.delivery.userdbs.find(name).map_err(text)?;
+    let Some(user) = found else {
+        return Ok(BTreeSet::new());
+    };
+    let roots = deliver::roots_of(&config.delivery, &user).map_err(text)?;
+    let read = move |out: &mut std::fs::File| {
+        let (mut shares, mut problems) = (BTreeSet::new(), Vec::new());
+        for (root, layout) in roots {
+            if dir::stat(&root).is_ok() {
+                let (more, odd) = rebuild::shares_of(&user.name, &root, layout)?;
+                shares.extend(more);
+                problems.extend(odd);
+            }
+        }
+        serde_json::to_writer(out, &(shares, problems)).map_err(io::Error::from)
+    };
+    let identity = credentials::is_root()
+        .then(|| user_credentials(config, name))
+        .flatten();
+    let answer =
+        process::ask_child(identity.as_ref(), read).map_err(|error| format!("{name}: {error}"))?;
+    let (shares, problems): (BTreeSet<Share>, Vec<String>) =
+        serde_json::from_slice(&answer).map_err(text)?;
+    for problem in problems {
+        let _ = writeln!(io::stderr(), "postroom share: shares nothing: {problem}");
+    }
+    Ok(shares)
+}
+
+fn user_credentials(config: &Config, name: &str) -> Option<Credentials> {
+    let user = config.delivery.userdbs.find(name).ok().flatten()?;
+    Some(user.credentials)
+}
+
+/// As root, written as whoever owns the folder of the map: root's files would be in the way of the others.
+fn write(map: &Map, owners: &BTreeSet<String>, wanted: &BTreeSet<Share>) -> Answer<Difference> {
+    let folder = map.place().parent().unwrap_or(Path::new("/"));
+    let owner = dir::nearest_existing(folder).map_err(text)?.1;
+    let identity = Credentials {
+        uid: owner.uid,
+        gid: owner.gid,
+        groups: Vec::new(),
+    };
+    if !credentials::is_root() || owner.uid == 0 {
+        return map.replace(owners, wanted).map_err(text);
+    }
+    let write = |out: &mut std::fs::File| {
+        let difference = map
+            .replace(owners, wanted)
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        serde_json::to_writer(out, &(difference.missing, difference.surplus))
+            .map_err(io::Error::from)
+    };
+    let answer = process::ask_child(Some(&identity), write).map_err(text)?;
+    let (missing, surplus) = serde_json::from_slice(&answer).map_err(text)?;
+    Ok(Difference { missing, surplus })
+}
+
+/// After a change of rights: the map follows. Called as the user whose tree it is.
+pub fn follow(config: &Config, user: &str) -> Answer<()> {
+    let Some(map) = &config.sharing_map else {
+        return Ok(());
+    };
+    let map = map.of(user).map_err(text)?;
+    let owners = BTreeSet::from([user.to_owned()]);
+    map.replace(&owners, &shares_of(config, user)?)
+        .map_err(text)?;
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! The rows that follow from the ACL files of a tree.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+
+use super::{Share, With};
+use crate::mailbox::acl::{Acl, FILE, Identifier, read, store};
+use crate::mailbox::location::Layout;
+
+/// What `owner` shares out of his tree. A file that cannot be read shares nothing, and is named.
+pub fn shares_of(
+    owner: &str,
+    root: &Path,
+    layout: Layout,
+) -> io::Result<(BTreeSet<Share>, Vec<String>)> {
+    let (mut shares, mut problems) = (BTreeSet::new(), Vec::new());
+    for (_, directory) in store::mailboxes(root, layout)? {
+        let text = match read(&directory) {
+            Ok(Some(text)) => text,
+            Ok(None) => continue,
+            Err(error) => {
+                problems.push(format!("{}: {}", directory.join(FILE).display(), error.why));
+                continue;
+            }
+        };
+        match Acl::parse(&text, FILE) {
+            Ok(acl) => shares.extend(with(&acl, owner).map(|with| Share {
+                from: owner.to_owned(),
+                with,
+            })),
+            Err(error) => {
+                let file = directory.join(FILE);
+                problems.push(format!("{}:{}: {}", file.display(), error.line, error.why));
+            }
+        }
+    }
+    Ok((shares, problems))
+}
+
+/// Whoever is positively given `l`, but the owner.
+fn with<'a>(acl: &'a Acl, owner: &'a str) -> impl Iterator<Item = With> + 'a {
+    let seen = acl.entries.iter().filter(|entry| {
+        entry
+            .positive
+            .as_ref()
+            .is_some_and(|rights| rights.lookup())
+    });
+    seen.filter_map(move |entry| match &entry.identifier {
+        Identifier::Anyone | Identifier::Authenticated => Some(With::Anyone),
+        Identifier::Group(group) | Identifier::GroupOverride(group) => {
+            Some(With::Group(group.clone()))
+        }
+        Identifier::User(user) if user != owner => Some(With::User(user.clone())),
+        Identifier::User(_) | Identifier::Owner => None,
+    })
+}

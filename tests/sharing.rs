@@ -1,0 +1,311 @@
+//! Sharing beside a live Dovecot: what it sets decides our deliveries, what we set shows in its answers.
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Output;
+
+use support::imap::Imap;
+use support::peers::{Dovecot, Version};
+use support::{MAIL, Store, messages, not_root, program};
+
+/// A store with a map of shares, and a Dovecot on it that lets clients set rights.
+struct Shared {
+    store: Store,
+    dovecot: Dovecot,
+    config: PathBuf,
+}
+
+impl Shared {
+    fn new(version: Version) -> Option<Shared> {
+        let store = Store::new();
+        for user in ["alice", "bob", "carol"] {
+            store
+                .scratch
+                .maildir(&format!("home/{user}/Maildir"), MAIL, MAIL, 0o700);
+        }
+        fs::remove_file(store.path("home/bob/Maildir/.Projects/dovecot-acl")).unwrap();
+        store
+            .scratch
+            .maildir("home/alice/Maildir/.Work", MAIL, MAIL, 0o700);
+        store
+            .scratch
+            .maildir("home/alice/Maildir/.Team", MAIL, MAIL, 0o700);
+        store.scratch.dir("db", MAIL, MAIL, 0o2770);
+        let root = store.scratch.text("");
+        let map = format!("{root}/db/shared-mailboxes");
+        let dovecot = Dovecot::start_with(version, &store, |text| match version {
+            Version::V23 => {
+                let text = text.replace(
+                    "acl = vfile\n",
+                    &format!("acl = vfile\n  acl_shared_dict = file:{map}\n"),
+                );
+                format!("{text}protocol imap {{\n  mail_plugins = $mail_plugins imap_acl\n}}\n")
+            }
+            Version::V24 => format!(
+                "{text}acl_sharing_map {{\n  dict file {{\n    path = {map}\n  }}\n}}\nprotocol imap {{\n  mail_plugins {{\n    imap_acl = yes\n  }}\n}}\n"
+            ),
+        })?;
+        let config = store.configure("", &format!("[acl_sharing_map.file]\npath = \"{map}\"\n"));
+        Some(Shared {
+            store,
+            dovecot,
+            config,
+        })
+    }
+
+    fn imap(&self, user: &str) -> Imap {
+        Imap::login(self.dovecot.port, user)
+    }
+
+    fn postroom(&self, arguments: &[&str]) -> Output {
+        program("postroom")
+            .arg("-c")
+            .arg(&self.config)
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    fn said(&self, arguments: &[&str]) -> String {
+        let output = self.postroom(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The words of the untagged answer, sorted where their order means nothing.
+    fn answer(imap: &mut Imap, command: &str) -> Vec<String> {
+        let lines = imap.command(command);
+        assert!(
+            lines.last().unwrap().contains(" OK "),
+            "{command}: {lines:?}"
+        );
+        let words = lines[..lines.len() - 1].join(" ");
+        words
+            .split(' ')
+            .map(|word| word.trim_matches('"').to_owned())
+            .collect()
+    }
+
+    fn listed(&self, user: &str) -> Vec<String> {
+        let words = Shared::answer(&mut self.imap(user), "LIST \"\" \"shared/*\"");
+        words
+            .into_iter()
+            .filter(|word| word.starts_with("shared/"))
+            .collect()
+    }
+}
+
+fn is(letters: &str, wanted: &str) -> bool {
+    let sorted = |text: &str| {
+        let mut letters: Vec<char> = text.chars().collect();
+        letters.sort();
+        letters
+    };
+    sorted(letters) == sorted(wanted)
+}
+
+/// The rights of an identifier in an answer to GETACL.
+fn rights<'a>(words: &'a [String], identifier: &str) -> &'a str {
+    let at = words.iter().position(|word| word == identifier);
+    at.map_or("", |at| words[at + 1].as_str())
+}
+
+/// The dialogues of Dovecot's documents, and after each step what a delivery does.
+#[test]
+fn what_setacl_says_decides_the_next_delivery() {
+    if not_root() {
+        return;
+    }
+    for version in [Version::V23, Version::V24] {
+        let Some(shared) = Shared::new(version) else {
+            return;
+        };
+        let server = support::Server::start(
+            &shared.config,
+            &shared.store.path("run/lmtp"),
+            &shared.store.path("run/log"),
+        );
+        let mut client = server.client();
+        let mut delivered = |mailbox: &str| {
+            let recipient = format!("bob+{mailbox}@example.test");
+            let replies = client.deliver(&[&recipient], b"Subject: x\n\n");
+            replies[0].contains(&format!("mailbox=\"{mailbox}\""))
+        };
+        const WORK: &str = "shared/alice/Work";
+        assert!(!delivered(WORK));
+        let mut alice = shared.imap("alice");
+        Shared::answer(&mut alice, "SETACL Work bob rl");
+        assert!(!delivered(WORK), "reading is not posting");
+        Shared::answer(&mut alice, "SETACL Work bob +s");
+        let acl = Shared::answer(&mut alice, "GETACL Work");
+        assert!(is(rights(&acl, "bob"), "lrs"), "{acl:?}");
+        Shared::answer(&mut alice, "SETACL Work bob +p");
+        assert!(delivered(WORK));
+        Shared::answer(&mut alice, "SETACL Work -bob p");
+        assert!(!delivered(WORK), "what is taken is taken");
+        Shared::answer(&mut alice, "DELETEACL Work -bob");
+        assert!(delivered(WORK));
+        let mine = Shared::answer(&mut alice, "MYRIGHTS Work");
+        assert!(is(mine.last().unwrap(), "lrwstipekxacd"), "{mine:?}");
+        Shared::answer(&mut alice, "SETACL Work -alice l");
+        let said = shared.said(&["acl", "rights", "-u", "alice", "Work"]);
+        assert!(!said.contains("lookup") && said.contains("read"), "{said}");
+        Shared::answer(&mut alice, "DELETEACL Work bob");
+        assert!(!delivered(WORK));
+        assert_eq!(
+            messages(&shared.store.path("home/alice/Maildir/.Work")).len(),
+            2
+        );
+    }
+}
+
+#[test]
+fn what_we_set_shows_in_imap() {
+    if not_root() {
+        return;
+    }
+    for version in [Version::V23, Version::V24] {
+        let Some(shared) = Shared::new(version) else {
+            return;
+        };
+        assert_eq!(shared.listed("bob"), Vec::<String>::new(), "{version:?}");
+        shared.said(&[
+            "acl", "set", "-u", "alice", "Team", "user=bob", "lookup", "read", "post",
+        ]);
+        let acl = Shared::answer(&mut shared.imap("alice"), "GETACL Team");
+        assert!(is(rights(&acl, "bob"), "lrp"), "{acl:?}");
+        let mine = Shared::answer(&mut shared.imap("bob"), "MYRIGHTS shared/alice/Team");
+        assert!(is(mine.last().unwrap(), "lrp"), "{mine:?}");
+        assert_eq!(shared.said(&["share", "list"]), "alice -> bob\n");
+        let listed = shared.listed("bob");
+        assert!(
+            listed.iter().any(|name| name == "shared/alice/Team"),
+            "{version:?} {listed:?}"
+        );
+        assert!(shared.listed("carol").is_empty());
+        shared.said(&["acl", "delete", "-u", "alice", "Team", "user=bob"]);
+        assert_eq!(shared.said(&["share", "list"]), "");
+        assert_eq!(
+            shared.dovecot.complaints(),
+            Vec::<String>::new(),
+            "{version:?}"
+        );
+    }
+}
+
+#[test]
+fn a_lost_map_comes_back_as_it_was() {
+    if not_root() {
+        return;
+    }
+    for version in [Version::V23, Version::V24] {
+        let Some(shared) = Shared::new(version) else {
+            return;
+        };
+        let mut alice = shared.imap("alice");
+        for command in [
+            "SETACL Work bob lr",
+            "SETACL Team bob lp",
+            "SETACL Team $staff l",
+            "SETACL Work -carol l",
+        ] {
+            Shared::answer(&mut alice, command);
+        }
+        Shared::answer(&mut shared.imap("carol"), "SETACL INBOX alice l");
+        let rows = "alice -> group staff\nalice -> bob\ncarol -> alice\n";
+        assert_eq!(shared.said(&["share", "list"]), rows, "{version:?}");
+        assert_eq!(shared.said(&["share", "verify"]), "");
+        let map = shared.store.path("db/shared-mailboxes");
+        fs::remove_file(&map).unwrap();
+        let verify = shared.postroom(&["share", "verify"]);
+        assert_eq!(verify.status.code(), Some(1));
+        assert_eq!(
+            String::from_utf8_lossy(&verify.stdout)
+                .matches("missing: ")
+                .count(),
+            3
+        );
+        shared.said(&["share", "rebuild"]);
+        assert_eq!(shared.said(&["share", "list"]), rows, "{version:?}");
+        assert_eq!(
+            shared.said(&["share", "rebuild"]),
+            "",
+            "nothing differs, nothing is written"
+        );
+        // A row of nobody, and one that no file says.
+        let mut text = fs::read_to_string(&map).unwrap();
+        text.push_str("shared/shared-boxes/user/bob/gone\n1\nshared/shared-boxes/anyone/bob\n1\n");
+        fs::write(&map, text).unwrap();
+        let said = shared.said(&["share", "rebuild"]);
+        assert_eq!(said, "removed: bob -> anyone\nremoved: gone -> bob\n");
+        assert_eq!(shared.said(&["share", "list"]), rows);
+        let listed = shared.listed("bob");
+        assert!(
+            listed.iter().any(|name| name == "shared/alice/Work"),
+            "{listed:?}"
+        );
+    }
+}
+
+#[test]
+fn the_map_in_sqlite() {
+    let store = Store::new();
+    fs::remove_file(store.path("home/bob/Maildir/.Projects/dovecot-acl")).unwrap();
+    for user in ["alice", "bob"] {
+        store
+            .scratch
+            .maildir(&format!("home/{user}/Maildir"), MAIL, MAIL, 0o700);
+    }
+    store
+        .scratch
+        .maildir("home/alice/Maildir/.Work", MAIL, MAIL, 0o700);
+    store.scratch.dir("db", MAIL, MAIL, 0o2770);
+    let root = store.scratch.text("");
+    let config = store.configure(
+        "",
+        &format!("[acl_sharing_map.sqlite]\npath = \"{root}/db/map.sqlite\"\n"),
+    );
+    let run = |arguments: &[&str]| {
+        program("postroom")
+            .arg("-c")
+            .arg(&config)
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    assert_eq!(
+        run(&["share", "list"]).status.code(),
+        Some(75),
+        "a database that is not there is no empty map"
+    );
+    let database = rusqlite::Connection::open(store.path("db/map.sqlite")).unwrap();
+    database
+        .execute_batch(postroom::sharing::sqlite::TABLES)
+        .unwrap();
+    support::own(&store.path("db/map.sqlite"), MAIL, MAIL);
+    let said = |arguments: &[&str]| {
+        let output = run(arguments);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    said(&["acl", "set", "-u", "alice", "Work", "user=bob", "lookup"]);
+    said(&["acl", "set", "-u", "alice", "Work", "anyone", "lookup"]);
+    assert_eq!(said(&["share", "list"]), "alice -> anyone\nalice -> bob\n");
+    let count: i64 = database
+        .query_row(
+            "SELECT count(*) FROM user_shares WHERE dummy = '1'",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    assert_eq!(count, 1);
+    database.execute("DELETE FROM user_shares", []).unwrap();
+    assert_eq!(said(&["share", "rebuild"]), "added: alice -> bob\n");
+}
