@@ -4,7 +4,7 @@
 //!
 //! | layer | modules | what they are |
 //! |---|---|---|
-//! | faces | [`lmtp`], [`lda`], [`admin`] | the LMTP server, the stdin LDA, the admin's commands |
+//! | faces | [`lmtp`], [`socketmap`], [`lda`], [`admin`] | the LMTP server, Postfix's question about recipients, the stdin LDA, the admin's commands |
 //! | config | [`config`] | the TOML file, checked; builds the settings of everything below it |
 //! | where it runs | [`run`] | hands a delivery to the core: in this process today |
 //! | delivery core | [`deliver`] | plan, then do: resolve, inspect, carry out |
@@ -12,11 +12,12 @@
 //! | storage | [`maildir`] | one format: making a mailbox, saving a message |
 //! | where | [`mailbox`] | names, namespaces, locations, layouts, permissions, rights |
 //! | the message | [`message`] | addresses, envelope, body, headers |
-//! | ground | [`fault`], [`log`], [`text`], [`sys`] | errors and their codes, log lines, encodings, system calls |
+//! | ground | [`database`], [`fault`], [`log`], [`text`], [`sys`] | databases, errors and their codes, log lines, encodings, system calls |
 
 pub mod admin;
 pub mod lda;
 pub mod lmtp;
+pub mod socketmap;
 
 pub mod config;
 
@@ -33,6 +34,7 @@ pub mod mailbox;
 
 pub mod message;
 
+pub mod database;
 pub mod fault;
 pub mod log;
 pub mod sys;

@@ -142,3 +142,189 @@ fn a_route_that_fails_never_costs_the_mail() {
     );
     assert!(server.log().contains("nonsense"), "{}", server.log());
 }
+
+/// Rules from a file, from SQLite and from PostgreSQL do what those of the configuration do.
+fn check_table(store: &Store, map: &str) {
+    let server = store.serve("", map);
+    let mut client = server.client();
+    #[rustfmt::skip]
+    let cases = [
+        ("sales@example.test",      "250 2.0.0", "mailbox=\"Public/Sales\""),
+        ("Sales+EU@example.test",   "250 2.0.0", "mailbox=\"Public/Sales\""),
+        ("sales+eu@example.test",   "250 2.0.0", "mailbox=\"Public/Sales/eu\""),
+        ("gone@example.test",       "550 5.1.1", ""),
+        ("odd@example.test",        "451 4.3.0", ""),
+        ("o'hara\\x@example.test", "550 5.1.1", ""),
+        ("whoever@catch.test",      "250 2.0.0", "mailbox=\"Public/info\""),
+        ("alice@catch.test",        "250 2.0.0", "mailbox=\"INBOX\""),
+        ("alice@example.test",      "250 2.0.0", "mailbox=\"INBOX\""),
+    ];
+    for (recipient, reply, mailbox) in cases {
+        let replies = client.deliver(&[recipient], b"Subject: x\n\n");
+        let case = format!("{recipient}: {replies:?} {}", server.log());
+        let is_syntax = recipient.contains('\\') && replies[0].starts_with("501");
+        assert!(is_syntax || replies[0].starts_with(reply), "{case}");
+        assert!(replies[0].contains(mailbox), "{case}");
+    }
+}
+
+const ROWS: [(&str, &str, &str, &str, &str); 4] = [
+    ("sales@example.test", "Public/Sales", "bob", "anonymous", ""),
+    ("gone@example.test", "Public/Gone", "bob", "", "reject"),
+    ("odd@example.test", "Public/info", "bob", "whoever", ""),
+    ("*@catch.test", "Public/info", "bob", "", ""),
+];
+
+const TABLE: &str = "CREATE TABLE addresses (address varchar(320) PRIMARY KEY, mailbox varchar(255) NOT NULL, \
+    user_name varchar(255) NOT NULL, subject varchar(30), on_missing varchar(30))";
+
+fn inserts() -> String {
+    let text = |text: &str| match text {
+        "" => "NULL".to_owned(),
+        text => format!("'{text}'"),
+    };
+    ROWS.map(|(address, mailbox, user, subject, on_missing)| {
+        let rest = [subject, on_missing].map(text).join(", ");
+        format!("INSERT INTO addresses VALUES ('{address}', '{mailbox}', '{user}', {rest});")
+    })
+    .concat()
+}
+
+#[test]
+fn addresses_from_a_file() {
+    let store = store();
+    let lines = ROWS.map(|(address, mailbox, user, subject, on_missing)| {
+        format!("{address}\t{mailbox}\t{user}\t{subject}\t{on_missing}\n")
+    });
+    let file = store.scratch.file(
+        "addresses",
+        MAIL,
+        MAIL,
+        0o600,
+        &format!("# all\n\n{}", lines.concat()),
+    );
+    let map = format!("[address_map.file]\npath = \"{}\"\n", file.display());
+    check_table(&store, &map);
+    fs::remove_file(file).unwrap();
+    let server = store.serve("", &map);
+    let replies = server.client().deliver(&["alice@example.test"], b"x\n");
+    assert!(
+        replies[0].starts_with("451 4.3.0"),
+        "a map that is gone may have had him: {replies:?}"
+    );
+}
+
+#[test]
+fn addresses_from_sqlite() {
+    let store = store();
+    store.scratch.dir("db", MAIL, MAIL, 0o700);
+    let path = store.path("db/addresses");
+    let database = rusqlite::Connection::open(&path).unwrap();
+    database
+        .execute_batch(&format!("{TABLE};{}", inserts()))
+        .unwrap();
+    support::own(&path, MAIL, MAIL);
+    check_table(
+        &store,
+        &format!("[address_map.sqlite]\npath = \"{}\"\n", path.display()),
+    );
+}
+
+/// Down at the start, up, down in between, up again: RCPT is temporary while it is down, and nothing needs a restart.
+#[test]
+fn addresses_from_postgresql() {
+    let store = store();
+    let Some(mut postgresql) = support::peers::Postgresql::new(&store.scratch) else {
+        return;
+    };
+    let map = format!(
+        "[address_map.postgresql]\nconnection = \"{}\"\n",
+        postgresql.parameters()
+    );
+    let server = store.serve("", &map);
+    let mut client = server.client();
+    let mut reply = |recipient: &str| client.deliver(&[recipient], b"Subject: x\n\n").remove(0);
+    assert!(
+        reply("alice@example.test").starts_with("451 4.3.0"),
+        "{}",
+        server.log()
+    );
+    postgresql.start();
+    postgresql.run(&format!("{TABLE};{}", inserts()));
+    assert!(
+        reply("sales@example.test").starts_with("250 2.0.0"),
+        "{}",
+        server.log()
+    );
+    assert!(reply("alice@example.test").contains("mailbox=\"INBOX\""));
+    postgresql.stop();
+    assert!(reply("alice@example.test").starts_with("451 4.3.0"));
+    postgresql.start();
+    assert!(
+        reply("sales@example.test").starts_with("250 2.0.0"),
+        "{}",
+        server.log()
+    );
+    // Somebody holds the table: the statement ends, the mail is not lost.
+    let slow = map.replace("dbname", "options='-c statement_timeout=300' dbname");
+    let other = store.serve("", &slow);
+    let mut locked = postgresql.session("BEGIN; LOCK TABLE addresses; SELECT 1");
+    let replies = other.client().deliver(&["alice@example.test"], b"x\n");
+    assert!(replies[0].starts_with("451 4.3.0"), "{replies:?}");
+    assert!(other.log().contains("statement timeout"), "{}", other.log());
+    locked.kill().unwrap();
+    locked.wait().unwrap();
+    drop(other);
+    let log = server.log();
+    assert!(log.contains("look up the address"), "{log}");
+    drop(server);
+    check_table(&store, &map);
+}
+
+/// Postfix asks before it takes the message, by its own tool.
+#[test]
+fn postfix_asks_about_recipients() {
+    if !support::installed("postmap") {
+        support::skip("postmap (Postfix) is not installed");
+        return;
+    }
+    let store = store();
+    let root = store.scratch.text("");
+    let socketmap =
+        format!("[socketmap]\nlisten = [{{ unix = \"{root}/run/map\", mode = \"0666\" }}]\n");
+    let _server = store.serve("on_missing = \"reject\"", &format!("{MAP}\n{socketmap}"));
+    let ask = |map: &str, key: &str| {
+        let table = format!("socketmap:unix:{root}/run/map:{map}");
+        let output = std::process::Command::new("postmap")
+            .args(["-q", key, &table])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        (
+            output.status.code(),
+            said,
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    for (key, code, answer) in [
+        ("alice@example.test", Some(0), "deliverable"),
+        ("sales@example.test", Some(0), "deliverable"),
+        ("whoever@catch.test", Some(0), "deliverable"),
+        ("alice+Nope@example.test", Some(1), ""),
+        ("nobody-here@example.test", Some(1), ""),
+        ("not an address", Some(1), ""),
+    ] {
+        let (got, said, errors) = ask("recipient", key);
+        assert_eq!((got, said.as_str()), (code, answer), "{key}: {errors}");
+    }
+    let (code, _, errors) = ask("recipient", "broken@example.test");
+    assert!(
+        code == Some(1) && errors.contains("Cannot tell"),
+        "{errors}"
+    );
+    let (code, _, errors) = ask("other", "alice@example.test");
+    assert!(
+        code == Some(1) && errors.contains("one map here"),
+        "{errors}"
+    );
+}

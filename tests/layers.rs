@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From top to bottom; those in one row do not know each other.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     &["bin"],
+    &["socketmap"],
     &["lmtp", "lda", "admin"],
     &["config"],
     &["run"],
@@ -15,7 +16,7 @@ const LAYERS: [&[&str]; 10] = [
     &["maildir"],
     &["mailbox"],
     &["message"],
-    &["fault", "log", "text", "sys"],
+    &["database", "fault", "log", "text", "sys"],
 ];
 
 /// Said in the layers and not kept: each has its reason.

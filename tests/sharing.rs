@@ -283,7 +283,7 @@ fn the_map_in_sqlite() {
     );
     let database = rusqlite::Connection::open(store.path("db/map.sqlite")).unwrap();
     database
-        .execute_batch(postroom::sharing::sqlite::TABLES)
+        .execute_batch(postroom::sharing::table::TABLES)
         .unwrap();
     support::own(&store.path("db/map.sqlite"), MAIL, MAIL);
     let said = |arguments: &[&str]| {
@@ -308,4 +308,136 @@ fn the_map_in_sqlite() {
     assert_eq!(count, 1);
     database.execute("DELETE FROM user_shares", []).unwrap();
     assert_eq!(said(&["share", "rebuild"]), "added: alice -> bob\n");
+}
+
+#[test]
+fn the_map_in_postgresql() {
+    let store = Store::new();
+    fs::remove_file(store.path("home/bob/Maildir/.Projects/dovecot-acl")).unwrap();
+    store
+        .scratch
+        .maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
+    store
+        .scratch
+        .maildir("home/alice/Maildir/.Work", MAIL, MAIL, 0o700);
+    let Some(mut postgresql) = support::peers::Postgresql::new(&store.scratch) else {
+        return;
+    };
+    let map = format!(
+        "[acl_sharing_map.postgresql]\nconnection = \"{}\"\n",
+        postgresql.parameters()
+    );
+    let config = store.configure("", &map);
+    let run = |arguments: &[&str]| {
+        program("postroom")
+            .arg("-c")
+            .arg(&config)
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let set = [
+        "acl", "set", "-u", "alice", "Work", "user=bob", "lookup", "post",
+    ];
+    // The server is down: the rights are set, and it is said that the map is not.
+    let output = run(&set);
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the sharing map is not"));
+    assert_eq!(run(&["share", "verify"]).status.code(), Some(75));
+    postgresql.start();
+    postgresql.run(postroom::sharing::table::TABLES);
+    let said = |arguments: &[&str]| {
+        let output = run(arguments);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(run(&["share", "verify"]).status.code(), Some(1));
+    assert_eq!(said(&["share", "rebuild"]), "added: alice -> bob\n");
+    said(&["acl", "set", "-u", "alice", "Work", "anyone", "lookup"]);
+    assert_eq!(said(&["share", "list"]), "alice -> anyone\nalice -> bob\n");
+    // No table for groups: said, and nothing half done.
+    let output = run(&["acl", "set", "-u", "alice", "Work", "group=staff", "lookup"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("group_shares"));
+    postgresql.run(
+        "CREATE TABLE group_shares (from_user varchar(100), to_group varchar(100), dummy char(1))",
+    );
+    assert_eq!(said(&["share", "rebuild"]), "added: alice -> group staff\n");
+}
+
+/// What no map or ACL file should hold.
+#[test]
+fn odd_names_and_broken_maps() {
+    let store = Store::new();
+    store
+        .scratch
+        .maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
+    store
+        .scratch
+        .maildir("home/alice/Maildir/.Work", MAIL, MAIL, 0o700);
+    store.scratch.dir("db", MAIL, MAIL, 0o700);
+    let root = store.scratch.text("");
+    let config = store.configure(
+        "",
+        &format!("[acl_sharing_map.file]\npath = \"{root}/db/map\"\n"),
+    );
+    let run = |arguments: &[&str]| {
+        program("postroom")
+            .arg("-c")
+            .arg(&config)
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let file = store.path("home/alice/Maildir/.Work/dovecot-acl");
+    let long = format!("user={}", "x".repeat(2000));
+    for (identifier, code) in [
+        ("user=a\tb", 64),
+        ("user=a\nanyone", 64),
+        (long.as_str(), 64),
+        ("bob", 64),
+        ("user=a b\"c\\d", 0),
+        ("user=bob/x", 0),
+    ] {
+        let output = run(&["acl", "set", "-u", "alice", "Work", identifier, "lookup"]);
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{identifier:?} {output:?}"
+        );
+        let lines = fs::read_to_string(&file).unwrap_or_default();
+        assert!(
+            !lines.lines().any(|line| line.starts_with("anyone")),
+            "{lines}"
+        );
+    }
+    let text = fs::read_to_string(&file).unwrap();
+    assert_eq!(text, "\"user=a b\\\"c\\\\d\" l\nuser=bob/x l\n");
+    assert_eq!(
+        run(&["share", "rebuild", "alice"]).status.code(),
+        Some(75),
+        "a slash cannot stand in the map"
+    );
+    let big = "user=someone lr\n".repeat(70_000) + "user=bob lp\n";
+    for (text, code) in [
+        (big.as_str(), 75),
+        ("user=bob Z\n", 75),
+        ("user=bob lp\n", 0),
+    ] {
+        fs::write(&file, text).unwrap();
+        assert_eq!(
+            run(&["acl", "rights", "-u", "alice", "Work"]).status.code(),
+            Some(code)
+        );
+    }
+    let _ = fs::remove_file(store.path("db/map"));
+    fs::create_dir(store.path("db/map")).unwrap();
+    assert_eq!(
+        run(&["share", "list"]).status.code(),
+        Some(75),
+        "a folder is no map"
+    );
 }

@@ -151,7 +151,7 @@ pub fn run(once: bool, out: &mut impl Write) -> io::Result<u8> {
     let core = Arc::new(Core::new(config.delivery));
     let listeners = {
         let _inside = runtime.enter();
-        lmtp::bind(&config.lmtp)?
+        lmtp::bind(&config.lmtp.listen)?
     };
     let (stop, stopped) = watch::channel(false);
     let runner = Runner::new(Arc::clone(&core));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
@@ -61,29 +61,30 @@ pub fn run(path: Option<&Path>, command: &Command, out: &mut impl Write) -> io::
 }
 
 type Answer<T> = Result<T, String>;
+/// A map, and those of its users who are meant.
+type MapOf = (Map, BTreeSet<String>);
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// The users that are meant, by the map of their domain. Second: whether they are all that there are.
-fn users_by_map(
-    config: &Config,
-    map: &SharingMap,
-    users: &Users,
-) -> Answer<(BTreeMap<Map, BTreeSet<String>>, bool)> {
+/// The users that are meant, by the map of their domain: each with the file it is in. Second: whether they are all that
+/// there are.
+fn users_by_map(config: &Config, map: &SharingMap, users: &Users) -> Answer<(Vec<MapOf>, bool)> {
     let all = users.users.is_empty();
     let names = match all {
         true => config.delivery.userdbs.names().map_err(text)?,
         false => users.users.iter().cloned().collect(),
     };
-    let mut maps = BTreeMap::<Map, BTreeSet<String>>::new();
+    let mut maps = BTreeMap::<Option<PathBuf>, MapOf>::new();
     for name in names {
-        maps.entry(map.of(&name).map_err(text)?)
-            .or_default()
-            .insert(name);
+        let map = map.of(&name).map_err(text)?;
+        let (_, names) = maps
+            .entry(map.file().cloned())
+            .or_insert((map, BTreeSet::new()));
+        names.insert(name);
     }
-    Ok((maps, all))
+    Ok((maps.into_values().collect(), all))
 }
 
 fn list(config: &Config, map: &SharingMap, users: &Users, out: &mut impl Write) -> Answer<u8> {
@@ -141,8 +142,8 @@ fn print(
         .surplus
         .iter()
         .map(|share| format!("{surplus}: {share}"));
-    missing
-        .chain(surplus)
+    let mut lines = missing.chain(surplus);
+    lines
         .try_for_each(|line| writeln!(out, "{line}"))
         .map_err(text)
 }
@@ -207,16 +208,22 @@ fn user_credentials(config: &Config, name: &str) -> Option<Credentials> {
 
 /// As root, written as whoever owns the folder of the map: root's files would be in the way of the others.
 fn write(map: &Map, owners: &BTreeSet<String>, wanted: &BTreeSet<Share>) -> Answer<Difference> {
-    let folder = map.place().parent().unwrap_or(Path::new("/"));
-    let owner = dir::nearest_existing(folder).map_err(text)?.1;
+    let folder = map.file().and_then(|file| file.parent());
+    let owner = folder
+        .map(dir::nearest_existing)
+        .transpose()
+        .map_err(text)?;
+    let owner = owner
+        .map(|(_, stat)| stat)
+        .filter(|stat| stat.uid != 0 && credentials::is_root());
+    let Some(owner) = owner else {
+        return map.replace(owners, wanted).map_err(text);
+    };
     let identity = Credentials {
         uid: owner.uid,
         gid: owner.gid,
         groups: Vec::new(),
     };
-    if !credentials::is_root() || owner.uid == 0 {
-        return map.replace(owners, wanted).map_err(text);
-    }
     let write = |out: &mut std::fs::File| {
         let difference = map
             .replace(owners, wanted)

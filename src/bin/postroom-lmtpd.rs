@@ -12,6 +12,7 @@ use postroom::deliver::Core;
 use postroom::lmtp;
 use postroom::log;
 use postroom::run::Runner;
+use postroom::socketmap;
 use postroom::sys::credentials::{self, Credentials};
 use postroom::sys::process;
 use tokio::signal::unix::{SignalKind, signal};
@@ -66,23 +67,32 @@ fn serve(arguments: &Arguments) -> io::Result<()> {
     }
     process::clear_umask();
     process::ignore_file_size_signal()?;
-    let bound = if arguments.stdio {
-        Vec::new()
-    } else {
-        lmtp::bind(&config.lmtp)?
+    let (bound, maps) = match arguments.stdio {
+        true => (Vec::new(), Vec::new()),
+        false => (
+            lmtp::bind(&config.lmtp.listen)?,
+            lmtp::bind(&config.socketmap)?,
+        ),
     };
     leave_root(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
+    // It outlives the runtime: what it holds may wait when it goes.
+    let core = Arc::new(Core::new(config.delivery));
     let served = runtime.block_on(async {
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(stop_on_signal(stop));
-        let runner = Runner::new(Arc::new(Core::new(config.delivery)));
+        let runner = Runner::new(Arc::clone(&core));
         let settings = Arc::new(config.lmtp);
         match arguments.stdio {
             true => lmtp::serve_stdio(runner, settings, stopped).await,
-            false => lmtp::serve(bound, runner, settings, stopped).await?,
+            false => {
+                let maps = socketmap::serve(maps, runner.clone(), stopped.clone());
+                let mails = lmtp::serve(bound, runner, settings, stopped);
+                let (mails, maps) = tokio::join!(mails, maps);
+                mails.and(maps)?;
+            }
         }
         Ok(())
     });

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::listeners::lmtp;
+use super::listeners::{lmtp, socketmap};
 use super::map::{addresses, routes};
 use super::places::{location, namespaces};
 use super::rights::{acl, sharing_map};
@@ -40,10 +40,12 @@ pub fn read(root: &Section<'_>) -> Config {
     );
     let lmtp = lmtp(root, hostname, &delivery);
     let sharing_map = sharing_map(root);
+    let socketmap = socketmap(root);
     root.finish();
     Config {
         delivery,
         lmtp,
+        socketmap,
         service,
         sharing_map,
         path: None,
@@ -51,14 +53,6 @@ pub fn read(root: &Section<'_>) -> Config {
         warnings: None,
     }
 }
-
-pub const ON_MISSING: [(&str, OnMissing); 5] = [
-    ("inbox", OnMissing::Inbox),
-    ("create", OnMissing::Create),
-    ("reject", OnMissing::Reject),
-    ("defer", OnMissing::Defer),
-    ("parent", OnMissing::Parent),
-];
 
 fn delivery(
     root: &Section<'_>,
@@ -118,7 +112,7 @@ fn delivery(
             .choice("detail", &details, Some(Detail::Private))
             .unwrap_or(Detail::Private),
         on_missing: section
-            .choice("on_missing", &ON_MISSING, Some(OnMissing::Inbox))
+            .choice("on_missing", &OnMissing::WORDS, Some(OnMissing::Inbox))
             .unwrap_or(OnMissing::Inbox),
         on_denied: section
             .choice("on_denied", &denied, Some(OnDenied::Inbox))

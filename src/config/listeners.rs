@@ -1,4 +1,4 @@
-//! `[lmtp]`.
+//! `[lmtp]` and `[socketmap]`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,6 +35,15 @@ pub fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::
     };
     section.finish();
     settings
+}
+
+/// `[socketmap]`
+pub fn socketmap(root: &Section<'_>) -> Vec<Listen> {
+    let section = root.section("socketmap");
+    let tables = section.tables("listen");
+    let listen = tables.iter().filter_map(listener).collect();
+    section.finish();
+    listen
 }
 
 fn listener(section: &Section<'_>) -> Option<Listen> {

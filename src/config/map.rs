@@ -1,10 +1,13 @@
-//! `[[address]]` and `[[route]]`.
+//! `[[address]]`, `[address_map.…]` and `[[route]]`.
 
-use super::file::ON_MISSING;
-use super::rights::SUBJECTS;
+use std::path::PathBuf;
+
+use super::rights::postgresql;
 use super::section::Section;
-use crate::deliver::address::{AddressMap, Rule};
+use crate::database::Database;
+use crate::deliver::map::{AddressFile, AddressMap, QUERY, Rule, Table};
 use crate::deliver::route::{Route, Test};
+use crate::deliver::settings::Subject;
 use crate::mailbox::namespace::OnMissing;
 use crate::message::Address;
 
@@ -13,8 +16,8 @@ pub fn addresses(root: &Section<'_>) -> AddressMap {
     for (number, section) in (1..).zip(root.tables("address")) {
         let (pattern, mailbox) = (required(&section, "match"), required(&section, "mailbox"));
         let user = required(&section, "user");
-        let subject = section.choice("subject", &SUBJECTS, None);
-        let on_missing = section.choice("on_missing", &ON_MISSING, Some(OnMissing::Parent));
+        let subject = section.choice("subject", &Subject::WORDS, None);
+        let on_missing = section.choice("on_missing", &OnMissing::WORDS, Some(OnMissing::Parent));
         section.finish();
         let (Some(pattern), Some(mailbox), Some(user)) = (pattern, mailbox, user) else {
             continue;
@@ -27,25 +30,58 @@ pub fn addresses(root: &Section<'_>) -> AddressMap {
             from: format!("address {number} ({pattern})"),
         };
         let key = pattern.to_lowercase();
-        let earlier = match key.strip_prefix("*@") {
-            Some(domain) if !domain.is_empty() && !domain.contains(['*', '@']) => {
-                map.domains.insert(domain.to_owned(), rule)
+        let domain = key.strip_prefix("*@");
+        let is_domain = domain.is_some_and(|it| !it.is_empty() && !it.contains(['*', '@']));
+        let key = match Address::parse(&key) {
+            _ if is_domain => key,
+            Ok(address) if !key.contains('*') => address.to_string(),
+            _ => {
+                let advice = "write an address, or \"*@domain\"";
+                section.error("match", format!("{pattern:?} is no address"), advice);
+                continue;
             }
-            _ => match Address::parse(&key).ok().filter(|_| !key.contains('*')) {
-                Some(address) => map.exact.insert(address.to_string(), rule),
-                None => {
-                    let advice = "write an address, or \"*@domain\"";
-                    section.error("match", format!("{pattern:?} is no address"), advice);
-                    continue;
-                }
-            },
         };
+        let earlier = map.rules.insert(key, rule);
         if let Some(earlier) = earlier {
             let message = format!("{pattern:?} is matched by {} already", earlier.from);
             section.error("match", message, "take one of them out");
         }
     }
+    map.tables = tables(&root.section("address_map"));
     map
+}
+
+/// More rules, from elsewhere.
+fn tables(section: &Section<'_>) -> Vec<Table> {
+    let (file, sqlite) = (section.section("file"), section.section("sqlite"));
+    let server = section.section("postgresql");
+    section.finish();
+    let query = |section: &Section<'_>| section.text_or("query", || QUERY.into());
+    let mut tables = Vec::new();
+    if file.is_present() {
+        let path = required(&file, "path");
+        tables.extend(path.map(|path| Table::File(AddressFile::new(PathBuf::from(path)))));
+    }
+    if sqlite.is_present() {
+        let query = query(&sqlite);
+        tables.extend(required(&sqlite, "path").map(|path| Table::Database {
+            database: Database::Sqlite(PathBuf::from(path)),
+            query,
+        }));
+    }
+    if server.is_present() {
+        let query = query(&server);
+        match postgresql(&server) {
+            Some(database) => tables.push(Table::Database {
+                database: Database::Postgresql(database),
+                query,
+            }),
+            None if !server.has("connection") => drop(required(&server, "connection")),
+            None => {}
+        }
+    }
+    [file, sqlite, server].iter().for_each(Section::finish);
+    tables
 }
 
 pub fn routes(root: &Section<'_>) -> Vec<Route> {

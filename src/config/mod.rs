@@ -24,7 +24,7 @@ pub use section::Setting;
 use section::{Notes, Section};
 
 use crate::deliver;
-use crate::lmtp;
+use crate::lmtp::{self, Listen};
 use crate::sharing::SharingMap;
 use crate::sys::credentials;
 
@@ -36,6 +36,8 @@ pub const DEFAULT_PATH: &str = "/etc/postroom/postroom.toml";
 pub struct Config {
     pub delivery: deliver::Settings,
     pub lmtp: lmtp::Settings,
+    /// Where Postfix asks about recipients.
+    pub socketmap: Vec<Listen>,
     pub service: Service,
     /// None: nobody is told who shares what.
     pub sharing_map: Option<SharingMap>,

@@ -1,10 +1,9 @@
 //! Where mailboxes lie: the `mail_*` settings, `[namespace.…]` and its mailboxes.
 
-use super::file::ON_MISSING;
 use super::rights::rules;
 use super::section::Section;
 use crate::mailbox::location::{Driver, Layout, Location};
-use crate::mailbox::namespace::{self, Auto, Kind, List, MailboxBlock, Namespace};
+use crate::mailbox::namespace::{self, Auto, Kind, List, MailboxBlock, Namespace, OnMissing};
 use crate::text::template::Template;
 
 /// The `mail_*` settings of the file, or of a namespace with those of the file as defaults.
@@ -176,7 +175,7 @@ fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
             .iter()
             .map(|(name, section)| mailbox(name, section))
             .collect(),
-        on_missing: section.choice("on_missing", &ON_MISSING, None),
+        on_missing: section.choice("on_missing", &OnMissing::WORDS, None),
         acl: rules(&section.section("acl")),
     };
     section.finish();

@@ -3,18 +3,12 @@
 use std::path::PathBuf;
 
 use super::section::Section;
+use crate::database::Postgresql;
 use crate::deliver::settings::{Acl, AclDriver, DeliveryRight, Dovecot, Subject};
 use crate::mailbox::acl::entry::Line;
 use crate::mailbox::acl::sources::{Configured, Rules};
 use crate::mailbox::namespace::{Kind, Namespace};
 use crate::sharing::SharingMap;
-
-pub const SUBJECTS: [(&str, Subject); 4] = [
-    ("recipient", Subject::Recipient),
-    ("owner", Subject::Owner),
-    ("anonymous", Subject::Anonymous),
-    ("authenticated-sender", Subject::AuthenticatedSender),
-];
 
 pub fn acl(root: &Section<'_>, namespaces: &[Namespace]) -> Acl {
     let section = root.section("acl");
@@ -41,7 +35,7 @@ pub fn acl(root: &Section<'_>, namespaces: &[Namespace]) -> Acl {
     ];
     let versions = [("2.3", Dovecot::V23), ("2.4", Dovecot::V24)];
     let right = section.choice("delivery_right", &rights, Some(DeliveryRight::InsertOrPost));
-    let subject = section.choice("subject", &SUBJECTS, Some(Subject::Recipient));
+    let subject = section.choice("subject", &Subject::WORDS, Some(Subject::Recipient));
     let acl = Acl {
         driver: section
             .choice("driver", &drivers, Some(usual))
@@ -109,25 +103,51 @@ fn rules_of(section: &Section<'_>) -> Rules {
     }
 }
 
-/// `[acl_sharing_map.file]` or `[acl_sharing_map.sqlite]`
+/// `[acl_sharing_map.file]`, `.sqlite` or `.postgresql`.
 pub fn sharing_map(root: &Section<'_>) -> Option<SharingMap> {
     let section = root.section("acl_sharing_map");
     let (file, sqlite) = (section.section("file"), section.section("sqlite"));
+    let server = section.section("postgresql");
     section.finish();
-    let map = match (file.is_present(), sqlite.is_present()) {
-        (true, false) => file.template("path").map(SharingMap::File),
-        (false, true) => sqlite.template("path").map(SharingMap::Sqlite),
-        (false, false) if !section.is_present() => return None,
+    let chosen = [&file, &sqlite, &server].map(|it| it.is_present());
+    let map = match chosen {
+        [true, false, false] => file.template("path").map(SharingMap::File),
+        [false, true, false] => sqlite.template("path").map(SharingMap::Sqlite),
+        [false, false, true] => postgresql(&server).map(SharingMap::Postgresql),
+        [false, false, false] if !section.is_present() => return None,
         _ => None,
     };
-    file.finish();
-    sqlite.finish();
+    [file, sqlite, server].iter().for_each(Section::finish);
     if map.is_none() {
         section.error(
             "",
             "a sharing map is one file or one database",
-            "write [acl_sharing_map.file] or [acl_sharing_map.sqlite] with path = \"…\"",
+            "write [acl_sharing_map.file] or .sqlite with path = \"…\", or .postgresql with connection = \"…\"",
         );
     }
     map
+}
+
+/// `connection = "host=/run/postgresql dbname=mail"`, and the file with the password.
+pub fn postgresql(section: &Section<'_>) -> Option<Postgresql> {
+    let connection = section.text("connection")?;
+    let password = match section.text("password_file") {
+        None => None,
+        Some(path) => match std::fs::read_to_string(&path) {
+            Ok(password) => Some(password.trim_end_matches('\n').to_owned()),
+            Err(error) => {
+                let advice = "make the file, readable for whoever delivers";
+                section.error("password_file", format!("{path}: {error}"), advice);
+                return None;
+            }
+        },
+    };
+    match Postgresql::new(&connection, password.as_deref()) {
+        Ok(server) => Some(server),
+        Err(why) => {
+            let advice = "write it like \"host=/run/postgresql dbname=mail user=postroom\"";
+            section.error("connection", why, advice);
+            None
+        }
+    }
 }

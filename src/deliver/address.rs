@@ -1,57 +1,32 @@
 //! From an address to a user and the name of the mailbox that is wanted: the address map, the userdbs, the detail.
 
-use std::collections::HashMap;
-
+use super::map::Rule;
 use super::report::Line;
 use super::resolve::By;
-use super::settings::{Detail, Settings, Subject};
+use super::settings::{Detail, Settings};
 use crate::fault::{Code, Fault};
 use crate::mailbox::lookup;
 use crate::mailbox::name::{self, StorageName};
-use crate::mailbox::namespace::OnMissing;
 use crate::message::{Address, Recipient};
 use crate::text::template::Variables;
 use crate::user::User;
 
-/// One `[[address]]`: a mailbox with an address of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
-    /// The mailbox by the full name that `user` has for it.
-    pub mailbox: String,
-    /// Whose namespaces, uid and groups deliver. His INBOX is never the fallback.
-    pub user: String,
-    /// Whose rights count; none: as everywhere.
-    pub subject: Option<Subject>,
-    pub on_missing: OnMissing,
-    /// Where it is written: `address 3`.
-    pub from: String,
-}
-
-/// All rules. Addresses in small letters.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct AddressMap {
-    /// `sales@example.org`
-    pub exact: HashMap<String, Rule>,
-    /// `example.org`, of `*@example.org`.
-    pub domains: HashMap<String, Rule>,
-}
-
 /// Who delivers, and the mailbox that is asked for.
 #[derive(Debug)]
-pub struct Asked<'a> {
+pub struct Asked {
     pub user: User,
     pub by: By,
     /// By its full name.
     pub mailbox: String,
     /// The rule of the address map that named it.
-    pub rule: Option<&'a Rule>,
+    pub rule: Option<Rule>,
     /// The decisions so far.
     pub lines: Vec<Line>,
 }
 
 /// The map before the userdbs, `*@domain` only after "no such user", and never after "cannot tell".
-pub fn asked<'a>(settings: &'a Settings, recipient: &Recipient) -> Result<Asked<'a>, Fault> {
-    if let Some((rule, detail)) = exact_rule(settings, recipient) {
+pub fn asked(settings: &Settings, recipient: &Recipient) -> Result<Asked, Fault> {
+    if let Some((rule, detail)) = exact_rule(settings, recipient)? {
         return of_rule(settings, recipient, rule, detail.as_deref());
     }
     let (name, detail) = split(settings, recipient)?;
@@ -61,7 +36,11 @@ pub fn asked<'a>(settings: &'a Settings, recipient: &Recipient) -> Result<Asked<
             .domain
             .as_deref()
             .filter(|_| recipient.user.is_none());
-        let rule = domain.and_then(|domain| settings.addresses.domains.get(&domain.to_lowercase()));
+        let rule = domain.map(|domain| format!("*@{}", domain.to_lowercase()));
+        let rule = rule
+            .map(|key| settings.addresses.rule(&key))
+            .transpose()?
+            .flatten();
         return match rule {
             Some(rule) => of_rule(settings, recipient, rule, None),
             None => Err(unknown(&name)),
@@ -95,35 +74,33 @@ fn unknown(name: &str) -> Fault {
 }
 
 /// The rule of the whole address, or else of the address without its detail, and that detail.
-fn exact_rule<'a>(
-    settings: &'a Settings,
+fn exact_rule(
+    settings: &Settings,
     recipient: &Recipient,
-) -> Option<(&'a Rule, Option<String>)> {
-    if recipient.user.is_some() || settings.addresses.exact.is_empty() {
-        return None;
+) -> Result<Option<(Rule, Option<String>)>, Fault> {
+    if recipient.user.is_some() || settings.addresses.is_empty() {
+        return Ok(None);
     }
-    let rule = |address: &Address| {
-        settings
-            .addresses
-            .exact
-            .get(&address.to_string().to_lowercase())
-    };
-    if let Some(rule) = rule(&recipient.address) {
-        return Some((rule, None));
+    let rule = |address: &Address| settings.addresses.rule(&address.to_string().to_lowercase());
+    if let Some(rule) = rule(&recipient.address)? {
+        return Ok(Some((rule, None)));
     }
     let (address, detail) = recipient
         .address
         .split_detail(&settings.recipient_delimiter);
-    rule(&address).map(|rule| (rule, detail))
+    match detail {
+        Some(detail) => Ok(rule(&address)?.map(|rule| (rule, Some(detail)))),
+        None => Ok(None),
+    }
 }
 
 /// The mailbox of a rule, or the child of it that a detail names where that is a name at all.
-fn of_rule<'a>(
-    settings: &'a Settings,
+fn of_rule(
+    settings: &Settings,
     recipient: &Recipient,
-    rule: &'a Rule,
+    rule: Rule,
     detail: Option<&str>,
-) -> Result<Asked<'a>, Fault> {
+) -> Result<Asked, Fault> {
     let Some(user) = find_user(settings, &rule.user)? else {
         let doing = format!("deliver as {:?}, by {}", rule.user, rule.from);
         return Err(Fault::new(

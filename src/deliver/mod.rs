@@ -11,6 +11,7 @@ pub mod address;
 pub mod carry_out;
 pub mod header;
 pub mod inspect;
+pub mod map;
 pub mod outcome;
 pub mod queue;
 pub mod report;

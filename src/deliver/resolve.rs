@@ -125,6 +125,7 @@ pub fn resolve(
         settings,
         user: &user,
         subject: rule
+            .as_ref()
             .and_then(|rule| rule.subject)
             .unwrap_or(settings.acl.subject),
         authenticated: recipient.authenticated.as_deref(),
@@ -134,7 +135,7 @@ pub fn resolve(
         .as_ref()
         .ok()
         .and_then(|found| found.namespace.on_missing);
-    let on_missing = match (rule, of_namespace.unwrap_or(settings.on_missing)) {
+    let on_missing = match (&rule, of_namespace.unwrap_or(settings.on_missing)) {
         (Some(rule), _) => rule.on_missing,
         (None, OnMissing::Defer) if by == By::Detail => OnMissing::Inbox,
         (None, asked) => asked,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::address::AddressMap;
+use super::map::AddressMap;
 use super::route::Route;
 use crate::mailbox::acl::Rights;
 use crate::mailbox::acl::sources::Rules;
@@ -124,6 +124,20 @@ pub enum Subject {
     Anonymous,
     /// Whom a trusted peer vouches for; else nobody in particular. Never the envelope sender.
     AuthenticatedSender,
+}
+
+impl Subject {
+    pub const WORDS: [(&str, Subject); 4] = [
+        ("recipient", Subject::Recipient),
+        ("owner", Subject::Owner),
+        ("anonymous", Subject::Anonymous),
+        ("authenticated-sender", Subject::AuthenticatedSender),
+    ];
+
+    pub fn parse(word: &str) -> Option<Subject> {
+        let found = Subject::WORDS.iter().find(|(known, _)| *known == word);
+        found.map(|(_, subject)| *subject)
+    }
 }
 
 /// The versions differ in a few ways; each is named where it matters.

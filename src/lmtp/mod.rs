@@ -87,8 +87,8 @@ pub enum Bound {
 }
 
 /// Binds all sockets, while the process still may: before it gives its privileges away. Errors name the socket.
-pub fn bind(settings: &Settings) -> io::Result<Vec<Bound>> {
-    settings.listen.iter().map(Listen::bind).collect()
+pub fn bind(listen: &[Listen]) -> io::Result<Vec<Bound>> {
+    listen.iter().map(Listen::bind).collect()
 }
 
 impl Listen {
@@ -229,18 +229,20 @@ async fn welcome(door: Door, arrive: mpsc::Sender<Arrival>) {
     }
 }
 
-enum Door {
+/// A socket that clients come through.
+pub enum Door {
     Unix(UnixListener),
     Tcp(TcpListener),
 }
 
-enum Arrival {
+/// A client that has come.
+pub enum Arrival {
     Unix(UnixStream),
     Tcp(TcpStream, SocketAddr),
 }
 
 impl Door {
-    fn new(bound: Bound) -> io::Result<Door> {
+    pub fn new(bound: Bound) -> io::Result<Door> {
         match bound {
             Bound::Unix(listener) => {
                 listener.set_nonblocking(true)?;
@@ -253,7 +255,7 @@ impl Door {
         }
     }
 
-    async fn accept(&self) -> io::Result<Arrival> {
+    pub async fn accept(&self) -> io::Result<Arrival> {
         match self {
             Door::Unix(listener) => listener
                 .accept()
@@ -409,7 +411,7 @@ mod tests {
             max_connections,
             ..settings()
         };
-        let listeners = bind(&settings).unwrap();
+        let listeners = bind(&settings.listen).unwrap();
         let store = Store::default();
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(serve_with(
@@ -519,11 +521,7 @@ mod tests {
             group: None,
             trusted: None,
         };
-        let error = bind(&Settings {
-            listen: vec![listen],
-            ..settings()
-        })
-        .unwrap_err();
+        let error = bind(&[listen]).unwrap_err();
         assert!(
             error
                 .to_string()

@@ -81,6 +81,21 @@ pub enum OnMissing {
     Parent,
 }
 
+impl OnMissing {
+    pub const WORDS: [(&str, OnMissing); 5] = [
+        ("inbox", OnMissing::Inbox),
+        ("create", OnMissing::Create),
+        ("reject", OnMissing::Reject),
+        ("defer", OnMissing::Defer),
+        ("parent", OnMissing::Parent),
+    ];
+
+    pub fn parse(word: &str) -> Option<OnMissing> {
+        let found = OnMissing::WORDS.iter().find(|(known, _)| *known == word);
+        found.map(|(_, on_missing)| *on_missing)
+    }
+}
+
 /// What becomes of a delivery to a mailbox that refuses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

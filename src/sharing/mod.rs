@@ -5,7 +5,7 @@
 
 pub mod file;
 pub mod rebuild;
-pub mod sqlite;
+pub mod table;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::database::{Database, DatabaseError, Postgresql};
 use crate::text::template::{Template, Variables};
 
 /// Whom something is shared with.
@@ -34,12 +35,13 @@ pub struct Share {
 }
 
 /// `[acl_sharing_map.…]`
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum SharingMap {
     /// A file of Dovecot's `file` dict; with the owner's domain in its path, one for each domain.
     File(Template),
-    /// A database with the tables of Dovecot's documents.
+    /// SQLite, likewise.
     Sqlite(Template),
+    Postgresql(Postgresql),
 }
 
 /// What a change did to the rows.
@@ -53,8 +55,8 @@ pub struct Difference {
 pub enum MapError {
     #[error("{0}: {1}")]
     Io(String, io::Error),
-    #[error("{0}: {1}")]
-    Sql(String, rusqlite::Error),
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
     #[error("{0}: {1}")]
     Odd(String, String),
 }
@@ -62,43 +64,43 @@ pub enum MapError {
 impl SharingMap {
     /// The map of this owner's domain.
     pub fn of(&self, owner: &str) -> Result<Map, MapError> {
-        let (template, is_file) = match self {
-            SharingMap::File(template) => (template, true),
-            SharingMap::Sqlite(template) => (template, false),
-        };
         let variables = Variables {
             user: owner,
             ..Variables::default()
         };
-        let path = template
-            .expand(&variables)
-            .map_err(|missing| MapError::Odd(template.source().to_owned(), missing.to_string()))?;
-        match is_file {
-            true => Ok(Map::File(PathBuf::from(path))),
-            false => Ok(Map::Sqlite(PathBuf::from(path))),
-        }
+        let path = |template: &Template| {
+            let path = template.expand(&variables);
+            path.map(PathBuf::from)
+                .map_err(|missing| MapError::Odd(template.source().to_owned(), missing.to_string()))
+        };
+        Ok(match self {
+            SharingMap::File(template) => Map::File(path(template)?),
+            SharingMap::Sqlite(template) => Map::Database(Database::Sqlite(path(template)?)),
+            SharingMap::Postgresql(server) => Map::Database(Database::Postgresql(server.clone())),
+        })
     }
 }
 
 /// One map, for reading and writing.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone)]
 pub enum Map {
     File(PathBuf),
-    Sqlite(PathBuf),
+    Database(Database),
 }
 
 impl Map {
-    /// Where it lies, for messages.
-    pub fn place(&self) -> &PathBuf {
+    /// The file that it is; none for a server.
+    pub fn file(&self) -> Option<&PathBuf> {
         match self {
-            Map::File(path) | Map::Sqlite(path) => path,
+            Map::File(path) | Map::Database(Database::Sqlite(path)) => Some(path),
+            Map::Database(Database::Postgresql(_)) => None,
         }
     }
 
     pub fn read(&self) -> Result<BTreeSet<Share>, MapError> {
         match self {
             Map::File(path) => file::read(path),
-            Map::Sqlite(path) => sqlite::read(path),
+            Map::Database(database) => table::read(database),
         }
     }
 
@@ -111,7 +113,7 @@ impl Map {
     ) -> Result<Difference, MapError> {
         match self {
             Map::File(path) => file::replace(path, owners, wanted),
-            Map::Sqlite(path) => sqlite::replace(path, owners, wanted),
+            Map::Database(database) => table::replace(database, owners, wanted),
         }
     }
 }

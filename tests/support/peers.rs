@@ -613,3 +613,127 @@ pub fn lines_of(command: &mut Command) -> Vec<String> {
 pub fn make_executable(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
+
+/// A PostgreSQL cluster of the test's own, on a unix socket.
+pub struct Postgresql {
+    root: PathBuf,
+    bin: PathBuf,
+}
+
+impl Postgresql {
+    /// Made, and not started. `None`, with the reason, where it is not installed.
+    pub fn new(scratch: &Scratch) -> Option<Postgresql> {
+        let versions = fs::read_dir("/usr/lib/postgresql")
+            .into_iter()
+            .flatten()
+            .flatten();
+        let Some(bin) = versions
+            .map(|entry| entry.path().join("bin"))
+            .find(|bin| bin.join("initdb").exists())
+        else {
+            skip("PostgreSQL is not installed (tests/run installs it)");
+            return None;
+        };
+        let root = scratch.dir("postgresql", MAIL, MAIL, 0o700);
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
+        let server = Postgresql { root, bin };
+        let data = server.root.join("data");
+        let mut command = server.command("initdb");
+        command
+            .args(["-A", "trust", "-U", "mail", "--no-sync", "-D"])
+            .arg(data);
+        server.done(command);
+        Some(server)
+    }
+
+    pub fn parameters(&self) -> String {
+        format!("host={} user=mail dbname=postgres", self.root.display())
+    }
+
+    pub fn start(&mut self) {
+        let options = format!("-k {} -c listen_addresses= -F", self.root.display());
+        self.control(&["start", "-w", "-o", &options]);
+    }
+
+    pub fn stop(&mut self) {
+        self.control(&["stop", "-m", "immediate"]);
+    }
+
+    pub fn run(&self, statements: &str) {
+        let mut command = self.command("psql");
+        command.arg("-h").arg(&self.root).args([
+            "-U",
+            "mail",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "postgres",
+            "-c",
+            statements,
+        ]);
+        self.done(command);
+    }
+
+    /// A session that has got as far as the row 1, and stays.
+    pub fn session(&self, statements: &str) -> Child {
+        let mut command = self.command("psql");
+        command
+            .arg("-h")
+            .arg(&self.root)
+            .args(["-U", "mail", "-At", "postgres"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = statements.replace("; ", ";\n") + ";\n";
+        let mut stdin = child.stdin.take().unwrap();
+        std::io::Write::write_all(&mut stdin, lines.as_bytes()).unwrap();
+        let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while line.trim() != "1" {
+            line.clear();
+            assert!(std::io::BufRead::read_line(&mut out, &mut line).unwrap() > 0);
+        }
+        child.stdin = Some(stdin);
+        child
+    }
+
+    fn control(&self, arguments: &[&str]) {
+        let mut command = self.command("pg_ctl");
+        command
+            .arg("-D")
+            .arg(self.root.join("data"))
+            .arg("-l")
+            .arg(self.root.join("log"))
+            .args(arguments);
+        self.done(command);
+    }
+
+    fn command(&self, program: &str) -> Command {
+        Command::new(self.bin.join(program))
+    }
+
+    /// As the mail user: it does not run as root.
+    fn done(&self, mut command: Command) {
+        command
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        super::as_user(&mut command, MAIL, MAIL, &[]);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let output = command.stderr(Stdio::piped()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let log = fs::read_to_string(self.root.join("log")).unwrap_or_default();
+        assert!(output.status.success(), "{command:?}: {said} {log}");
+    }
+}
+
+impl Drop for Postgresql {
+    fn drop(&mut self) {
+        let mut command = self.command("pg_ctl");
+        command
+            .arg("-D")
+            .arg(self.root.join("data"))
+            .args(["stop", "-m", "immediate"]);
+        super::as_user(&mut command, MAIL, MAIL, &[]);
+        // It may be down already.
+        let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
+}

@@ -1,0 +1,70 @@
+//! Databases of the admin: rows of text by a query, and changes in one transaction. Three answers: an error is "cannot tell".
+
+pub mod postgresql;
+pub mod sqlite;
+
+use std::fmt;
+use std::path::PathBuf;
+
+pub use postgresql::Postgresql;
+
+/// Where rows are.
+#[derive(Debug, Clone)]
+pub enum Database {
+    Sqlite(PathBuf),
+    Postgresql(Postgresql),
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{database}: {why}")]
+pub struct DatabaseError {
+    pub database: String,
+    pub why: String,
+}
+
+/// One row: its columns as text, none for NULL.
+pub type Row = Vec<Option<String>>;
+
+/// What can be done within one transaction. Parameters stand as `$1`, `$2`.
+pub trait Transaction {
+    fn rows(&mut self, query: &str, parameters: &[&str]) -> Result<Vec<Row>, String>;
+    fn execute(&mut self, statement: &str, parameters: &[&str]) -> Result<(), String>;
+    fn has_table(&mut self, name: &str) -> Result<bool, String>;
+}
+
+impl Database {
+    /// The rows of one query.
+    pub fn rows(&self, query: &str, parameters: &[&str]) -> Result<Vec<Row>, DatabaseError> {
+        let mut rows = Vec::new();
+        self.transaction(&mut |transaction| {
+            rows = transaction.rows(query, parameters)?;
+            Ok(())
+        })?;
+        Ok(rows)
+    }
+
+    /// All of `work`, or nothing of it.
+    pub fn transaction(
+        &self,
+        work: &mut dyn FnMut(&mut dyn Transaction) -> Result<(), String>,
+    ) -> Result<(), DatabaseError> {
+        let done = match self {
+            Database::Sqlite(path) => sqlite::transaction(path, work),
+            Database::Postgresql(server) => server.transaction(work),
+        };
+        done.map_err(|why| DatabaseError {
+            database: self.to_string(),
+            why,
+        })
+    }
+}
+
+impl fmt::Display for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Database::Sqlite(path) => write!(f, "sqlite {}", path.display()),
+            Database::Postgresql(_) => f.write_str("postgresql"),
+        }
+    }
+}

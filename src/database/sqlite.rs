@@ -1,0 +1,68 @@
+//! SQLite: a file.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OpenFlags, TransactionBehavior, params_from_iter};
+
+use super::Row;
+
+/// How long another writer may take.
+const BUSY: Duration = Duration::from_secs(10);
+
+pub fn transaction(
+    path: &Path,
+    work: &mut dyn FnMut(&mut dyn super::Transaction) -> Result<(), String>,
+) -> Result<(), String> {
+    // Made by whoever set it up: an empty one of ours would hide a wrong path.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let reading = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags);
+    let mut connection = connection
+        .or_else(|_| Connection::open_with_flags(path, reading))
+        .map_err(text)?;
+    connection.busy_timeout(BUSY).map_err(text)?;
+    let mut transaction = connection
+        .transaction_with_behavior(TransactionBehavior::Deferred)
+        .map_err(text)?;
+    work(&mut transaction)?;
+    transaction.commit().map_err(text)
+}
+
+impl super::Transaction for rusqlite::Transaction<'_> {
+    fn rows(&mut self, query: &str, parameters: &[&str]) -> Result<Vec<Row>, String> {
+        let mut statement = self.prepare(query).map_err(text)?;
+        let columns = statement.column_count();
+        let rows = statement.query_map(params_from_iter(parameters), |row| {
+            (0..columns)
+                .map(|column| {
+                    Ok(match row.get_ref(column)? {
+                        ValueRef::Null => None,
+                        ValueRef::Integer(number) => Some(number.to_string()),
+                        ValueRef::Real(number) => Some(number.to_string()),
+                        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => {
+                            Some(String::from_utf8_lossy(bytes).into_owned())
+                        }
+                    })
+                })
+                .collect::<rusqlite::Result<Row>>()
+        });
+        rows.map_err(text)?
+            .collect::<rusqlite::Result<_>>()
+            .map_err(text)
+    }
+
+    fn execute(&mut self, statement: &str, parameters: &[&str]) -> Result<(), String> {
+        let done = rusqlite::Connection::execute(self, statement, params_from_iter(parameters));
+        done.map(drop).map_err(text)
+    }
+
+    fn has_table(&mut self, name: &str) -> Result<bool, String> {
+        self.table_exists(None, name).map_err(text)
+    }
+}
+
+fn text(error: rusqlite::Error) -> String {
+    error.to_string()
+}

@@ -1,0 +1,177 @@
+//! The address map: mailboxes with addresses of their own, from the configuration, a file or a database.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::settings::Subject;
+use crate::database::Database;
+use crate::fault::{Code, Fault};
+use crate::mailbox::namespace::OnMissing;
+
+/// What an address leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// The mailbox by the full name that `user` has for it.
+    pub mailbox: String,
+    /// Whose namespaces, uid and groups deliver. His INBOX is never the fallback.
+    pub user: String,
+    /// Whose rights count; none: as everywhere.
+    pub subject: Option<Subject>,
+    pub on_missing: OnMissing,
+    /// Where it is written: `address 3`.
+    pub from: String,
+}
+
+/// All rules: those of the configuration, then each table.
+#[derive(Debug, Default)]
+pub struct AddressMap {
+    /// By the address in small letters: `sales@example.org`, `*@example.org`.
+    pub rules: HashMap<String, Rule>,
+    pub tables: Vec<Table>,
+}
+
+/// More rules, asked for one at a time.
+#[derive(Debug)]
+pub enum Table {
+    File(AddressFile),
+    /// Answers mailbox, user, subject and on_missing for `$1`, the address; the last two may be NULL.
+    Database {
+        database: Database,
+        query: String,
+    },
+}
+
+/// Lines of address, mailbox, user, subject and on_missing, with tabs between them; the last two may be missing.
+#[derive(Debug)]
+pub struct AddressFile {
+    path: PathBuf,
+    read: Mutex<Option<(Version, Arc<Lines>)>>,
+}
+
+/// Inode, size and modification time: what tells one version of the file from the next.
+type Version = (u64, u64, i64, i64);
+/// By address: the columns behind it, and the line's number.
+type Lines = HashMap<String, (Vec<String>, usize)>;
+
+/// The query where the config has none.
+pub const QUERY: &str =
+    "SELECT mailbox, user_name, subject, on_missing FROM addresses WHERE address = $1";
+
+impl AddressMap {
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty() && self.tables.is_empty()
+    }
+
+    /// The rule of `address`, in small letters. A table that cannot be asked is "cannot tell".
+    pub fn rule(&self, address: &str) -> Result<Option<Rule>, Fault> {
+        if let Some(rule) = self.rules.get(address) {
+            return Ok(Some(rule.clone()));
+        }
+        for table in &self.tables {
+            let found = table.rule(address).map_err(|why| {
+                Fault::new(
+                    Code::CannotTell,
+                    format!("look up the address {address:?}"),
+                    why,
+                )
+            })?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Table {
+    fn rule(&self, address: &str) -> Result<Option<Rule>, String> {
+        match self {
+            Table::File(file) => {
+                let lines = file.lines()?;
+                let Some((columns, number)) = lines.get(address) else {
+                    return Ok(None);
+                };
+                let columns = columns
+                    .iter()
+                    .map(|it| Some(it.clone()).filter(|it| !it.is_empty()));
+                rule(
+                    columns.collect(),
+                    format!("{}:{number}", file.path.display()),
+                )
+                .map(Some)
+            }
+            Table::Database { database, query } => {
+                let rows = database
+                    .rows(query, &[address])
+                    .map_err(|error| error.to_string())?;
+                let from = || format!("{database}: {address}");
+                rows.into_iter()
+                    .next()
+                    .map(|row| rule(row, from()))
+                    .transpose()
+            }
+        }
+    }
+}
+
+/// Mailbox, user, subject, on_missing.
+fn rule(columns: Vec<Option<String>>, from: String) -> Result<Rule, String> {
+    let mut columns = columns.into_iter();
+    let (mailbox, user) = (columns.next().flatten(), columns.next().flatten());
+    let (subject, on_missing) = (columns.next().flatten(), columns.next().flatten());
+    let (Some(mailbox), Some(user)) = (mailbox, user) else {
+        return Err(format!("{from}: a mailbox and a user are needed"));
+    };
+    let subject = subject
+        .map(|word| Subject::parse(&word).ok_or_else(|| format!("{from}: {word:?} is no subject")));
+    let on_missing = on_missing.map(|word| {
+        OnMissing::parse(&word).ok_or_else(|| format!("{from}: {word:?} is no on_missing"))
+    });
+    Ok(Rule {
+        mailbox,
+        user,
+        subject: subject.transpose()?,
+        on_missing: on_missing.transpose()?.unwrap_or(OnMissing::Parent),
+        from,
+    })
+}
+
+impl AddressFile {
+    pub fn new(path: PathBuf) -> AddressFile {
+        AddressFile {
+            path,
+            read: Mutex::default(),
+        }
+    }
+
+    /// The file as it is now.
+    fn lines(&self) -> Result<Arc<Lines>, String> {
+        let failed = |error: std::io::Error| format!("{}: {error}", self.path.display());
+        let meta = fs::metadata(&self.path).map_err(failed)?;
+        let version = (meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec());
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, lines)) = read.as_ref()
+            && *known == version
+        {
+            return Ok(Arc::clone(lines));
+        }
+        let text = fs::read_to_string(&self.path).map_err(failed)?;
+        let mut lines = Lines::new();
+        for (number, line) in (1..).zip(text.lines()) {
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let mut columns = line.split('\t').map(|column| column.trim().to_owned());
+            let address = columns.next().unwrap_or_default().to_lowercase();
+            lines
+                .entry(address)
+                .or_insert_with(|| (columns.collect(), number));
+        }
+        let lines = Arc::new(lines);
+        *read = Some((version, Arc::clone(&lines)));
+        Ok(lines)
+    }
+}
