@@ -115,10 +115,17 @@ pub fn carry_out(
     };
     let (size, mode, gid) = (written.size, written.mode, written.gid);
     let mut remarks: Vec<String> = written.remark.iter().cloned().collect();
+    remarks.extend(plan.dropped.clone());
     let publish = |written| {
         let heard = transaction.heard.clone();
-        core.queues
-            .publish(&mailbox, &core.names, written, heard, demands.sync)
+        core.queues.publish(
+            &mailbox,
+            &core.names,
+            written,
+            plan.flags,
+            heard,
+            demands.sync,
+        )
     };
     let file = match publish(written) {
         // Too many links, or a file system that has none: a copy of its own.

@@ -13,6 +13,7 @@ use crate::fault::{Code, Fault};
 use crate::maildir::Maildir;
 use crate::maildir::filename::Names;
 use crate::maildir::save::Written;
+use crate::message::Flags;
 
 /// The queues of one process, by device and inode of `new/`.
 #[derive(Debug, Default)]
@@ -36,6 +37,7 @@ struct State {
 struct Waiting {
     member: u64,
     written: Arc<Written>,
+    flags: Flags,
     heard: Heard,
 }
 
@@ -47,12 +49,13 @@ impl Queues {
         mailbox: &Maildir,
         names: &Names,
         written: Arc<Written>,
+        flags: Flags,
         heard: Heard,
         sync: bool,
     ) -> Result<String, Fault> {
         let key = mailbox.identity();
         let queue = Arc::clone(lock(&self.0).entry(key).or_default());
-        let result = queue.publish(mailbox, names, written, heard, sync);
+        let result = queue.publish(mailbox, names, written, flags, heard, sync);
         let mut queues = lock(&self.0);
         // The map and this call hold it: nobody waits, and an idle mailbox costs nothing.
         if Arc::strong_count(&queue) == 2 {
@@ -68,6 +71,7 @@ impl Queue {
         mailbox: &Maildir,
         names: &Names,
         written: Arc<Written>,
+        flags: Flags,
         heard: Heard,
         sync: bool,
     ) -> Result<String, Fault> {
@@ -77,6 +81,7 @@ impl Queue {
         state.waiting.push(Waiting {
             member: own,
             written,
+            flags,
             heard,
         });
         loop {
@@ -145,16 +150,16 @@ fn publish(
 ) -> Vec<Result<String, Fault>> {
     let link = |mut waiting: Waiting| {
         waiting.heard.check()?;
-        mailbox.link(names, &mut waiting.written)
+        mailbox.link(names, &mut waiting.written, waiting.flags)
     };
     let results: Vec<_> = batch.into_iter().map(link).collect();
     if !sync || results.iter().all(Result::is_err) {
         return results;
     }
-    let Err(error) = mailbox.sync_new() else {
+    let Err(error) = mailbox.sync(results.iter().flatten()) else {
         return results;
     };
-    let fault = Fault::io(format!("sync {}/new", mailbox.path().display()), &error);
+    let fault = Fault::io(format!("sync {}", mailbox.path().display()), &error);
     let take_back = |result: Result<String, Fault>| {
         // A name that cannot be taken back is there twice after the retry: better than not at all.
         let _ = mailbox.unlink(&result?);
@@ -197,7 +202,14 @@ mod tests {
             lock(&queue.state).leading = true;
             let result = thread::scope(|scope| {
                 let waiting = scope.spawn(|| {
-                    queue.publish(&mailbox, &names, Arc::new(written), heard.clone(), true)
+                    queue.publish(
+                        &mailbox,
+                        &names,
+                        Arc::new(written),
+                        Flags::default(),
+                        heard.clone(),
+                        true,
+                    )
                 });
                 while lock(&queue.state).waiting.is_empty() {
                     thread::yield_now();
