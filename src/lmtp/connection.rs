@@ -235,7 +235,14 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
 
     async fn check(&mut self, recipient: Recipient) -> Step {
         let began = Instant::now();
-        let report = self.deliveries.inspect(recipient.clone()).await;
+        let inspected = self.deliveries.inspect(recipient.clone());
+        let report = match timeout(self.settings.data_deadline, inspected).await {
+            Ok(report) => report,
+            Err(_) => {
+                let why = "the store or a userdb takes too long";
+                Report::failed(recipient.shown(), Fault::new(Code::CannotTell, "look", why))
+            }
+        };
         if let Some(fault) = &report.fault {
             let sender = self.session.sender_text();
             let why = fault.to_string();
