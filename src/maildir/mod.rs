@@ -5,6 +5,7 @@
 pub mod create;
 pub mod filename;
 pub mod save;
+pub mod uidlist;
 
 use std::io;
 use std::path::{Path, PathBuf};
