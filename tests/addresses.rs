@@ -281,6 +281,22 @@ fn addresses_from_postgresql() {
     check_table(&store, &map);
 }
 
+/// A server that takes connections and says nothing, as one behind a network that broke: temporary, and soon.
+#[test]
+fn a_silent_database_holds_nobody_up() {
+    let store = store();
+    let socket = store.path("run/.s.PGSQL.5432");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    std::thread::spawn(move || listener.incoming().for_each(|it| std::mem::forget(it)));
+    let connection = format!("host={} dbname=x user=x", store.path("run").display());
+    let map = format!("[address_map.postgresql]\nconnection = \"{connection}\"\n");
+    let server = store.serve("", &map);
+    let replies = server.client().deliver(&["alice@example.test"], b"x\n");
+    assert!(replies[0].starts_with("451 4.3.0"), "{replies:?}");
+    assert!(server.log().contains("says nothing"), "{}", server.log());
+}
+
 /// Postfix asks before it takes the message, by its own tool.
 #[test]
 fn postfix_asks_about_recipients() {
