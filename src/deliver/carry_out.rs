@@ -177,11 +177,13 @@ fn parent_acl(target: &Target) -> Result<Option<Vec<u8>>, Fault> {
     let Some(sources) = target.acl.as_ref().filter(|_| !target.own_inbox) else {
         return Ok(None);
     };
-    let parent = create::nearest_parent(&target.paths.above, target.layout);
-    sources.of_new(parent).inherited().map_err(|unreadable| {
-        let doing = format!("read {}", unreadable.file.display());
-        Fault::new(Code::CannotTell, doing, unreadable.error.why)
-    })
+    sources
+        .of_new(target.parent())
+        .inherited()
+        .map_err(|unreadable| {
+            let doing = format!("read {}", unreadable.file.display());
+            Fault::new(Code::CannotTell, doing, unreadable.error.why)
+        })
 }
 
 impl Transaction {
