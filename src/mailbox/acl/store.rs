@@ -2,11 +2,12 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::list::Acl;
 use super::sources::Unreadable;
-use super::{FILE, Identifier, read};
+use super::{AclError, FILE, Identifier, read};
 use crate::mailbox::location::Layout;
 use crate::mailbox::permission::Permission;
 use crate::sys::dir::{self, Dir};
@@ -41,6 +42,10 @@ pub fn update(directory: &Path, change: impl FnOnce(&mut Acl)) -> Result<(), Upd
         UpdateError::Unreadable(Unreadable { file, error })
     };
     let text = read(directory).map_err(unreadable)?.unwrap_or_default();
+    if std::str::from_utf8(&text).is_err() {
+        // Written again, a name that we cannot read would be another one.
+        return Err(unreadable(AclError::of_line(0, "not UTF-8")));
+    }
     let mut acl = Acl::parse(&text, FILE).map_err(unreadable)?;
     let before = acl.stored();
     change(&mut acl);
@@ -81,7 +86,9 @@ pub fn renew_list(root: &Path, layout: Layout) -> io::Result<()> {
         }
     }
     let permission = Permission::of(&dir.stat()?, root);
-    let fresh = format!(".{LIST}.{}", std::process::id());
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let fresh = format!(".{LIST}.{}.{count}", std::process::id());
     let mut file = dir.create_new(&fresh, permission.file_mode)?;
     let written = set_permission(&file, &permission)
         .and_then(|()| file.write_all(lines.as_bytes()))
