@@ -180,14 +180,14 @@ pub fn shares_of(config: &Config, name: &str) -> Answer<BTreeSet<Share>> {
     let identity = credentials::is_root().then(|| user.credentials.clone());
     let read = move |out: &mut std::fs::File| {
         let (mut shares, mut problems) = (BTreeSet::new(), Vec::new());
-        for (root, layout) in roots {
-            match dir::stat(&root) {
+        for (paths, layout) in roots {
+            match dir::stat(&paths.root) {
                 Ok(_) => {}
                 // He has no mail yet.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             }
-            let (more, odd) = rebuild::shares_of(&user.name, &root, layout)?;
+            let (more, odd) = rebuild::shares_of(&user.name, &paths, layout)?;
             shares.extend(more);
             problems.extend(odd);
         }
@@ -205,11 +205,12 @@ pub fn shares_of(config: &Config, name: &str) -> Answer<BTreeSet<Share>> {
 
 /// As root, written as whoever owns the map, or else its folder: root's files would be in the way of the others.
 fn write(map: &Map, owners: &BTreeSet<String>, wanted: &BTreeSet<Share>) -> Answer<Difference> {
-    let owner = map.file().map(|file| dir::nearest_existing(file));
-    let owner = owner.transpose().map_err(text)?;
-    let owner = owner
+    let file = map.file().filter(|_| credentials::is_root());
+    let places = file.into_iter().flat_map(|file| file.ancestors().take(2));
+    let owner = places
+        .filter_map(|place| dir::nearest_existing(place).ok())
         .map(|(_, stat)| stat)
-        .filter(|stat| stat.uid != 0 && credentials::is_root());
+        .find(|stat| stat.uid != 0);
     let Some(owner) = owner else {
         return map.replace(owners, wanted).map_err(text);
     };

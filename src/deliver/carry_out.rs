@@ -167,7 +167,7 @@ fn make(plan: &Plan) -> Result<Option<create::Created>, Fault> {
     let created = create::create(&target.paths, permission, target.layout, acl.as_deref())?;
     if acl.is_some() && target.paths.root.join(store::LIST).exists() {
         // Only LIST needs it, and it shows the new mailbox to others a little later.
-        let _ = store::renew_list(&target.paths.root, target.layout);
+        let _ = store::renew_list(&target.paths, target.layout);
     }
     Ok(Some(created))
 }

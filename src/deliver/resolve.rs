@@ -206,7 +206,7 @@ pub fn mailbox_of(
 }
 
 /// Where the user's own mailboxes lie.
-pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(PathBuf, Layout)>, Fault> {
+pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(Paths, Layout)>, Fault> {
     let home = home_of(user)?;
     let variables = Variables {
         user: &user.name,
@@ -219,7 +219,7 @@ pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(PathBuf, Layout
     let mut roots = Vec::new();
     for namespace in own {
         match Paths::of(&namespace.location, &StorageName::Inbox, &variables) {
-            Ok(paths) => roots.push((paths.root, namespace.location.layout)),
+            Ok(paths) => roots.push((paths, namespace.location.layout)),
             Err(why) => {
                 let doing = format!("find the mailboxes of {}", user.name);
                 return Err(Fault::new(Code::CannotTell, doing, format!("{why:?}")));

@@ -9,6 +9,7 @@ use super::list::Acl;
 use super::sources::Unreadable;
 use super::{AclError, FILE, Identifier, read};
 use crate::mailbox::location::Layout;
+use crate::mailbox::path::Paths;
 use crate::mailbox::permission::Permission;
 use crate::sys::dir::{self, Dir};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
@@ -70,10 +71,11 @@ fn set_permission(file: &std::fs::File, permission: &Permission) -> io::Result<(
 }
 
 /// Writes the list of a tree's visible mailboxes anew, from their files.
-pub fn renew_list(root: &Path, layout: Layout) -> io::Result<()> {
+pub fn renew_list(paths: &Paths, layout: Layout) -> io::Result<()> {
+    let root = &paths.root;
     let dir = Dir::open(root)?;
     let mut lines = String::new();
-    for (name, path) in mailboxes(root, layout)? {
+    for (name, path) in mailboxes(paths, layout)? {
         // What cannot be read is not seen by others.
         let Ok(Some(text)) = read(&path) else {
             continue;
@@ -101,13 +103,15 @@ pub fn renew_list(root: &Path, layout: Layout) -> io::Result<()> {
 }
 
 /// The storage names of a tree's mailboxes, with their directories.
-pub fn mailboxes(root: &Path, layout: Layout) -> io::Result<Vec<(String, PathBuf)>> {
+pub fn mailboxes(paths: &Paths, layout: Layout) -> io::Result<Vec<(String, PathBuf)>> {
+    let root = &paths.root;
     let mut found = Vec::new();
     collect(&Dir::open(root)?, layout, "", MAX_LEVELS, &mut found)?;
     found.sort();
+    found.dedup();
     let place = |name: String| {
         let path = match (layout, name.as_str()) {
-            (_, "INBOX") => root.to_owned(),
+            (_, "INBOX") => paths.inbox.clone(),
             (Layout::MaildirPlusPlus, name) => root.join(format!(".{name}")),
             (Layout::Fs, name) => root.join(name),
         };
