@@ -293,6 +293,12 @@ fn addresses_from_a_file() {
     );
     let map = format!("[address_map.file]\npath = \"{}\"\n", file.display());
     check_table(&store, &map);
+    let text = fs::read_to_string(&file).unwrap();
+    let server = store.serve("", &map);
+    fs::write(&file, format!("{text}alice@exam")).unwrap();
+    let replies = server.client().deliver(&["alice@example.test"], b"x\n");
+    assert!(replies[0].starts_with("451 4.3.0"), "torn: {replies:?}");
+    drop(server);
     fs::remove_file(file).unwrap();
     let server = store.serve("", &map);
     let replies = server.client().deliver(&["alice@example.test"], b"x\n");

@@ -166,6 +166,11 @@ impl AddressFile {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
+            if !line.contains('\t') {
+                // Torn, or with blanks for tabs: whose line it was to be nobody knows.
+                let path = self.path.display();
+                return Err(format!("{path}:{number}: no tab behind an address"));
+            }
             let mut columns = line.split('\t').map(|column| column.trim().to_owned());
             let address = columns.next().unwrap_or_default().to_lowercase();
             lines
