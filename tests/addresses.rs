@@ -57,6 +57,10 @@ header = "X-Nowhere"
 mailbox = "No/Such/Mailbox"
 
 [[route]]
+header = "X-Owner"
+mailbox = "shared/nouid/Work"
+
+[[route]]
 header = "X-Bad"
 mailbox = "a/../b"
 "#;
@@ -66,6 +70,8 @@ fn store() -> Store {
     for (name, acl) in [
         ("Sales", "anyone p\n"),
         ("Sales.eu", "anyone p\n"),
+        ("Sales.Shut", "anyone p\n"),
+        ("info.Secret", "anyone lp\n"),
         ("Closed", "user=alice lp\n"),
     ] {
         store
@@ -79,6 +85,8 @@ fn store() -> Store {
             acl,
         );
     }
+    let shut = std::os::unix::fs::PermissionsExt::from_mode(0o0);
+    fs::set_permissions(store.path("public/.Sales.Shut"), shut).unwrap();
     store
 }
 
@@ -94,6 +102,8 @@ fn where_addresses_and_headers_lead() {
         ("sales+nope@example.test",      "",                            "250 2.0.0", "public/.Sales"),
         ("\"sales+../x\"@example.test",  "",                            "250 2.0.0", "public/.Sales"),
         ("sales@example.test",           "X-Spam-Flag: YES\n",          "250 2.0.0", "public/.Sales"),
+        ("sales+Shut@example.test",      "",                            "250 2.0.0", "public/.Sales"),
+        ("*+Secret@catch.test",          "",                            "250 2.0.0", "public/.info"),
         ("team+lead@example.test",       "",                            "250 2.0.0", "public/.info"),
         ("team@example.test",            "",                            "550 5.1.1", ""),
         ("closed@example.test",          "",                            "550 5.1.1", ""),
@@ -112,10 +122,16 @@ fn where_addresses_and_headers_lead() {
         ("alice+Nope@example.test",      "X-Spam-Flag: YES\n",          "250 2.0.0", ALICE),
         ("alice@example.test",           "X-Nowhere: 1\n",              "250 2.0.0", ALICE),
         ("alice@example.test",           "X-Bad: 1\n",                  "250 2.0.0", ALICE),
+        ("alice@example.test",           "X-Owner: 1\n",                "250 2.0.0", ALICE),
     ];
     for (recipient, fields, reply, folder) in cases {
         let store = store();
-        let server = store.serve("", MAP);
+        let config = store.configure("", MAP);
+        let mut users = fs::read_to_string(store.path("users")).unwrap();
+        users.push_str("nouid::::::\n");
+        fs::write(store.path("users"), users).unwrap();
+        let server =
+            support::Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
         let message = format!("{fields}Subject: x\n\ny\n");
         let replies = server.client().deliver(&[recipient], message.as_bytes());
         let case = format!("{recipient} {fields:?}: {replies:?} {}", server.log());
@@ -133,6 +149,76 @@ fn where_addresses_and_headers_lead() {
         if !folder.is_empty() {
             assert_eq!(messages(&store.path(folder)).len(), 1, "{case}");
         }
+    }
+}
+
+/// Without `l` a mailbox is as good as missing, also where missing ones are made: one reply, one place.
+#[test]
+fn what_is_hidden_and_what_is_missing_look_alike() {
+    let store = store();
+    for (below, acl) in [
+        ("home/alice/Maildir", "anyone l\n"),
+        ("home/alice/Maildir/.Hidden", "user=carol lp\nuser=bob\n"),
+        ("home/alice/Maildir/.Open", "user=bob l\n"),
+        ("home/alice/Maildir/.Open.Hidden", "user=bob\n"),
+    ] {
+        store.scratch.maildir(below, MAIL, MAIL, 0o700);
+        let file = format!("{below}/dovecot-acl");
+        store.scratch.file(&file, MAIL, MAIL, 0o600, acl);
+    }
+    for missing in ["create", "reject", "inbox", "parent"] {
+        for denied in ["reject", "inbox"] {
+            let delivery = format!("on_missing = \"{missing}\"\non_denied = \"{denied}\"");
+            let server = store.serve(&delivery, "");
+            let reply = |name: &str| {
+                let recipient = format!("bob+{name}@example.test");
+                let said = server.client().deliver(&[&recipient], b"x\n").remove(0);
+                // Without the id of the session.
+                let words = said.split(' ').enumerate().filter(|(at, _)| *at != 3);
+                let words: Vec<&str> = words.map(|(_, word)| word).collect();
+                words.join(" ").replace(name, "")
+            };
+            for (hidden, gone) in [
+                ("shared/alice/Hidden", "shared/alice/Gone"),
+                ("shared/alice/Hidden", "shared/nobody/Gone"),
+                ("shared/alice/Hidden", "shared/carol/Gone"),
+                ("shared/alice/Open/Hidden", "shared/alice/Open/Gone"),
+            ] {
+                let case = format!("{missing} {denied} {hidden} {gone}");
+                assert_eq!(reply(hidden), reply(gone), "{case} {}", server.log());
+            }
+        }
+    }
+}
+
+/// INBOX is no parent of the mailboxes beside it: who may create below it, or see it, gets nothing there.
+#[test]
+fn only_children_of_inbox_inherit_its_rights() {
+    let store = store();
+    let acl = "user=bob lrkp\n";
+    store
+        .scratch
+        .maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
+    store
+        .scratch
+        .file("home/alice/Maildir/dovecot-acl", MAIL, MAIL, 0o600, acl);
+    let server = store.serve("on_missing = \"create\"", "");
+    for (recipient, place, inherits) in [
+        ("bob+shared/alice/New", "home/bob/Maildir", false),
+        ("alice+Spam", "home/alice/Maildir/.Spam", false),
+        ("alice+INBOX/Mine", "home/alice/Maildir/.INBOX.Mine", true),
+        (
+            "bob+shared/alice/INBOX/His",
+            "home/alice/Maildir/.INBOX.His",
+            true,
+        ),
+    ] {
+        let recipient = format!("{recipient}@example.test");
+        let replies = server.client().deliver(&[&recipient], b"x\n");
+        let case = format!("{recipient} {replies:?} {}", server.log());
+        assert_eq!(messages(&store.path(place)).len(), 1, "{case}");
+        let file = store.path(place).join("dovecot-acl");
+        assert_eq!(file.exists(), inherits, "{case}");
     }
 }
 
@@ -163,6 +249,7 @@ fn check_table(store: &Store, map: &str) {
         ("sales+eu@example.test",   "250 2.0.0", "mailbox=\"Public/Sales/eu\""),
         ("gone@example.test",       "550 5.1.1", ""),
         ("odd@example.test",        "451 4.3.0", ""),
+        ("empty@example.test",      "451 4.3.0", ""),
         ("o'hara\\x@example.test", "550 5.1.1", ""),
         ("whoever@catch.test",      "250 2.0.0", "mailbox=\"Public/info\""),
         ("alice@catch.test",        "250 2.0.0", "mailbox=\"INBOX\""),
@@ -177,10 +264,11 @@ fn check_table(store: &Store, map: &str) {
     }
 }
 
-const ROWS: [(&str, &str, &str, &str, &str); 4] = [
+const ROWS: [(&str, &str, &str, &str, &str); 5] = [
     ("sales@example.test", "Public/Sales", "bob", "anonymous", ""),
     ("gone@example.test", "Public/Gone", "bob", "", "reject"),
     ("odd@example.test", "Public/info", "bob", "whoever", ""),
+    ("empty@example.test", "", "bob", "", ""),
     ("*@catch.test", "Public/info", "bob", "", ""),
 ];
 
@@ -214,6 +302,12 @@ fn addresses_from_a_file() {
     );
     let map = format!("[address_map.file]\npath = \"{}\"\n", file.display());
     check_table(&store, &map);
+    let text = fs::read_to_string(&file).unwrap();
+    let server = store.serve("", &map);
+    fs::write(&file, format!("{text}alice@exam")).unwrap();
+    let replies = server.client().deliver(&["alice@example.test"], b"x\n");
+    assert!(replies[0].starts_with("451 4.3.0"), "torn: {replies:?}");
+    drop(server);
     fs::remove_file(file).unwrap();
     let server = store.serve("", &map);
     let replies = server.client().deliver(&["alice@example.test"], b"x\n");
@@ -236,6 +330,20 @@ fn addresses_from_sqlite() {
     check_table(
         &store,
         &format!("[address_map.sqlite]\npath = \"{}\"\n", path.display()),
+    );
+    let query = "SELECT 'Public/info', 'bob' FROM addresses WHERE address LIKE $1 || '%'";
+    let map = format!(
+        "[address_map.sqlite]\npath = \"{}\"\nquery = \"{query}\"\n",
+        path.display()
+    );
+    database
+        .execute_batch("INSERT INTO addresses VALUES ('alice@example.test2', '', '', '', ''), ('alice@example.test', '', '', '', '')")
+        .unwrap();
+    let server = store.serve("", &map);
+    let replies = server.client().deliver(&["alice@example.test"], b"x\n");
+    assert!(
+        replies[0].starts_with("451 4.3.0"),
+        "two rows are no answer: {replies:?}"
     );
 }
 
@@ -288,6 +396,22 @@ fn addresses_from_postgresql() {
     assert!(log.contains("look up the address"), "{log}");
     drop(server);
     check_table(&store, &map);
+}
+
+/// A server that takes connections and says nothing, as one behind a network that broke: temporary, and soon.
+#[test]
+fn a_silent_database_holds_nobody_up() {
+    let store = store();
+    let socket = store.path("run/.s.PGSQL.5432");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    std::thread::spawn(move || listener.incoming().for_each(std::mem::forget));
+    let connection = format!("host={} dbname=x user=x", store.path("run").display());
+    let map = format!("[address_map.postgresql]\nconnection = \"{connection}\"\n");
+    let server = store.serve("", &map);
+    let replies = server.client().deliver(&["alice@example.test"], b"x\n");
+    assert!(replies[0].starts_with("451 4.3.0"), "{replies:?}");
+    assert!(server.log().contains("says nothing"), "{}", server.log());
 }
 
 /// Postfix asks before it takes the message, by its own tool.

@@ -441,3 +441,79 @@ fn odd_names_and_broken_maps() {
         "a folder is no map"
     );
 }
+
+/// As root: the map stays its owner's, rows and entries in another encoding stay as they are.
+#[test]
+fn what_is_others_stays_theirs() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    let work = "home/alice/Maildir/.Work";
+    for below in ["home/alice/Maildir", work] {
+        store.scratch.maildir(below, MAIL, MAIL, 0o700);
+    }
+    store.scratch.dir("db", 0, MAIL, 0o770);
+    let map = store.scratch.file("db/map", MAIL, MAIL, 0o600, "");
+    let more = format!("[acl_sharing_map.file]\npath = \"{}\"\n", map.display());
+    let config = store.configure("", &more);
+    let run = |arguments: &[&str]| {
+        let mut command = program("postroom");
+        command.arg("-c").arg(&config).args(arguments);
+        command.output().unwrap()
+    };
+    let acl = format!("{work}/dovecot-acl");
+    store.scratch.file(&acl, MAIL, MAIL, 0o600, "user=bob l\n");
+    assert!(run(&["share", "rebuild"]).status.success());
+    assert!(fs::read_to_string(&map).unwrap().contains("/bob/alice"));
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(&map).unwrap());
+    assert_eq!(owner, MAIL);
+
+    let latin = b"user=j\xf6rg l\n";
+    fs::write(store.path(&acl), latin).unwrap();
+    let set = run(&["acl", "set", "-u", "alice", "Work", "anyone", "lookup"]);
+    assert_eq!(set.status.code(), Some(75));
+    assert_eq!(fs::read(store.path(&acl)).unwrap(), latin);
+    let row = b"shared/shared-boxes/user/j\xf6rg/x\n1\n";
+    fs::write(&map, row).unwrap();
+    fs::write(store.path(&acl), "user=bob l\n").unwrap();
+    assert_eq!(run(&["share", "rebuild", "alice"]).status.code(), Some(75));
+    assert_eq!(fs::read(&map).unwrap(), row);
+}
+
+/// The root's file is the namespace's default then, and no share of INBOX.
+#[test]
+fn an_inbox_that_lies_elsewhere() {
+    let store = Store::new();
+    let inbox = "home/alice/Maildir/.INBOX";
+    for below in ["home/alice/Maildir", inbox] {
+        store.scratch.maildir(below, MAIL, MAIL, 0o700);
+    }
+    for (below, text) in [
+        ("home/alice/Maildir", "user=carol l\n"),
+        (inbox, "user=bob l\n"),
+    ] {
+        let file = format!("{below}/dovecot-acl");
+        store.scratch.file(&file, MAIL, MAIL, 0o600, text);
+    }
+    store.scratch.dir("db", MAIL, MAIL, 0o700);
+    let more = format!(
+        "[acl_sharing_map.file]\npath = \"{}/db/map\"\n",
+        store.scratch.text("")
+    );
+    let config = store.configure("", &more);
+    let text = fs::read_to_string(&config).unwrap();
+    let elsewhere = "[namespace.inbox]\nmail_inbox_path = \"~/Maildir/.INBOX\"";
+    fs::write(&config, text.replace("[namespace.inbox]", elsewhere)).unwrap();
+    let mut command = program("postroom");
+    command
+        .arg("-c")
+        .arg(&config)
+        .args(["share", "rebuild", "alice"]);
+    let output = command.output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "added: alice -> bob\n",
+        "{output:?}"
+    );
+}

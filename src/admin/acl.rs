@@ -323,7 +323,7 @@ fn change(config: &Config, of: &Of, renew: bool, change: impl FnOnce(&mut Acl)) 
             "postroom acl: the rights are set, the sharing map is not: {why}"
         );
     }
-    if renew && let Err(error) = store::renew_list(&target.paths.root, target.layout) {
+    if renew && let Err(error) = store::renew_list(&target.paths, target.layout) {
         // The rights are as they were asked for; who may see the mailbox finds it by its name.
         let place = target.paths.root.join(store::LIST);
         let _ = writeln!(io::stderr(), "postroom acl: {}: {error}", place.display());

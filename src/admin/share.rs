@@ -177,20 +177,22 @@ pub fn shares_of(config: &Config, name: &str) -> Answer<BTreeSet<Share>> {
         return Ok(BTreeSet::new());
     };
     let roots = deliver::roots_of(&config.delivery, &user).map_err(text)?;
+    let identity = credentials::is_root().then(|| user.credentials.clone());
     let read = move |out: &mut std::fs::File| {
         let (mut shares, mut problems) = (BTreeSet::new(), Vec::new());
-        for (root, layout) in roots {
-            if dir::stat(&root).is_ok() {
-                let (more, odd) = rebuild::shares_of(&user.name, &root, layout)?;
-                shares.extend(more);
-                problems.extend(odd);
+        for (paths, layout) in roots {
+            match dir::stat(&paths.root) {
+                Ok(_) => {}
+                // He has no mail yet.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
             }
+            let (more, odd) = rebuild::shares_of(&user.name, &paths, layout)?;
+            shares.extend(more);
+            problems.extend(odd);
         }
         serde_json::to_writer(out, &(shares, problems)).map_err(io::Error::from)
     };
-    let identity = credentials::is_root()
-        .then(|| user_credentials(config, name))
-        .flatten();
     let answer =
         process::ask_child(identity.as_ref(), read).map_err(|error| format!("{name}: {error}"))?;
     let (shares, problems): (BTreeSet<Share>, Vec<String>) =
@@ -201,21 +203,14 @@ pub fn shares_of(config: &Config, name: &str) -> Answer<BTreeSet<Share>> {
     Ok(shares)
 }
 
-fn user_credentials(config: &Config, name: &str) -> Option<Credentials> {
-    let user = config.delivery.userdbs.find(name).ok().flatten()?;
-    Some(user.credentials)
-}
-
-/// As root, written as whoever owns the folder of the map: root's files would be in the way of the others.
+/// As root, written as whoever owns the map, or else its folder: root's files would be in the way of the others.
 fn write(map: &Map, owners: &BTreeSet<String>, wanted: &BTreeSet<Share>) -> Answer<Difference> {
-    let folder = map.file().and_then(|file| file.parent());
-    let owner = folder
-        .map(dir::nearest_existing)
-        .transpose()
-        .map_err(text)?;
-    let owner = owner
+    let file = map.file().filter(|_| credentials::is_root());
+    let places = file.into_iter().flat_map(|file| file.ancestors().take(2));
+    let owner = places
+        .filter_map(|place| dir::nearest_existing(place).ok())
         .map(|(_, stat)| stat)
-        .filter(|stat| stat.uid != 0 && credentials::is_root());
+        .find(|stat| stat.uid != 0);
     let Some(owner) = owner else {
         return map.replace(owners, wanted).map_err(text);
     };

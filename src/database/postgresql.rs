@@ -1,18 +1,23 @@
-//! PostgreSQL: a server that may be down, or slow, and comes back.
+//! PostgreSQL: a server that may be down, or slow, or silent, and comes back.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use postgres::types::ToSql;
-use postgres::{Client, Config, NoTls};
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Config, NoTls};
 
 use super::Row;
 
-/// How long a connection may take to be made.
+/// How long a connection may take until the server has answered on it.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long a statement may take, milliseconds.
+/// How long a statement may take, milliseconds: the server ends it then.
 const STATEMENT: u32 = 10_000;
+/// How long we wait for that: longer, a connection that broke without a word must not hold a delivery.
+const ANSWER: Duration = Duration::from_secs(15);
 
 /// A server, with the connections that are idle.
 #[derive(Clone)]
@@ -23,6 +28,14 @@ struct Server {
     idle: Mutex<Vec<Client>>,
 }
 
+/// A connection, with the runtime that moves its bytes.
+struct Client {
+    client: tokio_postgres::Client,
+    runtime: Runtime,
+    /// Whose it is: a forked child must not talk on its parent's connection.
+    process: u32,
+}
+
 impl Postgresql {
     /// `parameters`: `host=/run/postgresql dbname=mail user=postroom`.
     pub fn new(parameters: &str, password: Option<&str>) -> Result<Postgresql, String> {
@@ -30,7 +43,7 @@ impl Postgresql {
         config.connect_timeout(CONNECT);
         config.application_name("postroom");
         if config.get_options().is_none() {
-            config.options(&format!("-c statement_timeout={STATEMENT}"));
+            config.options(format!("-c statement_timeout={STATEMENT}"));
         }
         if let Some(password) = password {
             config.password(password);
@@ -46,12 +59,16 @@ impl Postgresql {
     ) -> Result<(), String> {
         // A statement of its own: the lock is not held while the client works.
         let idle = self.idle().pop();
-        if let Some(client) = idle
-            && let Ok(done) = self.attempt(client, work)
-        {
-            return done;
+        match idle {
+            Some(client) if client.process != std::process::id() => std::mem::forget(client),
+            Some(client) => {
+                if let Ok(done) = self.attempt(client, work) {
+                    return done;
+                }
+            }
+            None => {}
         }
-        let client = self.0.config.connect(NoTls).map_err(text)?;
+        let client = Client::connect(&self.0.config)?;
         self.attempt(client, work)?
     }
 
@@ -61,21 +78,51 @@ impl Postgresql {
         mut client: Client,
         work: &mut dyn FnMut(&mut dyn super::Transaction) -> Result<(), String>,
     ) -> Result<Result<(), String>, String> {
-        let done = match client.transaction() {
-            Ok(mut transaction) => {
-                work(&mut transaction).and_then(|()| transaction.commit().map_err(text))
-            }
-            Err(error) => return Err(text(error)),
+        client.wait(CONNECT, client.client.batch_execute("BEGIN"))?;
+        let done = work(&mut client);
+        let (end, limit) = match done {
+            Ok(()) => ("COMMIT", ANSWER),
+            Err(_) => ("ROLLBACK", CONNECT),
         };
-        if client.is_closed() && done.is_err() {
-            return done.map(Ok);
+        let ended = client.wait(limit, client.client.batch_execute(end));
+        if client.client.is_closed() && ended.is_err() {
+            return done.and(ended).map(Ok);
         }
-        self.idle().push(client);
-        Ok(done)
+        if ended.is_ok() {
+            self.idle().push(client);
+        }
+        Ok(done.and(ended))
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Client>> {
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Client {
+    fn connect(config: &Config) -> Result<Client, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| error.to_string())?;
+        let connected = runtime.block_on(async { timeout(CONNECT, config.connect(NoTls)).await });
+        let (client, connection) = connected.map_err(silent)?.map_err(text)?;
+        runtime.spawn(connection);
+        let process = std::process::id();
+        Ok(Client {
+            client,
+            runtime,
+            process,
+        })
+    }
+
+    fn wait<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, String> {
+        let done = self.runtime.block_on(async { timeout(limit, work).await });
+        done.map_err(silent)?.map_err(text)
     }
 }
 
@@ -86,10 +133,11 @@ impl fmt::Debug for Postgresql {
     }
 }
 
-impl super::Transaction for postgres::Transaction<'_> {
+impl super::Transaction for Client {
     fn rows(&mut self, query: &str, parameters: &[&str]) -> Result<Vec<Row>, String> {
-        let rows = self.query(query, &as_sql(parameters)).map_err(text)?;
-        let columns = |row: &postgres::Row| {
+        let parameters = as_sql(parameters);
+        let rows = self.wait(ANSWER, self.client.query(query, &parameters))?;
+        let columns = |row: &tokio_postgres::Row| {
             (0..row.len())
                 .map(|column| row.try_get::<_, Option<String>>(column).map_err(text))
                 .collect::<Result<Row, String>>()
@@ -98,13 +146,15 @@ impl super::Transaction for postgres::Transaction<'_> {
     }
 
     fn execute(&mut self, statement: &str, parameters: &[&str]) -> Result<(), String> {
-        let done = postgres::Transaction::execute(self, statement, &as_sql(parameters));
-        done.map(drop).map_err(text)
+        let parameters = as_sql(parameters);
+        let done = self.wait(ANSWER, self.client.execute(statement, &parameters));
+        done.map(drop)
     }
 
     fn has_table(&mut self, name: &str) -> Result<bool, String> {
-        let found = self.query_one("SELECT to_regclass($1::text) IS NOT NULL", &[&name]);
-        found.map_err(text)?.try_get(0).map_err(text)
+        const QUERY: &str = "SELECT to_regclass($1::text) IS NOT NULL";
+        let found = self.wait(ANSWER, self.client.query_one(QUERY, &[&name]))?;
+        found.try_get(0).map_err(text)
     }
 }
 
@@ -115,8 +165,12 @@ fn as_sql<'a>(parameters: &'a [&'a str]) -> Vec<&'a (dyn ToSql + Sync)> {
         .collect()
 }
 
+fn silent(_: tokio::time::error::Elapsed) -> String {
+    "the server says nothing".into()
+}
+
 /// The library's own words leave the server's out.
-fn text(error: postgres::Error) -> String {
+fn text(error: tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(said) => format!("{error}: {}", said.message()),
         None => match std::error::Error::source(&error) {

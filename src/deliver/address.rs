@@ -78,7 +78,9 @@ fn exact_rule(
     settings: &Settings,
     recipient: &Recipient,
 ) -> Result<Option<(Rule, Option<String>)>, Fault> {
-    if recipient.user.is_some() || settings.addresses.is_empty() {
+    // `*@domain` is a pattern, not somebody's address.
+    let is_pattern = recipient.address.local.starts_with('*');
+    if recipient.user.is_some() || settings.addresses.is_empty() || is_pattern {
         return Ok(None);
     }
     let rule = |address: &Address| settings.addresses.rule(&address.to_string().to_lowercase());
@@ -117,6 +119,7 @@ fn of_rule(
         .filter(|detail| !detail.is_empty() && settings.detail != Detail::Ignore)
         .filter(|_| recipient.mailbox.is_none())
         .and_then(|detail| child(settings, &user, &own, detail));
+    let by = if child.is_some() { By::Child } else { By::Map };
     let mailbox = child.unwrap_or(own);
     let lines = vec![
         Line::ok(
@@ -127,7 +130,7 @@ fn of_rule(
     ];
     Ok(Asked {
         user,
-        by: By::Map,
+        by,
         mailbox,
         rule: Some(rule),
         lines,

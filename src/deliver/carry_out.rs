@@ -175,7 +175,7 @@ fn make(plan: &Plan) -> Result<Option<create::Created>, Fault> {
     let created = create::create(&target.paths, permission, target.layout, acl.as_deref())?;
     if acl.is_some() && target.paths.root.join(store::LIST).exists() {
         // Only LIST needs it, and it shows the new mailbox to others a little later.
-        let _ = store::renew_list(&target.paths.root, target.layout);
+        let _ = store::renew_list(&target.paths, target.layout);
     }
     Ok(Some(created))
 }
@@ -185,11 +185,13 @@ fn parent_acl(target: &Target) -> Result<Option<Vec<u8>>, Fault> {
     let Some(sources) = target.acl.as_ref().filter(|_| !target.own_inbox) else {
         return Ok(None);
     };
-    let parent = create::nearest_parent(&target.paths.above, target.layout);
-    sources.of_new(parent).inherited().map_err(|unreadable| {
-        let doing = format!("read {}", unreadable.file.display());
-        Fault::new(Code::CannotTell, doing, unreadable.error.why)
-    })
+    sources
+        .of_new(target.parent())
+        .inherited()
+        .map_err(|unreadable| {
+            let doing = format!("read {}", unreadable.file.display());
+            Fault::new(Code::CannotTell, doing, unreadable.error.why)
+        })
 }
 
 impl Transaction {

@@ -253,7 +253,7 @@ impl Inspection<'_> {
     /// A path that cannot be followed: denied where a stranger named it, a fault where the admin did.
     fn no_way(&mut self, target: &Target, error: io::Error) -> Result<Finding, Fault> {
         let doing = format!("look at {}", target.paths.mailbox.display());
-        if self.targets.by == By::Detail && !target.own_inbox && sys::is_no_way(&error) {
+        if self.targets.by.is_strangers() && !target.own_inbox && sys::is_no_way(&error) {
             return Ok(Finding::Denied(format!("{doing}: {error}")));
         }
         self.end("path", Fault::io(doing, &error))
@@ -271,7 +271,7 @@ impl Inspection<'_> {
             match part_is_there(path, part) {
                 Ok(is_there) => is_incomplete |= !is_there,
                 Err(error)
-                    if self.targets.by == By::Detail
+                    if self.targets.by.is_strangers()
                         && sys::is_no_way(&error)
                         && !target.own_inbox =>
                 {
@@ -310,7 +310,7 @@ impl Inspection<'_> {
             return Ok(Finding::Missing(why));
         }
         let parent = create::nearest_parent(&paths.above, target.layout);
-        if let Some(refusal) = self.check_rights_to_create(target, parent.clone())? {
+        if let Some(refusal) = self.check_rights_to_create(target)? {
             return Ok(refusal);
         }
         let (existing, stat) = match dir::nearest_existing(&paths.mailbox) {
@@ -358,7 +358,7 @@ impl Inspection<'_> {
                 return Ok(Finding::Denied(why));
             }
             let Credentials { uid, gid, groups } = self.identity;
-            if self.targets.by == By::Detail
+            if self.targets.by.is_strangers()
                 && !target.own_inbox
                 && !permission.group_can_be_had(&stat, *gid, groups, *uid == 0)
             {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::settings::Subject;
-use crate::database::Database;
+use crate::database::{Database, Row};
 use crate::fault::{Code, Fault};
 use crate::mailbox::namespace::OnMissing;
 
@@ -94,9 +94,7 @@ impl Table {
                 let Some((columns, number)) = lines.get(address) else {
                     return Ok(None);
                 };
-                let columns = columns
-                    .iter()
-                    .map(|it| Some(it.clone()).filter(|it| !it.is_empty()));
+                let columns = columns.iter().cloned().map(Some);
                 rule(
                     columns.collect(),
                     format!("{}:{number}", file.path.display()),
@@ -107,11 +105,12 @@ impl Table {
                 let rows = database
                     .rows(query, &[address])
                     .map_err(|error| error.to_string())?;
-                let from = || format!("{database}: {address}");
-                rows.into_iter()
-                    .next()
-                    .map(|row| rule(row, from()))
-                    .transpose()
+                let from = format!("{database}: {address}");
+                match <[Row; 1]>::try_from(rows) {
+                    Ok([row]) => rule(row, from).map(Some),
+                    Err(none) if none.is_empty() => Ok(None),
+                    Err(rows) => Err(format!("{from}: {} rows, and one is right", rows.len())),
+                }
             }
         }
     }
@@ -119,7 +118,10 @@ impl Table {
 
 /// Mailbox, user, subject, on_missing.
 fn rule(columns: Vec<Option<String>>, from: String) -> Result<Rule, String> {
-    let mut columns = columns.into_iter();
+    // Forms write an empty text where they mean NULL.
+    let mut columns = columns
+        .into_iter()
+        .map(|it| it.filter(|text| !text.is_empty()));
     let (mailbox, user) = (columns.next().flatten(), columns.next().flatten());
     let (subject, on_missing) = (columns.next().flatten(), columns.next().flatten());
     let (Some(mailbox), Some(user)) = (mailbox, user) else {
@@ -163,6 +165,11 @@ impl AddressFile {
         for (number, line) in (1..).zip(text.lines()) {
             if line.is_empty() || line.starts_with('#') {
                 continue;
+            }
+            if !line.contains('\t') {
+                // Torn, or with blanks for tabs: whose line it was to be nobody knows.
+                let path = self.path.display();
+                return Err(format!("{path}:{number}: no tab behind an address"));
             }
             let mut columns = line.split('\t').map(|column| column.trim().to_owned());
             let address = columns.next().unwrap_or_default().to_lowercase();

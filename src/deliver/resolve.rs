@@ -17,6 +17,7 @@ use crate::mailbox::lookup::{self, Found, NotFound};
 use crate::mailbox::name::StorageName;
 use crate::mailbox::namespace::{Auto, Kind, OnDenied, OnMissing};
 use crate::mailbox::path::{NoPlace, Paths};
+use crate::maildir::create::exists;
 use crate::message::{Flags, Recipient};
 use crate::sys::nss;
 use crate::text::template::Variables;
@@ -54,6 +55,8 @@ pub enum By {
     Flag,
     /// `[[address]]`.
     Map,
+    /// The detail of such an address: a child of its mailbox, and a stranger's word again.
+    Child,
     /// `[[route]]`: it never costs the mail, INBOX stands behind it.
     Route,
 }
@@ -139,12 +142,12 @@ pub fn resolve(
         .and_then(|found| found.namespace.on_missing);
     let on_missing = match (&rule, of_namespace.unwrap_or(settings.on_missing)) {
         (Some(rule), _) => rule.on_missing,
-        (None, OnMissing::Defer) if by == By::Detail => OnMissing::Inbox,
+        (None, OnMissing::Defer) if by.is_strangers() => OnMissing::Inbox,
         (None, asked) => asked,
     };
-    let on_denied = match (by, settings.on_denied) {
-        (By::Detail, OnDenied::Defer) => OnDenied::Inbox,
-        (_, asked) => asked,
+    let on_denied = match settings.on_denied {
+        OnDenied::Defer if by.is_strangers() => OnDenied::Inbox,
+        asked => asked,
     };
     let wanted = resolver.wanted(found, &mailbox, by, on_missing)?;
     let wants_inbox = matches!(&wanted, Wanted::Target(target) if target.own_inbox);
@@ -207,7 +210,7 @@ pub fn mailbox_of(
 }
 
 /// Where the user's own mailboxes lie.
-pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(PathBuf, Layout)>, Fault> {
+pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(Paths, Layout)>, Fault> {
     let home = home_of(user)?;
     let variables = Variables {
         user: &user.name,
@@ -220,7 +223,7 @@ pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(PathBuf, Layout
     let mut roots = Vec::new();
     for namespace in own {
         match Paths::of(&namespace.location, &StorageName::Inbox, &variables) {
-            Ok(paths) => roots.push((paths.root, namespace.location.layout)),
+            Ok(paths) => roots.push((paths, namespace.location.layout)),
             Err(why) => {
                 let doing = format!("find the mailboxes of {}", user.name);
                 return Err(Fault::new(Code::CannotTell, doing, format!("{why:?}")));
@@ -274,7 +277,7 @@ impl Resolver<'_> {
         }
         let storage = match StorageName::parse(&found.rest, found.namespace) {
             Ok(storage) => storage,
-            Err(bad) if matches!(by, By::Detail | By::Route) => {
+            Err(bad) if by.is_strangers() || by == By::Route => {
                 return Ok(Wanted::Denied {
                     mailbox: mailbox.into(),
                     why: bad.to_string(),
@@ -299,7 +302,10 @@ impl Resolver<'_> {
 
     /// Why a detail must not name this mailbox (`delivery.detail = "private"`).
     fn closed_to(&self, by: By, found: &Found<'_>) -> Option<String> {
-        if by != By::Detail || self.settings.detail != Detail::Private {
+        if !by.is_strangers() || self.settings.detail != Detail::Private {
+            return None;
+        }
+        if found.namespace.kind != Kind::Private && by == By::Child {
             return None;
         }
         if found.namespace.kind != Kind::Private {
@@ -351,7 +357,11 @@ impl Resolver<'_> {
             format!("{}: {} -> {name}", route.from, route.header),
         ));
         let found = lookup::find(&self.settings.namespaces, &name, &self.user.name);
-        let wanted = self.wanted(found, &name, By::Route, OnMissing::Inbox)?;
+        let wanted = self.wanted(found, &name, By::Route, OnMissing::Inbox);
+        let wanted = wanted.unwrap_or_else(|fault| Wanted::Missing {
+            mailbox: name,
+            why: fault.to_string(),
+        });
         Ok(Some((wanted, route.flags)))
     }
 
@@ -603,13 +613,35 @@ fn home_of(user: &User) -> Result<Option<String>, Fault> {
     user.home.as_ref().map(text).transpose()
 }
 
+impl Target {
+    /// The nearest mailbox above this one, whose rights a new one inherits. The root is none: where it is the INBOX, that
+    /// is above its own children only.
+    pub fn parent(&self) -> Option<PathBuf> {
+        let (root, parents) = self.paths.above.split_last()?;
+        let is_there = |path: &Path| matches!(exists(path, self.layout, false), Ok(Some(_)));
+        let is_inbox = |path: &Path| path == root.join(".INBOX") || path == root.join("INBOX");
+        let parents = parents.iter().map(|path| match self.kind {
+            Kind::Private | Kind::Shared if is_inbox(path) && !is_there(path) => &self.paths.inbox,
+            _ => path,
+        });
+        let mut there = parents.filter(|path| is_there(path));
+        there.next().cloned()
+    }
+}
+
 impl By {
+    /// Whether whoever writes an address chose the name: it must never fill the MTA's queue.
+    pub fn is_strangers(self) -> bool {
+        matches!(self, By::Detail | By::Child)
+    }
+
     pub fn text(self) -> &'static str {
         match self {
             By::Default => "default",
             By::Detail => "the detail of the address",
             By::Flag => "-m",
             By::Map => "the address map",
+            By::Child => "the address map and the detail",
             By::Route => "a header route",
         }
     }

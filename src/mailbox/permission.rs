@@ -84,6 +84,7 @@ mod tests {
             uid: 6001,
             gid,
             size: 0,
+            modified: std::time::UNIX_EPOCH,
             is_dir: true,
             is_file: false,
         }

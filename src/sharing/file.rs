@@ -94,8 +94,9 @@ fn make_parents(path: &Path) -> io::Result<()> {
 }
 
 fn pairs(path: &Path) -> Result<BTreeMap<String, String>, MapError> {
-    let text = match fs::read(path) {
-        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+    // Read as something else, rows of others would be written again as something else.
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
         Err(error) => return Err(MapError::Io(path.display().to_string(), error)),
     };

@@ -2,20 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
 
 use super::{Share, With};
 use crate::mailbox::acl::{Acl, FILE, Identifier, read, store};
 use crate::mailbox::location::Layout;
+use crate::mailbox::path::Paths;
 
 /// What `owner` shares out of his tree. A file that cannot be read shares nothing, and is named.
 pub fn shares_of(
     owner: &str,
-    root: &Path,
+    paths: &Paths,
     layout: Layout,
 ) -> io::Result<(BTreeSet<Share>, Vec<String>)> {
     let (mut shares, mut problems) = (BTreeSet::new(), Vec::new());
-    for (_, directory) in store::mailboxes(root, layout)? {
+    for (_, directory) in store::mailboxes(paths, layout)? {
         let text = match read(&directory) {
             Ok(Some(text)) => text,
             Ok(None) => continue,

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat, renameat2};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
@@ -29,6 +30,7 @@ pub struct Stat {
     pub uid: u32,
     pub gid: u32,
     pub size: u64,
+    pub modified: SystemTime,
     pub is_dir: bool,
     pub is_file: bool,
 }
@@ -289,6 +291,7 @@ pub fn nearest_existing(path: &Path) -> io::Result<(PathBuf, Stat)> {
 impl From<FileStat> for Stat {
     fn from(stat: FileStat) -> Stat {
         let kind = stat.st_mode & libc::S_IFMT;
+        let seconds = u64::try_from(stat.st_mtime).unwrap_or_default();
         Stat {
             dev: stat.st_dev,
             ino: stat.st_ino,
@@ -296,6 +299,7 @@ impl From<FileStat> for Stat {
             uid: stat.st_uid,
             gid: stat.st_gid,
             size: stat.st_size as u64,
+            modified: UNIX_EPOCH + Duration::new(seconds, stat.st_mtime_nsec as u32),
             is_dir: kind == libc::S_IFDIR,
             is_file: kind == libc::S_IFREG,
         }

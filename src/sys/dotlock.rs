@@ -60,7 +60,7 @@ impl Dotlock {
     ) -> io::Result<Dotlock> {
         let lock = format!("{name}.lock");
         let began = Instant::now();
-        let mut seen: Option<(Version, Option<Version>, Instant)> = None;
+        let mut seen: Option<(Version, Option<Version>)> = None;
         let mut pause = Duration::from_millis(20);
         loop {
             match dir.create_new(&lock, mode) {
@@ -68,7 +68,7 @@ impl Dotlock {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
-            if is_stale(dir, name, &lock, &mut seen, patience.stale)? {
+            if is_stale(dir, name, &lock, &mut seen, patience.stale) {
                 // Whoever was faster has taken it over, and its file is another one: seen at the next attempt.
                 match dir.unlink(&lock) {
                     Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -136,53 +136,52 @@ impl Drop for Dotlock {
     }
 }
 
+/// By its name: a lock that others may not read becomes stale too.
 fn version(dir: &Dir, name: &str) -> Option<Version> {
     let stat = dir.stat_name(name).ok()?;
-    let file = dir.read(name).ok()?;
-    let metadata = file.metadata().ok()?;
-    Some((
-        stat.dev,
-        stat.ino,
-        metadata.size(),
-        metadata.modified().ok()?,
-    ))
+    Some((stat.dev, stat.ino, stat.size, stat.modified))
+}
+
+fn age(version: &Version) -> Duration {
+    let age = SystemTime::now().duration_since(version.3);
+    age.unwrap_or_default()
 }
 
 fn is_stale(
     dir: &Dir,
     name: &str,
     lock: &str,
-    seen: &mut Option<(Version, Option<Version>, Instant)>,
+    seen: &mut Option<(Version, Option<Version>)>,
     stale: Duration,
-) -> io::Result<bool> {
+) -> bool {
     let Some(now) = version(dir, lock) else {
-        // Gone, or not for us to read: then only time tells.
-        return Ok(false);
+        return false;
     };
-    let age = SystemTime::now().duration_since(now.3).unwrap_or_default();
-    if age < YOUNG {
-        return Ok(false);
+    if age(&now) < YOUNG {
+        return false;
     }
     let mut text = String::new();
-    dir.read(lock)?.take(511).read_to_string(&mut text).ok();
+    if let Ok(file) = dir.read(lock) {
+        file.take(511).read_to_string(&mut text).ok();
+    }
     let holder = text.trim_end().split_once(':');
     if let Some((pid, host)) = holder
         && host == hostname()
         && let Ok(pid) = pid.parse()
     {
-        return Ok(matches!(kill(Pid::from_raw(pid), None), Err(Errno::ESRCH)));
+        // Looked at again: somebody else may have taken it over meanwhile.
+        let is_dead = kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH);
+        return is_dead && version(dir, lock) == Some(now);
     }
     let protected = version(dir, name);
     match seen {
-        Some((lock_before, file_before, since))
-            if *lock_before == now && *file_before == protected =>
-        {
-            Ok(age > stale && since.elapsed() + age > stale)
+        Some((lock_before, file_before)) if *lock_before == now && *file_before == protected => {
+            age(&now) > stale && protected.as_ref().is_none_or(|file| age(file) > stale)
         }
         _ => {
-            *seen = Some((now, protected, Instant::now()));
+            *seen = Some((now, protected));
             // Looked at once more before it is overridden: the file may be changing.
-            Ok(false)
+            false
         }
     }
 }
@@ -240,6 +239,36 @@ mod tests {
             let taken = Dotlock::take(&dir, "f", 0o600, Holds::Pid, SHORT);
             assert_eq!(taken.is_ok(), is_free, "{content:?} {age}");
         }
+    }
+
+    /// Its holder may be dead, or be at work: then the file changes.
+    #[test]
+    fn the_file_tells_too() {
+        for (age, is_free) in [(1000, true), (60, false)] {
+            let root = tempfile::tempdir().unwrap();
+            let dir = Dir::open(root.path()).unwrap();
+            for (name, age) in [("f", age), ("f.lock", 1000)] {
+                fs::write(root.path().join(name), "").unwrap();
+                old(&root.path().join(name), age);
+            }
+            let taken = Dotlock::take(&dir, "f", 0o600, Holds::Content, SHORT);
+            assert_eq!(taken.is_ok(), is_free, "{age}");
+        }
+    }
+
+    /// Root reads anything: what nobody can read here is a lock that is a symlink.
+    #[test]
+    fn a_lock_that_cannot_be_read_becomes_stale() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        let lock = root.path().join("f.lock");
+        std::os::unix::fs::symlink("nowhere", &lock).unwrap();
+        let touched = std::process::Command::new("touch")
+            .args(["-h", "-d", "2020-01-01"])
+            .arg(&lock)
+            .status();
+        assert!(touched.unwrap().success());
+        Dotlock::take(&dir, "f", 0o600, Holds::Content, SHORT).unwrap();
     }
 
     #[test]

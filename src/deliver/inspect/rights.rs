@@ -1,10 +1,8 @@
 //! The rights step: may this subject store here?
 
-use std::path::PathBuf;
-
 use super::{Finding, Inspection};
 use crate::deliver::report::Line;
-use crate::deliver::resolve::{By, Target};
+use crate::deliver::resolve::Target;
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::sources::Unreadable;
 use crate::mailbox::acl::{Identity, Rights, Sources};
@@ -20,23 +18,29 @@ impl Inspection<'_> {
             return Ok(None);
         };
         self.rights = self.rights(target, sources)?;
-        Ok(self.refusal(&self.rights))
+        match self.refusal(&self.rights) {
+            // Were it missing, it would be made or be refused for that: so is this.
+            Some(Finding::Missing(why)) if target.create => {
+                let refusal = self.check_rights_to_create(target)?;
+                Ok(refusal.or(Some(Finding::Missing(why))))
+            }
+            refusal => Ok(refusal),
+        }
     }
 
-    /// For a mailbox that a delivery would make below `parent`: the right to make it, and the right to store in it, by the
+    /// For a mailbox that a delivery would make: the right to make it, and the right to store in it, by the
     /// entries that it would inherit.
-    pub fn check_rights_to_create(
-        &mut self,
-        target: &Target,
-        parent: Option<PathBuf>,
-    ) -> Result<Option<Finding>, Fault> {
+    pub fn check_rights_to_create(&mut self, target: &Target) -> Result<Option<Finding>, Fault> {
         let Some(sources) = target.acl.as_ref().filter(|_| !target.own_inbox) else {
             return Ok(None);
         };
-        self.rights = self.rights(target, &sources.of_new(parent))?;
+        self.rights = self.rights(target, &sources.of_new(target.parent()))?;
         if !self.rights.create() && !target.is_configured {
             let why = "there is no right to create a mailbox there (k)";
-            return Ok(Some(Finding::Denied(why.into())));
+            return Ok(Some(match self.rights.lookup() {
+                true => Finding::Denied(why.into()),
+                false => Finding::Missing(MISSING.into()),
+            }));
         }
         Ok(self.refusal(&self.rights))
     }
@@ -85,7 +89,7 @@ impl Inspection<'_> {
             self.lines.push(Line::ok("rights", text));
             return Ok(Rights::all());
         }
-        if error.closed && self.targets.by == By::Detail {
+        if error.closed && self.targets.by.is_strangers() {
             self.lines
                 .push(Line::ok("rights", format!("none; {shown}")));
             return Ok(Rights::none());

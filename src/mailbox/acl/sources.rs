@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -135,7 +135,11 @@ fn add_global(acl: &mut Acl, path: &Path, name: &str) -> Result<(), Unreadable> 
         };
         return add_patterns(acl, &text, path, name).map_err(|error| unreadable(path, error));
     }
-    // The name is of a valid mailbox: it does not climb.
+    // A name that climbs is one where the storage escapes it.
+    let is_below = |part| matches!(part, Component::Normal(_));
+    if !Path::new(name).components().all(is_below) {
+        return Ok(());
+    }
     let own = path.join(name);
     let file = if own.is_dir() {
         own.join(".DEFAULT")
@@ -305,7 +309,11 @@ mod tests {
         fs::create_dir_all(many.join("Deep")).unwrap();
         fs::write(many.join("Work"), "user=bob e\n").unwrap();
         fs::write(many.join("Deep/.DEFAULT"), "user=bob x\n").unwrap();
-        for (name, want) in [("Work", "e"), ("Deep", "x"), ("None", "lp")] {
+        let absolute = global.to_str().unwrap();
+        fs::write(&global, "user=bob a\n").unwrap();
+        #[rustfmt::skip]
+        let names = [("Work", "e"), ("Deep", "x"), ("None", "lp"), ("../global", "lp"), (absolute, "lp")];
+        for (name, want) in names {
             let sources = Sources {
                 global: Some((many.clone(), name.into())),
                 ..own("user=bob lp\n")

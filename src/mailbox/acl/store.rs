@@ -2,12 +2,14 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::list::Acl;
 use super::sources::Unreadable;
-use super::{FILE, Identifier, read};
+use super::{AclError, FILE, Identifier, read};
 use crate::mailbox::location::Layout;
+use crate::mailbox::path::Paths;
 use crate::mailbox::permission::Permission;
 use crate::sys::dir::{self, Dir};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
@@ -41,6 +43,10 @@ pub fn update(directory: &Path, change: impl FnOnce(&mut Acl)) -> Result<(), Upd
         UpdateError::Unreadable(Unreadable { file, error })
     };
     let text = read(directory).map_err(unreadable)?.unwrap_or_default();
+    if std::str::from_utf8(&text).is_err() {
+        // Written again, a name that we cannot read would be another one.
+        return Err(unreadable(AclError::of_line(0, "not UTF-8")));
+    }
     let mut acl = Acl::parse(&text, FILE).map_err(unreadable)?;
     let before = acl.stored();
     change(&mut acl);
@@ -65,10 +71,11 @@ fn set_permission(file: &std::fs::File, permission: &Permission) -> io::Result<(
 }
 
 /// Writes the list of a tree's visible mailboxes anew, from their files.
-pub fn renew_list(root: &Path, layout: Layout) -> io::Result<()> {
+pub fn renew_list(paths: &Paths, layout: Layout) -> io::Result<()> {
+    let root = &paths.root;
     let dir = Dir::open(root)?;
     let mut lines = String::new();
-    for (name, path) in mailboxes(root, layout)? {
+    for (name, path) in mailboxes(paths, layout)? {
         // What cannot be read is not seen by others.
         let Ok(Some(text)) = read(&path) else {
             continue;
@@ -81,7 +88,9 @@ pub fn renew_list(root: &Path, layout: Layout) -> io::Result<()> {
         }
     }
     let permission = Permission::of(&dir.stat()?, root);
-    let fresh = format!(".{LIST}.{}", std::process::id());
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let fresh = format!(".{LIST}.{}.{count}", std::process::id());
     let mut file = dir.create_new(&fresh, permission.file_mode)?;
     let written = set_permission(&file, &permission)
         .and_then(|()| file.write_all(lines.as_bytes()))
@@ -94,13 +103,15 @@ pub fn renew_list(root: &Path, layout: Layout) -> io::Result<()> {
 }
 
 /// The storage names of a tree's mailboxes, with their directories.
-pub fn mailboxes(root: &Path, layout: Layout) -> io::Result<Vec<(String, PathBuf)>> {
+pub fn mailboxes(paths: &Paths, layout: Layout) -> io::Result<Vec<(String, PathBuf)>> {
+    let root = &paths.root;
     let mut found = Vec::new();
     collect(&Dir::open(root)?, layout, "", MAX_LEVELS, &mut found)?;
     found.sort();
+    found.dedup();
     let place = |name: String| {
         let path = match (layout, name.as_str()) {
-            (_, "INBOX") => root.to_owned(),
+            (_, "INBOX") => paths.inbox.clone(),
             (Layout::MaildirPlusPlus, name) => root.join(format!(".{name}")),
             (Layout::Fs, name) => root.join(name),
         };
