@@ -182,6 +182,34 @@ fn what_is_hidden_and_what_is_missing_look_alike() {
     }
 }
 
+/// What is said of a mailbox holds by each of its names.
+#[test]
+fn an_alias_opens_nothing() {
+    let store = store();
+    let sent = "home/alice/Maildir/.Sent";
+    for below in ["home/alice/Maildir", sent] {
+        store.scratch.maildir(below, MAIL, MAIL, 0o700);
+    }
+    let alias = "[namespace.old]\nseparator = \"/\"\nprefix = \"mail/\"\nalias_for = \"inbox\"\nhidden = true\nlist = \"no\"\n";
+    let config = store.configure("", alias);
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(
+        &config,
+        text.replace("detail = \"mailbox\"", "detail = \"private\""),
+    )
+    .unwrap();
+    let server = support::Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    for detail in ["Sent", "mail/Sent"] {
+        let recipient = format!("alice+{detail}@example.test");
+        let replies = server.client().deliver(&[&recipient], b"x\n");
+        assert!(
+            replies[0].contains("mailbox=\"INBOX\""),
+            "{replies:?} {}",
+            server.log()
+        );
+    }
+}
+
 /// INBOX is no parent of the mailboxes beside it: who may create below it, or see it, gets nothing there.
 #[test]
 fn only_children_of_inbox_inherit_its_rights() {
