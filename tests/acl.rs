@@ -280,7 +280,9 @@ fn inbox_is_no_parent_to_dovecot_either() {
     let inbox = "home/alice/Maildir";
     store.scratch.maildir(inbox, MAIL, MAIL, 0o700);
     let file = format!("{inbox}/dovecot-acl");
-    store.scratch.file(&file, MAIL, MAIL, 0o600, "user=bob lrkp\n");
+    store
+        .scratch
+        .file(&file, MAIL, MAIL, 0o600, "user=bob lrkp\n");
     let create = |text: String| format!("lda_mailbox_autocreate = yes\n{text}");
     let Some(dovecot) = Dovecot::start_with(Version::V23, &store, create) else {
         return;

@@ -84,7 +84,7 @@ fn store() -> Store {
             acl,
         );
     }
-    let shut = std::os::unix::fs::PermissionsExt::from_mode(0);
+    let shut = std::os::unix::fs::PermissionsExt::from_mode(0o000);
     fs::set_permissions(store.path("public/.Sales.Shut"), shut).unwrap();
     store
 }
@@ -424,7 +424,7 @@ fn a_silent_database_holds_nobody_up() {
     let socket = store.path("run/.s.PGSQL.5432");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
-    std::thread::spawn(move || listener.incoming().for_each(|it| std::mem::forget(it)));
+    std::thread::spawn(move || listener.incoming().for_each(std::mem::forget));
     let connection = format!("host={} dbname=x user=x", store.path("run").display());
     let map = format!("[address_map.postgresql]\nconnection = \"{connection}\"\n");
     let server = store.serve("", &map);
