@@ -270,6 +270,29 @@ fn verdicts_equal_those_of_dovecot_lda() {
     }
 }
 
+/// A new mailbox beside an INBOX that bob may create below: neither of us lets him, and one of alice's own inherits nothing.
+#[test]
+fn inbox_is_no_parent_to_dovecot_either() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    let inbox = "home/alice/Maildir";
+    store.scratch.maildir(inbox, MAIL, MAIL, 0o700);
+    let file = format!("{inbox}/dovecot-acl");
+    store
+        .scratch
+        .file(&file, MAIL, MAIL, 0o600, "user=bob lrkp\n");
+    let create = |text: String| format!("lda_mailbox_autocreate = yes\n{text}");
+    let Some(dovecot) = Dovecot::start_with(Version::V23, &store, create) else {
+        return;
+    };
+    dovecot.lda("bob", "shared/alice/New", b"Subject: x\n\n");
+    dovecot.lda("alice", "Own", b"Subject: x\n\n");
+    let is_there = |below: &str| store.path(inbox).join(below).exists();
+    assert!(!is_there(".New") && is_there(".Own") && !is_there(".Own/dovecot-acl"));
+}
+
 /// The same commands through both tools: the same exit codes, files and answers.
 #[test]
 fn commands_do_what_those_of_doveadm_do() {

@@ -85,7 +85,7 @@ fn store() -> Store {
             acl,
         );
     }
-    let shut = std::os::unix::fs::PermissionsExt::from_mode(0o0);
+    let shut = std::os::unix::fs::PermissionsExt::from_mode(0o000);
     fs::set_permissions(store.path("public/.Sales.Shut"), shut).unwrap();
     store
 }
@@ -188,6 +188,34 @@ fn what_is_hidden_and_what_is_missing_look_alike() {
                 assert_eq!(reply(hidden), reply(gone), "{case} {}", server.log());
             }
         }
+    }
+}
+
+/// What is said of a mailbox holds by each of its names.
+#[test]
+fn an_alias_opens_nothing() {
+    let store = store();
+    let sent = "home/alice/Maildir/.Sent";
+    for below in ["home/alice/Maildir", sent] {
+        store.scratch.maildir(below, MAIL, MAIL, 0o700);
+    }
+    let alias = "[namespace.old]\nseparator = \"/\"\nprefix = \"mail/\"\nalias_for = \"inbox\"\nhidden = true\nlist = \"no\"\n";
+    let config = store.configure("", alias);
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(
+        &config,
+        text.replace("detail = \"mailbox\"", "detail = \"private\""),
+    )
+    .unwrap();
+    let server = support::Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    for detail in ["Sent", "mail/Sent"] {
+        let recipient = format!("alice+{detail}@example.test");
+        let replies = server.client().deliver(&[&recipient], b"x\n");
+        assert!(
+            replies[0].contains("mailbox=\"INBOX\""),
+            "{replies:?} {}",
+            server.log()
+        );
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::rights::rules;
 use super::section::Section;
+use crate::mailbox::acl::sources::Rules;
 use crate::mailbox::location::{Driver, Layout, Location};
 use crate::mailbox::namespace::{self, Auto, Kind, List, MailboxBlock, Namespace, OnMissing};
 use crate::text::template::Template;
@@ -71,6 +72,7 @@ pub fn namespaces(root: &Section<'_>, above: &Location) -> Vec<Namespace> {
         all.push(private(above.clone()));
     }
     name_aliases(&mut all);
+    share_rules(&mut all);
     all.retain(|namespace| !namespace.disabled);
     let mut failed = Vec::new();
     for problem in namespace::check(&all) {
@@ -215,6 +217,23 @@ fn name_aliases(all: &mut [Namespace]) {
             .find(|(name, prefix)| prefix == alias && *name != namespace.name);
         if let Some((name, _)) = by_prefix {
             namespace.alias_for = Some(name.clone());
+        }
+    }
+}
+
+/// The mailboxes of an alias are those of its namespace: what is said of them there holds by any name.
+fn share_rules(all: &mut [Namespace]) {
+    let known = all.to_vec();
+    for namespace in all {
+        let alias = namespace.alias_for.as_ref();
+        let Some(original) = known.iter().find(|it| Some(&it.name) == alias) else {
+            continue;
+        };
+        if namespace.mailboxes.is_empty() {
+            namespace.mailboxes = original.mailboxes.clone();
+        }
+        if namespace.acl == Rules::default() {
+            namespace.acl = original.acl.clone();
         }
     }
 }

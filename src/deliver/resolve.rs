@@ -371,7 +371,7 @@ impl Resolver<'_> {
             .settings
             .namespaces
             .iter()
-            .filter(|it| it.kind == Kind::Private);
+            .filter(|it| it.kind == Kind::Private && it.alias_for.is_none());
         own.flat_map(|namespace| {
             namespace
                 .mailboxes

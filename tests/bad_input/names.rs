@@ -158,10 +158,10 @@ fn names_that_no_mailbox_can_have() {
         ("Public/", inbox, 0, "prefix of namespace"),
         ("Public/..", inbox, 75, "level"),
         ("Public/../home/bob/Maildir", inbox, 75, "level"),
-        ("Public/fresh", inbox, 0, "does not exist"),
+        ("Public/fresh", inbox, 0, "no right to create"),
         ("shared/bob/../alice", inbox, 75, "level"),
         ("shared/bob/Projects/../../../alice", inbox, 75, "level"),
-        ("shared/bob/new2", inbox, 0, "does not exist"),
+        ("shared/bob/new2", inbox, 0, "no right to create"),
     ];
     for (top, layout) in [("", 0), ("mailbox_list_layout = \"fs\"", 1)] {
         let store = store();

@@ -39,7 +39,7 @@ impl Inspection<'_> {
             let why = "there is no right to create a mailbox there (k)";
             return Ok(Some(match self.rights.lookup() {
                 true => Finding::Denied(why.into()),
-                false => Finding::Missing(MISSING.into()),
+                false => Finding::Missing(why.into()),
             }));
         }
         Ok(self.refusal(&self.rights))
