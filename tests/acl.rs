@@ -524,6 +524,31 @@ fn subjects() {
             .collect();
         assert_eq!(found, open, "{acl} {sender:?}");
     }
+    // Over LMTP: by AUTH=, from a peer that is trusted by the mode of its socket.
+    for (mode, bob) in [("0660", "Public/bob"), ("0666", "INBOX")] {
+        let with = text.replace(
+            "driver = \"vfile\"\n",
+            "driver = \"vfile\"\nsubject = \"authenticated-sender\"\n",
+        );
+        fs::write(
+            &config,
+            with.replace("mode = \"0666\"", &format!("mode = \"{mode}\"")),
+        )
+        .unwrap();
+        let log = store.path("run/log");
+        let server = support::Server::start_as(&config, &store.path("run/lmtp"), &log, &[100]);
+        let mut client = server.client();
+        client.say("MAIL FROM:<whoever@x> AUTH=bob");
+        client.say("RCPT TO:<alice+Public/bob@example.test>");
+        client.say("DATA");
+        client.send(b"x\r\n.\r\n");
+        let reply = client.reply();
+        assert!(
+            reply.contains(&format!("mailbox=\"{bob}\"")),
+            "{mode}: {reply} {}",
+            server.log()
+        );
+    }
     // Anybody else is not believed.
     fs::write(&config, text).unwrap();
     let mut command = support::program("postroom-lda");

@@ -45,6 +45,7 @@ user = "bob"
 header = "X-Spam-Flag"
 equals = "YES"
 mailbox = "\\Junk"
+flags = ["\\Seen"]
 
 [[route]]
 header = "List-Id"
@@ -137,6 +138,14 @@ fn where_addresses_and_headers_lead() {
         assert!(replies[0].starts_with(reply), "{case}");
         let everywhere = messages_below(&store.path(""));
         assert_eq!(everywhere.len(), usize::from(!folder.is_empty()), "{case}");
+        let seen = everywhere
+            .iter()
+            .any(|(path, _)| path.to_str().unwrap().ends_with(":2,S"));
+        assert_eq!(
+            seen,
+            folder.ends_with(".Spam") && !recipient.contains('+'),
+            "{case}"
+        );
         if !folder.is_empty() {
             assert_eq!(messages(&store.path(folder)).len(), 1, "{case}");
         }

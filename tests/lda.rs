@@ -196,11 +196,25 @@ fn arguments_and_what_becomes_of_the_message() {
             "",
         ),
         (
-            &["-d", "alice", "--flag", "\\Seen"],
+            &["-d", "alice", "--keyword", "Work"],
             &[],
             75,
-            "4.3.5 --flag and --keyword are not built yet",
+            "4.3.5 --keyword is not built yet",
             "",
+        ),
+        (
+            &["-d", "alice", "--flag", "Work"],
+            &[],
+            75,
+            "4.3.5 --flag \"Work\" is no system flag",
+            "",
+        ),
+        (
+            &["-d", "alice", "--flag", "\\seen", "--flag", "\\Flagged"],
+            &[],
+            0,
+            "",
+            ALICE,
         ),
         (
             &["-d", "alice", "-Q"],
@@ -623,6 +637,60 @@ fn a_hang_up() {
         drop(parent.stdin.take());
         assert_eq!(parent.wait().unwrap().code(), Some(code), "{before}");
         assert_eq!(messages_below(&store.path("")).len(), stored, "{before}");
+    }
+}
+
+/// A flag that the rights do not allow is left out, and the log says so.
+#[test]
+fn flags_and_the_rights_to_set_them() {
+    // the mailbox, its ACL, the letters in the file's name
+    for (mailbox, folder, acl, letters) in [
+        ("INBOX", "home/alice/Maildir", "", "FST"),
+        ("Work", "home/alice/Maildir/.Work", "", "FST"),
+        ("Public/info", "public/.info", "anyone lpwst\n", "FT"),
+        ("Public/info", "public/.info", "anyone lpw\n", "F"),
+        ("Public/info", "public/.info", "anyone lpt\n", "T"),
+        ("Public/info", "public/.info", "anyone lp\n", ""),
+    ] {
+        let store = Store::new();
+        for below in ["home/alice/Maildir", "home/alice/Maildir/.Work"] {
+            store.scratch.maildir(below, MAIL, MAIL, 0o700);
+        }
+        store.configure("", "");
+        if !acl.is_empty() {
+            fs::write(store.path(&format!("{folder}/dovecot-acl")), acl).unwrap();
+        }
+        let flags = [
+            "--flag",
+            "\\Seen",
+            "--flag",
+            "\\Flagged",
+            "--flag",
+            "\\Deleted",
+        ];
+        let arguments = [&["-d", "alice", "-m", mailbox], &flags[..]].concat();
+        let mut command = program("postroom-lda");
+        command
+            .arg("-c")
+            .arg(store.path("postroom.toml"))
+            .args(&arguments);
+        command.env("POSTROOM_LOG", "json");
+        as_user(&mut command, MAIL, MAIL, &[100]);
+        let output = run_with_input(&mut command, MESSAGE);
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(exit_code(&output), 0, "{log}");
+        let found = messages(&store.path(folder));
+        assert_eq!(found.len(), 1, "{log}");
+        let path = found[0].0.to_str().unwrap();
+        match letters {
+            "" => assert!(path.contains("/new/") && !path.contains(":2,"), "{path}"),
+            _ => assert!(
+                path.contains("/cur/") && path.ends_with(&format!(":2,{letters}")),
+                "{path}"
+            ),
+        }
+        // A public mailbox has a \Seen for each user.
+        assert_eq!(log.contains("stored without"), letters != "FST", "{log}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::config::{self, Config};
-use crate::deliver::settings::{Acl, AclDriver, Detail};
+use crate::deliver::settings::{Acl, AclDriver, Detail, Subject};
 use crate::lmtp::Listen;
 use crate::mailbox::namespace::{Kind, Namespace};
 use crate::mailbox::permission::SETGID;
@@ -34,6 +34,7 @@ pub fn check(path: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
     findings.required_paths(&config)?;
     findings.listeners(&config)?;
     findings.reach(&config)?;
+    findings.sender(&config)?;
     let Findings {
         errors, warnings, ..
     } = findings;
@@ -154,6 +155,24 @@ impl<W: Write> Findings<'_, W> {
             }
         }
         Ok(())
+    }
+
+    /// Who says who sends.
+    fn sender(&mut self, config: &Config) -> io::Result<()> {
+        let settings = &config.delivery;
+        let of_rules = settings
+            .addresses
+            .rules
+            .values()
+            .filter_map(|rule| rule.subject);
+        let mut subjects = of_rules.chain([settings.acl.subject]);
+        if !subjects.any(|subject| subject == Subject::AuthenticatedSender) {
+            return Ok(());
+        }
+        self.warning(
+            "subject \"authenticated-sender\": Postfix's lmtp client vouches for nobody",
+            "only an MTA that sends AUTH= to a trusted socket does, or the LDA's --authenticated; else what anyone may counts",
+        )
     }
 
     /// What a stranger can reach by a detail.

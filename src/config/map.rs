@@ -9,7 +9,7 @@ use crate::deliver::map::{AddressFile, AddressMap, QUERY, Rule, Table};
 use crate::deliver::route::{Route, Test};
 use crate::deliver::settings::Subject;
 use crate::mailbox::namespace::OnMissing;
-use crate::message::Address;
+use crate::message::{Address, Flags};
 
 pub fn addresses(root: &Section<'_>) -> AddressMap {
     let mut map = AddressMap::default();
@@ -93,6 +93,7 @@ pub fn routes(root: &Section<'_>) -> Vec<Route> {
             section.text("contains").map(Test::Contains),
             section.text("begins_with").map(Test::BeginsWith),
         ];
+        let flags = flags(&section);
         section.finish();
         let mut tests = tests.into_iter().flatten();
         let test = tests.next().unwrap_or(Test::Exists);
@@ -112,10 +113,26 @@ pub fn routes(root: &Section<'_>) -> Vec<Route> {
             header,
             test,
             mailbox,
+            flags,
             from: format!("route {number}"),
         });
     }
     routes
+}
+
+fn flags(section: &Section<'_>) -> Flags {
+    let mut flags = Flags::default();
+    for name in section.texts("flags") {
+        match Flags::parse(&name) {
+            Some(flag) => flags = flags.with(flag),
+            None => section.error(
+                "flags",
+                format!("{name:?} is no system flag; keywords are not built yet"),
+                "write \"\\\\Seen\", \"\\\\Flagged\", \"\\\\Answered\", \"\\\\Draft\" or \"\\\\Deleted\"",
+            ),
+        }
+    }
+    flags
 }
 
 fn required(section: &Section<'_>, key: &'static str) -> Option<String> {

@@ -9,6 +9,7 @@ use super::Core;
 use super::header::added_headers;
 use super::inspect::Plan;
 use super::outcome::Saved;
+use super::queue;
 use super::resolve::Target;
 use super::settings::{MailFsync, Permissions, RecipientHeaders, Settings};
 use crate::fault::{Code, Fault};
@@ -115,12 +116,18 @@ pub fn carry_out(
     };
     let (size, mode, gid) = (written.size, written.mode, written.gid);
     let mut remarks: Vec<String> = written.remark.iter().cloned().collect();
+    remarks.extend(plan.dropped.clone());
     let publish = |written| {
-        let heard = transaction.heard.clone();
-        core.queues
-            .publish(&mailbox, &core.names, written, heard, demands.sync)
+        let message = queue::Message {
+            written,
+            flags: plan.flags,
+            control: plan.target.paths.control.clone(),
+            heard: transaction.heard.clone(),
+        };
+        let names = &core.names;
+        core.queues.publish(&mailbox, names, message, demands.sync)
     };
-    let file = match publish(written) {
+    let published = match publish(written) {
         // Too many links, or a file system that has none: a copy of its own.
         Err(fault) if alike && fault.code == Code::Storage => publish(write()?)?,
         other => other?,
@@ -131,13 +138,14 @@ pub fn carry_out(
     if settings.mail_fsync == MailFsync::Never {
         remarks.push("not synced (mail_fsync = never)".into());
     }
+    remarks.extend(published.remark);
     let (mailbox, user, instead_of) = (plan.target.mailbox, plan.user, plan.instead_of);
     Ok(Saved {
         mailbox,
         instead_of,
         user,
-        uid: None,
-        file,
+        uid: published.uid,
+        file: published.file,
         size,
         mode,
         gid,

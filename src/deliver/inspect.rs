@@ -11,10 +11,12 @@ use super::report::{Line, Report};
 use super::resolve::{By, Target, Targets, Wanted};
 use super::settings::{NewMailboxPermissions, Permissions, Settings};
 use crate::fault::{Code, Fault};
+use crate::mailbox::acl::Rights;
 use crate::mailbox::location::Driver;
 use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
 use crate::mailbox::permission::{Permission, SETGID};
 use crate::maildir::create;
+use crate::message::Flags;
 use crate::sys;
 use crate::sys::credentials::Credentials;
 use crate::sys::dir::{self, Dir, Stat};
@@ -26,6 +28,10 @@ pub struct Plan {
     pub user: String,
     /// The mailbox has to be made first, with these permissions.
     pub create: Option<Permission>,
+    /// What the message is stored with.
+    pub flags: Flags,
+    /// The flags that it should have had, and why it has not.
+    pub dropped: Option<String>,
     /// The mailbox that was asked for and why it is not this one.
     pub instead_of: Option<(String, String)>,
 }
@@ -48,6 +54,7 @@ pub fn inspect(
         targets,
         identity,
         lines: targets.lines.clone(),
+        rights: Rights::all(),
     };
     let plan = inspection.decide();
     let fault = plan.as_ref().err().cloned();
@@ -72,6 +79,8 @@ struct Inspection<'a> {
     targets: &'a Targets,
     lines: Vec<Line>,
     identity: &'a Credentials,
+    /// Of the subject, on the mailbox that is looked at.
+    rights: Rights,
 }
 
 impl Inspection<'_> {
@@ -215,6 +224,7 @@ impl Inspection<'_> {
 
     /// One target: there or not, allowed or not, or a fault.
     fn examine(&mut self, target: &Target) -> Result<Finding, Fault> {
+        self.rights = Rights::all();
         if target.driver == Driver::Mbox {
             let fault = Fault::new(
                 Code::CannotTell,
@@ -385,10 +395,13 @@ impl Inspection<'_> {
     }
 
     fn usable(&self, target: &Target, create: Option<Permission>) -> Finding {
+        let (flags, dropped) = self.flags(target);
         let plan = Plan {
             target: target.clone(),
             user: self.targets.user.name.clone(),
             create,
+            flags,
+            dropped,
             instead_of: None,
         };
         Finding::Usable(Box::new(plan))

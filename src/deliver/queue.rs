@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::mem;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::carry_out::Heard;
@@ -13,6 +14,8 @@ use crate::fault::{Code, Fault};
 use crate::maildir::Maildir;
 use crate::maildir::filename::Names;
 use crate::maildir::save::Written;
+use crate::maildir::uidlist;
+use crate::message::Flags;
 
 /// The queues of one process, by device and inode of `new/`.
 #[derive(Debug, Default)]
@@ -24,19 +27,42 @@ struct Queue {
     changed: Condvar,
 }
 
+/// A message that readers see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// Its name in `new/` or `cur/`.
+    pub file: String,
+    /// None where Dovecot is to give it.
+    pub uid: Option<u32>,
+    pub remark: Option<String>,
+}
+
+impl Published {
+    fn of(file: String) -> Published {
+        Published {
+            file,
+            uid: None,
+            remark: None,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    waiting: Vec<Waiting>,
+    waiting: Vec<(u64, Message)>,
     leading: bool,
-    done: HashMap<u64, Result<String, Fault>>,
+    done: HashMap<u64, Result<Published, Fault>>,
 }
 
+/// A message that is to be seen.
 #[derive(Debug)]
-struct Waiting {
-    member: u64,
-    written: Arc<Written>,
-    heard: Heard,
+pub struct Message {
+    pub written: Arc<Written>,
+    pub flags: Flags,
+    /// The directory of `dovecot-uidlist`.
+    pub control: PathBuf,
+    pub heard: Heard,
 }
 
 impl Queues {
@@ -46,13 +72,12 @@ impl Queues {
         &self,
         mailbox: &Maildir,
         names: &Names,
-        written: Arc<Written>,
-        heard: Heard,
+        message: Message,
         sync: bool,
-    ) -> Result<String, Fault> {
+    ) -> Result<Published, Fault> {
         let key = mailbox.identity();
         let queue = Arc::clone(lock(&self.0).entry(key).or_default());
-        let result = queue.publish(mailbox, names, written, heard, sync);
+        let result = queue.publish(mailbox, names, message, sync);
         let mut queues = lock(&self.0);
         // The map and this call hold it: nobody waits, and an idle mailbox costs nothing.
         if Arc::strong_count(&queue) == 2 {
@@ -67,18 +92,13 @@ impl Queue {
         &self,
         mailbox: &Maildir,
         names: &Names,
-        written: Arc<Written>,
-        heard: Heard,
+        message: Message,
         sync: bool,
-    ) -> Result<String, Fault> {
+    ) -> Result<Published, Fault> {
         let mut state = lock(&self.state);
         let own = state.next;
         state.next += 1;
-        state.waiting.push(Waiting {
-            member: own,
-            written,
-            heard,
-        });
+        state.waiting.push((own, message));
         loop {
             if let Some(result) = state.done.remove(&own) {
                 return result;
@@ -95,8 +115,9 @@ impl Queue {
             drop(state);
             let lead = Lead {
                 queue: self,
-                members: batch.iter().map(|waiting| waiting.member).collect(),
+                members: batch.iter().map(|(member, _)| *member).collect(),
             };
+            let batch = batch.into_iter().map(|(_, message)| message).collect();
             lead.settle(publish(mailbox, names, batch, sync));
             state = lock(&self.state);
         }
@@ -110,7 +131,7 @@ struct Lead<'a> {
 }
 
 impl Lead<'_> {
-    fn settle(mut self, results: Vec<Result<String, Fault>>) {
+    fn settle(mut self, results: Vec<Result<Published, Fault>>) {
         let members = mem::take(&mut self.members);
         lock(&self.queue.state)
             .done
@@ -136,31 +157,76 @@ impl Drop for Lead<'_> {
     }
 }
 
-/// A name for each, one sync for all. When the sync fails none of them is durable: all names are taken back.
+/// A name for each, one sync for all, then their UIDs. When the sync fails none of them is durable: all names are taken back.
 fn publish(
     mailbox: &Maildir,
     names: &Names,
-    batch: Vec<Waiting>,
+    batch: Vec<Message>,
     sync: bool,
-) -> Vec<Result<String, Fault>> {
-    let link = |mut waiting: Waiting| {
-        waiting.heard.check()?;
-        mailbox.link(names, &mut waiting.written)
-    };
-    let results: Vec<_> = batch.into_iter().map(link).collect();
-    if !sync || results.iter().all(Result::is_err) {
-        return results;
+) -> Vec<Result<Published, Fault>> {
+    let mut lists: HashMap<PathBuf, List> = HashMap::new();
+    for control in batch.iter().map(|message| &message.control) {
+        lists.entry(control.clone()).or_insert_with(|| List {
+            mark: uidlist::mark(control),
+            members: Vec::new(),
+        });
     }
-    let Err(error) = mailbox.sync_new() else {
-        return results;
-    };
-    let fault = Fault::io(format!("sync {}/new", mailbox.path().display()), &error);
-    let take_back = |result: Result<String, Fault>| {
-        // A name that cannot be taken back is there twice after the retry: better than not at all.
-        let _ = mailbox.unlink(&result?);
-        Err(fault.clone())
-    };
-    results.into_iter().map(take_back).collect()
+    let mut results = Vec::new();
+    for (at, mut message) in batch.into_iter().enumerate() {
+        let heard = message.heard.check();
+        let linked = heard.and_then(|()| mailbox.link(names, &mut message.written, message.flags));
+        if linked.is_ok()
+            && let Some(list) = lists.get_mut(&message.control)
+        {
+            list.members.push(at);
+        }
+        results.push(linked.map(Published::of));
+    }
+    let linked = || results.iter().flatten().map(|published| &published.file);
+    if sync
+        && linked().next().is_some()
+        && let Err(error) = mailbox.sync(linked())
+    {
+        let fault = Fault::io(format!("sync {}", mailbox.path().display()), &error);
+        let take_back = |result: Result<Published, Fault>| {
+            // A name that cannot be taken back is there twice after the retry: better than not at all.
+            let _ = mailbox.unlink(&result?.file);
+            Err(fault.clone())
+        };
+        return results.into_iter().map(take_back).collect();
+    }
+    // From here on the messages are safe; what goes wrong is for the log.
+    for (control, list) in lists {
+        list.give(&control, mailbox, &mut results);
+    }
+    results
+}
+
+/// The UIDs of one control directory: users may have their own.
+struct List {
+    mark: Option<uidlist::Mark>,
+    /// Places in the batch.
+    members: Vec<usize>,
+}
+
+impl List {
+    fn give(self, control: &Path, mailbox: &Maildir, results: &mut [Result<Published, Fault>]) {
+        let Some(mark) = self.mark.filter(|_| !self.members.is_empty()) else {
+            return;
+        };
+        let name = |at: &usize| results[*at].as_ref().map_or("", |it| it.file.as_str());
+        let names: Vec<&str> = self.members.iter().map(name).collect();
+        let mode = mailbox.permission().file_mode;
+        let given = uidlist::give(control, mark, mode, &names);
+        for (nth, at) in self.members.iter().enumerate() {
+            if let Ok(published) = &mut results[*at] {
+                match &given {
+                    Ok(uids) => published.uid = uids.get(nth).copied(),
+                    Err(why) => published.remark = Some(format!("no UID yet: {why}")),
+                }
+            }
+        }
+    }
 }
 
 /// A panic elsewhere leaves the state as it was between two steps, which is a good state.
@@ -197,7 +263,13 @@ mod tests {
             lock(&queue.state).leading = true;
             let result = thread::scope(|scope| {
                 let waiting = scope.spawn(|| {
-                    queue.publish(&mailbox, &names, Arc::new(written), heard.clone(), true)
+                    let message = Message {
+                        written: Arc::new(written),
+                        flags: Flags::default(),
+                        control: root.path().to_owned(),
+                        heard: heard.clone(),
+                    };
+                    queue.publish(&mailbox, &names, message, true)
                 });
                 while lock(&queue.state).waiting.is_empty() {
                     thread::yield_now();

@@ -18,7 +18,7 @@ use crate::mailbox::name::StorageName;
 use crate::mailbox::namespace::{Auto, Kind, OnDenied, OnMissing};
 use crate::mailbox::path::{NoPlace, Paths};
 use crate::maildir::create::exists;
-use crate::message::Recipient;
+use crate::message::{Flags, Recipient};
 use crate::sys::nss;
 use crate::text::template::Variables;
 use crate::user::{Credentials, User};
@@ -38,6 +38,8 @@ pub struct Targets {
     pub inbox: Option<Target>,
     pub on_missing: OnMissing,
     pub on_denied: OnDenied,
+    /// What the message is to be stored with.
+    pub flags: Flags,
     /// The decisions so far.
     pub lines: Vec<Line>,
 }
@@ -151,7 +153,7 @@ pub fn resolve(
     let wants_inbox = matches!(&wanted, Wanted::Target(target) if target.own_inbox);
     if wants_inbox
         && rule.is_none()
-        && let Some(routed) = resolver.routed(head, &mut lines)?
+        && let Some((routed, flags)) = resolver.routed(head, &mut lines)?
     {
         return Ok(Targets {
             recipient: recipient.shown(),
@@ -161,6 +163,7 @@ pub fn resolve(
             inbox: Some(resolver.inbox()?),
             on_missing: OnMissing::Inbox,
             on_denied: OnDenied::Inbox,
+            flags: recipient.flags.with(flags),
             lines,
             user,
         });
@@ -182,6 +185,7 @@ pub fn resolve(
         inbox,
         on_missing,
         on_denied,
+        flags: recipient.flags,
         lines,
         user,
     })
@@ -330,7 +334,11 @@ impl Resolver<'_> {
     }
 
     /// The mailbox of the first route that the message takes. A route that leads nowhere leaves it where it was.
-    fn routed(&self, head: Option<&[u8]>, lines: &mut Vec<Line>) -> Result<Option<Wanted>, Fault> {
+    fn routed(
+        &self,
+        head: Option<&[u8]>,
+        lines: &mut Vec<Line>,
+    ) -> Result<Option<(Wanted, Flags)>, Fault> {
         let mut routes = self.settings.routes.iter();
         let Some(route) = head.and_then(|head| routes.find(|route| route.takes(head))) else {
             return Ok(None);
@@ -350,10 +358,11 @@ impl Resolver<'_> {
         ));
         let found = lookup::find(&self.settings.namespaces, &name, &self.user.name);
         let wanted = self.wanted(found, &name, By::Route, OnMissing::Inbox);
-        Ok(Some(wanted.unwrap_or_else(|fault| Wanted::Missing {
+        let wanted = wanted.unwrap_or_else(|fault| Wanted::Missing {
             mailbox: name,
             why: fault.to_string(),
-        })))
+        });
+        Ok(Some((wanted, route.flags)))
     }
 
     /// The full name of the user's own mailbox with this special use.

@@ -1,6 +1,6 @@
 //! Header routes: mail for an INBOX that a field of its header sends elsewhere. First match wins.
 
-use crate::message::header;
+use crate::message::{Flags, header};
 
 /// One `[[route]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,6 +10,8 @@ pub struct Route {
     pub test: Test,
     /// A mailbox by its full name, or by its special use: `\Junk`.
     pub mailbox: String,
+    /// What the message is stored with.
+    pub flags: Flags,
     /// Where it is written: `route 2`.
     pub from: String,
 }
@@ -60,6 +62,7 @@ mod tests {
                 header: header.into(),
                 test: test.clone(),
                 mailbox: "\\Junk".into(),
+                flags: Flags::default(),
                 from: String::new(),
             };
             assert_eq!(route.takes(head), want, "{header} {test:?}");

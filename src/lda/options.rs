@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use crate::message::{Address, Recipient, ReversePath};
+use crate::message::{Address, Flags, Recipient, ReversePath};
 
 /// Stores the message on stdin in a mailbox.
 ///
@@ -52,8 +52,8 @@ struct Arguments {
     /// dovecot-lda 1.x
     #[arg(short = 'n', hide = true)]
     no_autocreate: bool,
-    /// Store the message with this flag
-    #[arg(long, value_name = "FLAG", hide = true)]
+    /// Store the message with this flag: \\Seen, \\Flagged, \\Answered, \\Draft, \\Deleted
+    #[arg(long, value_name = "FLAG")]
     flag: Vec<String>,
     /// Store the message with this keyword
     #[arg(long, value_name = "WORD", hide = true)]
@@ -86,6 +86,7 @@ pub struct Options {
     pub mailbox: Option<String>,
     pub detail: Option<String>,
     pub authenticated: Option<String>,
+    pub flags: Flags,
     /// Absolute.
     pub file: Option<PathBuf>,
     pub dry_run: bool,
@@ -127,6 +128,11 @@ impl Options {
         };
         // The environment is whoever's: what makes no sense there is left out.
         let spare = |name: &str| set(name).and_then(|value| value.into_string().ok());
+        let mut flags = Flags::default();
+        for name in &arguments.flag {
+            let odd = || Refused::Usage(format!("--flag {name:?} is no system flag"));
+            flags = flags.with(Flags::parse(name).ok_or_else(odd)?);
+        }
         let last = arguments
             .last
             .map(|value| address("-r", value))
@@ -148,6 +154,7 @@ impl Options {
             mailbox: arguments.mailbox.map(|it| text("-m", it)).transpose()?,
             detail: spare("EXTENSION"),
             authenticated: arguments.authenticated,
+            flags,
             file: file.map_err(|error| Refused::Usage(format!("-p: {error}")))?,
             dry_run: arguments.dry_run,
             json: arguments.json,
@@ -165,6 +172,7 @@ impl Options {
             original: self.original.clone(),
             mailbox: self.mailbox.clone(),
             authenticated: self.authenticated.clone(),
+            flags: self.flags,
             ..recipient
         }
     }
@@ -187,8 +195,8 @@ impl Arguments {
     fn refuse_what_is_not_there(&self) -> Result<(), Refused> {
         let why = if self.no_autocreate {
             "-n is dovecot-lda 1.x: set delivery.on_missing (-o delivery.on_missing=inbox)"
-        } else if !self.flag.is_empty() || !self.keyword.is_empty() {
-            "--flag and --keyword are not built yet"
+        } else if !self.keyword.is_empty() {
+            "--keyword is not built yet"
         } else {
             return Ok(());
         };

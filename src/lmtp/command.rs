@@ -28,6 +28,8 @@ pub enum Command {
         /// SIZE: bytes, as the client estimates them.
         size: Option<u64>,
         smtputf8: bool,
+        /// AUTH: who sends, as the client knows (RFC 4954 section 5).
+        authenticated: Option<String>,
     },
     Rcpt {
         address: Address,
@@ -186,7 +188,13 @@ fn mail(argument: &str) -> Parsed {
     let path = path(argument, "FROM:")?;
     let bad = |error| Reply::new(501, "5.1.7", format!("Invalid FROM: {error}"));
     let taken = ReversePath::parse_path(path, true).map_err(bad)?;
-    let (size, smtputf8) = mail_parameters(&words(taken.rest)?)?;
+    let words = words(taken.rest)?;
+    let authenticated = auth_parameter(&words)?;
+    let others: Vec<_> = words
+        .into_iter()
+        .filter(|(keyword, _)| keyword != "AUTH")
+        .collect();
+    let (size, smtputf8) = mail_parameters(&others)?;
     // Only the parameters tell how the path was to be read.
     let taken = ReversePath::parse_path(path, smtputf8).map_err(bad)?;
     Ok(Command::Mail {
@@ -194,7 +202,31 @@ fn mail(argument: &str) -> Parsed {
         broken: taken.broken,
         size,
         smtputf8,
+        authenticated,
     })
+}
+
+/// `AUTH=` with an address or name in xtext; `<>`: nobody is vouched for.
+fn auth_parameter(words: &[(String, &str)]) -> Result<Option<String>, Reply> {
+    let Some((_, xtext)) = words.iter().find(|(keyword, _)| keyword == "AUTH") else {
+        return Ok(None);
+    };
+    let malformed = || parameters_refused("AUTH is xtext");
+    if xtext.is_empty() || !is_xtext(xtext) {
+        return Err(malformed());
+    }
+    let mut pieces = xtext.split('+');
+    let mut bytes = pieces.next().unwrap_or_default().as_bytes().to_vec();
+    for piece in pieces {
+        bytes.push(u8::from_str_radix(&piece[..2], 16).map_err(|_| malformed())?);
+        bytes.extend_from_slice(&piece.as_bytes()[2..]);
+    }
+    let name = String::from_utf8(bytes).map_err(|_| malformed())?;
+    match name.as_str() {
+        "<>" => Ok(None),
+        name if name.contains(char::is_control) => Err(malformed()),
+        _ => Ok(Some(name)),
+    }
 }
 
 fn rcpt(argument: &str) -> Parsed {
@@ -375,6 +407,7 @@ mod tests {
             broken: None,
             size: None,
             smtputf8: false,
+            authenticated: None,
         }
     }
 
@@ -384,6 +417,7 @@ mod tests {
             broken: Some(text.into()),
             size: None,
             smtputf8: false,
+            authenticated: None,
         }
     }
 
@@ -468,7 +502,9 @@ mod tests {
             ("MAIL FROM:<bob@x> SMTPUTF8=1", Err(501)),
             ("MAIL FROM:<bob@x> RET=FULL", Err(555)),
             ("MAIL FROM:<bob@x> ENVID=x", Err(555)),
-            ("MAIL FROM:<bob@x> AUTH=<>", Err(555)),
+            ("MAIL FROM:<bob@x> AUTH=<>", Ok(sender("bob@x"))),
+            ("MAIL FROM:<bob@x> AUTH=", Err(501)),
+            ("MAIL FROM:<bob@x> AUTH=a+0A", Err(501)),
             ("MAIL FROM:<bob@x> FOO=a=b", Err(501)),
             ("MAIL FROM:<bob@x> FOO", Err(555)),
             ("MAIL FROM:<bob@x> =", Err(501)),
@@ -505,12 +541,31 @@ mod tests {
     }
 
     #[test]
+    fn who_is_vouched_for() {
+        for (value, want) in [
+            ("bob", Some("bob")),
+            ("bob@x.test", Some("bob@x.test")),
+            ("b+2Bx@y", Some("b+x@y")),
+            ("<>", None),
+        ] {
+            let command = line(&format!(
+                "MAIL FROM:<a@b> SIZE=5 AUTH={value} BODY=8BITMIME"
+            ));
+            let Ok(Command::Mail { authenticated, .. }) = command else {
+                panic!("{value}: {command:?}")
+            };
+            assert_eq!(authenticated.as_deref(), want, "{value}");
+        }
+    }
+
+    #[test]
     fn parameters() {
         let Ok(Command::Mail {
             size,
             smtputf8,
             sender,
             broken,
+            ..
         }) = line("MAIL FROM:<jörg@x> SMTPUTF8  SIZE=99 BODY=8BITMIME ")
         else {
             panic!("refused")

@@ -66,6 +66,15 @@ enum End {
     Io(io::Error),
 }
 
+/// Who is at the other end.
+#[derive(Debug, Clone, Default)]
+pub struct Peer {
+    /// None on a unix socket.
+    pub address: Option<String>,
+    /// Believed when it says who sends (`AUTH=`).
+    pub is_trusted: bool,
+}
+
 pub struct Connection<S, D> {
     stream: S,
     deliveries: D,
@@ -86,7 +95,7 @@ pub struct Connection<S, D> {
 impl<S: Wire, D: Deliveries> Connection<S, D> {
     pub fn new(
         stream: S,
-        peer: Option<String>,
+        peer: Peer,
         deliveries: D,
         settings: Arc<Settings>,
         phase: watch::Receiver<Phase>,
@@ -96,13 +105,14 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             max_recipients: settings.max_recipients,
             message_size: settings.message_size,
             verbose_replies: settings.verbose_replies,
+            is_trusted: peer.is_trusted,
         };
         Connection {
             stream,
             deliveries,
             settings,
             phase,
-            peer,
+            peer: peer.address,
             session: Session::new(limits, session_id()),
             lines: Lines::default(),
             input: Vec::with_capacity(INPUT),
@@ -225,7 +235,14 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
 
     async fn check(&mut self, recipient: Recipient) -> Step {
         let began = Instant::now();
-        let report = self.deliveries.inspect(recipient.clone()).await;
+        let inspected = self.deliveries.inspect(recipient.clone());
+        let report = match timeout(self.settings.data_deadline, inspected).await {
+            Ok(report) => report,
+            Err(_) => {
+                let why = "the store or a userdb takes too long";
+                Report::failed(recipient.shown(), Fault::new(Code::CannotTell, "look", why))
+            }
+        };
         if let Some(fault) = &report.fault {
             let sender = self.session.sender_text();
             let why = fault.to_string();

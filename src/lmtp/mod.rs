@@ -35,7 +35,7 @@ use crate::message::body::Spool;
 use crate::message::{Message, Recipient};
 use crate::run::{Outcomes, Runner};
 use crate::sys::socket;
-use connection::{Connection, Deliveries, Phase, Wire};
+use connection::{Connection, Deliveries, Peer, Phase, Wire};
 
 /// On the way down: how long clients may take to finish their messages.
 const FINISH: Duration = Duration::from_secs(20);
@@ -81,7 +81,13 @@ pub enum Listen {
 
 /// A socket that listens.
 #[derive(Debug)]
-pub enum Bound {
+pub struct Bound {
+    listener: Listener,
+    is_trusted: bool,
+}
+
+#[derive(Debug)]
+enum Listener {
     Unix(std::os::unix::net::UnixListener),
     Tcp(std::net::TcpListener),
 }
@@ -93,7 +99,7 @@ pub fn bind(listen: &[Listen]) -> io::Result<Vec<Bound>> {
 
 impl Listen {
     fn bind(&self) -> io::Result<Bound> {
-        let bound = match self {
+        let listener = match self {
             Listen::Unix {
                 path,
                 mode,
@@ -104,11 +110,24 @@ impl Listen {
                 let uid = user.as_deref().map(socket::uid_of).transpose();
                 let gid = group.as_deref().map(socket::gid_of).transpose();
                 uid.and_then(|uid| socket::bind_unix(path, *mode, uid, gid?))
-                    .map(Bound::Unix)
+                    .map(Listener::Unix)
             }
-            Listen::Tcp { address, .. } => std::net::TcpListener::bind(address).map(Bound::Tcp),
+            Listen::Tcp { address, .. } => std::net::TcpListener::bind(address).map(Listener::Tcp),
         };
-        bound.map_err(|error| io::Error::new(error.kind(), format!("listen on {self}: {error}")))
+        let listener = listener
+            .map_err(|error| io::Error::new(error.kind(), format!("listen on {self}: {error}")))?;
+        Ok(Bound {
+            listener,
+            is_trusted: self.is_trusted(),
+        })
+    }
+
+    /// Whether its clients are believed when they say who sends: a unix socket, by its mode, unless the config says.
+    fn is_trusted(&self) -> bool {
+        match self {
+            Listen::Unix { trusted, mode, .. } => trusted.unwrap_or(mode & 0o002 == 0),
+            Listen::Tcp { trusted, .. } => trusted.unwrap_or(false),
+        }
     }
 }
 
@@ -140,7 +159,11 @@ pub async fn serve_stdio(runner: Runner, settings: Arc<Settings>, stop: watch::R
     };
     let (phase, watched) = watch::channel(Phase::Serving);
     let mut clients = JoinSet::new();
-    clients.spawn(Connection::new(stdio, stdin_peer(), runner, settings, watched).run());
+    let peer = Peer {
+        address: stdin_peer(),
+        is_trusted: false,
+    };
+    clients.spawn(Connection::new(stdio, peer, runner, settings, watched).run());
     tokio::select! {
         () = stopped(stop) => wind_down(clients, &phase).await,
         _ = clients.join_next() => {}
@@ -230,42 +253,57 @@ async fn welcome(door: Door, arrive: mpsc::Sender<Arrival>) {
 }
 
 /// A socket that clients come through.
-pub enum Door {
+pub struct Door {
+    entrance: Entrance,
+    is_trusted: bool,
+}
+
+enum Entrance {
     Unix(UnixListener),
     Tcp(TcpListener),
 }
 
 /// A client that has come.
-pub enum Arrival {
+pub struct Arrival {
+    pub stream: Stream,
+    is_trusted: bool,
+}
+
+pub enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream, SocketAddr),
 }
 
 impl Door {
     pub fn new(bound: Bound) -> io::Result<Door> {
-        match bound {
-            Bound::Unix(listener) => {
+        let entrance = match bound.listener {
+            Listener::Unix(listener) => {
                 listener.set_nonblocking(true)?;
-                UnixListener::from_std(listener).map(Door::Unix)
+                Entrance::Unix(UnixListener::from_std(listener)?)
             }
-            Bound::Tcp(listener) => {
+            Listener::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
-                TcpListener::from_std(listener).map(Door::Tcp)
+                Entrance::Tcp(TcpListener::from_std(listener)?)
             }
-        }
+        };
+        Ok(Door {
+            entrance,
+            is_trusted: bound.is_trusted,
+        })
     }
 
     pub async fn accept(&self) -> io::Result<Arrival> {
-        match self {
-            Door::Unix(listener) => listener
-                .accept()
-                .await
-                .map(|(stream, _)| Arrival::Unix(stream)),
-            Door::Tcp(listener) => listener
-                .accept()
-                .await
-                .map(|(stream, peer)| Arrival::Tcp(stream, peer)),
-        }
+        let stream = match &self.entrance {
+            Entrance::Unix(listener) => Stream::Unix(listener.accept().await?.0),
+            Entrance::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Stream::Tcp(stream, peer)
+            }
+        };
+        Ok(Arrival {
+            stream,
+            is_trusted: self.is_trusted,
+        })
     }
 }
 
@@ -279,17 +317,20 @@ impl Arrival {
     ) {
         let (deliveries, settings, phase) =
             (deliveries.clone(), Arc::clone(settings), phase.clone());
-        match self {
-            Arrival::Unix(stream) => {
-                clients.spawn(Connection::new(stream, None, deliveries, settings, phase).run());
+        let peer = |address| Peer {
+            address,
+            is_trusted: self.is_trusted,
+        };
+        match self.stream {
+            Stream::Unix(stream) => {
+                let peer = peer(None);
+                clients.spawn(Connection::new(stream, peer, deliveries, settings, phase).run());
             }
-            Arrival::Tcp(stream, peer) => {
+            Stream::Tcp(stream, address) => {
                 // Only speed depends on it.
                 let _ = stream.set_nodelay(true);
-                clients.spawn(
-                    Connection::new(stream, Some(peer_name(peer)), deliveries, settings, phase)
-                        .run(),
-                );
+                let peer = peer(Some(peer_name(address)));
+                clients.spawn(Connection::new(stream, peer, deliveries, settings, phase).run());
             }
         }
     }
@@ -298,9 +339,9 @@ impl Arrival {
     async fn turn_away(self, settings: &Settings, why: &str) {
         let line = format!("421 4.3.2 {} {why}\r\n", settings.hostname);
         let patience = Duration::from_millis(100);
-        let _ = match self {
-            Arrival::Unix(mut stream) => timeout(patience, stream.write_all(line.as_bytes())).await,
-            Arrival::Tcp(mut stream, _) => {
+        let _ = match self.stream {
+            Stream::Unix(mut stream) => timeout(patience, stream.write_all(line.as_bytes())).await,
+            Stream::Tcp(mut stream, _) => {
                 timeout(patience, stream.write_all(line.as_bytes())).await
             }
         };

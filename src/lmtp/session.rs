@@ -23,6 +23,8 @@ pub struct Limits {
     pub message_size: Option<u64>,
     /// Tell the client why something failed.
     pub verbose_replies: bool,
+    /// The client is believed when it says who sends.
+    pub is_trusted: bool,
 }
 
 /// One connection's dialogue.
@@ -73,6 +75,7 @@ struct Transaction {
     sender: ReversePath,
     broken_sender: Option<String>,
     smtputf8: bool,
+    authenticated: Option<String>,
     recipients: Vec<Recipient>,
     /// For each accepted RCPT its place in `recipients`: the same address twice is one recipient with two answers.
     accepted: Vec<usize>,
@@ -155,7 +158,8 @@ impl Session {
                 broken,
                 size,
                 smtputf8,
-            }) => self.mail(sender, broken, size, smtputf8),
+                authenticated,
+            }) => self.mail(sender, broken, size, smtputf8, authenticated),
             Ok(Command::Rcpt { address, original }) => self.rcpt(address, original),
             Ok(Command::Data) => self.data(),
             Ok(Command::Bdat { octets, marker }) => self.bdat(octets, marker),
@@ -295,6 +299,7 @@ impl Session {
         broken: Option<String>,
         size: Option<u64>,
         smtputf8: bool,
+        authenticated: Option<String>,
     ) -> Step {
         if let Some(reply) = self.out_of_place(Verb::Mail) {
             return self.answer(reply);
@@ -314,6 +319,8 @@ impl Session {
             sender,
             broken_sender: broken,
             smtputf8,
+            // From anybody else it says nothing (RFC 4954 section 5).
+            authenticated: authenticated.filter(|_| self.limits.is_trusted),
             recipients: Vec::new(),
             accepted: Vec::new(),
             chunks: Chunks::None,
@@ -344,6 +351,7 @@ impl Session {
         }
         let recipient = Recipient {
             original,
+            authenticated: transaction.authenticated.clone(),
             ..Recipient::new(address)
         };
         self.pending = Some(Pending::Check(recipient.clone()));

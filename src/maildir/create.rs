@@ -273,7 +273,11 @@ fn make_path(
             .to_str()
             .ok_or_else(|| failed(io::ErrorKind::InvalidFilename.into()))?;
         at.push(name);
-        dir = make(&dir, name, &choose(&at), &at, created)?;
+        // Whoever sees it sees it with its group.
+        let hidden = hidden_name();
+        make(&dir, &hidden, &choose(&at), &at, created)?;
+        created.reveal(&hidden, &at)?;
+        dir = dir.open_dir(name).map_err(failed)?;
     }
     Ok(dir)
 }

@@ -6,6 +6,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::message::Flags;
+
 /// What makes names unique in one process.
 #[derive(Debug)]
 pub struct Names {
@@ -47,6 +49,22 @@ impl Names {
 /// The final name: `base` with its sizes.
 pub fn with_sizes(base: &str, size: u64, virtual_size: u64) -> String {
     format!("{base},S={size},W={virtual_size}")
+}
+
+/// Behind this, flags: a name in `cur/`.
+const INFO: &str = ":2,";
+
+/// The name in `cur/` of a message with flags; without them it stays as it is.
+pub fn with_flags(name: String, flags: Flags) -> String {
+    match flags.is_empty() {
+        true => name,
+        false => format!("{name}{INFO}{}", flags.letters()),
+    }
+}
+
+/// Whether a name that we made is one in `cur/`.
+pub fn has_flags(name: &str) -> bool {
+    name.contains(INFO)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 pub mod create;
 pub mod filename;
 pub mod save;
+pub mod uidlist;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -73,8 +74,19 @@ impl Maildir {
         &self.path
     }
 
-    /// Makes the names in `new/` durable.
-    pub fn sync_new(&self) -> io::Result<()> {
-        self.new.sync()
+    /// Makes these names durable.
+    pub fn sync<'a>(&self, mut names: impl Iterator<Item = &'a String> + Clone) -> io::Result<()> {
+        if names.clone().any(|name| !filename::has_flags(name)) {
+            self.new.sync()?;
+        }
+        match names.any(|name| filename::has_flags(name)) {
+            true => self.cur()?.sync(),
+            false => Ok(()),
+        }
+    }
+
+    /// Where messages with flags are; most deliveries have none.
+    fn cur(&self) -> io::Result<Dir> {
+        Dir::open(&self.path.join("cur"))
     }
 }

@@ -13,7 +13,7 @@ use super::Maildir;
 use super::filename::{self, Names};
 use crate::fault::{Code, Fault};
 use crate::mailbox::permission::Permission;
-use crate::message::Body;
+use crate::message::{Body, Flags};
 use crate::sys;
 use crate::sys::dir::{self, Dir};
 
@@ -144,27 +144,36 @@ impl Maildir {
         Ok(())
     }
 
-    /// Gives the message a name in `new/`: from here on readers see it. Answers the name.
-    pub fn link(&self, names: &Names, written: &mut Arc<Written>) -> Result<String, Fault> {
+    /// Gives the message a name in `new/`, or with flags in `cur/`: from here on readers see it. Answers the name.
+    pub fn link(
+        &self,
+        names: &Names,
+        written: &mut Arc<Written>,
+        flags: Flags,
+    ) -> Result<String, Fault> {
         let failed = |error: io::Error| {
-            Fault::io(
-                format!("make a message visible in {}/new", self.path.display()),
-                &error,
-            )
+            let doing = format!("make a message visible in {}", self.path.display());
+            Fault::io(doing, &error)
         };
+        let cur = match flags.is_empty() {
+            true => None,
+            false => Some(self.cur().map_err(failed)?),
+        };
+        let place = cur.as_ref().unwrap_or(&self.new);
         for _ in 0..MAX_NAMES {
             let name = filename::with_sizes(&names.unique(), written.size, written.virtual_size);
+            let name = filename::with_flags(name, flags);
             let moved = match Arc::get_mut(written) {
                 // A named file that nobody else links to is moved; everything else gets another name.
                 Some(Written {
                     named: named @ Some(_),
                     ..
-                }) => rename(named, &self.new, &name),
+                }) => rename(named, place, &name),
                 _ => Err(io::ErrorKind::Unsupported.into()),
             };
             let linked = match moved {
                 // NFS cannot move without replacing.
-                Err(error) if sys::is_unsupported(&error) => self.new.link(&written.file, &name),
+                Err(error) if sys::is_unsupported(&error) => place.link(&written.file, &name),
                 other => other,
             };
             match linked {
@@ -176,9 +185,12 @@ impl Maildir {
         Err(failed(io::ErrorKind::AlreadyExists.into()))
     }
 
-    /// Takes a name in `new/` back: the message was not made durable and will come again.
+    /// Takes a name back: the message was not made durable and will come again.
     pub fn unlink(&self, name: &str) -> io::Result<()> {
-        self.new.unlink(name)
+        match filename::has_flags(name) {
+            true => self.cur()?.unlink(name),
+            false => self.new.unlink(name),
+        }
     }
 
     /// The device that messages of this mailbox are written to.

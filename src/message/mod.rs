@@ -2,10 +2,12 @@
 
 pub mod address;
 pub mod body;
+pub mod flags;
 pub mod header;
 
 pub use address::{Address, ReversePath};
 pub use body::Body;
+pub use flags::Flags;
 
 /// One message with what its transaction said about it. Shared by all its recipients.
 #[derive(Debug)]
@@ -58,6 +60,8 @@ pub struct Recipient {
     pub mailbox: Option<String>,
     /// Who sends, as somebody trusted knows for sure. Never the envelope sender.
     pub authenticated: Option<String>,
+    /// What the message is stored with.
+    pub flags: Flags,
 }
 
 impl Recipient {
@@ -69,6 +73,7 @@ impl Recipient {
             detail: None,
             mailbox: None,
             authenticated: None,
+            flags: Flags::default(),
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::lmtp::{Arrival, Bound, Door};
+use crate::lmtp::{Bound, Door, Stream};
 use crate::message::{Address, Recipient};
 use crate::run::Runner;
 use crate::sys::socket;
@@ -56,9 +56,9 @@ async fn welcome(door: Door, runner: Runner) {
                     continue;
                 }
                 let runner = runner.clone();
-                match arrival {
-                    Arrival::Unix(stream) => clients.spawn(client(stream, runner)),
-                    Arrival::Tcp(stream, _) => clients.spawn(client(stream, runner)),
+                match arrival.stream {
+                    Stream::Unix(stream) => clients.spawn(client(stream, runner)),
+                    Stream::Tcp(stream, _) => clients.spawn(client(stream, runner)),
                 };
             }
             Err(_) => {

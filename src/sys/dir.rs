@@ -98,6 +98,17 @@ impl Dir {
         }
     }
 
+    /// Opens a regular file for reading and writing, without following a symlink or waiting on a FIFO.
+    pub fn open_to_change(&self, name: &str) -> io::Result<File> {
+        pass()?;
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let file = File::from(openat(&self.0, component(name)?, flags, Mode::empty())?);
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(io::Error::other("not a regular file")),
+        }
+    }
+
     /// Gives an open file (another) name here; EEXIST when the name is taken.
     pub fn link(&self, file: &File, name: &str) -> io::Result<()> {
         pass()?;

@@ -6,6 +6,7 @@ use crate::deliver::resolve::Target;
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::sources::Unreadable;
 use crate::mailbox::acl::{Identity, Rights, Sources};
+use crate::message::Flags;
 
 /// What a missing mailbox is called, and one that the subject may not know of.
 const MISSING: &str = "the mailbox does not exist";
@@ -16,8 +17,8 @@ impl Inspection<'_> {
         let Some(sources) = target.acl.as_ref().filter(|_| !target.own_inbox) else {
             return Ok(None);
         };
-        let rights = self.rights(target, sources)?;
-        match self.refusal(&rights) {
+        self.rights = self.rights(target, sources)?;
+        match self.refusal(&self.rights) {
             // Were it missing, it would be made or be refused for that: so is this.
             Some(Finding::Missing(why)) if target.create => {
                 let refusal = self.check_rights_to_create(target)?;
@@ -33,15 +34,29 @@ impl Inspection<'_> {
         let Some(sources) = target.acl.as_ref().filter(|_| !target.own_inbox) else {
             return Ok(None);
         };
-        let rights = self.rights(target, &sources.of_new(target.parent()))?;
-        if !rights.create() && !target.is_configured {
+        self.rights = self.rights(target, &sources.of_new(target.parent()))?;
+        if !self.rights.create() && !target.is_configured {
             let why = "there is no right to create a mailbox there (k)";
-            return Ok(Some(match rights.lookup() {
+            return Ok(Some(match self.rights.lookup() {
                 true => Finding::Denied(why.into()),
                 false => Finding::Missing(why.into()),
             }));
         }
-        Ok(self.refusal(&rights))
+        Ok(self.refusal(&self.rights))
+    }
+
+    /// The flags that the rights allow, and what is said of the others.
+    pub fn flags(&self, target: &Target) -> (Flags, Option<String>) {
+        let wanted = self.targets.flags;
+        let allowed = wanted.allowed_by(|right| self.rights.has(right));
+        // Where each user has a \Seen of his own, it is not set for all of them.
+        let stored = match target.paths.index_private.is_some() {
+            true => allowed.without(Flags::SEEN),
+            false => allowed,
+        };
+        let dropped = wanted.without(stored);
+        let said = (!dropped.is_empty()).then(|| format!("stored without {dropped}"));
+        (stored, said)
     }
 
     fn rights(&mut self, target: &Target, sources: &Sources) -> Result<Rights, Fault> {

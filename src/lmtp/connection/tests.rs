@@ -111,13 +111,20 @@ fn connect(settings: Settings) -> Client {
     let (stream, there) = tokio::io::duplex(1 << 20);
     let (phase, watched) = watch::channel(Phase::Serving);
     let store = Store::default();
-    let mut connection = Connection::new(there, None, store.clone(), Arc::new(settings), watched);
+    let mut connection = Connection::new(
+        there,
+        Peer::default(),
+        store.clone(),
+        Arc::new(settings),
+        watched,
+    );
     connection.session = Session::new(
         Limits {
             hostname: "mx".into(),
             max_recipients: 100,
             message_size: Some(300_000),
             verbose_replies: false,
+            is_trusted: false,
         },
         "id".into(),
     );

@@ -28,6 +28,7 @@ fn limits() -> Limits {
         max_recipients: 3,
         message_size: Some(1000),
         verbose_replies: false,
+        is_trusted: false,
     }
 }
 

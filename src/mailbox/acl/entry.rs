@@ -146,8 +146,9 @@ fn parse_rights(text: &str) -> Result<Rights, String> {
         .strip_prefix(':')
         .ok_or_else(|| format!("names of rights begin with ':', {rest:?} does not"))?;
     let names = names.split(|c| blank(c) || c == ',');
+    // One with a control character could not be written again, and no writer makes one.
     names
-        .filter(|name| !name.is_empty())
+        .filter(|name| !name.is_empty() && !name.contains(char::is_control))
         .for_each(|name| rights.add_name(name));
     Ok(rights)
 }

@@ -1,0 +1,98 @@
+//! System flags of IMAP that a message can be stored with. Keywords are not among them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Name, letter in a Maildir name (in their order there), and the right that setting it needs.
+const KNOWN: [(&str, char, char); 5] = [
+    ("\\Draft", 'D', 'w'),
+    ("\\Flagged", 'F', 'w'),
+    ("\\Answered", 'R', 'w'),
+    ("\\Seen", 'S', 's'),
+    ("\\Deleted", 'T', 't'),
+];
+
+/// A set of flags: one bit for each of [`KNOWN`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flags(u8);
+
+impl Flags {
+    pub const SEEN: Flags = Flags(1 << 3);
+
+    /// `\Seen`, in any case. None: no system flag.
+    pub fn parse(name: &str) -> Option<Flags> {
+        let at = KNOWN
+            .iter()
+            .position(|(known, ..)| known.eq_ignore_ascii_case(name))?;
+        Some(Flags(1 << at))
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub fn with(self, more: Flags) -> Flags {
+        Flags(self.0 | more.0)
+    }
+
+    pub fn without(self, less: Flags) -> Flags {
+        Flags(self.0 & !less.0)
+    }
+
+    /// Those that need no more than these rights (RFC 4314).
+    pub fn allowed_by(self, has: impl Fn(char) -> bool) -> Flags {
+        let allowed = self.each().filter(|(_, (.., right))| has(*right));
+        Flags(allowed.fold(0, |bits, (at, _)| bits | 1 << at))
+    }
+
+    /// As they stand behind `:2,` in a Maildir name.
+    pub fn letters(self) -> String {
+        self.each().map(|(_, (_, letter, _))| *letter).collect()
+    }
+
+    fn each(self) -> impl Iterator<Item = (usize, &'static (&'static str, char, char))> {
+        KNOWN
+            .iter()
+            .enumerate()
+            .filter(move |(at, _)| self.0 & 1 << at != 0)
+    }
+}
+
+impl fmt::Display for Flags {
+    /// `\Flagged \Seen`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.each().map(|(_, (name, ..))| *name).collect();
+        f.write_str(&names.join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_letters_and_rights() {
+        let all = ["\\seen", "\\FLAGGED", "\\Deleted", "\\Answered", "\\Draft"];
+        let all = all.iter().fold(Flags::default(), |flags, name| {
+            flags.with(Flags::parse(name).unwrap())
+        });
+        assert_eq!(all.letters(), "DFRST");
+        for (rights, letters) in [
+            ("", ""),
+            ("w", "DFR"),
+            ("s", "S"),
+            ("t", "T"),
+            ("wst", "DFRST"),
+        ] {
+            assert_eq!(
+                all.allowed_by(|right| rights.contains(right)).letters(),
+                letters
+            );
+        }
+        assert_eq!(all.without(Flags::SEEN).letters(), "DFRT");
+        for odd in ["Seen", "$Label1", "\\Recent", ""] {
+            assert_eq!(Flags::parse(odd), None, "{odd}");
+        }
+    }
+}
