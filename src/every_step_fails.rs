@@ -15,6 +15,7 @@ use crate::message::{Address, Envelope, Message, Recipient, ReversePath, Trace};
 use crate::sys::fault_point;
 
 const BODY: &[u8] = b"Subject: one\r\n\r\n.a line\r\nlast\r\n";
+const UIDLIST: &str = "3 V1795332733 N5 G86371b0c7d9a026bb73a000083ecc375\n3 :other\n";
 const STORED: &[u8] = b"Subject: one\n\n.a line\nlast\n";
 
 /// Root never touches mail: started by root, the test runs itself again as nobody. True: this is the one that tests.
@@ -57,6 +58,7 @@ impl Store {
             }
         }
         fs::write(store.path("public/.info/dovecot-acl"), "anyone lip\n").unwrap();
+        fs::write(store.path("public/.info/dovecot-uidlist"), UIDLIST).unwrap();
         store
     }
 
@@ -169,6 +171,7 @@ fn fails_well(address: &str, with_inbox: bool, errno: i32, step: usize) -> bool 
         Outcome::Saved(_) => {
             assert_eq!(stored.len(), 1, "{case}: {stored:?}");
             assert_eq!(stored[0].1, STORED, "{case}");
+            assert_list(&store, &case);
             return fired;
         }
         Outcome::Deferred(fault) => assert!(
@@ -185,7 +188,23 @@ fn fails_well(address: &str, with_inbox: bool, errno: i32, step: usize) -> bool 
         "{case}: the next try: {again:?}"
     );
     assert_eq!(messages(&store).len(), 1, "{case}: the next try");
+    assert_list(&store, &case);
     true
+}
+
+/// The list of UIDs is whole, whatever failed, and nobody is locked out.
+fn assert_list(store: &Store, case: &str) {
+    let list = fs::read_to_string(store.path("public/.info/dovecot-uidlist")).unwrap();
+    let added = list.strip_prefix(UIDLIST).unwrap();
+    assert!(
+        added.is_empty() || added.starts_with("5 :") && added.ends_with('\n'),
+        "{case}: {list}"
+    );
+    assert!(added.lines().count() <= 1, "{case}: {list}");
+    assert!(
+        !store.path("public/.info/dovecot-uidlist.lock").exists(),
+        "{case}"
+    );
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::sys::dir::{self, Dir};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
+use crate::sys::fault_point;
 
 pub const FILE: &str = "dovecot-uidlist";
 /// Somebody who holds the lock for longer gives the UIDs himself.
@@ -73,7 +74,8 @@ pub fn give(control: &Path, mark: Mark, mode: u32, names: &[&str]) -> Result<Vec
 /// One write, durable; a short one is taken back. What was written whole stays, synced or not: somebody may have read it,
 /// and its UIDs must not come twice.
 fn append(file: &File, size: u64, lines: &[u8]) -> io::Result<()> {
-    if let Err(error) = file.write_all_at(lines, size) {
+    let written = fault_point::pass().and_then(|()| file.write_all_at(lines, size));
+    if let Err(error) = written {
         // Else the next line would be glued to the torn one.
         let _ = file.set_len(size);
         return Err(error);

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -63,8 +64,10 @@ impl Dotlock {
         let mut seen: Option<(Version, Option<Version>)> = None;
         let mut pause = Duration::from_millis(20);
         loop {
+            // Before there is a lock that a shortage of descriptors could leave behind.
+            let own = dir.try_clone()?;
             match dir.create_new(&lock, mode) {
-                Ok(file) => return Dotlock::held(dir, name, file, holds),
+                Ok(file) => return Dotlock::held(own, name, file, holds),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
@@ -84,20 +87,29 @@ impl Dotlock {
         }
     }
 
-    fn held(dir: &Dir, name: &str, mut file: File, holds: Holds) -> io::Result<Dotlock> {
-        let stat = file.metadata()?;
+    /// `file` is the new lock. Whatever fails from here on, it does not stay: a lock of a living process is nobody's to break.
+    fn held(dir: Dir, name: &str, file: File, holds: Holds) -> io::Result<Dotlock> {
+        let stat = match file.metadata() {
+            Ok(stat) => stat,
+            Err(error) => {
+                let _ = dir.unlink(&format!("{name}.lock"));
+                return Err(error);
+            }
+        };
         let mut lock = Dotlock {
-            dir: dir.try_clone()?,
+            dir,
             name: name.to_owned(),
             identity: (stat.dev(), stat.ino()),
             is_held: true,
-            file: file.try_clone()?,
+            file,
         };
+        held().push(lock.identity);
         if holds == Holds::Pid {
-            write!(file, "{}:{}", std::process::id(), hostname())?;
+            super::fault_point::pass()?;
+            write!(lock.file, "{}:{}", std::process::id(), hostname())?;
         }
         // Somebody with another idea of what is stale may have taken it in between.
-        match lock.is_still_ours() {
+        match lock.is_ours()? {
             true => Ok(lock),
             false => {
                 lock.is_held = false;
@@ -109,7 +121,7 @@ impl Dotlock {
     /// Puts the lock's content in place of the file, durably.
     pub fn replace(mut self) -> io::Result<()> {
         super::dir::sync_file(&self.file)?;
-        if !self.is_still_ours() {
+        if !self.is_ours()? {
             return Err(io::Error::other(format!(
                 "{}.lock was taken over",
                 self.name
@@ -121,16 +133,26 @@ impl Dotlock {
         self.dir.sync()
     }
 
-    fn is_still_ours(&self) -> bool {
-        let now = self.dir.stat_name(&format!("{}.lock", self.name));
-        now.is_ok_and(|stat| (stat.dev, stat.ino) == self.identity)
+    fn is_ours(&self) -> io::Result<bool> {
+        match self.dir.stat_name(&format!("{}.lock", self.name)) {
+            Ok(stat) => Ok((stat.dev, stat.ino) == self.identity),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
+}
+
+/// The locks of this process: one with our pid that is not among them is of a process before us that had it.
+fn held() -> MutexGuard<'static, Vec<(u64, u64)>> {
+    static HELD: Mutex<Vec<(u64, u64)>> = Mutex::new(Vec::new());
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Dotlock {
     fn drop(&mut self) {
-        if self.is_held && self.is_still_ours() {
-            // It becomes stale by itself where it cannot be removed.
+        held().retain(|identity| *identity != self.identity);
+        // When in doubt it is ours: left behind it would hold up everybody while this process lives.
+        if self.is_held && self.is_ours().unwrap_or(true) {
             let _ = self.dir.unlink(&format!("{}.lock", self.name));
         }
     }
@@ -170,7 +192,10 @@ fn is_stale(
         && let Ok(pid) = pid.parse()
     {
         // Looked at again: somebody else may have taken it over meanwhile.
-        let is_dead = kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH);
+        let is_dead = match pid == std::process::id() as i32 {
+            true => !held().contains(&(now.0, now.1)),
+            false => kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH),
+        };
         return is_dead && version(dir, lock) == Some(now);
     }
     let protected = version(dir, name);
@@ -226,6 +251,7 @@ mod tests {
             (format!("999999999:{}", hostname()), 10, true),
             (format!("999999999:{}", hostname()), 0, false),
             (format!("1:{}", hostname()), 1000, false),
+            (format!("{}:{}", std::process::id(), hostname()), 10, true),
             ("999999999:elsewhere".into(), 10, false),
             ("999999999:elsewhere".into(), 1000, true),
             (String::new(), 1000, true),
