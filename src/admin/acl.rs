@@ -11,7 +11,6 @@ use crate::fault::Code;
 use crate::mailbox::acl::entry::{Entry, Identifier};
 use crate::mailbox::acl::rights::KNOWN;
 use crate::mailbox::acl::{Acl, Identity, Rights, Sources, store};
-use crate::mailbox::namespace::Kind;
 use crate::sys::{credentials, process};
 
 /// The exit codes of doveadm.
@@ -315,8 +314,8 @@ fn change(config: &Config, of: &Of, renew: bool, change: impl FnOnce(&mut Acl)) 
     let directory = sources.own.ok_or_else(no_own)?;
     store::update(&directory, change).map_err(|error| Failed(TEMPFAIL, error.to_string()))?;
     if renew
-        && target.kind == Kind::Private
-        && let Err(why) = super::share::follow(config, &of.user)
+        && let Some(owner) = &target.owner
+        && let Err(why) = super::share::follow(config, owner)
     {
         let _ = writeln!(
             io::stderr(),

@@ -231,7 +231,7 @@ fn write(map: &Map, owners: &BTreeSet<String>, wanted: &BTreeSet<Share>) -> Answ
     Ok(Difference { missing, surplus })
 }
 
-/// After a change of rights: the map follows. Called as the user whose tree it is.
+/// After a change of rights in the tree of `user`: the map follows.
 pub fn follow(config: &Config, user: &str) -> Answer<()> {
     let Some(map) = &config.sharing_map else {
         return Ok(());

@@ -92,6 +92,8 @@ pub struct Target {
     pub is_inbox: bool,
     /// The delivering user's own INBOX: always created, never stopped by an ACL.
     pub own_inbox: bool,
+    /// Whose mailbox it is, by his canonical name; a public one is nobody's.
+    pub owner: Option<String>,
     /// Whose rights count.
     pub subject: Subject,
     /// What says which rights he has; none where no ACL counts.
@@ -463,6 +465,10 @@ impl Resolver<'_> {
             layout: namespace.location.layout,
             is_inbox: *storage == StorageName::Inbox,
             own_inbox,
+            owner: match namespace.kind {
+                Kind::Private => Some(self.user.name.clone()),
+                Kind::Shared | Kind::Public => owner.as_ref().map(|owner| owner.name.clone()),
+            },
             subject: self.subject(namespace.kind, owner.as_ref())?,
             acl: self.sources(found, storage, &paths),
             is_configured: auto,
