@@ -187,10 +187,28 @@ fn what_we_set_shows_in_imap() {
         );
         assert!(shared.listed("carol").is_empty());
         // By another name of the mailbox it is the owner's row all the same.
-        shared.said(&["acl", "set", "-u", "bob", "shared/alice/Team", "user=carol", "lookup"]);
-        assert_eq!(shared.said(&["share", "list"]), "alice -> bob\nalice -> carol\n");
+        shared.said(&[
+            "acl",
+            "set",
+            "-u",
+            "bob",
+            "shared/alice/Team",
+            "user=carol",
+            "lookup",
+        ]);
+        assert_eq!(
+            shared.said(&["share", "list"]),
+            "alice -> bob\nalice -> carol\n"
+        );
         shared.said(&["acl", "delete", "-u", "alice", "Team", "user=bob"]);
-        shared.said(&["acl", "delete", "-u", "bob", "shared/alice/Team", "user=carol"]);
+        shared.said(&[
+            "acl",
+            "delete",
+            "-u",
+            "bob",
+            "shared/alice/Team",
+            "user=carol",
+        ]);
         assert_eq!(shared.said(&["share", "list"]), "");
         assert_eq!(
             shared.dovecot.complaints(),
