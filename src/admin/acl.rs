@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::Subcommand;
 
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::deliver::{self, Target};
 use crate::fault::Code;
 use crate::mailbox::acl::entry::{Entry, Identifier};
@@ -18,7 +18,6 @@ const USAGE: u8 = 64;
 const NO_USER: u8 = 67;
 const NO_MAILBOX: u8 = 68;
 const TEMPFAIL: u8 = 75;
-const CONFIG: u8 = 78;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -94,12 +93,9 @@ type Answer<T> = Result<T, Failed>;
 
 /// Carries the command out. Exit 0, 64 wrong usage, 67 no such user, 68 no such mailbox, 75 cannot tell, 78 wrong config.
 pub fn run(path: Option<&Path>, command: &Command, out: &mut impl Write) -> io::Result<u8> {
-    let config = match config::load(path) {
+    let config = match super::load(path) {
         Ok(config) => config,
-        Err(errors) => {
-            let _ = write!(io::stderr(), "{errors}");
-            return Ok(CONFIG);
-        }
+        Err(code) => return Ok(code),
     };
     match answer(&config, command, out) {
         Ok(()) => Ok(0),

@@ -3,8 +3,6 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::config;
-
 /// Prints the settings of the file, with `all` the defaults too; with `key` that one, or those below it. Exit 0, 67 for
 /// an unknown key, 78 for a wrong config.
 pub fn show(
@@ -13,12 +11,9 @@ pub fn show(
     key: Option<&str>,
     out: &mut impl Write,
 ) -> io::Result<u8> {
-    let config = match config::load(path) {
+    let config = match super::load(path) {
         Ok(config) => config,
-        Err(errors) => {
-            let _ = write!(io::stderr(), "{errors}");
-            return Ok(78);
-        }
+        Err(code) => return Ok(code),
     };
     let file = config
         .path

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::deliver::{self, Core};
 use crate::message::{Address, Recipient};
 use crate::sys::{credentials, process};
@@ -29,12 +29,9 @@ pub struct Arguments {
 ///
 /// As root the decision is made under the identity of the user, in a process of its own: root sees more than a delivery.
 pub fn run(path: Option<&Path>, arguments: &Arguments, out: &mut impl Write) -> io::Result<u8> {
-    let config = match config::load(path) {
+    let config = match super::load(path) {
         Ok(config) => config,
-        Err(errors) => {
-            let _ = write!(io::stderr(), "{errors}");
-            return Ok(78);
-        }
+        Err(code) => return Ok(code),
     };
     let recipient = match recipient(arguments) {
         Ok(recipient) => recipient,

@@ -7,3 +7,17 @@ pub mod demo;
 pub mod explain;
 pub mod share;
 pub mod user;
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::config::{self, Config};
+
+/// The configuration. A wrong one is told on stderr, and is exit code 78.
+fn load(path: Option<&Path>) -> Result<Config, u8> {
+    config::load(path).map_err(|errors| {
+        // Nobody may be there to read it; the exit code says it too.
+        let _ = write!(io::stderr(), "{errors}");
+        78
+    })
+}

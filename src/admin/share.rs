@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::deliver;
 use crate::sharing::{Difference, Map, Share, SharingMap, rebuild};
 use crate::sys::credentials::{self, Credentials};
@@ -34,12 +34,9 @@ const CONFIG: u8 = 78;
 
 /// Exit 0, 1 for a difference, 75 where something cannot be read or written, 78 wrong config.
 pub fn run(path: Option<&Path>, command: &Command, out: &mut impl Write) -> io::Result<u8> {
-    let config = match config::load(path) {
+    let config = match super::load(path) {
         Ok(config) => config,
-        Err(errors) => {
-            let _ = write!(io::stderr(), "{errors}");
-            return Ok(CONFIG);
-        }
+        Err(code) => return Ok(code),
     };
     let Some(map) = &config.sharing_map else {
         let _ = writeln!(

@@ -3,16 +3,11 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::config;
-
 /// Prints uid, gid, groups, home and extra fields. Exit 0 found, 67 no such user, 75 cannot tell, 78 wrong config.
 pub fn show(path: Option<&Path>, name: &str, out: &mut impl Write) -> io::Result<u8> {
-    let config = match config::load(path) {
+    let config = match super::load(path) {
         Ok(config) => config,
-        Err(errors) => {
-            let _ = write!(io::stderr(), "{errors}");
-            return Ok(78);
-        }
+        Err(code) => return Ok(code),
     };
     match config.delivery.userdbs.find(name) {
         Ok(Some(user)) => {

@@ -54,7 +54,8 @@ pub fn give(control: &Path, mark: Mark, mode: u32, names: &[&str]) -> Result<Vec
         .map_err(text)?
         .ok_or("its header is not that of version 3")?;
     // In a list that was written anew our lines may be anywhere.
-    let from = match stat.ino == mark.inode && stat.size >= mark.size {
+    let is_same = stat.ino == mark.inode && stat.size >= mark.size;
+    let from = match is_same {
         true => mark.size.saturating_sub(LAST_LINE),
         false => 0,
     };
@@ -65,6 +66,10 @@ pub fn give(control: &Path, mark: Mark, mode: u32, names: &[&str]) -> Result<Vec
     file.read_exact_at(&mut bytes, from).map_err(text)?;
     let tail = Tail::parse(&bytes, from > 0, &header)?;
     let (uids, lines) = tail.place(&header, names)?;
+    if !lines.is_empty() && !is_same {
+        // A file that had its line and was expunged since must not get another one.
+        return Err("it was written anew meanwhile".into());
+    }
     if !lines.is_empty() {
         append(&file, stat.size, lines.as_bytes()).map_err(text)?;
     }
@@ -282,13 +287,13 @@ mod tests {
         )
         .unwrap();
         fs::rename(root.path().join("new"), &path).unwrap();
-        assert_eq!(
-            give(root.path(), before, 0o600, &["a", "b"]).unwrap(),
-            [8, 2000]
-        );
+        assert_eq!(give(root.path(), before, 0o600, &["a"]).unwrap(), [8]);
+        // Was it listed, and expunged before the list was written anew? Nobody can tell.
+        assert!(give(root.path(), before, 0o600, &["a", "b"]).is_err());
+        assert!(!fs::read_to_string(&path).unwrap().contains(" :b"));
         // And with a long list only its end.
         let before = mark(root.path()).unwrap();
-        assert_eq!(give(root.path(), before, 0o600, &["c"]).unwrap(), [2001]);
+        assert_eq!(give(root.path(), before, 0o600, &["c"]).unwrap(), [2000]);
     }
 
     proptest! {
