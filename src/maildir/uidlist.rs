@@ -1,20 +1,23 @@
 //! `dovecot-uidlist`: the UIDs of a mailbox's files, given at once instead of when Dovecot looks (its version 3).
 //!
 //! Files first, UIDs second: whatever is odd here, the messages are stored, and Dovecot gives the UIDs. A line is appended
-//! under Dovecot's lock, behind a whole last line, with a UID above all others; nothing is rewritten and nothing created.
+//! under Dovecot's lock, behind a whole last line, with a UID above all others. A torn last line is mended first: Dovecot
+//! would glue its next line to it. Nothing else is written anew, and no list is created.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::sys::dir::{self, Dir};
+use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
 use crate::sys::fault_point;
 
 pub const FILE: &str = "dovecot-uidlist";
+/// Where Dovecot writes a list anew, too.
+const NEW_FILE: &str = "dovecot-uidlist.tmp";
 /// Somebody who holds the lock for longer gives the UIDs himself.
 const PATIENCE: Patience = Patience {
     timeout: Duration::from_secs(2),
@@ -48,11 +51,13 @@ pub fn give(control: &Path, mark: Mark, mode: u32, names: &[&str]) -> Result<Vec
     let text = |error: io::Error| error.to_string();
     let dir = Dir::open(control).map_err(text)?;
     let _lock = Dotlock::take(&dir, FILE, mode, Holds::Pid, PATIENCE).map_err(text)?;
-    let file = dir.open_to_change(FILE).map_err(text)?;
-    let stat = dir::stat_file(&file).map_err(text)?;
-    let header = Header::read(&file)
-        .map_err(text)?
-        .ok_or("its header is not that of version 3")?;
+    let mut list = List::open(&dir)?;
+    let mut mark = mark;
+    if let Some(end) = list.torn_at()? {
+        mark = list.mend(&dir, mark, end)?;
+        list = List::open(&dir)?;
+    }
+    let List { file, stat, header } = list;
     // In a list that was written anew our lines may be anywhere.
     let is_same = stat.ino == mark.inode && stat.size >= mark.size;
     let from = match is_same {
@@ -74,6 +79,124 @@ pub fn give(control: &Path, mark: Mark, mode: u32, names: &[&str]) -> Result<Vec
         append(&file, stat.size, lines.as_bytes()).map_err(text)?;
     }
     Ok(uids)
+}
+
+/// The list, open under its lock.
+struct List {
+    file: File,
+    stat: Stat,
+    header: Header,
+}
+
+impl List {
+    fn open(dir: &Dir) -> Result<List, String> {
+        let text = |error: io::Error| error.to_string();
+        let file = dir.open_to_change(FILE).map_err(text)?;
+        let stat = dir::stat_file(&file).map_err(text)?;
+        let header = Header::read(&file)
+            .map_err(text)?
+            .ok_or("its header is not that of version 3")?;
+        Ok(List { file, stat, header })
+    }
+
+    /// Where the last line begins, if it has no end: a crash or a full disk cut it.
+    fn torn_at(&self) -> Result<Option<u64>, String> {
+        let from = self.stat.size.saturating_sub(LAST_LINE);
+        let mut bytes = vec![0; (self.stat.size - from) as usize];
+        self.file
+            .read_exact_at(&mut bytes, from)
+            .map_err(|error| error.to_string())?;
+        match memchr::memrchr(b'\n', &bytes) {
+            Some(end) if end + 1 == bytes.len() => Ok(None),
+            Some(end) => Ok(Some(from + end as u64 + 1)),
+            None => Err("its last line is too long".into()),
+        }
+    }
+
+    /// Writes the list anew without what stands behind `end`, whose UID is not used again. Answers `mark` in the new list.
+    ///
+    /// Group and mode stay as they are, or the list does.
+    fn mend(&self, dir: &Dir, mark: Mark, end: u64) -> Result<Mark, String> {
+        let text = |error: io::Error| format!("its last line is torn: {error}");
+        let header = self.header_behind(end)?;
+        // Left by a process that died: only the holder of the lock makes it.
+        match dir.unlink(NEW_FILE) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(text(error)),
+            _ => {}
+        }
+        let file = dir.create_new(NEW_FILE, self.stat.mode).map_err(text)?;
+        let written = self
+            .copy(&file, &header, end)
+            .and_then(|stat| dir.replace(NEW_FILE, FILE).map(|()| stat));
+        let stat = written.map_err(|error| {
+            let _ = dir.unlink(NEW_FILE);
+            text(error)
+        })?;
+        // Not durable yet: the torn list may be back after a crash, and is mended again.
+        let is_same = mark.inode == self.stat.ino && mark.size <= self.stat.size;
+        let size = mark.size.saturating_sub(self.header.length as u64) + header.len() as u64;
+        match is_same {
+            true => Ok(Mark {
+                inode: stat.ino,
+                size: size.min(stat.size),
+            }),
+            false => Ok(mark),
+        }
+    }
+
+    /// The header line of a list that ends at `end`, its next UID above that of the torn line.
+    fn header_behind(&self, end: u64) -> Result<String, String> {
+        let text = |error: io::Error| error.to_string();
+        let from = end.saturating_sub(LAST_LINE);
+        let mut bytes = vec![0; (self.stat.size - from) as usize];
+        self.file.read_exact_at(&mut bytes, from).map_err(text)?;
+        let (whole, torn) = bytes.split_at((end - from) as usize);
+        let last = Tail::parse(whole, from > 0, &self.header)?.last_uid;
+        let digits = torn.iter().take_while(|byte| byte.is_ascii_digit());
+        let digits: String = digits.map(|&byte| char::from(byte)).collect();
+        // It may have lost digits, and was at least the next one.
+        let burnt = digits
+            .parse()
+            .unwrap_or(0)
+            .max(last.saturating_add(1))
+            .max(self.header.next);
+        let next = burnt.checked_add(1).ok_or("it is full")?;
+        let mut line = vec![0; self.header.length];
+        self.file.read_exact_at(&mut line, 0).map_err(text)?;
+        let line = std::str::from_utf8(&line).map_err(|_| "its header is not UTF-8")?;
+        let fields = line.trim_end_matches('\n').split(' ');
+        let fields = fields.map(|field| match field.starts_with('N') {
+            true => format!("N{next}"),
+            false => field.to_owned(),
+        });
+        Ok(fields.collect::<Vec<_>>().join(" ") + "\n")
+    }
+
+    /// The new header and the old lines up to `end`, durable, with the group and mode of this list.
+    fn copy(&self, to: &File, header: &str, end: u64) -> io::Result<Stat> {
+        let mut stat = dir::stat_file(to)?;
+        if stat.gid != self.stat.gid {
+            dir::set_file_group(to, self.stat.gid)?;
+            stat = dir::stat_file(to)?;
+        }
+        if stat.mode != self.stat.mode {
+            dir::set_file_mode(to, self.stat.mode)?;
+        }
+        let length = self.header.length as u64;
+        let mut from = &self.file;
+        from.seek(SeekFrom::Start(length))?;
+        let mut to_end = from.take(end - length);
+        fault_point::pass()?;
+        (&*to).write_all(header.as_bytes())?;
+        let copied = io::copy(&mut to_end, &mut &*to)?;
+        dir::sync_file(to)?;
+        let stat = dir::stat_file(to)?;
+        let is_alike = (stat.mode, stat.gid) == (self.stat.mode, self.stat.gid);
+        match is_alike && copied == end - length {
+            true => Ok(stat),
+            false => Err(io::Error::other("it cannot be written anew as it is")),
+        }
+    }
 }
 
 /// One write, durable; a short one is taken back. What was written whole stays, synced or not: somebody may have read it,
@@ -258,7 +381,6 @@ mod tests {
             "3 V5\n",
             "4 V5 N5\n",
             big,
-            &format!("{HEADER}7 :x\n8 :torn"),
             &format!("{HEADER}7 :x\n7 :y\n"),
             &format!("{HEADER}9 :x\n8 :y\n"),
             &format!("{HEADER}x :y\n"),
@@ -270,6 +392,83 @@ mod tests {
             assert_eq!(after, list);
         }
         assert_eq!(mark(Path::new("/nonexistent")), None);
+    }
+
+    #[test]
+    fn a_torn_last_line_is_mended_and_its_uid_burnt() {
+        let many: String = (7..900).map(|uid| format!("{uid} :file{uid}\n")).collect();
+        for (whole, torn, uid) in [
+            ("", "5", 6),
+            ("", "5 :fil", 6),
+            ("", "\u{0}", 6),
+            ("7 :x\n", "8 :torn", 9),
+            ("7 :x:2,S\n9 S12 :y\n", "17000", 17001),
+            ("7 :x\n", "8 :a", 9),
+            ("7 :x\n", "\u{0}\u{0}", 9),
+            (many.as_str(), "900 :file9", 901),
+        ] {
+            let (got, list) = given(&format!("{HEADER}{whole}{torn}"), "", &["a"]);
+            assert_eq!(got.unwrap(), [uid], "{torn:?}");
+            let header = HEADER.replace("N5", &format!("N{uid}"));
+            assert_eq!(list, format!("{header}{whole}{uid} :a\n"));
+        }
+        // Somebody else's line, torn between our message and its UID.
+        let (got, list) = given(&format!("{HEADER}7 :x\n"), "8 :a\n9 :b", &["a", "c"]);
+        assert_eq!(got.unwrap(), [8, 10]);
+        assert!(list.ends_with("7 :x\n8 :a\n10 :c\n"), "{list}");
+        let full = format!("{HEADER}7 :x\n4294967295 :y");
+        let (got, list) = given(&full, "", &["a"]);
+        assert!(got.is_err());
+        assert_eq!(list, full);
+    }
+
+    #[test]
+    fn every_step_of_mending_fails_once() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(FILE);
+        let torn = format!("{HEADER}7 :x\n8 :t");
+        for errno in fault_point::ERRNOS {
+            for step in 0.. {
+                fs::write(&path, &torn).unwrap();
+                let mark = mark(root.path()).unwrap();
+                fault_point::arm(step, errno);
+                let given = give(root.path(), mark, 0o600, &["a"]);
+                let fired = !fault_point::disarm();
+                let list = fs::read_to_string(&path).unwrap();
+                let mended = HEADER.replace("N5", "N9") + "7 :x\n";
+                match given {
+                    Ok(uids) => assert_eq!((uids, list), (vec![9], mended + "9 :a\n")),
+                    Err(_) => {
+                        let whole = list == torn || list.starts_with(&mended);
+                        assert!(whole, "{step}: {list}");
+                    }
+                }
+                let names = fs::read_dir(root.path()).unwrap().count();
+                assert_eq!(names, 1, "{step}: neither lock nor new list stays");
+                if !fired {
+                    assert!(step > 12, "only {step} steps can fail");
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_mended_list_keeps_its_mode() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(FILE);
+        fs::write(&path, format!("{HEADER}7 :x\n8 :t")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).unwrap();
+        // What a process left that died while it mended.
+        fs::write(root.path().join(NEW_FILE), "3 V1").unwrap();
+        let mark = mark(root.path()).unwrap();
+        assert_eq!(give(root.path(), mark, 0o600, &["a"]).unwrap(), [9]);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
+            0o664
+        );
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
     }
 
     #[test]
