@@ -3,6 +3,10 @@
 mod support;
 
 use std::collections::HashMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -20,6 +24,18 @@ fn subject(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let line = text.lines().find_map(|line| line.strip_prefix("Subject: "));
     line.unwrap_or_default().to_owned()
+}
+
+/// As a crash leaves it: the last line of the list, of UID 500, has no end. Answers the list's mode and group.
+fn tear(list: &Path) -> (u32, u32) {
+    let mut file = fs::OpenOptions::new().append(true).open(list).unwrap();
+    file.write_all(b"500 :torn").unwrap();
+    mode_and_group(list)
+}
+
+fn mode_and_group(path: &Path) -> (u32, u32) {
+    let stat = fs::metadata(path).unwrap();
+    (stat.mode() & 0o7777, stat.gid())
 }
 
 #[test]
@@ -45,13 +61,22 @@ fn the_uid_of_the_reply_is_that_of_imap() {
         assert_eq!(uid_of(&deliver("alice@x", "first")), None);
         let mut imap = Imap::login(dovecot.port, "alice");
         imap.select("INBOX");
-        for (recipient, mailbox) in [("alice@x", "INBOX"), ("alice+Public/info@x", "Public/info")] {
+        for (recipient, mailbox, directory) in [
+            ("alice@x", "INBOX", "home/alice/Maildir"),
+            ("alice+Public/info@x", "Public/info", "public/.info"),
+        ] {
+            let list = store.path(directory).join("dovecot-uidlist");
+            let mut before = None;
             imap.select(mailbox);
             let mut given = HashMap::new();
             for number in 0..30 {
+                if number == 13 {
+                    before = Some(tear(&list));
+                }
                 let reply = deliver(recipient, &format!("{mailbox} {number}"));
                 let uid = uid_of(&reply).unwrap_or_else(|| panic!("{reply} {}", server.log()));
                 given.insert(format!("{mailbox} {number}"), uid);
+                assert_eq!(number >= 13, uid > 500, "a torn UID is never used again");
                 match number % 6 {
                     0 => drop(imap.select(mailbox)),
                     2 => drop(imap.command("UID STORE 1:* +FLAGS (\\Flagged $Label1)")),
@@ -74,6 +99,7 @@ fn the_uid_of_the_reply_is_that_of_imap() {
                     .collect();
                 assert_eq!(found, [*uid], "{version:?} {name}");
             }
+            assert_eq!(Some(mode_and_group(&list)), before, "{mailbox}");
         }
         assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
     }
