@@ -132,7 +132,8 @@ impl List {
             let _ = dir.unlink(NEW_FILE);
             text(error)
         })?;
-        // Not durable yet: the torn list may be back after a crash, and is mended again.
+        // Were the torn list back after a crash, UIDs that we give now would be given twice.
+        dir.sync().map_err(text)?;
         let is_same = mark.inode == self.stat.ino && mark.size <= self.stat.size;
         let size = mark.size.saturating_sub(self.header.length as u64) + header.len() as u64;
         match is_same {
