@@ -124,7 +124,8 @@ impl List {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(text(error)),
             _ => {}
         }
-        let file = dir.create_new(NEW_FILE, self.stat.mode).map_err(text)?;
+        // Nobody else reads it before it has its group.
+        let file = dir.create_new(NEW_FILE, 0o600).map_err(text)?;
         let written = self
             .copy(&file, &header, end)
             .and_then(|stat| dir.replace(NEW_FILE, FILE).map(|()| stat));
