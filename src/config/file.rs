@@ -12,6 +12,7 @@ use super::{Config, Service};
 use crate::deliver::settings::{
     Acl, Detail, MailFsync, NewMailboxPermissions, Permissions, RecipientHeaders, Settings,
 };
+use crate::index::log::LockMethod;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
 use crate::sys::process;
 use crate::user::Userdbs;
@@ -99,6 +100,14 @@ fn delivery(
             "write mail_fsync = \"optimized\"",
         );
     }
+    let locks = [
+        ("fcntl", LockMethod::Fcntl),
+        ("flock", LockMethod::Flock),
+        ("dotlock", LockMethod::Dotlock),
+    ];
+    let lock = root.choice("lock_method", &locks, Some(LockMethod::Fcntl));
+    let logs = [("append", true), ("off", false)];
+    let index_log = section.choice("index_log", &logs, Some(true));
     let settings = Settings {
         hostname,
         auth_username_format: root.template_or("auth_username_format", "%{user | lower}"),
@@ -137,6 +146,7 @@ fn delivery(
         message_size: section.size("message_size"),
         spool_dir: section.text("spool_dir").map(PathBuf::from),
         mail_fsync: fsync,
+        index_log: lock.filter(|_| index_log == Some(true)),
     };
     section.finish();
     settings

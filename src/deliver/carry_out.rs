@@ -9,7 +9,7 @@ use super::Core;
 use super::header::added_headers;
 use super::inspect::Plan;
 use super::outcome::Saved;
-use super::queue;
+use super::publish::{self, Publishing};
 use super::resolve::Target;
 use super::settings::{MailFsync, Permissions, RecipientHeaders, Settings};
 use crate::fault::{Code, Fault};
@@ -117,15 +117,23 @@ pub fn carry_out(
     let (size, mode, gid) = (written.size, written.mode, written.gid);
     let mut remarks: Vec<String> = written.remark.iter().cloned().collect();
     remarks.extend(plan.dropped.clone());
+    let publishing = Publishing {
+        mailbox: &mailbox,
+        names: &core.names,
+        walks: &core.walks,
+        sync: demands.sync,
+        sync_index: settings.mail_fsync == MailFsync::Always,
+        index_log: settings.index_log,
+    };
     let publish = |written| {
-        let message = queue::Message {
+        let message = publish::Message {
             written,
             flags: plan.flags,
             control: plan.target.paths.control.clone(),
+            index: plan.target.paths.index.clone(),
             heard: transaction.heard.clone(),
         };
-        let names = &core.names;
-        core.queues.publish(&mailbox, names, message, demands.sync)
+        core.queues.publish(&publishing, message)
     };
     let published = match publish(written) {
         // Too many links, or a file system that has none: a copy of its own.
@@ -138,7 +146,7 @@ pub fn carry_out(
     if settings.mail_fsync == MailFsync::Never {
         remarks.push("not synced (mail_fsync = never)".into());
     }
-    remarks.extend(published.remark);
+    remarks.extend(published.remarks);
     let (mailbox, user, instead_of) = (plan.target.mailbox, plan.user, plan.instead_of);
     Ok(Saved {
         mailbox,

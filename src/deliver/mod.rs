@@ -13,6 +13,7 @@ pub mod header;
 pub mod inspect;
 pub mod map;
 pub mod outcome;
+pub mod publish;
 pub mod queue;
 pub mod report;
 pub mod resolve;
@@ -21,6 +22,7 @@ pub mod settings;
 
 use std::sync::{Arc, OnceLock};
 
+use crate::index::Walks;
 use crate::maildir::filename::Names;
 use crate::message::{Message, Recipient};
 use crate::sys;
@@ -38,6 +40,8 @@ pub use settings::Settings;
 pub struct Core {
     settings: Settings,
     queues: queue::Queues,
+    /// What is known of Dovecot's index logs.
+    walks: Walks,
     names: Names,
     /// Who this process is, asked once: at the first delivery, when it is what it will be.
     identity: OnceLock<Credentials>,
@@ -49,6 +53,7 @@ impl Core {
         Core {
             settings,
             queues: queue::Queues::default(),
+            walks: Walks::default(),
             names,
             identity: OnceLock::new(),
         }

@@ -6,16 +6,10 @@
 
 use std::collections::HashMap;
 use std::mem;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::carry_out::Heard;
+use super::publish::{Message, Published, Publishing};
 use crate::fault::{Code, Fault};
-use crate::maildir::Maildir;
-use crate::maildir::filename::Names;
-use crate::maildir::save::Written;
-use crate::maildir::uidlist;
-use crate::message::Flags;
 
 /// The queues of one process, by device and inode of `new/`.
 #[derive(Debug, Default)]
@@ -27,26 +21,6 @@ struct Queue {
     changed: Condvar,
 }
 
-/// A message that readers see.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Published {
-    /// Its name in `new/` or `cur/`.
-    pub file: String,
-    /// None where Dovecot is to give it.
-    pub uid: Option<u32>,
-    pub remark: Option<String>,
-}
-
-impl Published {
-    fn of(file: String) -> Published {
-        Published {
-            file,
-            uid: None,
-            remark: None,
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 struct State {
     next: u64,
@@ -55,29 +29,17 @@ struct State {
     done: HashMap<u64, Result<Published, Fault>>,
 }
 
-/// A message that is to be seen.
-#[derive(Debug)]
-pub struct Message {
-    pub written: Arc<Written>,
-    pub flags: Flags,
-    /// The directory of `dovecot-uidlist`.
-    pub control: PathBuf,
-    pub heard: Heard,
-}
-
 impl Queues {
-    /// Makes `written` visible in `mailbox` and durable, unless nobody hears of it any more by then: behind a store that
-    /// hangs it may wait longer than its client. Answers its name.
+    /// Makes the message visible and durable, unless nobody hears of it any more by then: behind a store that hangs it may
+    /// wait longer than its client.
     pub fn publish(
         &self,
-        mailbox: &Maildir,
-        names: &Names,
+        publishing: &Publishing<'_>,
         message: Message,
-        sync: bool,
     ) -> Result<Published, Fault> {
-        let key = mailbox.identity();
+        let key = publishing.mailbox.identity();
         let queue = Arc::clone(lock(&self.0).entry(key).or_default());
-        let result = queue.publish(mailbox, names, message, sync);
+        let result = queue.publish(publishing, message);
         let mut queues = lock(&self.0);
         // The map and this call hold it: nobody waits, and an idle mailbox costs nothing.
         if Arc::strong_count(&queue) == 2 {
@@ -88,13 +50,7 @@ impl Queues {
 }
 
 impl Queue {
-    fn publish(
-        &self,
-        mailbox: &Maildir,
-        names: &Names,
-        message: Message,
-        sync: bool,
-    ) -> Result<Published, Fault> {
+    fn publish(&self, publishing: &Publishing<'_>, message: Message) -> Result<Published, Fault> {
         let mut state = lock(&self.state);
         let own = state.next;
         state.next += 1;
@@ -118,7 +74,7 @@ impl Queue {
                 members: batch.iter().map(|(member, _)| *member).collect(),
             };
             let batch = batch.into_iter().map(|(_, message)| message).collect();
-            lead.settle(publish(mailbox, names, batch, sync));
+            lead.settle(publishing.publish(batch));
             state = lock(&self.state);
         }
     }
@@ -157,78 +113,6 @@ impl Drop for Lead<'_> {
     }
 }
 
-/// A name for each, one sync for all, then their UIDs. When the sync fails none of them is durable: all names are taken back.
-fn publish(
-    mailbox: &Maildir,
-    names: &Names,
-    batch: Vec<Message>,
-    sync: bool,
-) -> Vec<Result<Published, Fault>> {
-    let mut lists: HashMap<PathBuf, List> = HashMap::new();
-    for control in batch.iter().map(|message| &message.control) {
-        lists.entry(control.clone()).or_insert_with(|| List {
-            mark: uidlist::mark(control),
-            members: Vec::new(),
-        });
-    }
-    let mut results = Vec::new();
-    for (at, mut message) in batch.into_iter().enumerate() {
-        let heard = message.heard.check();
-        let linked = heard.and_then(|()| mailbox.link(names, &mut message.written, message.flags));
-        if linked.is_ok()
-            && let Some(list) = lists.get_mut(&message.control)
-        {
-            list.members.push(at);
-        }
-        results.push(linked.map(Published::of));
-    }
-    let linked = || results.iter().flatten().map(|published| &published.file);
-    if sync
-        && linked().next().is_some()
-        && let Err(error) = mailbox.sync(linked())
-    {
-        let fault = Fault::io(format!("sync {}", mailbox.path().display()), &error);
-        let take_back = |result: Result<Published, Fault>| {
-            // A name that cannot be taken back is there twice after the retry: better than not at all.
-            let _ = mailbox.unlink(&result?.file);
-            Err(fault.clone())
-        };
-        return results.into_iter().map(take_back).collect();
-    }
-    // From here on the messages are safe; what goes wrong is for the log.
-    for (control, list) in lists {
-        list.give(&control, mailbox, &mut results);
-    }
-    results
-}
-
-/// The UIDs of one control directory: users may have their own.
-struct List {
-    mark: Option<uidlist::Mark>,
-    /// Places in the batch.
-    members: Vec<usize>,
-}
-
-impl List {
-    fn give(self, control: &Path, mailbox: &Maildir, results: &mut [Result<Published, Fault>]) {
-        let Some(mark) = self.mark.filter(|_| !self.members.is_empty()) else {
-            return;
-        };
-        let name = |at: &usize| results[*at].as_ref().map_or("", |it| it.file.as_str());
-        let names: Vec<&str> = self.members.iter().map(name).collect();
-        let mode = mailbox.permission().file_mode;
-        let given = uidlist::give(control, mark, mode, &names);
-        for (nth, at) in self.members.iter().enumerate() {
-            if let Ok(published) = &mut results[*at] {
-                match &given {
-                    Ok(uids) => published.uid = uids.get(nth).copied(),
-                    Err(why) => published.remark = Some(format!("no UID yet: {why}")),
-                }
-            }
-        }
-    }
-}
-
 /// A panic elsewhere leaves the state as it was between two steps, which is a good state.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -238,8 +122,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::{fs, thread};
 
+    use super::super::carry_out::Heard;
     use super::*;
+    use crate::index::Walks;
+    use crate::maildir::Maildir;
+    use crate::maildir::filename::Names;
     use crate::maildir::save::Demands;
+    use crate::message::Flags;
     use crate::message::body::{BodyWriter, Spool};
 
     /// Its client was answered 451 meanwhile and sends it again: stored now, it would be there twice.
@@ -267,9 +156,18 @@ mod tests {
                         written: Arc::new(written),
                         flags: Flags::default(),
                         control: root.path().to_owned(),
+                        index: None,
                         heard: heard.clone(),
                     };
-                    queue.publish(&mailbox, &names, message, true)
+                    let publishing = Publishing {
+                        mailbox: &mailbox,
+                        names: &names,
+                        walks: &Walks::default(),
+                        sync: true,
+                        sync_index: false,
+                        index_log: None,
+                    };
+                    queue.publish(&publishing, message)
                 });
                 while lock(&queue.state).waiting.is_empty() {
                     thread::yield_now();

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::map::AddressMap;
 use super::route::Route;
+use crate::index::log::LockMethod;
 use crate::mailbox::acl::Rights;
 use crate::mailbox::acl::sources::Rules;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
@@ -44,6 +45,8 @@ pub struct Settings {
     /// /var/lib/postroom/spool, then both /var/tmp.
     pub spool_dir: Option<PathBuf>,
     pub mail_fsync: MailFsync,
+    /// How Dovecot's index logs are locked, to append to them; none: they are left alone (`index_log`).
+    pub index_log: Option<LockMethod>,
 }
 
 /// `delivery.detail`: what `alice+Work` means.

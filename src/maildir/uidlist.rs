@@ -1,14 +1,12 @@
 //! `dovecot-uidlist`: the UIDs of a mailbox's files, given at once instead of when Dovecot looks (its version 3).
 //!
-//! Files first, UIDs second: whatever is odd here, the messages are stored, and Dovecot gives the UIDs. A line is appended
-//! under Dovecot's lock, behind a whole last line, with a UID above all others. A torn last line is mended first: Dovecot
-//! would glue its next line to it. Nothing else is written anew, and no list is created.
+//! Under Dovecot's lock messages become visible and durable, then they get their lines, behind a whole last line, with UIDs
+//! above all others. A torn last line is mended first: Dovecot would glue its next line to it. Nothing else is written
+//! anew; whatever is odd is left to Dovecot, which gives the UIDs when it looks.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::time::Duration;
 
 use crate::sys::dir::{self, Dir, Stat};
@@ -25,143 +23,146 @@ const PATIENCE: Patience = Patience {
 };
 /// The header line is far shorter, bytes.
 const MAX_HEADER: usize = 4096;
-/// Read before the place where new lines begin: the last line that was there, bytes.
-const LAST_LINE: u64 = 4096;
-/// A list that grew by more in between is left to Dovecot, bytes.
-const MAX_GROWTH: u64 = 16 * 1024 * 1024;
+/// Read at the end of the list: more than its last line, bytes.
+const TAIL: u64 = 4096;
+/// Read there at most, for lines that the index does not know yet, bytes.
+const LONG_TAIL: u64 = 64 * 1024;
 
-/// How far a list went before messages became visible: only behind it can their lines be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark {
-    inode: u64,
-    size: u64,
+/// The lock of a mailbox's control files: while it is held nobody else gives UIDs or changes its keywords.
+#[derive(Debug)]
+pub struct Lock {
+    control: Dir,
+    _lock: Dotlock,
 }
 
-/// The place in the list of the control directory `control`. None: there is no list.
-pub fn mark(control: &Path) -> Option<Mark> {
-    let stat = dir::stat(&control.join(FILE)).ok()?;
-    Some(Mark {
-        inode: stat.ino,
-        size: stat.size,
-    })
-}
+impl Lock {
+    /// In the control directory `control`; the lock file has `mode`. Waits for two seconds.
+    pub fn take(control: Dir, mode: u32) -> io::Result<Lock> {
+        let _lock = Dotlock::take(&control, FILE, mode, Holds::Pid, PATIENCE)?;
+        Ok(Lock { control, _lock })
+    }
 
-/// The UIDs of these files, in their order; a file's name may have flags. Why there are none is for the log.
-pub fn give(control: &Path, mark: Mark, mode: u32, names: &[&str]) -> Result<Vec<u32>, String> {
-    let text = |error: io::Error| error.to_string();
-    let dir = Dir::open(control).map_err(text)?;
-    let _lock = Dotlock::take(&dir, FILE, mode, Holds::Pid, PATIENCE).map_err(text)?;
-    let mut list = List::open(&dir)?;
-    let mut mark = mark;
-    if let Some(end) = list.torn_at()? {
-        mark = list.mend(&dir, mark, end)?;
-        list = List::open(&dir)?;
+    pub fn control(&self) -> &Dir {
+        &self.control
     }
-    let List { file, stat, header } = list;
-    // In a list that was written anew our lines may be anywhere.
-    let is_same = stat.ino == mark.inode && stat.size >= mark.size;
-    let from = match is_same {
-        true => mark.size.saturating_sub(LAST_LINE),
-        false => 0,
-    };
-    if stat.size - from > MAX_GROWTH {
-        return Err("it was written anew, and is too long to be read".into());
+
+    /// The list, its last line whole. None: there is none. Err: why it is left to Dovecot.
+    pub fn list(&self) -> Result<Option<List>, String> {
+        let Some(list) = List::open(&self.control)? else {
+            return Ok(None);
+        };
+        let Some(torn_at) = list.tail.torn_at else {
+            return Ok(Some(list));
+        };
+        list.mend(&self.control, torn_at)?;
+        List::open(&self.control)
     }
-    let mut bytes = vec![0; (stat.size - from) as usize];
-    file.read_exact_at(&mut bytes, from).map_err(text)?;
-    let tail = Tail::parse(&bytes, from > 0, &header)?;
-    let (uids, lines) = tail.place(&header, names)?;
-    if !lines.is_empty() && !is_same {
-        // A file that had its line and was expunged since must not get another one.
-        return Err("it was written anew meanwhile".into());
-    }
-    if !lines.is_empty() {
-        append(&file, stat.size, lines.as_bytes()).map_err(text)?;
-    }
-    Ok(uids)
 }
 
 /// The list, open under its lock.
-struct List {
+#[derive(Debug)]
+pub struct List {
     file: File,
     stat: Stat,
     header: Header,
+    tail: Tail,
 }
 
 impl List {
-    fn open(dir: &Dir) -> Result<List, String> {
+    fn open(control: &Dir) -> Result<Option<List>, String> {
         let text = |error: io::Error| error.to_string();
-        let file = dir.open_to_change(FILE).map_err(text)?;
+        let file = match control.open_to_change(FILE) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(text)?,
+        };
         let stat = dir::stat_file(&file).map_err(text)?;
         let header = Header::read(&file)
             .map_err(text)?
             .ok_or("its header is not that of version 3")?;
-        Ok(List { file, stat, header })
+        let tail = Tail::read(&file, stat.size, &header, TAIL)?;
+        Ok(Some(List {
+            file,
+            stat,
+            header,
+            tail,
+        }))
     }
 
-    /// Where the last line begins, if it has no end: a crash or a full disk cut it.
-    fn torn_at(&self) -> Result<Option<u64>, String> {
-        let from = self.stat.size.saturating_sub(LAST_LINE);
-        let mut bytes = vec![0; (self.stat.size - from) as usize];
-        self.file
-            .read_exact_at(&mut bytes, from)
-            .map_err(|error| error.to_string())?;
-        match memchr::memrchr(b'\n', &bytes) {
-            Some(end) if end + 1 == bytes.len() => Ok(None),
-            Some(end) => Ok(Some(from + end as u64 + 1)),
-            None => Err("its last line is too long".into()),
+    /// UIDVALIDITY.
+    pub fn validity(&self) -> u32 {
+        self.header.validity
+    }
+
+    /// The next UID.
+    pub fn next(&self) -> Result<u32, String> {
+        let behind_last = self.tail.last().checked_add(1).ok_or("it is full")?;
+        Ok(behind_last.max(self.header.next))
+    }
+
+    /// Those from `uid` on, for an index that does not know them yet. None: too many to be read.
+    pub fn since(&self, uid: u32) -> Option<Vec<u32>> {
+        match self.tail.since(uid) {
+            None => Tail::read(&self.file, self.stat.size, &self.header, LONG_TAIL)
+                .ok()?
+                .since(uid),
+            found => found,
         }
     }
 
-    /// Writes the list anew without what stands behind `end`, whose UID is not used again. Answers `mark` in the new list.
+    /// Gives these files (whose names may have flags) the UIDs from `first` on, which is no lower than [`next`](List::next).
+    pub fn append(&mut self, first: u32, names: &[&str]) -> Result<Vec<u32>, String> {
+        // One is left for the message after them.
+        let end = u32::try_from(names.len()).ok();
+        let end = end.and_then(|count| first.checked_add(count));
+        let uids: Vec<u32> = (first..end.ok_or("it is full")?).collect();
+        let lines = uids.iter().zip(names);
+        let lines: String = lines
+            .map(|(uid, name)| format!("{uid} :{}\n", base(name)))
+            .collect();
+        append(&self.file, self.stat.size, lines.as_bytes()).map_err(|error| error.to_string())?;
+        Ok(uids)
+    }
+
+    /// As it is now.
+    pub fn stat(&self) -> io::Result<Stat> {
+        dir::stat_file(&self.file)
+    }
+
+    /// Writes the list anew without what stands behind `end`, whose UID is not used again.
     ///
     /// Group and mode stay as they are, or the list does.
-    fn mend(&self, dir: &Dir, mark: Mark, end: u64) -> Result<Mark, String> {
+    fn mend(&self, control: &Dir, end: u64) -> Result<(), String> {
         let text = |error: io::Error| format!("its last line is torn: {error}");
         let header = self.header_behind(end)?;
         // Left by a process that died: only the holder of the lock makes it.
-        match dir.unlink(NEW_FILE) {
+        match control.unlink(NEW_FILE) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(text(error)),
             _ => {}
         }
         // Nobody else reads it before it has its group.
-        let file = dir.create_new(NEW_FILE, 0o600).map_err(text)?;
+        let file = control.create_new(NEW_FILE, 0o600).map_err(text)?;
         let written = self
             .copy(&file, &header, end)
-            .and_then(|stat| dir.replace(NEW_FILE, FILE).map(|()| stat));
-        let stat = written.map_err(|error| {
-            let _ = dir.unlink(NEW_FILE);
+            .and_then(|()| control.replace(NEW_FILE, FILE));
+        written.map_err(|error| {
+            let _ = control.unlink(NEW_FILE);
             text(error)
         })?;
         // Were the torn list back after a crash, UIDs that we give now would be given twice.
-        dir.sync().map_err(text)?;
-        let is_same = mark.inode == self.stat.ino && mark.size <= self.stat.size;
-        let size = mark.size.saturating_sub(self.header.length as u64) + header.len() as u64;
-        match is_same {
-            true => Ok(Mark {
-                inode: stat.ino,
-                size: size.min(stat.size),
-            }),
-            false => Ok(mark),
-        }
+        control.sync().map_err(text)
     }
 
     /// The header line of a list that ends at `end`, its next UID above that of the torn line.
     fn header_behind(&self, end: u64) -> Result<String, String> {
         let text = |error: io::Error| error.to_string();
-        let from = end.saturating_sub(LAST_LINE);
-        let mut bytes = vec![0; (self.stat.size - from) as usize];
-        self.file.read_exact_at(&mut bytes, from).map_err(text)?;
-        let (whole, torn) = bytes.split_at((end - from) as usize);
-        let last = Tail::parse(whole, from > 0, &self.header)?.last_uid;
-        let digits = torn.iter().take_while(|byte| byte.is_ascii_digit());
+        let mut torn = [0; 16];
+        let length = self.file.read_at(&mut torn, end).map_err(text)?;
+        let digits = torn[..length]
+            .iter()
+            .take_while(|byte| byte.is_ascii_digit());
         let digits: String = digits.map(|&byte| char::from(byte)).collect();
         // It may have lost digits, and was at least the next one.
-        let burnt = digits
-            .parse()
-            .unwrap_or(0)
-            .max(last.saturating_add(1))
-            .max(self.header.next);
+        let burnt = digits.parse().unwrap_or(0).max(self.next()?);
         let next = burnt.checked_add(1).ok_or("it is full")?;
         let mut line = vec![0; self.header.length];
         self.file.read_exact_at(&mut line, 0).map_err(text)?;
@@ -175,7 +176,7 @@ impl List {
     }
 
     /// The new header and the old lines up to `end`, durable, with the group and mode of this list.
-    fn copy(&self, to: &File, header: &str, end: u64) -> io::Result<Stat> {
+    fn copy(&self, to: &File, header: &str, end: u64) -> io::Result<()> {
         let mut stat = dir::stat_file(to)?;
         if stat.gid != self.stat.gid {
             dir::set_file_group(to, self.stat.gid)?;
@@ -195,7 +196,7 @@ impl List {
         let stat = dir::stat_file(to)?;
         let is_alike = (stat.mode, stat.gid) == (self.stat.mode, self.stat.gid);
         match is_alike && copied == end - length {
-            true => Ok(stat),
+            true => Ok(()),
             false => Err(io::Error::other("it cannot be written anew as it is")),
         }
     }
@@ -217,12 +218,14 @@ fn append(file: &File, size: u64, lines: &[u8]) -> io::Result<()> {
 #[derive(Debug, PartialEq, Eq)]
 struct Header {
     length: usize,
+    validity: u32,
     /// The next UID when the list was last written anew.
     next: u32,
 }
 
 impl Header {
     fn read(file: &File) -> io::Result<Option<Header>> {
+        fault_point::pass()?;
         let mut bytes = [0; MAX_HEADER];
         let length = file.read_at(&mut bytes, 0)?;
         Ok(Header::parse(&bytes[..length]))
@@ -243,81 +246,82 @@ impl Header {
                 _ => {}
             }
         }
-        validity?;
         Some(Header {
             length: length + 1,
+            validity: validity?,
             next: next?,
         })
     }
 }
 
 /// The end of the list.
-#[derive(Debug)]
-struct Tail<'a> {
-    last_uid: u32,
-    /// By the name without flags.
-    uids: HashMap<&'a str, u32>,
+#[derive(Debug, PartialEq, Eq)]
+struct Tail {
+    /// Of its whole lines.
+    uids: Vec<u32>,
+    /// There are lines before.
+    is_cut: bool,
+    /// Where the last line begins, if it has no end: a crash or a full disk cut it.
+    torn_at: Option<u64>,
 }
 
-impl<'a> Tail<'a> {
-    /// `is_cut`: the first line of `bytes` may not be whole. Without it they begin with the header.
-    fn parse(bytes: &'a [u8], is_cut: bool, header: &Header) -> Result<Tail<'a>, String> {
-        if bytes.last() != Some(&b'\n') {
-            return Err("its last line is torn".into());
-        }
-        let start = match is_cut {
-            true => memchr::memchr(b'\n', bytes).map_or(bytes.len(), |end| end + 1),
-            false => header.length,
-        };
-        let mut tail = Tail {
-            last_uid: 0,
-            uids: HashMap::new(),
-        };
-        let lines = bytes.get(start..).unwrap_or_default();
-        for line in lines
-            .split(|&byte| byte == b'\n')
-            .filter(|line| !line.is_empty())
-        {
-            let line = std::str::from_utf8(line).map_err(|_| "a line is not UTF-8")?;
-            let odd = || format!("{line:?} is no line of it");
-            let uid = line
-                .split(' ')
-                .next()
-                .and_then(|uid| uid.parse::<u32>().ok());
-            let uid = uid.ok_or_else(odd)?;
-            let (_, name) = line.split_once(" :").ok_or_else(odd)?;
-            if uid <= tail.last_uid {
-                return Err("its UIDs are not in order".into());
-            }
-            tail.last_uid = uid;
-            tail.uids.insert(base(name), uid);
-        }
-        // The line before the mark is there in any list that has messages.
-        match is_cut && tail.last_uid == 0 {
-            true => Err("its last line is too long".into()),
-            false => Ok(tail),
-        }
+impl Tail {
+    /// The last `length` bytes of a list of `size` bytes, or somewhat less.
+    fn read(file: &File, size: u64, header: &Header, length: u64) -> Result<Tail, String> {
+        let text = |error: io::Error| error.to_string();
+        let from = size.saturating_sub(length).max(header.length as u64);
+        fault_point::pass().map_err(text)?;
+        let mut bytes = vec![0; size.saturating_sub(from) as usize];
+        file.read_exact_at(&mut bytes, from).map_err(text)?;
+        Tail::parse(&bytes, from, header)
     }
 
-    /// The UID of each name, and the lines of those that have none yet.
-    fn place(&self, header: &Header, names: &[&str]) -> Result<(Vec<u32>, String), String> {
-        let mut next = self
-            .last_uid
-            .checked_add(1)
-            .ok_or("it is full")?
-            .max(header.next);
-        let (mut uids, mut lines) = (Vec::new(), String::new());
-        for name in names {
-            if let Some(&uid) = self.uids.get(base(name)) {
-                uids.push(uid);
-                continue;
+    /// `bytes` begin at `from` in the list, which is behind its header.
+    fn parse(bytes: &[u8], from: u64, header: &Header) -> Result<Tail, String> {
+        let is_cut = from > header.length as u64;
+        // The first line of a cut tail may not be whole.
+        let start = match is_cut {
+            true => 1 + memchr::memchr(b'\n', bytes).ok_or("its last line is too long")?,
+            false => 0,
+        };
+        let end = memchr::memrchr(b'\n', bytes).map_or(start, |end| (end + 1).max(start));
+        let mut uids = Vec::new();
+        for line in bytes[start..end].split_inclusive(|&byte| byte == b'\n') {
+            let odd = || format!("{:?} is no line of it", String::from_utf8_lossy(line));
+            let uid = uid_of(line).ok_or_else(odd)?;
+            if uids.last().is_some_and(|last| uid <= *last) {
+                return Err("its UIDs are not in order".into());
             }
-            lines.push_str(&format!("{next} :{}\n", base(name)));
-            uids.push(next);
-            next = next.checked_add(1).ok_or("it is full")?;
+            uids.push(uid);
         }
-        Ok((uids, lines))
+        if is_cut && uids.is_empty() {
+            return Err("its last line is too long".into());
+        }
+        Ok(Tail {
+            uids,
+            is_cut,
+            torn_at: (end < bytes.len()).then(|| from + end as u64),
+        })
     }
+
+    fn last(&self) -> u32 {
+        self.uids.last().copied().unwrap_or(0)
+    }
+
+    /// None: there may be more before this tail.
+    fn since(&self, uid: u32) -> Option<Vec<u32>> {
+        let is_whole = !self.is_cut || self.uids.first().is_some_and(|first| *first <= uid);
+        let uids = self.uids.iter().copied();
+        is_whole.then(|| uids.filter(|it| *it >= uid).collect())
+    }
+}
+
+/// `17 S12 :name`
+fn uid_of(line: &[u8]) -> Option<u32> {
+    let line = std::str::from_utf8(line).ok()?;
+    line.split_once(" :")?;
+    let uid = line.split(' ').next()?;
+    uid.parse().ok().filter(|uid| *uid > 0)
 }
 
 /// The name without its flags.
@@ -328,6 +332,7 @@ fn base(name: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
 
     use proptest::prelude::*;
 
@@ -335,13 +340,23 @@ mod tests {
 
     const HEADER: &str = "3 V1795332733 N5 G86371b0c7d9a026bb73a000083ecc375\n";
 
-    fn given(before: &str, then: &str, names: &[&str]) -> (Result<Vec<u32>, String>, String) {
+    fn lock(root: &Path) -> Lock {
+        Lock::take(Dir::open(root).unwrap(), 0o600).unwrap()
+    }
+
+    fn give(root: &Path, names: &[&str]) -> Result<Vec<u32>, String> {
+        let dir = Dir::open(root).map_err(|error| error.to_string())?;
+        let lock = Lock::take(dir, 0o600).map_err(|error| error.to_string())?;
+        let mut list = lock.list()?.ok_or("there is none")?;
+        let first = list.next()?;
+        list.append(first, names)
+    }
+
+    fn given(list: &str, names: &[&str]) -> (Result<Vec<u32>, String>, String) {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join(FILE);
-        fs::write(&path, before).unwrap();
-        let mark = mark(root.path()).unwrap();
-        fs::write(&path, format!("{before}{then}")).unwrap();
-        let uids = give(root.path(), mark, 0o600, names);
+        fs::write(&path, list).unwrap();
+        let uids = give(root.path(), names);
         assert_eq!(
             fs::read_dir(root.path()).unwrap().count(),
             1,
@@ -352,29 +367,23 @@ mod tests {
 
     #[test]
     fn uids_go_on_behind_the_last() {
-        for (before, then, names, uids, added) in [
-            ("", "", &["a", "b"][..], &[5, 6][..], "5 :a\n6 :b\n"),
-            ("7 :x\n", "", &["a"], &[8], "8 :a\n"),
-            (
-                "7 :x:2,S\n9 S12 W13 :y\n",
-                "",
-                &["a:2,FS"],
-                &[10],
-                "10 :a\n",
-            ),
-            // Dovecot has listed it in between.
-            ("7 :x\n", "8 :a\n9 :z\n", &["a", "b"], &[8, 10], "10 :b\n"),
-            ("7 :x\n", "8 :a:2,S\n", &["a"], &[8], ""),
+        let many: String = (7..1900).map(|uid| format!("{uid} :file{uid}\n")).collect();
+        for (before, names, uids, added) in [
+            ("", &["a", "b"][..], &[5, 6][..], "5 :a\n6 :b\n"),
+            ("7 :x\n", &["a"], &[8], "8 :a\n"),
+            ("2 :x\n", &["a"], &[5], "5 :a\n"),
+            ("7 :x:2,S\n9 S12 W13 :y\n", &["a:2,FS"], &[10], "10 :a\n"),
+            ("4294967293 :x\n", &["a"], &[4294967294], "4294967294 :a\n"),
+            (&many, &["a"], &[1900], "1900 :a\n"),
         ] {
-            let (got, list) = given(&format!("{HEADER}{before}"), then, names);
-            assert_eq!(got.unwrap(), uids, "{before:?} {then:?}");
-            assert_eq!(list, format!("{HEADER}{before}{then}{added}"));
+            let (got, list) = given(&format!("{HEADER}{before}"), names);
+            assert_eq!(got.unwrap(), uids, "{before:?}");
+            assert_eq!(list, format!("{HEADER}{before}{added}"));
         }
     }
 
     #[test]
     fn what_is_odd_is_left_to_dovecot() {
-        let big = "1 V5 N2\n1 :x\n";
         for list in [
             "",
             "3",
@@ -382,18 +391,55 @@ mod tests {
             "3 N5\n",
             "3 V5\n",
             "4 V5 N5\n",
-            big,
+            "1 V5 N2\n1 :x\n",
+            "1 1234 3\n1 x\n2 y\n",
             &format!("{HEADER}7 :x\n7 :y\n"),
             &format!("{HEADER}9 :x\n8 :y\n"),
+            &format!("{HEADER}0 :x\n"),
             &format!("{HEADER}x :y\n"),
             &format!("{HEADER}7 y\n"),
+            &format!("{HEADER}\n"),
+            &format!("{HEADER}4294967294 :y\n"),
             &format!("{HEADER}4294967295 :y\n"),
+            &format!("{HEADER}7 :x\n8 :{}\n", "y".repeat(5000)),
         ] {
-            let (got, after) = given(list, "", &["a"]);
-            assert!(got.is_err(), "{list:?}");
+            let (got, after) = given(list, &["a"]);
+            assert!(got.is_err(), "{list:?}: {got:?}");
             assert_eq!(after, list);
         }
-        assert_eq!(mark(Path::new("/nonexistent")), None);
+        let root = tempfile::tempdir().unwrap();
+        assert!(lock(root.path()).list().unwrap().is_none());
+        fs::create_dir(root.path().join(FILE)).unwrap();
+        assert!(give(root.path(), &["a"]).is_err());
+    }
+
+    #[test]
+    fn a_symlink_is_no_list() {
+        let root = tempfile::tempdir().unwrap();
+        let list = format!("{HEADER}7 :x\n");
+        fs::write(root.path().join("other"), &list).unwrap();
+        std::os::unix::fs::symlink("other", root.path().join(FILE)).unwrap();
+        assert!(give(root.path(), &["a"]).is_err());
+        assert_eq!(fs::read_to_string(root.path().join("other")).unwrap(), list);
+    }
+
+    #[test]
+    fn what_an_index_does_not_know_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        let lines: String = (7..5000).map(|uid| format!("{uid} :file{uid}\n")).collect();
+        fs::write(root.path().join(FILE), format!("{HEADER}{lines}")).unwrap();
+        let lock = lock(root.path());
+        let list = lock.list().unwrap().unwrap();
+        for (uid, known) in [
+            (5000, Some(0)),
+            (4999, Some(1)),
+            (4000, Some(1000)),
+            // In the last 64 KiB no more.
+            (500, None),
+        ] {
+            assert_eq!(list.since(uid).map(|uids| uids.len()), known, "{uid}");
+        }
+        assert_eq!(list.since(4998), Some(vec![4998, 4999]));
     }
 
     #[test]
@@ -409,17 +455,13 @@ mod tests {
             ("7 :x\n", "\u{0}\u{0}", 9),
             (many.as_str(), "900 :file9", 901),
         ] {
-            let (got, list) = given(&format!("{HEADER}{whole}{torn}"), "", &["a"]);
+            let (got, list) = given(&format!("{HEADER}{whole}{torn}"), &["a"]);
             assert_eq!(got.unwrap(), [uid], "{torn:?}");
             let header = HEADER.replace("N5", &format!("N{uid}"));
             assert_eq!(list, format!("{header}{whole}{uid} :a\n"));
         }
-        // Somebody else's line, torn between our message and its UID.
-        let (got, list) = given(&format!("{HEADER}7 :x\n"), "8 :a\n9 :b", &["a", "c"]);
-        assert_eq!(got.unwrap(), [8, 10]);
-        assert!(list.ends_with("7 :x\n8 :a\n10 :c\n"), "{list}");
         let full = format!("{HEADER}7 :x\n4294967295 :y");
-        let (got, list) = given(&full, "", &["a"]);
+        let (got, list) = given(&full, &["a"]);
         assert!(got.is_err());
         assert_eq!(list, full);
     }
@@ -432,9 +474,8 @@ mod tests {
         for errno in fault_point::ERRNOS {
             for step in 0.. {
                 fs::write(&path, &torn).unwrap();
-                let mark = mark(root.path()).unwrap();
                 fault_point::arm(step, errno);
-                let given = give(root.path(), mark, 0o600, &["a"]);
+                let given = give(root.path(), &["a"]);
                 let fired = !fault_point::disarm();
                 let list = fs::read_to_string(&path).unwrap();
                 let mended = HEADER.replace("N5", "N9") + "7 :x\n";
@@ -464,8 +505,7 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).unwrap();
         // What a process left that died while it mended.
         fs::write(root.path().join(NEW_FILE), "3 V1").unwrap();
-        let mark = mark(root.path()).unwrap();
-        assert_eq!(give(root.path(), mark, 0o600, &["a"]).unwrap(), [9]);
+        assert_eq!(give(root.path(), &["a"]).unwrap(), [9]);
         assert_eq!(
             fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
             0o664
@@ -473,38 +513,15 @@ mod tests {
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
     }
 
-    #[test]
-    fn a_list_that_was_written_anew_is_read_from_its_start() {
-        let root = tempfile::tempdir().unwrap();
-        let path = root.path().join(FILE);
-        fs::write(&path, format!("{HEADER}7 :x\n")).unwrap();
-        let before = mark(root.path()).unwrap();
-        let lines: String = (10..2000)
-            .map(|uid| format!("{uid} :file{uid}\n"))
-            .collect();
-        fs::write(
-            root.path().join("new"),
-            format!("{HEADER}8 :a:2,S\n{lines}"),
-        )
-        .unwrap();
-        fs::rename(root.path().join("new"), &path).unwrap();
-        assert_eq!(give(root.path(), before, 0o600, &["a"]).unwrap(), [8]);
-        // Was it listed, and expunged before the list was written anew? Nobody can tell.
-        assert!(give(root.path(), before, 0o600, &["a", "b"]).is_err());
-        assert!(!fs::read_to_string(&path).unwrap().contains(" :b"));
-        // And with a long list only its end.
-        let before = mark(root.path()).unwrap();
-        assert_eq!(give(root.path(), before, 0o600, &["c"]).unwrap(), [2000]);
-    }
-
     proptest! {
         #[test]
         fn no_list_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), is_cut in any::<bool>()) {
-            let header = Header { length: 3, next: 5 };
+            let header = Header { length: 3, validity: 1, next: 5 };
             let _ = Header::parse(&bytes);
-            if let Ok(tail) = Tail::parse(&bytes, is_cut, &header) {
-                let (uids, _) = tail.place(&header, &["a"]).unwrap_or_default();
-                prop_assert!(uids.iter().all(|uid| *uid > 0));
+            if let Ok(tail) = Tail::parse(&bytes, 3 + u64::from(is_cut), &header) {
+                prop_assert!(tail.uids.iter().all(|uid| *uid > 0));
+                prop_assert!(tail.uids.is_sorted());
+                prop_assert_eq!(tail.torn_at.is_some(), bytes.last().is_some_and(|last| *last != b'\n'));
             }
         }
     }

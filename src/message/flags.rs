@@ -4,13 +4,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Name, letter in a Maildir name (in their order there), and the right that setting it needs.
-const KNOWN: [(&str, char, char); 5] = [
-    ("\\Draft", 'D', 'w'),
-    ("\\Flagged", 'F', 'w'),
-    ("\\Answered", 'R', 'w'),
-    ("\\Seen", 'S', 's'),
-    ("\\Deleted", 'T', 't'),
+/// Name, letter in a Maildir name (in their order there), the right that setting it needs, and Dovecot's bit in an index.
+const KNOWN: [(&str, char, char, u8); 5] = [
+    ("\\Draft", 'D', 'w', 0x10),
+    ("\\Flagged", 'F', 'w', 0x02),
+    ("\\Answered", 'R', 'w', 0x01),
+    ("\\Seen", 'S', 's', 0x08),
+    ("\\Deleted", 'T', 't', 0x04),
 ];
 
 /// A set of flags: one bit for each of [`KNOWN`].
@@ -42,16 +42,21 @@ impl Flags {
 
     /// Those that need no more than these rights (RFC 4314).
     pub fn allowed_by(self, has: impl Fn(char) -> bool) -> Flags {
-        let allowed = self.each().filter(|(_, (.., right))| has(*right));
+        let allowed = self.each().filter(|(_, (_, _, right, _))| has(*right));
         Flags(allowed.fold(0, |bits, (at, _)| bits | 1 << at))
     }
 
     /// As they stand behind `:2,` in a Maildir name.
     pub fn letters(self) -> String {
-        self.each().map(|(_, (_, letter, _))| *letter).collect()
+        self.each().map(|(_, (_, letter, ..))| *letter).collect()
     }
 
-    fn each(self) -> impl Iterator<Item = (usize, &'static (&'static str, char, char))> {
+    /// As Dovecot's index has them.
+    pub fn index_bits(self) -> u8 {
+        self.each().fold(0, |bits, (_, (.., bit))| bits | bit)
+    }
+
+    fn each(self) -> impl Iterator<Item = (usize, &'static (&'static str, char, char, u8))> {
         KNOWN
             .iter()
             .enumerate()
@@ -78,6 +83,8 @@ mod tests {
             flags.with(Flags::parse(name).unwrap())
         });
         assert_eq!(all.letters(), "DFRST");
+        assert_eq!(all.index_bits(), 0x1f);
+        assert_eq!(Flags::SEEN.index_bits(), 0x08);
         for (rights, letters) in [
             ("", ""),
             ("w", "DFR"),

@@ -5,6 +5,7 @@ pub mod credentials;
 pub mod dir;
 pub mod dotlock;
 pub mod fault_point;
+pub mod file_lock;
 pub mod nss;
 pub mod process;
 pub mod socket;

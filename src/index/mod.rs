@@ -1,0 +1,10 @@
+//! Dovecot's index of a mailbox: told of our messages, so that it need not look for them.
+//!
+//! One transaction is appended to an existing transaction log that is understood to its end. Nothing else is ever written:
+//! no log and no index is created, and what is odd is left alone, for Dovecot finds the messages in any case.
+
+pub mod log;
+pub mod record;
+
+pub use log::{Log, Pair, Walks};
+pub use record::{State, Transaction};
