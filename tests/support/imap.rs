@@ -39,6 +39,16 @@ impl Imap {
         String::from_utf8_lossy(&line).trim_end().to_owned()
     }
 
+    /// What no command answers: IDLE.
+    pub fn send_line(&mut self, line: &str) {
+        let line = format!("{line}\r\n");
+        self.stream.get_mut().write_all(line.as_bytes()).unwrap();
+    }
+
+    pub fn read_line(&mut self) -> String {
+        self.line()
+    }
+
     /// The untagged lines and the tagged one. Not for answers with literals.
     pub fn command(&mut self, command: &str) -> Vec<String> {
         self.tag += 1;
