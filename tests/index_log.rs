@@ -90,6 +90,34 @@ fn status_is_right_at_once() {
     }
 }
 
+/// Dovecot that trusts its list of mailboxes learns that there is another one.
+#[test]
+fn a_new_mailbox_is_in_the_list() {
+    if not_root() {
+        return;
+    }
+    for version in VERSIONS {
+        for (index_log, is_told) in [("append", true), ("off", false)] {
+            let dirty = "mailbox_list_index_very_dirty_syncs = yes\n";
+            let setting = format!("on_missing = \"create\"\nindex_log = \"{index_log}\"");
+            let Some((_store, dovecot, server)) = opened(version, &setting, dirty) else {
+                return;
+            };
+            let mut imap = Imap::login(dovecot.port, "alice");
+            let mut has = |name: &str| {
+                let lines = imap.command("LIST \"\" \"*\"");
+                lines.iter().any(|line| line.contains(name))
+            };
+            assert!(has("Work"), "{version:?}");
+            deliver(&server, "alice+New@x");
+            // Without it Dovecot is behind: else this test would show nothing.
+            assert_eq!(has("New"), is_told, "{version:?} {index_log}");
+            assert!(!server.log().contains("not told"), "{}", server.log());
+            assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+        }
+    }
+}
+
 #[test]
 fn idle_sees_a_delivery() {
     if not_root() {

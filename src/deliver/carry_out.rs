@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Core;
 use super::header::added_headers;
 use super::inspect::Plan;
 use super::outcome::Saved;
 use super::publish::{self, Publishing};
 use super::resolve::Target;
 use super::settings::{MailFsync, Permissions, RecipientHeaders, Settings};
+use super::{Core, announce};
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::store;
 use crate::maildir::save::{Demands, Written};
@@ -129,8 +129,7 @@ pub fn carry_out(
         let message = publish::Message {
             written,
             flags: plan.flags,
-            control: plan.target.paths.control.clone(),
-            index: plan.target.paths.index.clone(),
+            paths: plan.target.paths.clone(),
             heard: transaction.heard.clone(),
         };
         core.queues.publish(&publishing, message)
@@ -142,6 +141,7 @@ pub fn carry_out(
     };
     if let Some(created) = created {
         created.keep();
+        remarks.extend(announce::to_list_index(core, &plan.target.paths));
     }
     if settings.mail_fsync == MailFsync::Never {
         remarks.push("not synced (mail_fsync = never)".into());

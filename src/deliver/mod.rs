@@ -8,6 +8,7 @@
 //! Plain blocking code; it knows nothing of LMTP, of pipes or of processes.
 
 pub mod address;
+pub mod announce;
 pub mod carry_out;
 pub mod header;
 pub mod inspect;

@@ -2,13 +2,14 @@
 //!
 //! Files first, UIDs second, index last: whatever fails behind the sync is for the log, and Dovecot does it when it looks.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::carry_out::Heard;
 use crate::fault::Fault;
 use crate::index::log::LockMethod;
 use crate::index::{Log, Pair, Transaction, Walks};
+use crate::mailbox::path::Paths;
 use crate::maildir::Maildir;
 use crate::maildir::filename::Names;
 use crate::maildir::save::Written;
@@ -21,10 +22,8 @@ use crate::sys::dir::Dir;
 pub struct Message {
     pub written: Arc<Written>,
     pub flags: Flags,
-    /// The directory of `dovecot-uidlist`.
-    pub control: PathBuf,
-    /// That of `dovecot.index.log`, where there is one.
-    pub index: Option<PathBuf>,
+    /// Of its mailbox, as its user has them.
+    pub paths: Paths,
     pub heard: Heard,
 }
 
@@ -61,13 +60,13 @@ impl Publishing<'_> {
         let mut rest: Vec<_> = batch.into_iter().enumerate().collect();
         // Users may have control files or indexes of their own: then each place has its turn.
         while let Some((_, first)) = rest.first() {
-            let place = (first.control.clone(), first.index.clone());
-            let (here, elsewhere): (Vec<_>, Vec<_>) = rest
-                .into_iter()
-                .partition(|(_, it)| it.control == place.0 && it.index == place.1);
+            let paths = first.paths.clone();
+            let (here, elsewhere): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(_, it)| {
+                it.paths.control == paths.control && it.paths.index == paths.index
+            });
             rest = elsewhere;
             let (at, here): (Vec<_>, Vec<_>) = here.into_iter().unzip();
-            let published = self.publish_here(&place.0, place.1.as_deref(), here);
+            let published = self.publish_here(&paths, here);
             for (at, result) in at.into_iter().zip(published) {
                 results[at] = Some(result);
             }
@@ -76,8 +75,8 @@ impl Publishing<'_> {
     }
 
     /// When the sync fails none of them is durable: all names are taken back.
-    fn publish_here(&self, control: &Path, index: Option<&Path>, batch: Vec<Message>) -> Results {
-        let lock = self.lock(control);
+    fn publish_here(&self, paths: &Paths, batch: Vec<Message>) -> Results {
+        let lock = self.lock(&paths.control);
         let list = match &lock {
             Ok(Some(lock)) => lock.list(),
             Ok(None) => Ok(None),
@@ -105,7 +104,7 @@ impl Publishing<'_> {
             return results;
         }
         let told = list.and_then(|list| match list {
-            Some(list) => self.tell(list, index, &mut published),
+            Some(list) => self.tell(list, paths.index.as_deref(), &mut published),
             None => Ok(()),
         });
         if let Err(why) = told {

@@ -125,6 +125,7 @@ mod tests {
     use super::super::carry_out::Heard;
     use super::*;
     use crate::index::Walks;
+    use crate::mailbox::path::Paths;
     use crate::maildir::Maildir;
     use crate::maildir::filename::Names;
     use crate::maildir::save::Demands;
@@ -155,8 +156,7 @@ mod tests {
                     let message = Message {
                         written: Arc::new(written),
                         flags: Flags::default(),
-                        control: root.path().to_owned(),
-                        index: None,
+                        paths: Paths::for_tests(root.path(), root.path()),
                         heard: heard.clone(),
                     };
                     let publishing = Publishing {

@@ -46,6 +46,11 @@ impl Pair {
         index: "dovecot.list.index",
         log: "dovecot.list.index.log",
     };
+
+    /// The name of its log.
+    pub fn log(self) -> &'static str {
+        self.log
+    }
 }
 
 /// `lock_method`, as Dovecot has it: who locks otherwise does not lock.

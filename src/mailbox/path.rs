@@ -21,8 +21,12 @@ pub struct Paths {
     pub above: Vec<PathBuf>,
     /// Holds `dovecot-uidlist` and `dovecot-keywords`.
     pub control: PathBuf,
+    /// Holds the namespace's `dovecot-uidvalidity` and `subscriptions`.
+    pub control_root: PathBuf,
     /// Holds `dovecot.index*`; none for `MEMORY`.
     pub index: Option<PathBuf>,
+    /// Holds the namespace's `dovecot.list.index*`.
+    pub index_root: Option<PathBuf>,
     /// The user's own `\Seen` flags of a public or shared mailbox.
     pub index_private: Option<PathBuf>,
     /// How a root that does not exist yet may take its permissions.
@@ -71,16 +75,21 @@ impl Paths {
             StorageName::Inbox => inbox.clone(),
             StorageName::Box(_) => below(&root, location, name),
         };
-        let apart = |base: Option<PathBuf>| base.map(|base| below(&base, location, name));
-        let control = apart(optional(&location.control_path)?).unwrap_or_else(|| mailbox.clone());
+        // What is not kept apart lies with the mail.
+        let apart = |base: Option<PathBuf>| match base {
+            Some(base) => (below(&base, location, name), base),
+            None => (mailbox.clone(), root.clone()),
+        };
+        let (control, control_root) = apart(optional(&location.control_path)?);
         let in_memory = location
             .index_path
             .as_ref()
             .is_some_and(|path| path.source() == "MEMORY");
-        let index = match in_memory {
-            true => None,
+        let (index, index_root) = match in_memory {
+            true => (None, None),
             false => {
-                Some(apart(optional(&location.index_path)?).unwrap_or_else(|| mailbox.clone()))
+                let (index, root) = apart(optional(&location.index_path)?);
+                (Some(index), Some(root))
             }
         };
         let mut above: Vec<PathBuf> = name
@@ -89,15 +98,37 @@ impl Paths {
             .collect();
         above.push(root.clone());
         Ok(Paths {
-            index_private: apart(optional(&location.index_private_path)?),
+            index_private: optional(&location.index_private_path)?
+                .map(|base| below(&base, location, name)),
             root_rule: root_rule(&location.path, variables, &root)?,
             root,
             inbox,
             mailbox,
             above,
             control,
+            control_root,
             index,
+            index_root,
         })
+    }
+}
+
+#[cfg(test)]
+impl Paths {
+    /// Everything in one place.
+    pub fn for_tests(root: &Path, mailbox: &Path) -> Paths {
+        Paths {
+            root: root.into(),
+            mailbox: mailbox.into(),
+            inbox: root.into(),
+            above: vec![root.into()],
+            control: mailbox.into(),
+            control_root: root.into(),
+            index: Some(mailbox.into()),
+            index_root: Some(root.into()),
+            index_private: None,
+            root_rule: RootRule::None,
+        }
     }
 }
 

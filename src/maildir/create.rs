@@ -378,24 +378,11 @@ mod tests {
 
     use super::*;
 
-    fn paths(root: &Path) -> Paths {
-        Paths {
-            root: root.into(),
-            inbox: root.to_owned(),
-            mailbox: root.join(".a"),
-            above: vec![root.into()],
-            control: root.join(".a"),
-            index: None,
-            index_private: None,
-            root_rule: RootRule::None,
-        }
-    }
-
     #[test]
     fn what_fails_leaves_nothing_and_takes_nothing_from_others() {
         for used in [false, true] {
             let root = tempfile::tempdir().unwrap();
-            let paths = paths(root.path());
+            let paths = Paths::for_tests(root.path(), &root.path().join(".a"));
             let permission = Permission::private(root.path());
             let layout = Layout::MaildirPlusPlus;
             let created = create(&paths, &permission, layout, Some(b"owner lr\n")).unwrap();
