@@ -307,6 +307,19 @@ impl IndexHeader {
     }
 }
 
+/// A log as Dovecot begins it, for tests.
+#[cfg(test)]
+pub fn log_for_tests(seq: u32, previous: (u32, u32), validity: u32) -> Vec<u8> {
+    const ID: u32 = 0x6b02_9a7d;
+    let mut bytes = vec![1, 3, 40, 0];
+    for field in [ID, seq, previous.0, previous.1, ID, 1, 0, 1, 0] {
+        bytes.extend(field.to_le_bytes());
+    }
+    let mut transaction = Transaction::default();
+    transaction.validity(validity);
+    [bytes, transaction.into_bytes()].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -318,13 +331,9 @@ mod tests {
 
     const ID: u32 = 0x6b02_9a7d;
 
-    /// A log as Dovecot begins it.
+    /// 16 bytes behind its header it says what its UIDVALIDITY is.
     fn log(seq: u32, previous: (u32, u32)) -> Vec<u8> {
-        let mut bytes = vec![1, 3, 40, 0];
-        for field in [ID, seq, previous.0, previous.1, ID, 1, 0, 1, 0] {
-            bytes.extend(field.to_le_bytes());
-        }
-        bytes
+        log_for_tests(seq, previous, ID)
     }
 
     fn index(id: u32, log_seq: u32, log_head: u32) -> Vec<u8> {

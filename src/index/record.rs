@@ -187,6 +187,14 @@ impl Transaction {
         self.record(EXT_HDR_UPDATE, &[0, 0, 1, 0, 1, 0, 0, 0]);
     }
 
+    /// As Dovecot says it at the start of a log.
+    #[cfg(test)]
+    pub fn validity(&mut self, validity: u32) {
+        let payload = [AT_VALIDITY as u16, 4].map(u16::to_le_bytes).concat();
+        let payload = [payload, validity.to_le_bytes().to_vec()].concat();
+        self.record(HEADER_UPDATE, &payload);
+    }
+
     /// The next records are about this extension. Never makes smaller what is there (NO_SHRINK).
     fn extension(&mut self, name: &str, header: u32, record: u16, align: u16) {
         const BY_NAME: u32 = u32::MAX;
