@@ -44,8 +44,13 @@ impl Keywords {
         self
     }
 
-    pub fn without(mut self, less: &Keywords) -> Keywords {
-        self.0.retain(|name| !less.contains(name));
+    pub fn without(self, less: &Keywords) -> Keywords {
+        self.only(|name| !less.contains(name))
+    }
+
+    /// Those for which `which` is true.
+    pub fn only(mut self, which: impl Fn(&str) -> bool) -> Keywords {
+        self.0.retain(|name| which(name));
         self
     }
 }

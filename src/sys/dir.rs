@@ -260,6 +260,12 @@ pub fn set_file_group(file: &File, gid: u32) -> io::Result<()> {
     Ok(fchown(file, None, Some(Gid::from_raw(gid)))?)
 }
 
+/// The time of the last change, for readers that tell old from new by it.
+pub fn set_file_modified(file: &File, time: SystemTime) -> io::Result<()> {
+    pass()?;
+    file.set_modified(time)
+}
+
 /// Makes a file's bytes, mode and group durable. Never retried: after an EIO a second fsync may succeed with the data gone.
 pub fn sync_file(file: &File) -> io::Result<()> {
     pass()?;
