@@ -7,6 +7,7 @@ pub mod filename;
 pub mod keywords;
 pub mod save;
 pub mod uidlist;
+pub mod uidvalidity;
 
 use std::io;
 use std::path::{Path, PathBuf};
