@@ -4,6 +4,7 @@
 
 pub mod create;
 pub mod filename;
+pub mod guid;
 pub mod keywords;
 pub mod save;
 pub mod uidlist;
