@@ -196,10 +196,10 @@ fn arguments_and_what_becomes_of_the_message() {
             "",
         ),
         (
-            &["-d", "alice", "--keyword", "Work"],
+            &["-d", "alice", "--keyword", "\\Work"],
             &[],
             75,
-            "4.3.5 --keyword is not built yet",
+            "4.3.5 --keyword \"\\\\Work\" is no keyword",
             "",
         ),
         (

@@ -9,7 +9,7 @@ use crate::deliver::map::{AddressFile, AddressMap, QUERY, Rule, Table};
 use crate::deliver::route::{Route, Test};
 use crate::deliver::settings::Subject;
 use crate::mailbox::namespace::OnMissing;
-use crate::message::{Address, Flags};
+use crate::message::{Address, Flags, Keywords};
 
 pub fn addresses(root: &Section<'_>) -> AddressMap {
     let mut map = AddressMap::default();
@@ -93,7 +93,7 @@ pub fn routes(root: &Section<'_>) -> Vec<Route> {
             section.text("contains").map(Test::Contains),
             section.text("begins_with").map(Test::BeginsWith),
         ];
-        let flags = flags(&section);
+        let (flags, keywords) = flags(&section);
         section.finish();
         let mut tests = tests.into_iter().flatten();
         let test = tests.next().unwrap_or(Test::Exists);
@@ -114,25 +114,33 @@ pub fn routes(root: &Section<'_>) -> Vec<Route> {
             test,
             mailbox,
             flags,
+            keywords,
             from: format!("route {number}"),
         });
     }
     routes
 }
 
-fn flags(section: &Section<'_>) -> Flags {
-    let mut flags = Flags::default();
+/// System flags begin with a backslash; everything else is a keyword.
+fn flags(section: &Section<'_>) -> (Flags, Keywords) {
+    let (mut flags, mut keywords) = (Flags::default(), Keywords::default());
     for name in section.texts("flags") {
-        match Flags::parse(&name) {
-            Some(flag) => flags = flags.with(flag),
-            None => section.error(
+        match (Flags::parse(&name), Keywords::parse(&name)) {
+            (Some(flag), _) => flags = flags.with(flag),
+            (None, Some(keyword)) => keywords = keywords.with(&keyword),
+            (None, None) if name.starts_with('\\') => section.error(
                 "flags",
-                format!("{name:?} is no system flag; keywords are not built yet"),
+                format!("{name:?} is no system flag"),
                 "write \"\\\\Seen\", \"\\\\Flagged\", \"\\\\Answered\", \"\\\\Draft\" or \"\\\\Deleted\"",
+            ),
+            (None, None) => section.error(
+                "flags",
+                format!("{name:?} is no keyword"),
+                "write one word of ASCII, without any of ( ) { % * \" \\ ]",
             ),
         }
     }
-    flags
+    (flags, keywords)
 }
 
 fn required(section: &Section<'_>, key: &'static str) -> Option<String> {

@@ -93,6 +93,16 @@ fn each_problem_with_its_line() {
             2,
             "is no mode",
         ),
+        (
+            "[[route]]\nheader = \"X\"\nmailbox = \"A\"\nflags = [\"\\\\Seen\", \"$Junk\", \"\\\\Mine\"]",
+            4,
+            "\"\\\\Mine\" is no system flag",
+        ),
+        (
+            "[[route]]\nheader = \"X\"\nmailbox = \"A\"\nflags = [\"$Junk\", \"two words\"]",
+            4,
+            "\"two words\" is no keyword",
+        ),
         ("a = \nb = 1", 1, ""),
         (
             "mail_fsync = \"never\"",

@@ -16,7 +16,7 @@ use crate::mailbox::location::Driver;
 use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
 use crate::mailbox::permission::{Permission, SETGID};
 use crate::maildir::create;
-use crate::message::Flags;
+use crate::message::{Flags, Keywords};
 use crate::sys;
 use crate::sys::credentials::Credentials;
 use crate::sys::dir::{self, Dir, Stat};
@@ -30,7 +30,8 @@ pub struct Plan {
     pub create: Option<Permission>,
     /// What the message is stored with.
     pub flags: Flags,
-    /// The flags that it should have had, and why it has not.
+    pub keywords: Keywords,
+    /// The flags and keywords that it should have had, and why it has not.
     pub dropped: Option<String>,
     /// The mailbox that was asked for and why it is not this one.
     pub instead_of: Option<(String, String)>,
@@ -395,12 +396,13 @@ impl Inspection<'_> {
     }
 
     fn usable(&self, target: &Target, create: Option<Permission>) -> Finding {
-        let (flags, dropped) = self.flags(target);
+        let (flags, keywords, dropped) = self.flags(target);
         let plan = Plan {
             target: target.clone(),
             user: self.targets.user.name.clone(),
             create,
             flags,
+            keywords,
             dropped,
             instead_of: None,
         };

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::address::{self, Asked, find_user};
 use super::report::Line;
+use super::route::Route;
 use super::settings::{self, AclDriver, Detail, Dovecot, Permissions, Settings};
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::Sources;
@@ -18,9 +19,9 @@ use crate::mailbox::name::StorageName;
 use crate::mailbox::namespace::{Auto, Kind, OnDenied, OnMissing};
 use crate::mailbox::path::{NoPlace, Paths};
 use crate::maildir::create::exists;
-use crate::message::{Flags, Recipient};
+use crate::message::{Flags, Keywords, Recipient};
 use crate::sys::nss;
-use crate::text::template::Variables;
+use crate::text::template::{Template, Variables};
 use crate::user::{Credentials, User};
 
 /// Everything that the second half of a delivery needs to know.
@@ -40,6 +41,7 @@ pub struct Targets {
     pub on_denied: OnDenied,
     /// What the message is to be stored with.
     pub flags: Flags,
+    pub keywords: Keywords,
     /// The decisions so far.
     pub lines: Vec<Line>,
 }
@@ -103,6 +105,8 @@ pub struct Target {
     /// Made on demand: `auto = create`, `on_missing = create`, the own INBOX.
     pub create: bool,
     pub permissions: Permissions,
+    /// Not one set of control files for all who read it: a keyword's letter would mean something else to each.
+    pub control_per_user: bool,
 }
 
 /// Whose rights count at a mailbox.
@@ -155,7 +159,7 @@ pub fn resolve(
     let wants_inbox = matches!(&wanted, Wanted::Target(target) if target.own_inbox);
     if wants_inbox
         && rule.is_none()
-        && let Some((routed, flags)) = resolver.routed(head, &mut lines)?
+        && let Some((routed, route)) = resolver.routed(head, &mut lines)?
     {
         return Ok(Targets {
             recipient: recipient.shown(),
@@ -165,7 +169,8 @@ pub fn resolve(
             inbox: Some(resolver.inbox()?),
             on_missing: OnMissing::Inbox,
             on_denied: OnDenied::Inbox,
-            flags: recipient.flags.with(flags),
+            flags: recipient.flags.with(route.flags),
+            keywords: recipient.keywords.clone().with(&route.keywords),
             lines,
             user,
         });
@@ -188,6 +193,7 @@ pub fn resolve(
         on_missing,
         on_denied,
         flags: recipient.flags,
+        keywords: recipient.keywords.clone(),
         lines,
         user,
     })
@@ -340,7 +346,7 @@ impl Resolver<'_> {
         &self,
         head: Option<&[u8]>,
         lines: &mut Vec<Line>,
-    ) -> Result<Option<(Wanted, Flags)>, Fault> {
+    ) -> Result<Option<(Wanted, &Route)>, Fault> {
         let mut routes = self.settings.routes.iter();
         let Some(route) = head.and_then(|head| routes.find(|route| route.takes(head))) else {
             return Ok(None);
@@ -364,7 +370,7 @@ impl Resolver<'_> {
             mailbox: name,
             why: fault.to_string(),
         });
-        Ok(Some((wanted, route.flags)))
+        Ok(Some((wanted, route)))
     }
 
     /// The full name of the user's own mailbox with this special use.
@@ -477,6 +483,12 @@ impl Resolver<'_> {
                 Kind::Private => Permissions::BestEffort,
                 Kind::Public | Kind::Shared => Permissions::Verified,
             }),
+            control_per_user: namespace.kind != Kind::Private
+                && namespace
+                    .location
+                    .control_path
+                    .as_ref()
+                    .is_some_and(Template::uses_user),
             paths,
         }))
     }

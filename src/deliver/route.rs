@@ -1,6 +1,6 @@
 //! Header routes: mail for an INBOX that a field of its header sends elsewhere. First match wins.
 
-use crate::message::{Flags, header};
+use crate::message::{Flags, Keywords, header};
 
 /// One `[[route]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +12,7 @@ pub struct Route {
     pub mailbox: String,
     /// What the message is stored with.
     pub flags: Flags,
+    pub keywords: Keywords,
     /// Where it is written: `route 2`.
     pub from: String,
 }
@@ -63,6 +64,7 @@ mod tests {
                 test: test.clone(),
                 mailbox: "\\Junk".into(),
                 flags: Flags::default(),
+                keywords: Keywords::default(),
                 from: String::new(),
             };
             assert_eq!(route.takes(head), want, "{header} {test:?}");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use crate::message::{Address, Flags, Recipient, ReversePath};
+use crate::message::{Address, Flags, Keywords, Recipient, ReversePath};
 
 /// Stores the message on stdin in a mailbox.
 ///
@@ -55,8 +55,8 @@ struct Arguments {
     /// Store the message with this flag: \\Seen, \\Flagged, \\Answered, \\Draft, \\Deleted
     #[arg(long, value_name = "FLAG")]
     flag: Vec<String>,
-    /// Store the message with this keyword
-    #[arg(long, value_name = "WORD", hide = true)]
+    /// Store the message with this keyword, like $Junk
+    #[arg(long, value_name = "WORD")]
     keyword: Vec<String>,
     /// Who sends, as the MTA knows for sure: believed from root and from mail_uid
     #[arg(long, value_name = "USER")]
@@ -87,6 +87,7 @@ pub struct Options {
     pub detail: Option<String>,
     pub authenticated: Option<String>,
     pub flags: Flags,
+    pub keywords: Keywords,
     /// Absolute.
     pub file: Option<PathBuf>,
     pub dry_run: bool,
@@ -133,6 +134,11 @@ impl Options {
             let odd = || Refused::Usage(format!("--flag {name:?} is no system flag"));
             flags = flags.with(Flags::parse(name).ok_or_else(odd)?);
         }
+        let mut keywords = Keywords::default();
+        for name in &arguments.keyword {
+            let odd = || Refused::Usage(format!("--keyword {name:?} is no keyword"));
+            keywords = keywords.with(&Keywords::parse(name).ok_or_else(odd)?);
+        }
         let last = arguments
             .last
             .map(|value| address("-r", value))
@@ -155,6 +161,7 @@ impl Options {
             detail: spare("EXTENSION"),
             authenticated: arguments.authenticated,
             flags,
+            keywords,
             file: file.map_err(|error| Refused::Usage(format!("-p: {error}")))?,
             dry_run: arguments.dry_run,
             json: arguments.json,
@@ -173,6 +180,7 @@ impl Options {
             mailbox: self.mailbox.clone(),
             authenticated: self.authenticated.clone(),
             flags: self.flags,
+            keywords: self.keywords.clone(),
             ..recipient
         }
     }
@@ -193,13 +201,10 @@ impl Options {
 
 impl Arguments {
     fn refuse_what_is_not_there(&self) -> Result<(), Refused> {
-        let why = if self.no_autocreate {
-            "-n is dovecot-lda 1.x: set delivery.on_missing (-o delivery.on_missing=inbox)"
-        } else if !self.keyword.is_empty() {
-            "--keyword is not built yet"
-        } else {
+        if !self.no_autocreate {
             return Ok(());
-        };
+        }
+        let why = "-n is dovecot-lda 1.x: set delivery.on_missing (-o delivery.on_missing=inbox)";
         Err(Refused::NotYet(why.into()))
     }
 }

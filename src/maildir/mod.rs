@@ -4,8 +4,11 @@
 
 pub mod create;
 pub mod filename;
+pub mod guid;
+pub mod keywords;
 pub mod save;
 pub mod uidlist;
+pub mod uidvalidity;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! System flags of IMAP that a message can be stored with. Keywords are not among them.
+//! System flags of IMAP that a message can be stored with. Keywords are [others](super::keywords).
 
 use std::fmt;
 

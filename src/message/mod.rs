@@ -4,10 +4,12 @@ pub mod address;
 pub mod body;
 pub mod flags;
 pub mod header;
+pub mod keywords;
 
 pub use address::{Address, ReversePath};
 pub use body::Body;
 pub use flags::Flags;
+pub use keywords::Keywords;
 
 /// One message with what its transaction said about it. Shared by all its recipients.
 #[derive(Debug)]
@@ -62,6 +64,7 @@ pub struct Recipient {
     pub authenticated: Option<String>,
     /// What the message is stored with.
     pub flags: Flags,
+    pub keywords: Keywords,
 }
 
 impl Recipient {
@@ -74,6 +77,7 @@ impl Recipient {
             mailbox: None,
             authenticated: None,
             flags: Flags::default(),
+            keywords: Keywords::default(),
         }
     }
 

@@ -214,18 +214,24 @@ impl Dir {
 
     /// The names in this directory, without `.` and `..`; those that are not UTF-8 are left out.
     pub fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        self.each_name(|name| names.push(name.to_owned()))?;
+        Ok(names)
+    }
+
+    /// Looks at each of the [names](Dir::names), in a directory that may have too many to keep.
+    pub fn each_name(&self, mut look: impl FnMut(&str)) -> io::Result<()> {
         pass()?;
         let mut dir = nix::dir::Dir::from_fd(self.0.try_clone()?)?;
-        let mut names = Vec::new();
         for entry in dir.iter() {
             if let Ok(name) = entry?.file_name().to_str()
                 && name != "."
                 && name != ".."
             {
-                names.push(name.to_owned());
+                look(name);
             }
         }
-        Ok(names)
+        Ok(())
     }
 }
 
@@ -258,6 +264,12 @@ pub fn set_file_mode(file: &File, mode: u32) -> io::Result<()> {
 pub fn set_file_group(file: &File, gid: u32) -> io::Result<()> {
     pass()?;
     Ok(fchown(file, None, Some(Gid::from_raw(gid)))?)
+}
+
+/// The time of the last change, for readers that tell old from new by it.
+pub fn set_file_modified(file: &File, time: SystemTime) -> io::Result<()> {
+    pass()?;
+    file.set_modified(time)
 }
 
 /// Makes a file's bytes, mode and group durable. Never retried: after an EIO a second fsync may succeed with the data gone.

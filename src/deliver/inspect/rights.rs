@@ -2,11 +2,11 @@
 
 use super::{Finding, Inspection};
 use crate::deliver::report::Line;
-use crate::deliver::resolve::Target;
+use crate::deliver::resolve::{Target, Targets};
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::sources::Unreadable;
 use crate::mailbox::acl::{Identity, Rights, Sources};
-use crate::message::Flags;
+use crate::message::{Flags, Keywords};
 
 /// What a missing mailbox is called, and one that the subject may not know of.
 const MISSING: &str = "the mailbox does not exist";
@@ -45,18 +45,39 @@ impl Inspection<'_> {
         Ok(self.refusal(&self.rights))
     }
 
-    /// The flags that the rights allow, and what is said of the others.
-    pub fn flags(&self, target: &Target) -> (Flags, Option<String>) {
-        let wanted = self.targets.flags;
+    /// The flags and keywords that the message can have there, and what is said of the others.
+    pub fn flags(&self, target: &Target) -> (Flags, Keywords, Option<String>) {
+        let Targets {
+            flags: wanted,
+            keywords,
+            ..
+        } = self.targets;
         let allowed = wanted.allowed_by(|right| self.rights.has(right));
         // Where each user has a \Seen of his own, it is not set for all of them.
         let stored = match target.paths.index_private.is_some() {
             true => allowed.without(Flags::SEEN),
             false => allowed,
         };
-        let dropped = wanted.without(stored);
-        let said = (!dropped.is_empty()).then(|| format!("stored without {dropped}"));
-        (stored, said)
+        let why = match (self.rights.has('w'), target.control_per_user) {
+            (true, false) => None,
+            (true, true) => {
+                Some(" (its control files are per user: to others they would be other keywords)")
+            }
+            (false, _) => Some(""),
+        };
+        let mut dropped = Vec::new();
+        if stored != *wanted {
+            dropped.push(wanted.without(stored).to_string());
+        }
+        if let Some(why) = why.filter(|_| !keywords.is_empty()) {
+            dropped.push(format!("{keywords}{why}"));
+        }
+        let said = (!dropped.is_empty()).then(|| format!("stored without {}", dropped.join(" ")));
+        let keywords = match why {
+            None => keywords.clone(),
+            Some(_) => Keywords::default(),
+        };
+        (stored, keywords, said)
     }
 
     fn rights(&mut self, target: &Target, sources: &Sources) -> Result<Rights, Fault> {
@@ -105,6 +126,99 @@ impl Inspection<'_> {
             (true, _) => None,
             (false, true) => Some(Finding::Denied("there is no right to deliver".into())),
             (false, false) => Some(Finding::Missing(MISSING.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use crate::config::Config;
+    use crate::deliver::inspect::{Plan, inspect};
+    use crate::deliver::resolve::resolve;
+    use crate::message::{Flags, Keywords, Recipient};
+    use crate::sys::credentials::Credentials;
+
+    /// The plan for a message with \Seen, \Flagged and two keywords.
+    fn planned(root: &Path, mailbox: &str) -> Plan {
+        let root = root.display();
+        let text = format!(
+            "[[userdb]]\nstatic = {{ uid = 6001, gid = 6001, home = \"{root}/home\" }}\n\
+             [acl]\ndriver = \"vfile\"\n\
+             [namespace.inbox]\nseparator = \"/\"\ninbox = true\nmail_path = \"~/Maildir\"\n\
+             mail_control_path = \"~/control\"\n\
+             [namespace.public]\ntype = \"public\"\nseparator = \"/\"\nprefix = \"Public/\"\n\
+             mail_path = \"{root}/public\"\nmail_index_private_path = \"~/seen\"\n\
+             [namespace.apart]\ntype = \"public\"\nseparator = \"/\"\nprefix = \"Apart/\"\n\
+             mail_path = \"{root}/apart\"\nmail_control_path = \"{root}/control/%{{user}}\"\n\
+             mail_index_path = \"{root}/index/%{{user}}\"\n"
+        );
+        let settings = match Config::from_str("t.toml", &text) {
+            Ok(config) => config.delivery,
+            Err(errors) => panic!("{errors}"),
+        };
+        let keywords = ["$Junk", "Work"].map(|name| Keywords::parse(name).unwrap());
+        let recipient = Recipient {
+            mailbox: Some(mailbox.into()),
+            flags: Flags::SEEN.with(Flags::parse("\\Flagged").unwrap()),
+            keywords: keywords[0].clone().with(&keywords[1]),
+            ..Recipient::of_user("alice")
+        };
+        let identity = Credentials {
+            uid: 6001,
+            gid: 6001,
+            groups: vec![],
+        };
+        let targets = resolve(&settings, &recipient, None).unwrap();
+        inspect(&settings, &targets, &identity).0.unwrap()
+    }
+
+    #[test]
+    fn what_the_message_cannot_have_there_is_dropped() {
+        const APART: &str =
+            "(its control files are per user: to others they would be other keywords)";
+        for (mailbox, folder, acl, letters, keywords, dropped) in [
+            ("INBOX", "home/Maildir", "", "FS", "$Junk Work", ""),
+            ("Public/a", "public/.a", "lpws", "F", "$Junk Work", "\\Seen"),
+            (
+                "Public/a",
+                "public/.a",
+                "lps",
+                "",
+                "",
+                "\\Flagged \\Seen $Junk Work",
+            ),
+            (
+                "Apart/a",
+                "apart/.a",
+                "lpws",
+                "FS",
+                "",
+                &format!("$Junk Work {APART}"),
+            ),
+            (
+                "Apart/a",
+                "apart/.a",
+                "lps",
+                "S",
+                "",
+                "\\Flagged $Junk Work",
+            ),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            for part in ["cur", "new", "tmp"] {
+                fs::create_dir_all(root.path().join(folder).join(part)).unwrap();
+            }
+            let file = root.path().join(folder).join("dovecot-acl");
+            fs::write(file, format!("anyone {acl}\n")).unwrap();
+            let plan = planned(root.path(), mailbox);
+            assert_eq!(plan.flags.letters(), letters, "{mailbox} {acl}");
+            assert_eq!(plan.keywords.to_string(), keywords, "{mailbox} {acl}");
+            let said = plan.dropped.unwrap_or_default();
+            let said = said.strip_prefix("stored without ").unwrap_or_default();
+            assert_eq!(said, dropped, "{mailbox} {acl}");
         }
     }
 }
