@@ -129,6 +129,7 @@ pub fn carry_out(
         let message = publish::Message {
             written,
             flags: plan.flags,
+            keywords: plan.keywords.clone(),
             paths: plan.target.paths.clone(),
             heard: transaction.heard.clone(),
         };

@@ -129,8 +129,8 @@ mod tests {
     use crate::maildir::Maildir;
     use crate::maildir::filename::Names;
     use crate::maildir::save::Demands;
-    use crate::message::Flags;
     use crate::message::body::{BodyWriter, Spool};
+    use crate::message::{Flags, Keywords};
 
     /// Its client was answered 451 meanwhile and sends it again: stored now, it would be there twice.
     #[test]
@@ -156,6 +156,7 @@ mod tests {
                     let message = Message {
                         written: Arc::new(written),
                         flags: Flags::default(),
+                        keywords: Keywords::default(),
                         paths: Paths::for_tests(root.path(), root.path()),
                         heard: heard.clone(),
                     };

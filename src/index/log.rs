@@ -47,6 +47,11 @@ impl Pair {
         log: "dovecot.list.index.log",
     };
 
+    /// The names of its files that tell that it is there.
+    pub fn files(self) -> impl Iterator<Item = &'static str> {
+        [self.index, self.log].into_iter()
+    }
+
     /// The name of its log.
     pub fn log(self) -> &'static str {
         self.log
@@ -355,7 +360,7 @@ mod tests {
     fn appended(uid: u32) -> Vec<u8> {
         let mut transaction = Transaction::default();
         transaction.append(&[(uid, 0)]);
-        transaction.keyword("a", &[uid]);
+        transaction.keyword("a", [uid]);
         transaction.into_bytes()
     }
 
@@ -550,7 +555,7 @@ mod tests {
         let log = Log::lock(dir, Pair::MAILBOX, LockMethod::Fcntl, &Walks::default())?;
         let mut transaction = Transaction::default();
         transaction.append(&[(2, 0)]);
-        transaction.keyword("a", &[2]);
+        transaction.keyword("a", [2]);
         let log = log.ok_or("no log")?;
         log.append(transaction, true)
             .map_err(|error| error.to_string())

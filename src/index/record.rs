@@ -154,7 +154,7 @@ impl Transaction {
     }
 
     /// These messages have the keyword.
-    pub fn keyword(&mut self, name: &str, uids: &[u32]) {
+    pub fn keyword(&mut self, name: &str, uids: impl IntoIterator<Item = u32>) {
         let mut payload = vec![0, 0];
         payload.extend((name.len() as u16).to_le_bytes());
         payload.extend(name.as_bytes());
@@ -272,7 +272,7 @@ mod tests {
             80808086 00010010 18000c00 409d026b 17e87618 04010000";
         assert_eq!(transaction.into_bytes(), hex(expected));
         let mut keyword = Transaction::default();
-        keyword.keyword("$Label1", &[7]);
+        keyword.keyword("$Label1", [7]);
         let expected = "80808087 00040010 00000700 244c6162656c3100 07000000 07000000";
         assert_eq!(keyword.into_bytes(), hex(expected));
         let mut refresh = Transaction::default();
@@ -354,7 +354,7 @@ mod tests {
             let messages: Vec<(u32, u8)> = uids.iter().map(|step| { next += step; (next, 0) }).collect();
             let mut transaction = Transaction::default();
             transaction.append(&messages);
-            transaction.keyword("a", &[1]);
+            transaction.keyword("a", [1]);
             let bytes = transaction.into_bytes();
             let mut state = State::EMPTY;
             prop_assert_eq!(state.replay(&bytes), Ok(()));

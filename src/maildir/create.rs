@@ -181,6 +181,14 @@ pub fn create(
     Ok(created)
 }
 
+/// Makes the directory `path`, and those above it that are missing: for files that are kept apart from the mail.
+pub fn directory(path: &Path, permission: &Permission) -> Result<Dir, Fault> {
+    let mut created = Created::default();
+    let made = make_path(path, |_| permission.clone(), &mut created)?;
+    created.keep();
+    Ok(made)
+}
+
 /// No name of a mailbox in Maildir++, and not used twice.
 fn hidden_name() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);

@@ -54,11 +54,11 @@ pub fn with_sizes(base: &str, size: u64, virtual_size: u64) -> String {
 /// Behind this, flags: a name in `cur/`.
 const INFO: &str = ":2,";
 
-/// The name in `cur/` of a message with flags; without them it stays as it is.
-pub fn with_flags(name: String, flags: Flags) -> String {
-    match flags.is_empty() {
+/// The name in `cur/` of a message with flags, or with the letters of keywords; without any it stays as it is.
+pub fn with_flags(name: String, flags: Flags, keywords: &str) -> String {
+    match flags.is_empty() && keywords.is_empty() {
         true => name,
-        false => format!("{name}{INFO}{}", flags.letters()),
+        false => format!("{name}{INFO}{}{keywords}", flags.letters()),
     }
 }
 
@@ -78,5 +78,15 @@ mod tests {
         assert_eq!(names.at(time), "1795331000.M42P42Q1.mx\\0571\\072a");
         assert_eq!(names.at(time), "1795331000.M42P42Q2.mx\\0571\\072a");
         assert_eq!(with_sizes("a", 177, 187), "a,S=177,W=187");
+        for (flags, keywords, name) in [
+            (Flags::default(), "", "a"),
+            (Flags::SEEN, "", "a:2,S"),
+            (Flags::default(), "bd", "a:2,bd"),
+            (Flags::SEEN, "bd", "a:2,Sbd"),
+        ] {
+            let made = with_flags("a".into(), flags, keywords);
+            assert_eq!(made, name);
+            assert_eq!(has_flags(&made), name != "a");
+        }
     }
 }

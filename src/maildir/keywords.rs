@@ -47,7 +47,12 @@ pub fn letters(
         .filter_map(|keyword| table.number(keyword))
         .collect();
     if table.0.len() > known {
-        write(control, permission, old.as_ref(), &table.text())
+        let content = table.text();
+        // Durable: a crash must not leave a letter in a name, and no keyword for it.
+        control
+            .write_anew(NEW_FILE, FILE, |file| {
+                fill(file, permission, old.as_ref(), &content)
+            })
             .map_err(|error| said(error.to_string()))?;
     }
     let letters = numbers.iter().map(|number| char::from(b'a' + number));
@@ -127,26 +132,6 @@ fn read(control: &Dir) -> Result<(Table, Option<Stat>), String> {
         true => Err("it is too long".into()),
         false => Ok((Table::parse(&bytes)?, Some(stat))),
     }
-}
-
-fn write(
-    control: &Dir,
-    permission: &Permission,
-    old: Option<&Stat>,
-    content: &str,
-) -> io::Result<()> {
-    // Left by a process that died: only the holder of the lock makes it.
-    match control.unlink(NEW_FILE) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    // Nobody else reads it before it has its group.
-    let file = control.create_new(NEW_FILE, 0o600)?;
-    fill(&file, permission, old, content)
-        .and_then(|()| control.replace(NEW_FILE, FILE))
-        .inspect_err(|_| drop(control.unlink(NEW_FILE)))?;
-    // A crash must not leave a letter in a name, and no keyword for it.
-    control.sync()
 }
 
 /// The content, durable, with the group and mode of the old file, or for a first one those that the mailbox asks for.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use crate::fault::Fault;
 use crate::mailbox::permission::Permission;
-use crate::sys::dir::{Dir, Stat};
+use crate::sys::dir::{self, Dir, Stat};
 
 /// An open Maildir.
 #[derive(Debug)]
@@ -75,6 +75,11 @@ impl Maildir {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether no message is in it.
+    pub fn is_empty(&self) -> io::Result<bool> {
+        Ok(dir::is_empty(&self.path.join("new"))? && dir::is_empty(&self.path.join("cur"))?)
     }
 
     /// Makes these names durable.

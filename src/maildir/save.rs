@@ -144,25 +144,27 @@ impl Maildir {
         Ok(())
     }
 
-    /// Gives the message a name in `new/`, or with flags in `cur/`: from here on readers see it. Answers the name.
+    /// Gives the message a name in `new/`, or with flags or keywords (their letters) in `cur/`: from here on readers see it.
+    /// Answers the name.
     pub fn link(
         &self,
         names: &Names,
         written: &mut Arc<Written>,
         flags: Flags,
+        keywords: &str,
     ) -> Result<String, Fault> {
         let failed = |error: io::Error| {
             let doing = format!("make a message visible in {}", self.path.display());
             Fault::io(doing, &error)
         };
-        let cur = match flags.is_empty() {
+        let cur = match flags.is_empty() && keywords.is_empty() {
             true => None,
             false => Some(self.cur().map_err(failed)?),
         };
         let place = cur.as_ref().unwrap_or(&self.new);
         for _ in 0..MAX_NAMES {
             let name = filename::with_sizes(&names.unique(), written.size, written.virtual_size);
-            let name = filename::with_flags(name, flags);
+            let name = filename::with_flags(name, flags, keywords);
             let moved = match Arc::get_mut(written) {
                 // A named file that nobody else links to is moved; everything else gets another name.
                 Some(Written {

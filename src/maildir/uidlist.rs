@@ -9,6 +9,8 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use super::save;
+use crate::mailbox::permission::Permission;
 use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
 use crate::sys::fault_point;
@@ -56,6 +58,25 @@ impl Lock {
         };
         list.mend(&self.control, torn_at)?;
         List::open(&self.control)
+    }
+
+    /// Makes the list of a mailbox that has none, and no messages.
+    pub fn make_list(
+        &self,
+        validity: u32,
+        guid: &str,
+        permission: &Permission,
+    ) -> Result<List, String> {
+        let header = format!("3 V{validity} N1 G{guid}\n");
+        self.control
+            .write_anew(NEW_FILE, FILE, |file| {
+                save::settle(file, permission)?;
+                fault_point::pass()?;
+                (&mut &*file).write_all(header.as_bytes())?;
+                dir::sync_file(file)
+            })
+            .map_err(|error| format!("make {FILE}: {error}"))?;
+        List::open(&self.control)?.ok_or_else(|| format!("{FILE} is gone"))
     }
 }
 
@@ -132,24 +153,11 @@ impl List {
     ///
     /// Group and mode stay as they are, or the list does.
     fn mend(&self, control: &Dir, end: u64) -> Result<(), String> {
-        let text = |error: io::Error| format!("its last line is torn: {error}");
         let header = self.header_behind(end)?;
-        // Left by a process that died: only the holder of the lock makes it.
-        match control.unlink(NEW_FILE) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(text(error)),
-            _ => {}
-        }
-        // Nobody else reads it before it has its group.
-        let file = control.create_new(NEW_FILE, 0o600).map_err(text)?;
-        let written = self
-            .copy(&file, &header, end)
-            .and_then(|()| control.replace(NEW_FILE, FILE));
-        written.map_err(|error| {
-            let _ = control.unlink(NEW_FILE);
-            text(error)
-        })?;
         // Were the torn list back after a crash, UIDs that we give now would be given twice.
-        control.sync().map_err(text)
+        control
+            .write_anew(NEW_FILE, FILE, |file| self.copy(file, &header, end))
+            .map_err(|error| format!("its last line is torn: {error}"))
     }
 
     /// The header line of a list that ends at `end`, its next UID above that of the torn line.
@@ -177,14 +185,12 @@ impl List {
 
     /// The new header and the old lines up to `end`, durable, with the group and mode of this list.
     fn copy(&self, to: &File, header: &str, end: u64) -> io::Result<()> {
-        let mut stat = dir::stat_file(to)?;
-        if stat.gid != self.stat.gid {
+        // Execute and set-ID bits are nobody's to copy: the file is ours now.
+        let mode = self.stat.mode & 0o666;
+        if dir::stat_file(to)?.gid != self.stat.gid {
             dir::set_file_group(to, self.stat.gid)?;
-            stat = dir::stat_file(to)?;
         }
-        if stat.mode != self.stat.mode {
-            dir::set_file_mode(to, self.stat.mode)?;
-        }
+        dir::set_file_mode(to, mode)?;
         let length = self.header.length as u64;
         let mut from = &self.file;
         from.seek(SeekFrom::Start(length))?;
@@ -194,7 +200,7 @@ impl List {
         let copied = io::copy(&mut to_end, &mut &*to)?;
         dir::sync_file(to)?;
         let stat = dir::stat_file(to)?;
-        let is_alike = (stat.mode, stat.gid) == (self.stat.mode, self.stat.gid);
+        let is_alike = (stat.mode, stat.gid) == (mode, self.stat.gid);
         match is_alike && copied == end - length {
             true => Ok(()),
             false => Err(io::Error::other("it cannot be written anew as it is")),

@@ -143,6 +143,27 @@ impl Dir {
         Ok(renameat2(&self.0, from, &self.0, to, RenameFlags::empty())?)
     }
 
+    /// Writes `name` anew, durable: `fill` gets the file that takes its place, which nobody else can open until `fill`
+    /// gives it its mode, and syncs it. `temporary` is its name until then; a leftover of that name goes.
+    ///
+    /// For those who hold a lock on it. When something fails the old file stays.
+    pub fn write_anew(
+        &self,
+        temporary: &str,
+        name: &str,
+        fill: impl FnOnce(&File) -> io::Result<()>,
+    ) -> io::Result<()> {
+        match self.unlink(temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = self.create_new(temporary, 0o600)?;
+        fill(&file)
+            .and_then(|()| self.replace(temporary, name))
+            .inspect_err(|_| drop(self.unlink(temporary)))?;
+        self.sync()
+    }
+
     /// Gives a directory another name here; [taken](is_taken) when there is something of that name.
     pub fn rename_dir(&self, name: &str, new_name: &str) -> io::Result<()> {
         match self.rename(name, self, new_name) {
@@ -233,6 +254,19 @@ impl Dir {
         }
         Ok(())
     }
+}
+
+/// Whether nothing is in the directory `path`. Looks no further than the first name.
+pub fn is_empty(path: &Path) -> io::Result<bool> {
+    pass()?;
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut dir = nix::dir::Dir::open(path, flags, Mode::empty())?;
+    for entry in dir.iter() {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// EEXIST, ENOTEMPTY, ENOTDIR: something has this name.
