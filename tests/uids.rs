@@ -7,12 +7,10 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use support::imap::Imap;
 use support::peers::{Dovecot, Version};
-use support::{MAIL, Store, leftovers, not_root};
+use support::{MAIL, Store, not_root};
 
 /// `uid=17` of a reply.
 fn uid_of(reply: &str) -> Option<u32> {
@@ -102,103 +100,5 @@ fn the_uid_of_the_reply_is_that_of_imap() {
             assert_eq!(Some(mode_and_group(&list)), before, "{mailbox}");
         }
         assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
-    }
-}
-
-/// Clients that read, flag, copy and expunge, and dovecot-lda, while we deliver by eight connections.
-#[test]
-fn under_load_every_message_is_there_once_with_its_uid() {
-    if not_root() {
-        return;
-    }
-    const CONNECTIONS: usize = 8;
-    const EACH: usize = 60;
-    for version in [Version::V23, Version::V24] {
-        let store = Store::new();
-        store
-            .scratch
-            .maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
-        store
-            .scratch
-            .maildir("home/alice/Maildir/.Copies", MAIL, MAIL, 0o700);
-        let Some(dovecot) = Dovecot::start(version, &store) else {
-            return;
-        };
-        Imap::login(dovecot.port, "alice").select("INBOX");
-        let server = store.serve("", "");
-        let done = AtomicBool::new(false);
-        let given: HashMap<String, Option<u32>> = thread::scope(|scope| {
-            let (done, dovecot) = (&done, &dovecot);
-            for reader in 0..4 {
-                scope.spawn(move || {
-                    let mut imap = Imap::login(dovecot.port, "alice");
-                    while !done.load(Ordering::Relaxed) {
-                        if imap.select("INBOX") > 0 {
-                            match reader {
-                                0 => drop(imap.command("UID STORE 1:* +FLAGS (\\Seen)")),
-                                1 => drop(imap.command("UID STORE 1:* +FLAGS ($Label1)")),
-                                2 => drop(imap.command("COPY 1 Copies")),
-                                _ => drop(imap.command("NOOP")),
-                            }
-                        }
-                    }
-                });
-            }
-            scope.spawn(move || {
-                for number in 0..20 {
-                    let message = format!("Subject: theirs {number}\n\n");
-                    assert_eq!(dovecot.lda("alice", "INBOX", message.as_bytes()), Some(0));
-                }
-            });
-            let senders: Vec<_> = (0..CONNECTIONS)
-                .map(|sender| {
-                    let mut client = server.client();
-                    scope.spawn(move || {
-                        let send = |number| {
-                            let name = format!("ours {sender} {number}");
-                            let message = format!("Subject: {name}\n\n");
-                            let reply = client.deliver(&["alice@x"], message.as_bytes()).remove(0);
-                            assert!(reply.starts_with("250 2.0.0"), "{reply}");
-                            (name, uid_of(&reply))
-                        };
-                        (0..EACH).map(send).collect::<Vec<_>>()
-                    })
-                })
-                .collect();
-            let given = senders
-                .into_iter()
-                .flat_map(|sender| sender.join().unwrap())
-                .collect();
-            done.store(true, Ordering::Relaxed);
-            given
-        });
-        let mut imap = Imap::login(dovecot.port, "alice");
-        imap.select("INBOX");
-        let seen = imap.fetch_all();
-        assert_eq!(seen.len(), CONNECTIONS * EACH + 20, "{version:?}");
-        let by_subject: HashMap<String, u32> =
-            seen.iter().map(|it| (subject(&it.bytes), it.uid)).collect();
-        assert_eq!(
-            by_subject.len(),
-            seen.len(),
-            "{version:?}: one is there twice"
-        );
-        let wrong: Vec<_> = given
-            .iter()
-            .filter(|(name, uid)| uid.is_some_and(|uid| by_subject.get(*name) != Some(&uid)))
-            .collect();
-        assert_eq!(wrong, Vec::new(), "{version:?}");
-        let with_uid = given.values().flatten().count();
-        assert!(
-            with_uid > given.len() / 2,
-            "{version:?}: {with_uid} of {}: {}",
-            given.len(),
-            server.log()
-        );
-        assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
-        assert_eq!(
-            leftovers(&store.path("home")),
-            Vec::<std::path::PathBuf>::new()
-        );
     }
 }

@@ -68,6 +68,22 @@ impl Imap {
         }
     }
 
+    pub fn append(&mut self, mailbox: &str, message: &str) {
+        self.tag += 1;
+        let tag = format!("a{}", self.tag);
+        let size = message.len();
+        self.send_line(&format!("{tag} APPEND \"{mailbox}\" {{{size}}}"));
+        while !self.line().starts_with('+') {}
+        self.send_line(message);
+        let done = loop {
+            let line = self.line();
+            if line.starts_with(&tag) {
+                break line;
+            }
+        };
+        assert!(done.contains(" OK "), "{done}");
+    }
+
     /// Opens a mailbox; answers how many messages it has.
     pub fn select(&mut self, mailbox: &str) -> usize {
         let lines = self.command(&format!("SELECT \"{mailbox}\""));
@@ -81,9 +97,14 @@ impl Imap {
 
     /// Every message of the open mailbox.
     pub fn fetch_all(&mut self) -> Vec<Fetched> {
+        self.fetch("1:*", "BODY.PEEK[]")
+    }
+
+    /// Messages by their UIDs: `17:*`. `what` of each is one literal.
+    pub fn fetch(&mut self, uids: &str, what: &str) -> Vec<Fetched> {
         self.tag += 1;
         let tag = format!("a{}", self.tag);
-        let command = format!("{tag} FETCH 1:* (UID FLAGS BODY.PEEK[])\r\n");
+        let command = format!("{tag} UID FETCH {uids} (UID FLAGS {what})\r\n");
         self.stream.get_mut().write_all(command.as_bytes()).unwrap();
         let mut messages = Vec::new();
         loop {
