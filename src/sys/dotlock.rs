@@ -63,11 +63,26 @@ impl Dotlock {
         let began = Instant::now();
         let mut seen: Option<(Version, Option<Version>)> = None;
         let mut pause = Duration::from_millis(20);
+        let mut waiting = match holds {
+            Holds::Pid => without_name(dir, mode)?,
+            Holds::Content => None,
+        };
+        let needs_pid = holds == Holds::Pid && waiting.is_none();
         loop {
             // Before there is a lock that a shortage of descriptors could leave behind.
             let own = dir.try_clone()?;
-            match dir.create_new(&lock, mode) {
-                Ok(file) => return Dotlock::held(own, name, file, holds),
+            let made = match waiting.take() {
+                Some(file) => match dir.link(&file, &lock) {
+                    Ok(()) => Ok(file),
+                    Err(error) => {
+                        waiting = Some(file);
+                        Err(error)
+                    }
+                },
+                None => dir.create_new(&lock, mode),
+            };
+            match made {
+                Ok(file) => return Dotlock::held(own, name, file, needs_pid),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
@@ -88,7 +103,7 @@ impl Dotlock {
     }
 
     /// `file` is the new lock. Whatever fails from here on, it does not stay: a lock of a living process is nobody's to break.
-    fn held(dir: Dir, name: &str, file: File, holds: Holds) -> io::Result<Dotlock> {
+    fn held(dir: Dir, name: &str, file: File, needs_pid: bool) -> io::Result<Dotlock> {
         let stat = match file.metadata() {
             Ok(stat) => stat,
             Err(error) => {
@@ -104,9 +119,8 @@ impl Dotlock {
             file,
         };
         held().push(lock.identity);
-        if holds == Holds::Pid {
-            super::fault_point::pass()?;
-            write!(lock.file, "{}:{}", std::process::id(), hostname())?;
+        if needs_pid {
+            write_pid(&mut lock.file)?;
         }
         // Somebody with another idea of what is stale may have taken it in between.
         match lock.is_ours()? {
@@ -140,6 +154,22 @@ impl Dotlock {
             Err(error) => Err(error),
         }
     }
+}
+
+/// A lock that has its content before it has its name: killed in between, we would leave an empty one, which holds everybody
+/// up until it is stale. None where the file system has no files without names.
+fn without_name(dir: &Dir, mode: u32) -> io::Result<Option<File>> {
+    let mut file = match dir.unnamed_file(mode) {
+        Err(error) if super::is_unsupported(&error) => return Ok(None),
+        other => other?,
+    };
+    write_pid(&mut file)?;
+    Ok(Some(file))
+}
+
+fn write_pid(file: &mut File) -> io::Result<()> {
+    super::fault_point::pass()?;
+    write!(file, "{}:{}", std::process::id(), hostname())
 }
 
 /// The locks of this process: one with our pid that is not among them is of a process before us that had it.

@@ -1,0 +1,180 @@
+//! kill -9 at each system call that changes a file, in a delivery that writes a message, a keyword, a UID and the index: what
+//! was there stays as it was, the message is there whole or not at all, and Dovecot opens the mailbox without a complaint.
+
+mod support;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use support::imap::Imap;
+use support::peers::{Dovecot, Version};
+use support::{MAIL, Store, as_user, installed, not_root, program, run_with_input, skip};
+
+const CALLS: [&str; 15] = [
+    "openat",
+    "write",
+    "pwrite64",
+    "linkat",
+    "renameat2",
+    "rename",
+    "unlinkat",
+    "fsync",
+    "fdatasync",
+    "fchmod",
+    "fchown",
+    "ftruncate",
+    "fcntl",
+    "utimensat",
+    "close",
+];
+const MESSAGE: &[u8] = b"Subject: new\n\ntext\n";
+
+/// The delivery, killed at the `nth` call of `call`. Answers its exit code, 0 where there is no such call any more.
+fn killed(store: &Store, call: &str, nth: usize) -> Option<i32> {
+    let mut command = Command::new("strace");
+    let inject = format!("inject={call}:signal=KILL:when={nth}");
+    command
+        .args(["-f", "-qqq", "-o", "/dev/null", "-e"])
+        .arg(format!("trace={call}"))
+        .args(["-e", &inject, "--"]);
+    let lda = lda(store);
+    command.arg(lda.get_program()).args(lda.get_args());
+    for (key, value) in lda.get_envs() {
+        command.env(key, value.unwrap());
+    }
+    as_user(&mut command, MAIL, MAIL, &[]);
+    run_with_input(&mut command, MESSAGE).status.code()
+}
+
+fn lda(store: &Store) -> Command {
+    let mut command = program("postroom-lda");
+    command.arg("-c").arg(store.path("postroom.toml"));
+    command.args(["-d", "alice", "-m", "Work"]);
+    command.args(["--keyword", "$Label2", "--flag", "\\Flagged"]);
+    command
+}
+
+fn deliver(store: &Store) {
+    let mut command = lda(store);
+    as_user(&mut command, MAIL, MAIL, &[]);
+    let output = run_with_input(&mut command, MESSAGE);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+/// UID, subject and flags of each message that Dovecot shows.
+fn shown(dovecot: &Dovecot) -> HashMap<u32, (String, String)> {
+    let mut imap = Imap::login(dovecot.port, "alice");
+    imap.select("Work");
+    let messages = imap.fetch_all().into_iter();
+    messages
+        .map(|message| {
+            let text = String::from_utf8_lossy(&message.bytes).into_owned();
+            let mut flags: Vec<&str> = message.flags.split(' ').collect();
+            flags.retain(|flag| *flag != "\\Recent");
+            flags.sort_unstable();
+            (message.uid, (text, flags.join(" ")))
+        })
+        .collect()
+}
+
+/// Files that a delivery has only while it runs; locks look as if they were left some time ago.
+fn unfinished(mailbox: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(mailbox).unwrap().map(|it| it.unwrap().path());
+    let mut found: Vec<_> = entries
+        .filter(|path| {
+            let name = path.to_str().unwrap();
+            name.ends_with(".lock") || name.ends_with(".tmp")
+        })
+        .collect();
+    for lock in &found {
+        let file = fs::File::options().write(true).open(lock).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(10))
+            .unwrap();
+    }
+    let temporary = fs::read_dir(mailbox.join("tmp")).unwrap();
+    found.extend(temporary.map(|it| it.unwrap().path()));
+    found
+}
+
+#[test]
+fn killed_at_each_call_that_changes_a_file() {
+    if not_root() || !installed("strace") && skip("strace is not installed") {
+        return;
+    }
+    for version in [Version::V23, Version::V24] {
+        let store = Store::new();
+        for mailbox in ["", "/.Work"] {
+            let path = format!("home/alice/Maildir{mailbox}");
+            store.scratch.maildir(&path, MAIL, MAIL, 0o700);
+        }
+        let Some(dovecot) = Dovecot::start(version, &store) else {
+            return;
+        };
+        store.configure("", "");
+        // Three messages that Dovecot has seen, one of them with a keyword.
+        for _ in 0..3 {
+            assert_eq!(dovecot.lda("alice", "Work", b"Subject: old\n\n"), Some(0));
+        }
+        let mut imap = Imap::login(dovecot.port, "alice");
+        imap.select("Work");
+        imap.command("STORE 2 +FLAGS ($Label1)");
+        imap.command("LOGOUT");
+        let old = shown(&dovecot);
+        let mailbox = store.path("home/alice/Maildir/.Work");
+        let template = store.path("template");
+        let copy = |from: &Path, to: &Path| {
+            let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
+            assert!(copied.unwrap().success());
+        };
+        copy(&mailbox, &template);
+        let (mut points, mut stored) = (0, 0);
+        for call in CALLS {
+            for nth in 1.. {
+                fs::remove_dir_all(&mailbox).unwrap();
+                copy(&template, &mailbox);
+                let case = format!("{version:?}: killed at {call} {nth}");
+                let is_over = killed(&store, call, nth) == Some(0);
+                unfinished(&mailbox);
+                // What comes next is Dovecot, or the MTA's next try.
+                let before = match nth % 2 {
+                    0 => {
+                        deliver(&store);
+                        None
+                    }
+                    _ => Some(shown(&dovecot)),
+                };
+                if let Some(before) = &before {
+                    let new = before.len() - old.len();
+                    assert!(new <= 1 && (new == 1 || !is_over), "{case}: {before:?}");
+                    stored += new;
+                    deliver(&store);
+                }
+                let after = shown(&dovecot);
+                for (uid, message) in old.iter().chain(before.iter().flatten()) {
+                    assert_eq!(after.get(uid), Some(message), "{case}: {uid}");
+                }
+                let new = after.iter().filter(|(uid, _)| !old.contains_key(uid));
+                let count = new.clone().count();
+                assert!((1..=2).contains(&count), "{case}: {after:?}");
+                for (uid, (text, flags)) in new {
+                    assert_eq!(text, "Subject: new\r\n\r\ntext\r\n", "{case}: {uid}");
+                    assert_eq!(flags, "$Label2 \\Flagged", "{case}: {uid}");
+                }
+                assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{case}");
+                assert_eq!(unfinished(&mailbox), Vec::<PathBuf>::new(), "{case}");
+                if is_over {
+                    break;
+                }
+                points += 1;
+            }
+        }
+        eprintln!("{version:?}: killed at {points} points, {stored} times the message was there");
+        assert!(
+            points > 60 && stored > 5,
+            "{points} points, {stored} stored"
+        );
+    }
+}
