@@ -7,10 +7,11 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
 
 use support::imap::Imap;
 use support::peers::{Dovecot, Version};
-use support::{MAIL, Store, not_root};
+use support::{MAIL, Store, not_root, program};
 
 /// `uid=17` of a reply.
 fn uid_of(reply: &str) -> Option<u32> {
@@ -100,5 +101,27 @@ fn the_uid_of_the_reply_is_that_of_imap() {
             assert_eq!(Some(mode_and_group(&list)), before, "{mailbox}");
         }
         assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+    }
+}
+
+/// Locks name a process and a host: with process IDs of our own and somebody else's host name they are not safe.
+#[test]
+fn a_container_with_process_ids_of_its_own_is_warned_of() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    let config = store.configure("", "");
+    let own = fs::read_link("/proc/self/ns/pid").unwrap();
+    let in_container = own.as_os_str() != "pid:[4026531836]";
+    let container = ["unshare", "--pid", "--fork", "--mount-proc"];
+    for (around, is_warned) in [(&["env"][..], in_container), (&container, true)] {
+        let mut command = Command::new(around[0]);
+        command.args(&around[1..]);
+        let check = program("postroom");
+        command.arg(check.get_program()).arg("check").arg("-c");
+        let output = command.arg(&config).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(said.contains("process IDs of its own"), is_warned, "{said}");
     }
 }

@@ -8,7 +8,7 @@ use crate::deliver::settings::{Acl, AclDriver, Detail, Subject};
 use crate::lmtp::Listen;
 use crate::mailbox::namespace::{Kind, Namespace};
 use crate::mailbox::permission::SETGID;
-use crate::sys::{dir, nss};
+use crate::sys::{dir, nss, process};
 
 /// Prints all findings. Exit 0, or 78 when one of them is an error.
 pub fn check(path: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
@@ -35,6 +35,7 @@ pub fn check(path: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
     findings.listeners(&config)?;
     findings.reach(&config)?;
     findings.sender(&config)?;
+    findings.container()?;
     let Findings {
         errors, warnings, ..
     } = findings;
@@ -172,6 +173,22 @@ impl<W: Write> Findings<'_, W> {
         self.warning(
             "subject \"authenticated-sender\": Postfix's lmtp client vouches for nobody",
             "only an MTA that sends AUTH= to a trusted socket does, or the LDA's --authenticated; else what anyone may counts",
+        )
+    }
+
+    /// Dovecot's locks name a process and a host.
+    fn container(&mut self) -> io::Result<()> {
+        if !process::has_own_pids() {
+            return Ok(());
+        }
+        let what = format!(
+            "this container has process IDs of its own: a Dovecot outside it whose host name is {:?} too takes our locks for \
+             those of the dead",
+            process::hostname()
+        );
+        self.warning(
+            &what,
+            "give each container that shares the store a host name of its own",
         )
     }
 
