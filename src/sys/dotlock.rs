@@ -62,7 +62,7 @@ impl Dotlock {
         let lock = format!("{name}.lock");
         let began = Instant::now();
         let mut seen: Option<(Version, Option<Version>)> = None;
-        let mut pause = Duration::from_millis(20);
+        let mut pause = Duration::from_millis(5);
         let mut waiting = match holds {
             Holds::Pid => without_name(dir, mode)?,
             Holds::Content => None,
@@ -98,7 +98,7 @@ impl Dotlock {
                 return Err(io::Error::new(ErrorKind::TimedOut, why));
             }
             thread::sleep(pause.min(patience.timeout.saturating_sub(began.elapsed())));
-            pause = (pause * 3 / 2).min(Duration::from_millis(200));
+            pause = (pause * 3 / 2).min(Duration::from_millis(30));
         }
     }
 

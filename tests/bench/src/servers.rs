@@ -141,6 +141,30 @@ impl Contestant {
     }
 }
 
+/// What a user of Dovecot waits for who opens INBOX; a Dovecot is running. Answers how long it took.
+pub fn select(store: &Store) -> io::Result<Duration> {
+    const IMAP: &str = "/usr/lib/dovecot/imap";
+    let mut command = Command::new(IMAP);
+    command.args(["-u", "u0", "-c"]);
+    command.arg(Contestant::Dovecot.config(store));
+    let began = Instant::now();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed(IMAP))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(b"a SELECT INBOX\r\nb LOGOUT\r\n")?;
+    }
+    let said = child.wait_with_output()?.stdout;
+    let took = began.elapsed();
+    let said = String::from_utf8_lossy(&said);
+    match said.contains("\na OK ") {
+        true => Ok(took),
+        false => Err(io::Error::other(format!("{IMAP}: {said}"))),
+    }
+}
+
 impl Server {
     pub fn pid(&self) -> u32 {
         self.child.id()

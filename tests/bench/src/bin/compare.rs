@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use postroom_bench::load::{Load, Measured, Message};
 use postroom_bench::process;
-use postroom_bench::servers::{Contestant, has_dovecot};
+use postroom_bench::servers::{Contestant, has_dovecot, select};
 use postroom_bench::store::Store;
 use postroom_bench::table::{self, Round};
 
@@ -21,6 +21,8 @@ const CASES: [(&str, [usize; 5]); 5] = [
     ("c=4 s=1M", [4, 200, 1, 1 << 20, 4]),
 ];
 const LDA_RUNS: usize = 200;
+/// Messages that are new to Dovecot when a user opens his mailbox.
+const UNSEEN: usize = 10_000;
 
 struct Bench {
     store: Store,
@@ -92,7 +94,13 @@ impl Bench {
             self.case(name, |bench, contestant| bench.lmtp(contestant, load))?;
         }
         let runs = LDA_RUNS / self.part;
-        self.case("LDA s=4K", |bench, contestant| bench.lda(contestant, runs))
+        self.case("LDA s=4K", |bench, contestant| bench.lda(contestant, runs))?;
+        if !self.contestants.contains(&Contestant::Dovecot) {
+            return Ok(());
+        }
+        let unseen = UNSEEN / self.part;
+        let name = format!("SELECT after {unseen}");
+        self.case(&name, |bench, contestant| bench.select(contestant, unseen))
     }
 
     /// The rounds of one case, the contestants in turn.
@@ -159,6 +167,40 @@ impl Bench {
             deliveries: runs,
             took,
             waits,
+        };
+        Ok(round(&measured, cpu, None))
+    }
+}
+
+impl Bench {
+    /// Dovecot's first look at what the contestant has delivered since its last.
+    fn select(&mut self, contestant: Contestant, unseen: usize) -> io::Result<Round> {
+        self.store.fresh(1)?;
+        let dovecot = Contestant::Dovecot.start(&self.store, &self.bin)?;
+        select(&self.store)?;
+        let load = Load {
+            connections: 20,
+            messages: unseen,
+            recipients: 1,
+            size: 1024,
+            mailboxes: 1,
+        };
+        match contestant {
+            Contestant::Dovecot => drop(load.run(&dovecot.target)?),
+            Contestant::Postroom => {
+                let server = contestant.start(&self.store, &self.bin)?;
+                load.run(&server.target)?;
+            }
+        }
+        settle()?;
+        let before = process::children()?;
+        let took = select(&self.store)?;
+        let cpu = process::children()?.saturating_sub(before);
+        self.store.check(unseen)?;
+        let measured = Measured {
+            deliveries: 1,
+            took,
+            waits: vec![took],
         };
         Ok(round(&measured, cpu, None))
     }
