@@ -7,6 +7,7 @@ pub mod name;
 pub mod namespace;
 pub mod path;
 pub mod permission;
+pub mod subscriptions;
 
 #[cfg(test)]
 pub(crate) mod tests {
