@@ -28,16 +28,15 @@ pub fn to_list_index(core: &Core, paths: &Paths) -> Option<String> {
 /// The user's subscriptions, where a setting asks for that. Answers what went wrong.
 pub fn to_subscriptions(target: &Target) -> Option<String> {
     let wanted = target.subscription.as_ref()?;
-    let directory = &wanted.paths.control_root;
     let added = create::control_root(&wanted.paths)
         .map_err(|fault| fault.to_string())
         .and_then(|made| {
-            subscriptions::add(directory, &wanted.name)?;
+            subscriptions::add(&wanted.paths.control_root, &wanted.name)?;
             made.keep();
             Ok(())
         });
     let why = added.err()?;
-    let file = directory.join(subscriptions::FILE);
+    let file = wanted.file();
     Some(format!(
         "{} is left without the new mailbox: {why}",
         file.display()

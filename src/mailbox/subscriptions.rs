@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use crate::sys::dir::{self, Dir};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
 use crate::sys::fault_point;
 
-pub const FILE: &str = "subscriptions";
+const FILE: &str = "subscriptions";
 const HEADER: &[u8] = b"V\t2\n\n";
 /// Dovecot waits for 120 s, and nobody for its answer.
 const PATIENCE: Patience = Patience {
@@ -39,6 +39,13 @@ pub struct Subscription {
     pub name: Name,
 }
 
+impl Subscription {
+    pub fn file(&self) -> PathBuf {
+        self.paths.control_root.join(FILE)
+    }
+}
+
+/// A line of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Name {
     /// What of the mailbox's prefix that namespace does not have, and the name as stored.
