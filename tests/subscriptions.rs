@@ -57,6 +57,27 @@ fn own(config: String) -> String {
     config.replacen("subscriptions = false", "subscriptions = true", 1)
 }
 
+/// As a second name for the INBOX's namespace, with a file of its own.
+fn alias_in_dovecot(text: String) -> String {
+    let is_24 = text.contains("dovecot_config_version");
+    let own = match is_24 {
+        true => "alias_for = inbox\n  mailbox_subscriptions_filename = subscriptions-shared\n",
+        false => {
+            "alias_for = INBOX/\n  location = maildir:~/Maildir:SUBSCRIPTIONS=subscriptions-shared\n"
+        }
+    };
+    let text = hidden_in_dovecot(text);
+    text.replace(
+        "namespace subscriptions {\n",
+        &format!("namespace subscriptions {{\n  {own}"),
+    )
+}
+
+fn alias(config: String) -> String {
+    let own = "alias_for = \"inbox\"\nmailbox_subscriptions_filename = \"subscriptions-shared\"\n";
+    format!("{}{own}", hidden(config))
+}
+
 /// Runs our LMTP server on the store with a changed configuration.
 fn serve(store: &Store, change: fn(String) -> String) -> support::Server {
     let config = store.configure("on_missing = \"create\"\n", "");
@@ -93,7 +114,7 @@ struct Case {
     files: &'static [(&'static str, &'static [&'static str])],
 }
 
-const CASES: [Case; 3] = [
+const CASES: [Case; 4] = [
     Case {
         name: "the private namespace has those of all",
         dovecot: |text| text,
@@ -146,6 +167,20 @@ const CASES: [Case; 3] = [
                 "shared/bob/Projects\tKid",
             ],
         )],
+    },
+    Case {
+        name: "a hidden second name for the INBOX's namespace",
+        dovecot: alias_in_dovecot,
+        config: alias,
+        before: &["Public/info"],
+        made: &["INBOX/Work", "Public/new"],
+        files: &[
+            (
+                "home/alice/Maildir/subscriptions-shared",
+                &["V\t2", "", "Public/info", "INBOX/Work", "Public/new"],
+            ),
+            ("home/alice/Maildir/subscriptions", &[]),
+        ],
     },
     Case {
         name: "the public namespace has its own",

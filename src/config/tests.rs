@@ -110,6 +110,11 @@ fn each_problem_with_its_line() {
             "without fsync a 250 is no promise",
         ),
         (
+            "mailbox_subscriptions_filename = \"../x\"",
+            1,
+            "\"../x\" is not the name of a file",
+        ),
+        (
             "lda_mailbox_autosubscribe = true\n[namespace.a]\ninbox = true\nprefix = \"A.\"\n\
              [namespace.b]\nprefix = \"B.\"\nmail_path = \"~/B\"\nsubscriptions = false",
             1,

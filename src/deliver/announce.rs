@@ -31,7 +31,7 @@ pub fn to_subscriptions(target: &Target) -> Option<String> {
     let added = create::control_root(&wanted.paths)
         .map_err(|fault| fault.to_string())
         .and_then(|made| {
-            subscriptions::add(&wanted.paths.control_root, &wanted.name)?;
+            subscriptions::add(&wanted.paths.control_root, &wanted.filename, &wanted.name)?;
             made.keep();
             Ok(())
         });

@@ -516,6 +516,7 @@ impl Resolver<'_> {
         let holder = subscriptions::holder(&self.settings.namespaces, found.namespace)?;
         Some(Subscription {
             name: subscriptions::Name::of(found, storage, holder)?,
+            filename: holder.location.subscriptions_filename.clone(),
             paths: Paths::of(&holder.location, &StorageName::Inbox, variables).ok()?,
         })
     }

@@ -41,6 +41,7 @@ pub(crate) mod tests {
                 utf8: false,
                 directory_name: String::new(),
                 storage_escape_char: None,
+                subscriptions_filename: "subscriptions".into(),
             },
             mailboxes: Vec::new(),
             on_missing: None,

@@ -19,7 +19,6 @@ use crate::sys::dir::{self, Dir};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
 use crate::sys::fault_point;
 
-const FILE: &str = "subscriptions";
 const HEADER: &[u8] = b"V\t2\n\n";
 /// Dovecot waits for 120 s, and nobody for its answer.
 const PATIENCE: Patience = Patience {
@@ -36,12 +35,13 @@ const MAX_LINE: usize = 4096;
 pub struct Subscription {
     /// Of the namespace that has the file, in its control root.
     pub paths: Paths,
+    pub filename: String,
     pub name: Name,
 }
 
 impl Subscription {
     pub fn file(&self) -> PathBuf {
-        self.paths.control_root.join(FILE)
+        self.paths.control_root.join(&self.filename)
     }
 }
 
@@ -118,14 +118,14 @@ impl Name {
     }
 }
 
-/// Adds `name` to the file in `directory`, under Dovecot's lock. A new file has the mode and group that the directory asks
+/// Adds `name` to the file of this name in `directory`, under Dovecot's lock. A new file has the mode and group that the directory asks
 /// for; an existing one keeps its own, or stays as it is.
-pub fn add(directory: &Path, name: &Name) -> Result<(), String> {
+pub fn add(directory: &Path, filename: &str, name: &Name) -> Result<(), String> {
     let text = |error: io::Error| error.to_string();
     let dir = Dir::open(directory).map_err(text)?;
     // Nobody else reads it before it has its group.
-    let mut lock = Dotlock::take(&dir, FILE, 0o600, Holds::Content, PATIENCE).map_err(text)?;
-    let (old, mode, gid) = match dir.read(FILE) {
+    let mut lock = Dotlock::take(&dir, filename, 0o600, Holds::Content, PATIENCE).map_err(text)?;
+    let (old, mode, gid) = match dir.read(filename) {
         Ok(file) => {
             let stat = dir::stat_file(&file).map_err(text)?;
             (read(file)?, stat.mode, Some(stat.gid))
@@ -184,6 +184,8 @@ mod tests {
     use super::super::tests::namespace;
     use super::*;
 
+    const FILE: &str = "subscriptions";
+
     fn name(text: &str) -> Name {
         Name {
             text: text.into(),
@@ -192,7 +194,7 @@ mod tests {
     }
 
     fn add_to(root: &Path, text: &str) -> Result<(), String> {
-        add(root, &name(text))
+        add(root, FILE, &name(text))
     }
 
     fn without(namespace: Namespace) -> Namespace {
