@@ -74,7 +74,7 @@ impl Store {
     fn core(&self, more: &str) -> Core {
         let meta = fs::metadata(self.path("home")).unwrap();
         let text = format!(
-            "hostname = \"mx\"\nmail_path = \"~/Maildir\"\n\
+            "hostname = \"mx\"\nmail_path = \"~/Maildir\"\nlda_mailbox_autosubscribe = true\n\
              [[userdb]]\nstatic = {{ uid = {}, gid = {}, home = \"{}\" }}\n\
              [namespace.inbox]\ntype = \"private\"\nseparator = \"/\"\nprefix = \"\"\ninbox = true\n\
              [namespace.public]\ntype = \"public\"\nseparator = \"/\"\nprefix = \"Public/\"\nmail_path = \"{}\"\nsubscriptions = false\n\
@@ -197,7 +197,7 @@ fn fails_well(address: &str, with_inbox: bool, errno: i32, step: usize) -> bool 
     true
 }
 
-/// The list of UIDs and the index's log are whole, whatever failed, and nobody is locked out.
+/// The list of UIDs, the index's log and the subscriptions are whole, whatever failed, and nobody is locked out.
 fn assert_list(store: &Store, case: &str) {
     let dir = store.path("public/.info");
     let log = Log::lock(&dir, Pair::MAILBOX, LockMethod::Fcntl, &Walks::default());
@@ -213,10 +213,17 @@ fn assert_list(store: &Store, case: &str) {
     // Behind the list at worst, never ahead of it: 3 is caught up with.
     let is_told = known.next_uid == 6 && !added.is_empty();
     assert!(known.next_uid == 1 || is_told, "{case}: {known:?}, {list}");
-    assert!(
-        !store.path("public/.info/dovecot-uidlist.lock").exists(),
-        "{case}"
-    );
+    let subscribed = fs::read_to_string(store.path("home/Maildir/subscriptions"));
+    if let Ok(subscribed) = subscribed {
+        let line = subscribed.strip_prefix("V\t2\n\n");
+        assert!(matches!(line, Some("Work\n" | "Work\tDeep\n")), "{case}");
+    }
+    for lock in [
+        "public/.info/dovecot-uidlist.lock",
+        "home/Maildir/subscriptions.lock",
+    ] {
+        assert!(!store.path(lock).exists(), "{case}");
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::deliver::settings::{
 };
 use crate::index::log::LockMethod;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
+use crate::mailbox::subscriptions::holder;
 use crate::sys::process;
 use crate::user::Userdbs;
 
@@ -108,6 +109,15 @@ fn delivery(
     let lock = root.choice("lock_method", &locks, Some(LockMethod::Fcntl));
     let logs = [("append", true), ("off", false)];
     let index_log = section.choice("index_log", &logs, Some(true));
+    let autosubscribe = root.flag("lda_mailbox_autosubscribe", false);
+    let without = |it: &&Namespace| autosubscribe && holder(&namespaces, it).is_none();
+    if let Some(without) = namespaces.iter().find(without) {
+        root.warning(
+            "lda_mailbox_autosubscribe",
+            format!("no namespace holds the subscriptions of {:?}", without.name),
+            "add a namespace with subscriptions = true, prefix = \"\", list = false and hidden = true",
+        );
+    }
     let settings = Settings {
         hostname,
         auth_username_format: root.template_or("auth_username_format", "%{user | lower}"),
@@ -146,6 +156,7 @@ fn delivery(
         message_size: section.size("message_size"),
         spool_dir: section.text("spool_dir").map(PathBuf::from),
         mail_fsync: fsync,
+        autosubscribe,
         index_log: lock.filter(|_| index_log == Some(true)),
     };
     section.finish();

@@ -35,7 +35,20 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
             "write one, e.g. \"\\\\\"",
         );
     }
+    let subscriptions = section.text_or("mailbox_subscriptions_filename", || {
+        above.map_or("subscriptions".into(), |above| {
+            above.subscriptions_filename.clone()
+        })
+    });
+    if matches!(subscriptions.as_str(), "" | "." | "..") || subscriptions.contains(['/', '\0']) {
+        section.error(
+            "mailbox_subscriptions_filename",
+            format!("{subscriptions:?} is not the name of a file"),
+            "write a name without a slash",
+        );
+    }
     Location {
+        subscriptions_filename: subscriptions,
         driver: driver.unwrap_or(Driver::Maildir),
         path: match above {
             Some(above) => section

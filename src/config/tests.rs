@@ -109,6 +109,17 @@ fn each_problem_with_its_line() {
             1,
             "without fsync a 250 is no promise",
         ),
+        (
+            "mailbox_subscriptions_filename = \"../x\"",
+            1,
+            "\"../x\" is not the name of a file",
+        ),
+        (
+            "lda_mailbox_autosubscribe = true\n[namespace.a]\ninbox = true\nprefix = \"A.\"\n\
+             [namespace.b]\nprefix = \"B.\"\nmail_path = \"~/B\"\nsubscriptions = false",
+            1,
+            "no namespace holds the subscriptions of \"b\"",
+        ),
     ] {
         let found = problems(text);
         assert!(

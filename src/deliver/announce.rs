@@ -1,8 +1,11 @@
 //! A mailbox that a delivery has made: who is told of it. What fails here is for the log.
 
 use super::Core;
+use super::resolve::Target;
 use crate::index::{Log, Pair, Transaction};
 use crate::mailbox::path::Paths;
+use crate::mailbox::subscriptions;
+use crate::maildir::create;
 
 /// Dovecot's index of the namespace's mailboxes, where there is one, is not up to date. Answers what went wrong.
 pub fn to_list_index(core: &Core, paths: &Paths) -> Option<String> {
@@ -19,5 +22,23 @@ pub fn to_list_index(core: &Core, paths: &Paths) -> Option<String> {
     Some(format!(
         "{} is not told of the new mailbox: {why}",
         Pair::LIST.log()
+    ))
+}
+
+/// The user's subscriptions, where a setting asks for that. Answers what went wrong.
+pub fn to_subscriptions(target: &Target) -> Option<String> {
+    let wanted = target.subscription.as_ref()?;
+    let added = create::control_root(&wanted.paths)
+        .map_err(|fault| fault.to_string())
+        .and_then(|made| {
+            subscriptions::add(&wanted.paths.control_root, &wanted.filename, &wanted.name)?;
+            made.keep();
+            Ok(())
+        });
+    let why = added.err()?;
+    let file = wanted.file();
+    Some(format!(
+        "{} is left without the new mailbox: {why}",
+        file.display()
     ))
 }

@@ -143,6 +143,7 @@ pub fn carry_out(
     if let Some(created) = created {
         created.keep();
         remarks.extend(announce::to_list_index(core, &plan.target.paths));
+        remarks.extend(announce::to_subscriptions(&plan.target));
     }
     if settings.mail_fsync == MailFsync::Never {
         remarks.push("not synced (mail_fsync = never)".into());

@@ -392,6 +392,10 @@ impl Inspection<'_> {
             "directory",
             format!("{mode:04o} group {group}, {origin}"),
         ));
+        if let Some(subscription) = &target.subscription {
+            let file = subscription.file().display().to_string();
+            self.lines.push(Line::ok("subscribed", file));
+        }
         Ok(self.usable(target, Some(permission)))
     }
 

@@ -18,6 +18,7 @@ use crate::mailbox::lookup::{self, Found, NotFound};
 use crate::mailbox::name::StorageName;
 use crate::mailbox::namespace::{Auto, Kind, OnDenied, OnMissing};
 use crate::mailbox::path::{NoPlace, Paths};
+use crate::mailbox::subscriptions::{self, Subscription};
 use crate::maildir::create::exists;
 use crate::message::{Flags, Keywords, Recipient};
 use crate::sys::nss;
@@ -104,6 +105,8 @@ pub struct Target {
     pub is_configured: bool,
     /// Made on demand: `auto = create`, `on_missing = create`, the own INBOX.
     pub create: bool,
+    /// Where IMAP clients are told of it once it is made.
+    pub subscription: Option<Subscription>,
     pub permissions: Permissions,
     /// Not one set of control files for all who read it: a keyword's letter would mean something else to each.
     pub control_per_user: bool,
@@ -477,6 +480,7 @@ impl Resolver<'_> {
             },
             subject: self.subject(namespace.kind, owner.as_ref())?,
             acl: self.sources(found, storage, &paths),
+            subscription: self.subscription(found, storage, &variables),
             is_configured: auto,
             create: own_inbox || auto || on_missing == OnMissing::Create,
             permissions: self.settings.permissions.unwrap_or(match namespace.kind {
@@ -491,6 +495,30 @@ impl Resolver<'_> {
                     .is_some_and(Template::uses_user),
             paths,
         }))
+    }
+
+    /// The line of a subscriptions file for this mailbox. Dovecot shows one with `auto = subscribe` without a line.
+    fn subscription(
+        &self,
+        found: &Found<'_>,
+        storage: &StorageName,
+        variables: &Variables<'_>,
+    ) -> Option<Subscription> {
+        let is_shown = found.namespace.kind != Kind::Shared
+            && found
+                .namespace
+                .mailboxes
+                .iter()
+                .any(|block| block.name == found.rest && block.auto == Auto::Subscribe);
+        if !self.settings.autosubscribe || is_shown {
+            return None;
+        }
+        let holder = subscriptions::holder(&self.settings.namespaces, found.namespace)?;
+        Some(Subscription {
+            name: subscriptions::Name::of(found, storage, holder)?,
+            filename: holder.location.subscriptions_filename.clone(),
+            paths: Paths::of(&holder.location, &StorageName::Inbox, variables).ok()?,
+        })
     }
 
     fn subject(&self, kind: Kind, owner: Option<&User>) -> Result<Subject, Fault> {

@@ -45,6 +45,8 @@ pub struct Settings {
     /// /var/lib/postroom/spool, then both /var/tmp.
     pub spool_dir: Option<PathBuf>,
     pub mail_fsync: MailFsync,
+    /// `lda_mailbox_autosubscribe`: a mailbox that a delivery makes is subscribed to.
+    pub autosubscribe: bool,
     /// How Dovecot's index logs are locked, to append to them; none: they are left alone (`index_log`).
     pub index_log: Option<LockMethod>,
 }

@@ -55,4 +55,6 @@ pub struct Location {
     pub directory_name: String,
     /// `mailbox_list_storage_escape_char`.
     pub storage_escape_char: Option<char>,
+    /// `mailbox_subscriptions_filename`
+    pub subscriptions_filename: String,
 }

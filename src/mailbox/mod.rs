@@ -7,6 +7,7 @@ pub mod name;
 pub mod namespace;
 pub mod path;
 pub mod permission;
+pub mod subscriptions;
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -40,6 +41,7 @@ pub(crate) mod tests {
                 utf8: false,
                 directory_name: String::new(),
                 storage_escape_char: None,
+                subscriptions_filename: "subscriptions".into(),
             },
             mailboxes: Vec::new(),
             on_missing: None,

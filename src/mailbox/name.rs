@@ -155,7 +155,8 @@ fn stored(part: &str, level: usize, namespace: &Namespace) -> Result<String, Bad
             part.to_owned()
         }
     };
-    if location.layout == Layout::Fs && is_reserved_file(&escaped) {
+    let is_ours = is_reserved_file(&escaped) || escaped == location.subscriptions_filename;
+    if location.layout == Layout::Fs && is_ours {
         return Err(bad(format!("{escaped:?} is a name of the storage's own")));
     }
     Ok(match location.utf8 {

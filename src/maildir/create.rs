@@ -234,6 +234,19 @@ pub fn root_permission(paths: &Paths) -> Permission {
     }
 }
 
+/// Makes the control root of a namespace where it is missing.
+pub fn control_root(paths: &Paths) -> Result<Created, Fault> {
+    let mut created = Created::default();
+    match paths.control_root == paths.root {
+        true => create_root(paths, &mut created)?,
+        false => {
+            let own = Permission::private(&paths.control_root);
+            make_path(&paths.control_root, |_| own.clone(), &mut created)?
+        }
+    };
+    Ok(created)
+}
+
 fn create_root(paths: &Paths, created: &mut Created) -> Result<Dir, Fault> {
     let own = root_permission(paths);
     let (shared, copied) = match &paths.root_rule {

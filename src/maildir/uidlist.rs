@@ -9,7 +9,6 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use super::save;
 use crate::mailbox::permission::Permission;
 use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
@@ -70,7 +69,7 @@ impl Lock {
         let header = format!("3 V{validity} N1 G{guid}\n");
         self.control
             .write_anew(NEW_FILE, FILE, |file| {
-                save::settle(file, permission)?;
+                dir::set_rights(file, permission.file_mode, permission.gid)?;
                 fault_point::pass()?;
                 (&mut &*file).write_all(header.as_bytes())?;
                 dir::sync_file(file)
@@ -185,12 +184,7 @@ impl List {
 
     /// The new header and the old lines up to `end`, durable, with the group and mode of this list.
     fn copy(&self, to: &File, header: &str, end: u64) -> io::Result<()> {
-        // Execute and set-ID bits are nobody's to copy: the file is ours now.
-        let mode = self.stat.mode & 0o666;
-        if dir::stat_file(to)?.gid != self.stat.gid {
-            dir::set_file_group(to, self.stat.gid)?;
-        }
-        dir::set_file_mode(to, mode)?;
+        dir::set_rights(to, self.stat.mode, Some(self.stat.gid))?;
         let length = self.header.length as u64;
         let mut from = &self.file;
         from.seek(SeekFrom::Start(length))?;
@@ -198,12 +192,9 @@ impl List {
         fault_point::pass()?;
         (&*to).write_all(header.as_bytes())?;
         let copied = io::copy(&mut to_end, &mut &*to)?;
-        dir::sync_file(to)?;
-        let stat = dir::stat_file(to)?;
-        let is_alike = (stat.mode, stat.gid) == (mode, self.stat.gid);
-        match is_alike && copied == end - length {
-            true => Ok(()),
-            false => Err(io::Error::other("it cannot be written anew as it is")),
+        match copied == end - length {
+            true => dir::sync_file(to),
+            false => Err(ErrorKind::UnexpectedEof.into()),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! main file says where to begin. Whatever is odd here, the time is a good value too: a mailbox is never refused for it.
 
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -112,7 +112,8 @@ fn write(root: &Dir, permission: &Permission, value: u32) {
             let Ok(file) = root.create_new(FILE, 0o600) else {
                 return;
             };
-            let written = fill(&file).and_then(|()| give_rights(&file, permission));
+            let written = fill(&file)
+                .and_then(|()| dir::set_rights(&file, permission.file_mode, permission.gid));
             if written.is_err() {
                 // Others could not write to it, and Dovecot would say so each time.
                 let _ = root.unlink(FILE);
@@ -120,15 +121,6 @@ fn write(root: &Dir, permission: &Permission, value: u32) {
         }
         Err(_) => {}
     }
-}
-
-fn give_rights(file: &File, permission: &Permission) -> io::Result<()> {
-    if let Some(gid) = permission.gid
-        && dir::stat_file(file)?.gid != gid
-    {
-        dir::set_file_group(file, gid)?;
-    }
-    dir::set_file_mode(file, permission.file_mode)
 }
 
 /// The time, and another one for each mailbox of this process.

@@ -57,13 +57,7 @@ pub fn replace(
         text.push_str(&format!("{}\n{}\n", escaped(key), escaped(value)));
     }
     let write = || {
-        let stat = dir::stat_file(&lock.file)?;
-        if let Some(gid) = gid.filter(|&gid| gid != stat.gid) {
-            dir::set_file_group(&lock.file, gid)?;
-        }
-        if stat.mode != mode {
-            dir::set_file_mode(&lock.file, mode)?;
-        }
+        dir::set_rights(&lock.file, mode, gid)?;
         lock.file.write_all(text.as_bytes())?;
         lock.replace()
     };

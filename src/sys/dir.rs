@@ -306,6 +306,27 @@ pub fn set_file_modified(file: &File, time: SystemTime) -> io::Result<()> {
     file.set_modified(time)
 }
 
+/// Gives a small file of ours the mode and group of the one it takes the place of, or that its place asks for, or fails:
+/// written anew with others it would lock somebody out, or let somebody in. Execute and set-ID bits are nobody's to copy.
+pub fn set_rights(file: &File, mode: u32, gid: Option<u32>) -> io::Result<()> {
+    let mode = mode & 0o666;
+    let mut stat = stat_file(file)?;
+    let gid = gid.unwrap_or(stat.gid);
+    // Group first: its change may take bits away.
+    if stat.gid != gid {
+        set_file_group(file, gid)?;
+        stat = stat_file(file)?;
+    }
+    if stat.mode != mode {
+        set_file_mode(file, mode)?;
+        stat = stat_file(file)?;
+    }
+    match (stat.mode, stat.gid) == (mode, gid) {
+        true => Ok(()),
+        false => Err(io::Error::other("it cannot have its mode and group")),
+    }
+}
+
 /// Makes a file's bytes, mode and group durable. Never retried: after an EIO a second fsync may succeed with the data gone.
 pub fn sync_file(file: &File) -> io::Result<()> {
     pass()?;

@@ -53,21 +53,9 @@ pub fn update(directory: &Path, change: impl FnOnce(&mut Acl)) -> Result<(), Upd
     if acl.stored() == before {
         return Ok(());
     }
-    set_permission(&lock.file, &permission)?;
+    dir::set_rights(&lock.file, permission.file_mode, permission.gid)?;
     lock.file.write_all(acl.stored().as_bytes())?;
     Ok(lock.replace()?)
-}
-
-/// A file that would have another group or mode than its directory asks for is not put there.
-fn set_permission(file: &std::fs::File, permission: &Permission) -> io::Result<()> {
-    let stat = dir::stat_file(file)?;
-    if let Some(gid) = permission.gid.filter(|&gid| gid != stat.gid) {
-        dir::set_file_group(file, gid)?;
-    }
-    match stat.mode == permission.file_mode {
-        true => Ok(()),
-        false => dir::set_file_mode(file, permission.file_mode),
-    }
 }
 
 /// Writes the list of a tree's visible mailboxes anew, from their files.
@@ -92,7 +80,7 @@ pub fn renew_list(paths: &Paths, layout: Layout) -> io::Result<()> {
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let fresh = format!(".{LIST}.{}.{count}", std::process::id());
     let mut file = dir.create_new(&fresh, permission.file_mode)?;
-    let written = set_permission(&file, &permission)
+    let written = dir::set_rights(&file, permission.file_mode, permission.gid)
         .and_then(|()| file.write_all(lines.as_bytes()))
         .and_then(|()| dir.replace(&fresh, LIST));
     if written.is_err() {
