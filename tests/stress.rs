@@ -37,6 +37,8 @@ const PLACES: [(&str, &str, Option<&str>, &str); 3] = [
 /// Dovecot starts new logs all the time.
 const SMALL_LOGS: &str = "mail_index_log_rotate_min_size = 4k\nmail_index_log_rotate_max_size = 16k\n\
                           mail_index_log_rotate_min_age = 1s\n";
+/// Of a client between two commands.
+const PAUSE: Duration = Duration::from_millis(20);
 const SUBJECT: &str = "BODY.PEEK[HEADER.FIELDS (SUBJECT)]";
 
 /// What became known while everything ran. The mailboxes are numbered as in [`PLACES`].
@@ -109,6 +111,7 @@ fn flag(imap: &mut Imap, ledger: &Ledger, mailbox: &str) {
         imap.command(&format!("STORE {last} +FLAGS (\\Flagged $Label1)"));
         imap.command(&format!("STORE {last} -FLAGS ($Label1)"));
         imap.command(&format!("STORE {last} +FLAGS (Work)"));
+        thread::sleep(PAUSE);
     }
 }
 
@@ -141,7 +144,7 @@ fn append(imap: &mut Imap, ledger: &Ledger) {
         let name = format!("appended {number}");
         imap.append(PLACES[place].1, &message(&name));
         ledger.store(name, place, None);
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(PAUSE);
     }
 }
 
@@ -161,6 +164,7 @@ fn copy(imap: &mut Imap, ledger: &Ledger) {
         if imap.select("INBOX") > 1 {
             imap.command("COPY 1:2 Copies");
         }
+        thread::sleep(PAUSE);
     }
 }
 
