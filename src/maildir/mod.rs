@@ -6,6 +6,7 @@ pub mod create;
 pub mod filename;
 pub mod guid;
 pub mod keywords;
+pub mod mend;
 pub mod save;
 pub mod uidlist;
 pub mod uidvalidity;

@@ -16,7 +16,7 @@ use crate::sys::fault_point;
 
 pub const FILE: &str = "dovecot-uidlist";
 /// Where Dovecot writes a list anew, too.
-const NEW_FILE: &str = "dovecot-uidlist.tmp";
+pub(super) const NEW_FILE: &str = "dovecot-uidlist.tmp";
 /// Somebody who holds the lock for longer gives the UIDs himself.
 const PATIENCE: Patience = Patience {
     timeout: Duration::from_secs(2),
@@ -173,13 +173,7 @@ impl List {
         let next = burnt.checked_add(1).ok_or("it is full")?;
         let mut line = vec![0; self.header.length];
         self.file.read_exact_at(&mut line, 0).map_err(text)?;
-        let line = std::str::from_utf8(&line).map_err(|_| "its header is not UTF-8")?;
-        let fields = line.trim_end_matches('\n').split(' ');
-        let fields = fields.map(|field| match field.starts_with('N') {
-            true => format!("N{next}"),
-            false => field.to_owned(),
-        });
-        Ok(fields.collect::<Vec<_>>().join(" ") + "\n")
+        self.header.with_next(&line, next)
     }
 
     /// The new header and the old lines up to `end`, durable, with the group and mode of this list.
@@ -213,11 +207,11 @@ fn append(file: &File, size: u64, lines: &[u8]) -> io::Result<()> {
 
 /// `3 V1795332733 N17 G86371b0c7d9a026bb73a000083ecc375`
 #[derive(Debug, PartialEq, Eq)]
-struct Header {
-    length: usize,
+pub(super) struct Header {
+    pub length: usize,
     validity: u32,
     /// The next UID when the list was last written anew.
-    next: u32,
+    pub next: u32,
 }
 
 impl Header {
@@ -228,7 +222,19 @@ impl Header {
         Ok(Header::parse(&bytes[..length]))
     }
 
-    fn parse(bytes: &[u8]) -> Option<Header> {
+    /// The header line of `list`, whose header this is, with another next UID.
+    pub fn with_next(&self, list: &[u8], next: u32) -> Result<String, String> {
+        let line = list.get(..self.length).unwrap_or_default();
+        let line = std::str::from_utf8(line).map_err(|_| "its header is not UTF-8")?;
+        let fields = line.trim_end_matches('\n').split(' ');
+        let fields = fields.map(|field| match field.starts_with('N') {
+            true => format!("N{next}"),
+            false => field.to_owned(),
+        });
+        Ok(fields.collect::<Vec<_>>().join(" ") + "\n")
+    }
+
+    pub fn parse(bytes: &[u8]) -> Option<Header> {
         let length = memchr::memchr(b'\n', bytes)?;
         let line = std::str::from_utf8(&bytes[..length]).ok()?;
         let mut fields = line.split(' ');
@@ -314,7 +320,7 @@ impl Tail {
 }
 
 /// `17 S12 :name`
-fn uid_of(line: &[u8]) -> Option<u32> {
+pub(super) fn uid_of(line: &[u8]) -> Option<u32> {
     let line = std::str::from_utf8(line).ok()?;
     line.split_once(" :")?;
     let uid = line.split(' ').next()?;
@@ -322,7 +328,7 @@ fn uid_of(line: &[u8]) -> Option<u32> {
 }
 
 /// The name without its flags.
-fn base(name: &str) -> &str {
+pub(super) fn base(name: &str) -> &str {
     name.split(":2,").next().unwrap_or(name)
 }
 
