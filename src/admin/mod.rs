@@ -1,9 +1,10 @@
-//! What the admin's command does: `postroom explain`, `check`, `config`, `user`, `demo`.
+//! What the admin's command does: `postroom explain`, `check`, `config`, `user`, `doctor`, `demo`.
 
 pub mod acl;
 pub mod check;
 pub mod config_show;
 pub mod demo;
+pub mod doctor;
 pub mod explain;
 pub mod share;
 pub mod user;

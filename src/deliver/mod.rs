@@ -33,7 +33,7 @@ pub use address::user_of;
 pub use carry_out::Transaction;
 pub use outcome::{Outcome, Saved};
 pub use report::{Line, Report};
-pub use resolve::{Target, Targets, mailbox_of, roots_of};
+pub use resolve::{Target, Targets, mailbox_of, mailboxes_of, roots_of};
 pub use settings::Settings;
 
 /// The delivery core with its settings: built once, shared by all deliveries.

@@ -11,12 +11,12 @@ use super::report::Line;
 use super::route::Route;
 use super::settings::{self, AclDriver, Detail, Dovecot, Permissions, Settings};
 use crate::fault::{Code, Fault};
-use crate::mailbox::acl::Sources;
 use crate::mailbox::acl::sources::{self, Configured, Rules};
-use crate::mailbox::location::{Driver, Layout};
+use crate::mailbox::acl::{Sources, store};
+use crate::mailbox::location::{Driver, Layout, Location};
 use crate::mailbox::lookup::{self, Found, NotFound};
 use crate::mailbox::name::StorageName;
-use crate::mailbox::namespace::{Auto, Kind, OnDenied, OnMissing};
+use crate::mailbox::namespace::{Auto, Kind, Namespace, OnDenied, OnMissing};
 use crate::mailbox::path::{NoPlace, Paths};
 use crate::mailbox::subscriptions::{self, Subscription};
 use crate::maildir::create::exists;
@@ -243,6 +243,57 @@ pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(Paths, Layout)>
     }
     roots.dedup();
     Ok(roots)
+}
+
+/// The mailboxes that are there below the root of a namespace, as `user` has them; a public one needs none.
+pub fn mailboxes_of(
+    settings: &Settings,
+    namespace: &Namespace,
+    user: Option<&User>,
+) -> Result<Vec<Paths>, Fault> {
+    let failed = |why: String| {
+        let doing = format!("find the mailboxes of namespace {}", namespace.name);
+        Fault::new(Code::CannotTell, doing, why)
+    };
+    let home = user.map(home_of).transpose()?.flatten();
+    let variables = Variables {
+        user: user.map_or("", |user| &user.name),
+        home: home.as_deref(),
+        hostname: &settings.hostname,
+        ..Variables::default()
+    };
+    // Each user's own flags are not looked at.
+    let location = &Location {
+        index_private_path: None,
+        ..namespace.location.clone()
+    };
+    if user.is_none() && location.uses_user() {
+        return Err(failed("its paths need a user".into()));
+    }
+    let place = |name: &StorageName| {
+        Paths::of(location, name, &variables).map_err(|why| failed(format!("{why:?}")))
+    };
+    let inbox = place(&StorageName::Inbox)?;
+    let names = match store::mailboxes(&inbox, location.layout) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        found => found.map_err(|error| failed(error.to_string()))?,
+    };
+    let separator = location.layout.separator();
+    let mut all = Vec::new();
+    for (name, _) in names {
+        let paths = match name.as_str() {
+            "INBOX" => inbox.clone(),
+            name => {
+                let levels = name.split(separator).map(str::to_owned).collect();
+                place(&StorageName::Box(levels))?
+            }
+        };
+        // A root may hold mailboxes and be none.
+        if exists(&paths.mailbox, location.layout, name == "INBOX").is_ok_and(|it| it.is_some()) {
+            all.push(paths);
+        }
+    }
+    Ok(all)
 }
 
 /// Makes targets for one user.

@@ -58,3 +58,16 @@ pub struct Location {
     /// `mailbox_subscriptions_filename`
     pub subscriptions_filename: String,
 }
+
+impl Location {
+    /// Whether mailboxes or their control or index files lie elsewhere for each user. `~` is his home.
+    pub fn uses_user(&self) -> bool {
+        let paths = [
+            Some(&self.path),
+            self.inbox_path.as_ref(),
+            self.control_path.as_ref(),
+            self.index_path.as_ref(),
+        ];
+        paths.into_iter().flatten().any(Template::uses_user)
+    }
+}

@@ -15,7 +15,7 @@ use crate::sys::fault_point;
 
 pub const FILE: &str = "dovecot-keywords";
 /// The new content: no lock against anybody, that is the one of `dovecot-uidlist`.
-const NEW_FILE: &str = "dovecot-keywords.lock";
+pub(super) const NEW_FILE: &str = "dovecot-keywords.lock";
 /// As many letters are there.
 const MAX_KEYWORDS: u8 = 26;
 /// 26 lines are far shorter, bytes.
@@ -60,6 +60,13 @@ pub fn letters(
         letters: letters.collect(),
         without: keywords.clone().only(|name| table.find(name).is_none()),
     })
+}
+
+/// The letters that stand for a keyword; none where the file is not understood.
+pub fn known_letters(control: &Dir) -> Result<BTreeSet<char>, String> {
+    let (table, _) = read(control)?;
+    let numbers = table.0.keys();
+    Ok(numbers.map(|number| char::from(b'a' + number)).collect())
 }
 
 /// The keywords by their numbers.

@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
+use std::path::Path;
 
+use super::keywords;
 use super::uidlist::{FILE, Header, Lock, NEW_FILE, base, uid_of};
 use crate::sys::dir::{self, Dir, Stat};
 
@@ -120,6 +122,28 @@ fn parsed(line: &[u8]) -> Option<(u32, &str)> {
     Some((uid, base(name))).filter(|(_, name)| !name.is_empty() && !name.contains('/'))
 }
 
+/// Takes away what crashes have left of the control files: a stale lock by taking it. Answers the names.
+pub fn clear(control: &Path, mode: u32) -> Result<(Lock, Vec<&'static str>), String> {
+    /// Those that only the holder of the lock makes.
+    const LEFT: [&str; 2] = [NEW_FILE, keywords::NEW_FILE];
+    let text = |error: io::Error| error.to_string();
+    let control = Dir::open(control).map_err(text)?;
+    let was_locked = control.stat_name("dovecot-uidlist.lock").is_ok();
+    let mut gone = Vec::new();
+    let lock = Lock::take(control, mode).map_err(text)?;
+    if was_locked {
+        gone.push("dovecot-uidlist.lock");
+    }
+    for name in LEFT {
+        match lock.control().unlink(name) {
+            Ok(()) => gone.push(name),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(text(error)),
+        }
+    }
+    Ok((lock, gone))
+}
+
 /// Writes the list anew without what is wrong in it; answers that. Its UIDs are not used again.
 ///
 /// Group and mode stay as they are, or the list does.
@@ -147,7 +171,6 @@ pub fn mend(lock: &Lock, is_there: impl Fn(&str) -> bool) -> Result<Vec<Fault>, 
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
 
     use proptest::prelude::*;
 

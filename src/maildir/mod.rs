@@ -8,15 +8,29 @@ pub mod guid;
 pub mod keywords;
 pub mod mend;
 pub mod save;
+pub mod survey;
 pub mod uidlist;
 pub mod uidvalidity;
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::fault::Fault;
 use crate::mailbox::permission::Permission;
 use crate::sys::dir::{self, Dir, Stat};
+
+/// The names in `new/` and `cur/`, without their flags.
+pub fn base_names(mailbox: &Path) -> io::Result<HashSet<String>> {
+    let mut names = HashSet::new();
+    // New ones first: a message moves from there to `cur/`.
+    for part in ["new", "cur"] {
+        Dir::open(&mailbox.join(part))?.each_name(|name| {
+            names.insert(uidlist::base(name).to_owned());
+        })?;
+    }
+    Ok(names)
+}
 
 /// An open Maildir.
 #[derive(Debug)]

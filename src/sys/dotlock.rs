@@ -199,6 +199,46 @@ fn age(version: &Version) -> Duration {
     age.unwrap_or_default()
 }
 
+/// Who holds a lock, for a human.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// `process 17 of mx`; empty where the lock does not say it.
+    pub who: String,
+    /// Of a process of this machine: whether it is gone.
+    pub is_gone: Option<bool>,
+    /// Since the lock was changed.
+    pub age: Duration,
+}
+
+/// Whoever holds the lock file `lock`; none where there is none.
+pub fn holder(dir: &Dir, lock: &str) -> Option<Holder> {
+    let version = version(dir, lock)?;
+    let holder = read_holder(dir, lock);
+    Some(Holder {
+        is_gone: holder
+            .as_ref()
+            .filter(|(_, host)| *host == hostname())
+            .map(|(pid, _)| is_gone(*pid)),
+        who: holder.map_or(String::new(), |(pid, host)| {
+            format!("process {pid} of {}", host.escape_debug())
+        }),
+        age: age(&version),
+    })
+}
+
+/// Pid and host, where the lock says them.
+fn read_holder(dir: &Dir, lock: &str) -> Option<(i32, String)> {
+    let mut text = String::new();
+    let file = dir.read(lock).ok()?;
+    file.take(511).read_to_string(&mut text).ok()?;
+    let (pid, host) = text.trim_end().split_once(':')?;
+    Some((pid.parse().ok()?, host.to_owned()))
+}
+
+fn is_gone(pid: i32) -> bool {
+    kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
+}
+
 fn is_stale(
     dir: &Dir,
     name: &str,
@@ -212,19 +252,13 @@ fn is_stale(
     if age(&now) < YOUNG {
         return false;
     }
-    let mut text = String::new();
-    if let Ok(file) = dir.read(lock) {
-        file.take(511).read_to_string(&mut text).ok();
-    }
-    let holder = text.trim_end().split_once(':');
-    if let Some((pid, host)) = holder
+    if let Some((pid, host)) = read_holder(dir, lock)
         && host == hostname()
-        && let Ok(pid) = pid.parse()
     {
         // Looked at again: somebody else may have taken it over meanwhile.
         let is_dead = match pid == std::process::id() as i32 {
             true => !held().contains(&(now.0, now.1)),
-            false => kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH),
+            false => is_gone(pid),
         };
         return is_dead && version(dir, lock) == Some(now);
     }

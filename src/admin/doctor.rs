@@ -1,0 +1,274 @@
+//! `postroom doctor`: what is wrong in the files of mailboxes, and what mends it.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
+use crate::deliver;
+use crate::mailbox::namespace::Kind;
+use crate::mailbox::path::Paths;
+use crate::mailbox::permission::Permission;
+use crate::maildir::mend;
+use crate::maildir::survey::{Cure, Finding, Place, Survey};
+use crate::sys::credentials::{self, Credentials};
+use crate::sys::dir::{self, Dir};
+use crate::sys::process;
+
+const FOUND: u8 = 1;
+const USAGE: u8 = 64;
+const NO_USER: u8 = 67;
+const TEMPFAIL: u8 = 75;
+/// How deep below a path mailboxes are looked for.
+const MAX_LEVELS: usize = 32;
+
+/// Which mailboxes.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = true)]
+pub struct Arguments {
+    /// A Maildir, and all below it
+    #[arg(conflicts_with_all = ["user", "namespace"])]
+    path: Option<PathBuf>,
+    /// The mailboxes of a user's own namespaces
+    #[arg(long, conflicts_with = "namespace")]
+    user: Option<String>,
+    /// The mailboxes of a public namespace
+    #[arg(long)]
+    namespace: Option<String>,
+    /// Mend the control files, under Dovecot's lock; owner, group and mode of nothing are changed
+    #[arg(long)]
+    fix: bool,
+}
+
+/// Why there is no answer, and the exit code.
+struct Failed(u8, String);
+
+/// Exit 0 where all is well, 1 where something is not, 64 wrong usage, 67 no such user, 75 cannot tell, 78 wrong config.
+pub fn run(config: Option<&Path>, arguments: &Arguments, out: &mut impl Write) -> io::Result<u8> {
+    process::clear_umask();
+    let places = match places(config, arguments) {
+        Ok(places) => places,
+        Err(Failed(code, why)) => {
+            if !why.is_empty() {
+                let _ = writeln!(io::stderr(), "postroom doctor: {why}");
+            }
+            return Ok(code);
+        }
+    };
+    let (mut messages, mut wrong, mut unseen) = (0, 0, 0);
+    for place in &places {
+        match examine(place, arguments.fix, out)? {
+            Ok((in_it, left)) => {
+                messages += in_it;
+                wrong += left;
+            }
+            Err(error) => {
+                unseen += 1;
+                let path = place.mailbox.display().to_string();
+                writeln!(out, "{}: cannot tell: {error}", path.escape_debug())?;
+            }
+        }
+    }
+    let mailboxes = places.len();
+    writeln!(
+        out,
+        "{mailboxes} mailboxes, {messages} messages, {wrong} findings"
+    )?;
+    Ok(match (wrong, unseen) {
+        (0, 0) => 0,
+        (0, _) => TEMPFAIL,
+        _ => FOUND,
+    })
+}
+
+/// The mailboxes that are meant. As root, goes on as the identity that delivers there.
+fn places(config: Option<&Path>, arguments: &Arguments) -> Result<Vec<Place>, Failed> {
+    let config = || super::load(config).map_err(|code| Failed(code, String::new()));
+    match arguments {
+        Arguments {
+            path: Some(path), ..
+        } => {
+            become_owner(path)?;
+            let failed = |error| Failed(TEMPFAIL, format!("{}: {error}", path.display()));
+            let dir = Dir::open(path).map_err(failed)?;
+            let mut places = Vec::new();
+            collect(&dir, path, MAX_LEVELS, &mut places);
+            match places.is_empty() {
+                true => Err(Failed(
+                    USAGE,
+                    format!("{}: there is no Maildir", path.display()),
+                )),
+                false => Ok(places),
+            }
+        }
+        Arguments {
+            user: Some(user), ..
+        } => of_user(&config()?, user),
+        Arguments {
+            namespace: Some(name),
+            ..
+        } => of_namespace(&config()?, name),
+        Arguments { .. } => Err(Failed(
+            USAGE,
+            "PATH, --user or --namespace is needed".into(),
+        )),
+    }
+}
+
+fn of_user(config: &Config, name: &str) -> Result<Vec<Place>, Failed> {
+    let settings = &config.delivery;
+    let user = match settings.userdbs.find(name) {
+        Ok(Some(user)) => user,
+        Ok(None) => return Err(Failed(NO_USER, format!("no such user: {name:?}"))),
+        Err(unavailable) => return Err(Failed(TEMPFAIL, unavailable.to_string())),
+    };
+    become_who(&user.credentials)?;
+    let own = settings.namespaces.iter();
+    let own = own.filter(|it| it.kind == Kind::Private && it.alias_for.is_none());
+    let mut places = Vec::new();
+    for namespace in own {
+        let found = deliver::mailboxes_of(settings, namespace, Some(&user));
+        let found = found.map_err(|fault| Failed(TEMPFAIL, fault.to_string()))?;
+        places.extend(found.into_iter().map(place));
+    }
+    Ok(places)
+}
+
+fn of_namespace(config: &Config, name: &str) -> Result<Vec<Place>, Failed> {
+    let settings = &config.delivery;
+    let mut all = settings.namespaces.iter();
+    let namespace = all.find(|it| it.name == name);
+    let namespace =
+        namespace.ok_or_else(|| Failed(USAGE, format!("there is no namespace {name:?}")))?;
+    if namespace.kind != Kind::Public {
+        let why = format!("namespace {name:?} is not public: name the user with --user");
+        return Err(Failed(USAGE, why));
+    }
+    if !namespace.location.path.has_variables() {
+        become_owner(Path::new(namespace.location.path.source()))?;
+    }
+    let found = deliver::mailboxes_of(settings, namespace, None);
+    let found = found.map_err(|fault| Failed(TEMPFAIL, fault.to_string()))?;
+    Ok(found.into_iter().map(place).collect())
+}
+
+fn place(paths: Paths) -> Place {
+    Place {
+        index: paths.index.unwrap_or_else(|| paths.mailbox.clone()),
+        control: paths.control,
+        mailbox: paths.mailbox,
+    }
+}
+
+fn become_owner(path: &Path) -> Result<(), Failed> {
+    let failed = |error| Failed(TEMPFAIL, format!("{}: {error}", path.display()));
+    let stat = dir::stat(path).map_err(failed)?;
+    become_who(&Credentials {
+        uid: stat.uid,
+        gid: stat.gid,
+        groups: vec![stat.gid],
+    })
+}
+
+/// Root would see, and mend, what a delivery cannot.
+fn become_who(who: &Credentials) -> Result<(), Failed> {
+    match credentials::is_root() {
+        true => {
+            credentials::become_forever(who).map_err(|error| Failed(TEMPFAIL, error.to_string()))
+        }
+        false => Ok(()),
+    }
+}
+
+/// Every Maildir at or below `path`, in both layouts. Symlinks are not followed.
+fn collect(dir: &Dir, path: &Path, levels: usize, places: &mut Vec<Place>) {
+    if dir.stat_name("cur").is_ok_and(|stat| stat.is_dir) {
+        places.push(Place {
+            mailbox: path.to_owned(),
+            control: path.to_owned(),
+            index: path.to_owned(),
+        });
+    }
+    let mut names = dir.names().unwrap_or_default();
+    names.retain(|name| levels > 0 && !matches!(name.as_str(), "cur" | "new" | "tmp"));
+    names.sort();
+    for name in names {
+        if let Ok(below) = dir.open_dir(&name) {
+            collect(&below, &path.join(&name), levels - 1, places);
+        }
+    }
+}
+
+/// Prints what is wrong in one mailbox. Answers how many messages it has, and how much is wrong, or why there is no answer.
+fn examine(
+    place: &Place,
+    fix: bool,
+    out: &mut impl Write,
+) -> io::Result<Result<(usize, usize), io::Error>> {
+    let mut survey = match Survey::of(place) {
+        Ok(survey) => survey,
+        Err(error) => return Ok(Err(error)),
+    };
+    let can_be_mended = |finding: &Finding| finding.cure == Cure::Fix;
+    if fix && survey.findings.iter().any(can_be_mended) {
+        match mend(place) {
+            Ok(mended) => {
+                for what in mended {
+                    writeln!(out, "{}: mended", what.escape_debug())?;
+                }
+            }
+            Err(why) => {
+                let control = place.control.display().to_string();
+                writeln!(out, "{}: not mended: {why}", control.escape_debug())?;
+            }
+        }
+        survey = match Survey::of(place) {
+            Ok(survey) => survey,
+            Err(error) => return Ok(Err(error)),
+        };
+    }
+    let mut wrong = 0;
+    for finding in &survey.findings {
+        wrong += usize::from(!matches!(finding.cure, Cure::Note(_)));
+        print(finding, out)?;
+    }
+    Ok(Ok((survey.messages, wrong)))
+}
+
+fn print(finding: &Finding, out: &mut impl Write) -> io::Result<()> {
+    let Finding {
+        file, line, what, ..
+    } = finding;
+    let file = file.display().to_string();
+    let line = line.map_or(String::new(), |line| format!(":{line}"));
+    let cure = match &finding.cure {
+        Cure::Fix => "postroom doctor --fix mends it",
+        Cure::Command(command) => command,
+        Cure::Others(words) | Cure::Note(words) => words,
+    };
+    writeln!(
+        out,
+        "{}{line}: {}: {}",
+        file.escape_debug(),
+        what.escape_debug(),
+        cure.escape_debug()
+    )
+}
+
+/// What was mended, each with its place.
+fn mend(place: &Place) -> Result<Vec<String>, String> {
+    let text = |error: io::Error| error.to_string();
+    let stat = dir::stat(&place.mailbox).map_err(text)?;
+    let mode = Permission::of(&stat, &place.mailbox).file_mode;
+    let control = place.control.display();
+    let (lock, gone) = mend::clear(&place.control, mode)?;
+    // Under the lock Dovecot moves no file.
+    let names = crate::maildir::base_names(&place.mailbox).map_err(text)?;
+    let faults = mend::mend(&lock, |name| names.contains(name))?;
+    let gone = gone
+        .into_iter()
+        .map(|name| format!("{control}/{name} is gone"));
+    let faults = faults
+        .into_iter()
+        .map(|fault| format!("{control}/dovecot-uidlist:{} {}", fault.line, fault.what));
+    Ok(gone.chain(faults).collect())
+}
