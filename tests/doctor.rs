@@ -39,6 +39,14 @@ fn write(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
+/// A file that was written so many seconds ago.
+fn left_behind(path: &Path, text: &str, seconds: u64) {
+    write(path, text);
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(seconds))
+        .unwrap();
+}
+
 /// Names that hold no sizes: what the sizes say is another matter.
 const LIST: &str = "3 V1795332733 N5 G86371b0c7d9a026bb73a000083ecc375\n";
 
@@ -108,13 +116,7 @@ fn each_trouble_has_its_line() {
         (&lock(dead), "which is gone", true),
         (&lock(std::process::id()), "which is at work", false),
         (
-            &|mailbox| {
-                let lock = mailbox.join("dovecot-uidlist.lock");
-                write(&lock, "17:elsewhere");
-                let file = fs::File::options().write(true).open(&lock).unwrap();
-                file.set_modified(SystemTime::now() - Duration::from_secs(600))
-                    .unwrap();
-            },
+            &|mailbox| left_behind(&mailbox.join("dovecot-uidlist.lock"), "17:elsewhere", 600),
             "held by process 17 of elsewhere, and left behind",
             true,
         ),
@@ -170,13 +172,7 @@ fn each_trouble_has_its_line() {
             false,
         ),
         (
-            &|mailbox| {
-                let file = mailbox.join("tmp/old");
-                write(&file, "x");
-                let file = fs::File::options().write(true).open(&file).unwrap();
-                file.set_modified(SystemTime::now() - Duration::from_secs(200_000))
-                    .unwrap();
-            },
+            &|mailbox| left_behind(&mailbox.join("tmp/old"), "x", 200_000),
             "tmp: 1 files are older than 36 hours",
             false,
         ),
@@ -291,21 +287,12 @@ fn dovecot_takes_what_was_mended() {
             panic!("{text}");
         };
         let gone = "90 :1795000000.M1P1.gone,S=1,W=1";
-        write(
-            &path,
-            &format!(
-                "{header}\n{one}\n{three}\n{two}\n{gone}\n{four}\n{}",
-                &five[..9]
-            ),
+        let list = format!(
+            "{header}\n{one}\n{three}\n{two}\n{gone}\n{four}\n{}",
+            &five[..9]
         );
-        write(&store.path("home/alice/Maildir/dovecot-uidlist.lock"), "");
-        let lock = fs::File::options().write(true);
-        let lock = lock
-            .clone()
-            .open(store.path("home/alice/Maildir/dovecot-uidlist.lock"))
-            .unwrap();
-        lock.set_modified(SystemTime::now() - Duration::from_secs(600))
-            .unwrap();
+        left_behind(&path, &list, 600);
+        left_behind(&path.with_file_name("dovecot-uidlist.lock"), "", 600);
         let (code, said) = doctor(&store, &["--user", "alice", "--fix"]);
         assert_eq!(code, Some(0), "{said:?}");
         let mended = said.iter().filter(|line| line.ends_with(": mended"));

@@ -63,8 +63,8 @@ pub fn run(config: Option<&Path>, arguments: &Arguments, out: &mut impl Write) -
             }
             Err(error) => {
                 unseen += 1;
-                let path = place.mailbox.display().to_string();
-                writeln!(out, "{}: cannot tell: {error}", path.escape_debug())?;
+                let path = shown(&place.mailbox.display().to_string());
+                writeln!(out, "{path}: cannot tell: {error}")?;
             }
         }
     }
@@ -213,12 +213,12 @@ fn examine(
         match mend(place) {
             Ok(mended) => {
                 for what in mended {
-                    writeln!(out, "{}: mended", what.escape_debug())?;
+                    writeln!(out, "{}: mended", shown(&what))?;
                 }
             }
             Err(why) => {
-                let control = place.control.display().to_string();
-                writeln!(out, "{}: not mended: {why}", control.escape_debug())?;
+                let control = shown(&place.control.display().to_string());
+                writeln!(out, "{control}: not mended: {why}")?;
             }
         }
         survey = match Survey::of(place) {
@@ -245,13 +245,16 @@ fn print(finding: &Finding, out: &mut impl Write) -> io::Result<()> {
         Cure::Command(command) => command,
         Cure::Others(words) | Cure::Note(words) => words,
     };
-    writeln!(
-        out,
-        "{}{line}: {}: {}",
-        file.escape_debug(),
-        what.escape_debug(),
-        cure.escape_debug()
-    )
+    writeln!(out, "{}", shown(&format!("{file}{line}: {what}: {cure}")))
+}
+
+/// Names in a mailbox are whoever's: none ends a line, or speaks to the terminal.
+fn shown(text: &str) -> String {
+    let shown = |c: char| match c.is_control() {
+        true => c.escape_debug().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(shown).collect()
 }
 
 /// What was mended, each with its place.

@@ -256,6 +256,7 @@ impl Survey {
             "dovecot-keywords.lock",
             "dovecot-uidlist.tmp",
             "dovecot-acl.lock",
+            "subscriptions.lock",
         ];
         let in_control = in_control.map(|name| (&place.control, name));
         for (directory, name) in in_control
@@ -281,9 +282,10 @@ impl Survey {
             };
             let cure = match (cure, name) {
                 // Not locks of ours to break: without the lock above them nobody may.
-                (Cure::Fix, "dovecot-acl.lock" | "dovecot.index.log.lock") => {
-                    Cure::Others("whoever takes it next removes it")
-                }
+                (
+                    Cure::Fix,
+                    "dovecot-acl.lock" | "subscriptions.lock" | "dovecot.index.log.lock",
+                ) => Cure::Others("whoever takes it next removes it"),
                 (cure, _) => cure,
             };
             let what = format!("is {age} s old{by}, {what}");
