@@ -261,7 +261,8 @@ fn an_odd_list_costs_no_mail() {
         .collect();
     let cases = [
         ("empty", String::new(), None),
-        ("of version 1", "1 1795332733 2\n1 x\n".into(), None),
+        ("of version 1", "1 1795332733 2\n1 x\n".into(), Some(2)),
+        ("of version 2", "2 1795332733 2\n1 x\n".into(), None),
         ("unordered", format!("{header}7 :x\n3 :y\n"), None),
         ("torn", format!("{header}7 :x\n8 :y"), Some(9)),
         ("long", format!("{header}{million}"), Some(1_000_001)),
@@ -310,5 +311,5 @@ fn an_odd_list_costs_no_mail() {
     fs::remove_file(mailbox.join("dovecot-uidlist.lock")).unwrap();
     assert_eq!(uid_of(&deliver(&server, "alice@x")), Some(1));
     let files = fs::read_dir(mailbox.join("new")).unwrap().count();
-    assert_eq!(files, 10, "every message is there");
+    assert_eq!(files, 11, "every message is there");
 }

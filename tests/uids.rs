@@ -104,6 +104,51 @@ fn the_uid_of_the_reply_is_that_of_imap() {
     }
 }
 
+/// A list as Courier left it: its UIDs stay, and ours go on from them.
+#[test]
+fn the_uids_of_a_list_of_version_1_stay() {
+    if not_root() {
+        return;
+    }
+    for version in [Version::V23, Version::V24] {
+        let store = Store::new();
+        let scratch = &store.scratch;
+        scratch.maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
+        let list = "1 1795332733 9\n3 1.a.b\n8 2.a.b\n";
+        let files = [
+            ("dovecot-uidlist", list),
+            ("cur/1.a.b:2,S", "Subject: 1\n\n"),
+            ("new/2.a.b", "Subject: 2\n\n"),
+        ];
+        for (file, text) in files {
+            scratch.file(
+                &format!("home/alice/Maildir/{file}"),
+                MAIL,
+                MAIL,
+                0o600,
+                text,
+            );
+        }
+        let Some(dovecot) = Dovecot::start(version, &store) else {
+            return;
+        };
+        let server = store.serve("", "");
+        let replies = server.client().deliver(&["alice@x"], b"Subject: 3\n\n");
+        assert_eq!(uid_of(&replies[0]), Some(9), "{replies:?}");
+        let mut imap = Imap::login(dovecot.port, "alice");
+        let lines = imap.command("SELECT INBOX");
+        let validity = lines
+            .iter()
+            .any(|line| line.contains("[UIDVALIDITY 1795332733]"));
+        assert!(validity, "{version:?}: {lines:?}");
+        let found = imap.fetch_all().into_iter();
+        let found: Vec<_> = found.map(|it| (it.uid, subject(&it.bytes))).collect();
+        let expected = [(3, "1"), (8, "2"), (9, "3")].map(|(uid, name)| (uid, name.to_owned()));
+        assert_eq!(found, expected, "{version:?}");
+        assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+    }
+}
+
 /// Locks name a process and a host: with process IDs of our own and somebody else's host name they are not safe.
 #[test]
 fn a_container_with_process_ids_of_its_own_is_warned_of() {

@@ -11,6 +11,7 @@ pub mod save;
 pub mod survey;
 pub mod uidlist;
 pub mod uidvalidity;
+pub mod upgrade;
 
 use std::collections::HashSet;
 use std::io;

@@ -1,14 +1,15 @@
 //! `dovecot-uidlist`: the UIDs of a mailbox's files, given at once instead of when Dovecot looks (its version 3).
 //!
 //! Under Dovecot's lock messages become visible and durable, then they get their lines, behind a whole last line, with UIDs
-//! above all others. A torn last line is mended first: Dovecot would glue its next line to it. Nothing else is written
-//! anew; whatever is odd is left to Dovecot, which gives the UIDs when it looks.
+//! above all others. A torn last line is mended first: Dovecot would glue its next line to it; a list of version 1 is written
+//! anew as version 3. Whatever else is odd is left to Dovecot, which gives the UIDs when it looks.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
+use super::{guid, upgrade};
 use crate::mailbox::permission::Permission;
 use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
@@ -96,9 +97,14 @@ impl List {
             other => other.map_err(text)?,
         };
         let stat = dir::stat_file(&file).map_err(text)?;
-        let header = Header::read(&file)
-            .map_err(text)?
-            .ok_or("its header is not that of version 3")?;
+        let start = Header::bytes(&file).map_err(text)?;
+        if upgrade::is_needed(&start) {
+            let now = UNIX_EPOCH.elapsed().unwrap_or_default();
+            let guid = guid::mailbox_guid(now, std::process::id());
+            upgrade::upgrade(control, &file, &stat, &guid)?;
+            return List::open(control);
+        }
+        let header = Header::parse(&start).ok_or("its header is not that of version 3")?;
         let tail = Tail::read(&file, stat.size, &header, TAIL)?;
         Ok(Some(List {
             file,
@@ -215,11 +221,13 @@ pub(super) struct Header {
 }
 
 impl Header {
-    fn read(file: &File) -> io::Result<Option<Header>> {
+    /// The start of a list, in which its header is.
+    fn bytes(file: &File) -> io::Result<Vec<u8>> {
         fault_point::pass()?;
-        let mut bytes = [0; MAX_HEADER];
+        let mut bytes = vec![0; MAX_HEADER];
         let length = file.read_at(&mut bytes, 0)?;
-        Ok(Header::parse(&bytes[..length]))
+        bytes.truncate(length);
+        Ok(bytes)
     }
 
     /// The header line of `list`, whose header this is, with another next UID.
@@ -395,7 +403,7 @@ mod tests {
             "3 V5\n",
             "4 V5 N5\n",
             "1 V5 N2\n1 :x\n",
-            "1 1234 3\n1 x\n2 y\n",
+            "2 5 2\n1 x\n",
             &format!("{HEADER}7 :x\n7 :y\n"),
             &format!("{HEADER}9 :x\n8 :y\n"),
             &format!("{HEADER}0 :x\n"),

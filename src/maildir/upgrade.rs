@@ -1,0 +1,127 @@
+//! A `dovecot-uidlist` of version 1, as Courier and the first Dovecots wrote it: `1 UIDVALIDITY NEXT`, then `17 name`. Written
+//! anew as version 3 before a line is added, with the same UIDs: Dovecot does that too.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
+
+use super::uidlist::{FILE, NEW_FILE};
+use crate::sys::dir::{self, Dir, Stat};
+use crate::sys::fault_point;
+
+/// No line of a list is longer, bytes.
+const MAX_LINE: u64 = 4096;
+
+/// Whether the list begins like one of version 1.
+pub fn is_needed(start: &[u8]) -> bool {
+    start.starts_with(b"1 ")
+}
+
+/// Writes the list anew; `guid` is the mailbox's from now on. The caller holds the lock. Group and mode stay as they are, or the
+/// list does.
+pub fn upgrade(control: &Dir, file: &File, stat: &Stat, guid: &str) -> Result<(), String> {
+    let written = control.write_anew(NEW_FILE, FILE, |new| {
+        dir::set_rights(new, stat.mode, Some(stat.gid))?;
+        fault_point::pass()?;
+        copy(file, new, guid)?;
+        dir::sync_file(new)
+    });
+    written.map_err(|error| format!("it is of version 1: {error}"))
+}
+
+fn copy(old: &File, new: &File, guid: &str) -> io::Result<()> {
+    let odd = || io::Error::other("it is not understood");
+    let (mut old, mut new) = (BufReader::new(old), BufWriter::new(new));
+    old.rewind()?;
+    let header = line(&mut old)?.ok_or_else(odd)?;
+    let numbers: Option<Vec<u32>> = header.split(' ').map(|it| it.parse().ok()).collect();
+    let Some([1, validity @ 1..=u32::MAX, next @ 1..=u32::MAX]) = numbers.as_deref() else {
+        return Err(odd());
+    };
+    writeln!(new, "3 V{validity} N{next} G{guid}")?;
+    let mut last = 0;
+    while let Some(line) = line(&mut old)? {
+        let (uid, name) = line.split_once(' ').ok_or_else(odd)?;
+        let uid: u32 = uid.parse().ok().filter(|uid| *uid > last).ok_or_else(odd)?;
+        if uid >= *next || name.is_empty() || name.contains(['/', ' ']) || name.starts_with(':') {
+            return Err(odd());
+        }
+        writeln!(new, "{uid} :{name}")?;
+        last = uid;
+    }
+    new.flush()
+}
+
+/// The next line; none at the end. One without an end is torn.
+fn line(from: &mut impl BufRead) -> io::Result<Option<String>> {
+    let mut line = String::new();
+    let length = io::Read::take(&mut *from, MAX_LINE).read_line(&mut line)?;
+    match line.strip_suffix('\n') {
+        Some(whole) => Ok(Some(whole.to_owned())),
+        None if length == 0 => Ok(None),
+        None => Err(io::Error::other("a line of it is torn")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::uidlist::Lock;
+    use super::*;
+
+    fn opened(text: &str) -> (Result<u32, String>, String) {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(FILE);
+        fs::write(&path, text).unwrap();
+        let lock = Lock::take(Dir::open(root.path()).unwrap(), 0o600).unwrap();
+        let next = lock.list().and_then(|list| list.ok_or("none")?.next());
+        drop(lock);
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+        (next, fs::read_to_string(&path).unwrap())
+    }
+
+    #[test]
+    fn the_uids_stay() {
+        for (old, next, new) in [
+            ("1 1795332733 5\n", 5, ""),
+            (
+                "1 1795332733 9\n2 a\n7 b,S=1:2,S\n",
+                9,
+                "2 :a\n7 :b,S=1:2,S\n",
+            ),
+        ] {
+            let (got, list) = opened(old);
+            assert_eq!(got, Ok(next), "{old:?}");
+            let (header, lines) = list.split_once('\n').unwrap();
+            assert_eq!(lines, new, "{old:?}");
+            let (start, guid) = header.split_once(" G").unwrap();
+            assert_eq!(start, format!("3 V1795332733 N{next}"));
+            assert!(guid.len() == 32 && guid.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        }
+    }
+
+    #[test]
+    fn what_is_odd_is_left_to_dovecot() {
+        let long = format!("1 5 9\n2 {}\n", "x".repeat(5000));
+        for old in [
+            "1 5\n",
+            "1 0 5\n",
+            "1 5 0\n",
+            "1 5 9 1\n",
+            "1 5 9",
+            "1 5 9\n2 a\n2 b\n",
+            "1 5 9\n3 a\n2 b\n",
+            "1 5 9\n9 a\n",
+            "1 5 9\n2 a\n3 to",
+            "1 5 9\n2\n",
+            "1 5 9\n2 \n",
+            "1 5 9\n2 a/b\n",
+            "1 5 9\nx a\n",
+            &long,
+        ] {
+            let (got, list) = opened(old);
+            assert!(got.is_err(), "{old:?}: {got:?}");
+            assert_eq!(list, old);
+        }
+    }
+}
