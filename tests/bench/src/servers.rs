@@ -151,6 +151,7 @@ pub fn select(store: &Store) -> io::Result<Duration> {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .map_err(failed(IMAP))?;
     if let Some(mut stdin) = child.stdin.take() {

@@ -1,5 +1,5 @@
 //! Postroom and Dovecot in turn on one disk, as `run` prepares it.
-//! usage: compare DISK PROGRAMS [--quick] [--rounds N]
+//! usage: compare DISK PROGRAMS [--quick] [--rounds N] [--case TEXT]
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,8 @@ struct Bench {
     rounds: usize,
     /// A quick run measures this part of the messages.
     part: usize,
+    /// Only cases with this in their names.
+    only: String,
 }
 
 fn main() -> ExitCode {
@@ -47,11 +49,13 @@ fn main() -> ExitCode {
 
 impl Bench {
     fn new(words: &[String]) -> io::Result<Bench> {
-        let usage = || io::Error::other("usage: compare DISK PROGRAMS [--quick] [--rounds N]");
+        let usage = || {
+            io::Error::other("usage: compare DISK PROGRAMS [--quick] [--rounds N] [--case TEXT]")
+        };
         let [disk, bin, options @ ..] = words else {
             return Err(usage());
         };
-        let (mut rounds, mut part) = (3, 1);
+        let (mut rounds, mut part, mut only) = (3, 1, String::new());
         let mut options = options.iter();
         while let Some(option) = options.next() {
             match option.as_str() {
@@ -60,6 +64,7 @@ impl Bench {
                     let number = options.next().and_then(|number| number.parse().ok());
                     rounds = number.filter(|&number| number > 0).ok_or_else(usage)?;
                 }
+                "--case" => only = options.next().ok_or_else(usage)?.clone(),
                 _ => return Err(usage()),
             }
         }
@@ -78,6 +83,7 @@ impl Bench {
             contestants,
             rounds,
             part,
+            only,
         })
     }
 
@@ -109,6 +115,9 @@ impl Bench {
         name: &str,
         round: impl Fn(&mut Bench, Contestant) -> io::Result<Round>,
     ) -> io::Result<()> {
+        if !name.contains(&self.only) {
+            return Ok(());
+        }
         let (mut postroom, mut dovecot) = (Vec::new(), Vec::new());
         for _ in 0..self.rounds {
             for contestant in self.contestants.clone() {
