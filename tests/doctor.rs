@@ -9,10 +9,9 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use support::imap::Imap;
-use support::peers::{Dovecot, Version};
+use support::peers::{Dovecot, VERSIONS};
 use support::{MAIL, Store, not_root, own, program};
 
-const VERSIONS: [Version; 2] = [Version::V23, Version::V24];
 const MESSAGE: &[u8] = b"Subject: x\n\ntext\n";
 
 /// Exit code, and the lines without the scratch folder's path.
@@ -269,10 +268,7 @@ fn dovecot_takes_what_was_mended() {
         return;
     }
     for version in VERSIONS {
-        let store = Store::new();
-        store
-            .scratch
-            .maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
+        let store = Store::with_inbox();
         let Some(dovecot) = Dovecot::start(version, &store) else {
             return;
         };

@@ -8,16 +8,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use support::imap::Imap;
-use support::peers::{Dovecot, Version};
-use support::{MAIL, Server, Store, not_root, own};
-
-const VERSIONS: [Version; 2] = [Version::V23, Version::V24];
-
-/// `uid=17` of a reply.
-fn uid_of(reply: &str) -> Option<u32> {
-    let rest = reply.split("uid=").nth(1)?;
-    rest.split(' ').next()?.parse().ok()
-}
+use support::peers::{Dovecot, VERSIONS, Version};
+use support::{MAIL, Server, Store, not_root, own, uid_of};
 
 fn deliver(server: &Server, recipient: &str) -> String {
     let reply = server

@@ -6,12 +6,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use support::imap::Imap;
-use support::peers::{Dovecot, Version};
+use support::peers::{Dovecot, VERSIONS};
 use support::{
     MAIL, Server, Store, as_user, leftovers, messages_below, not_root, program, run_with_input,
 };
 
-const VERSIONS: [Version; 2] = [Version::V23, Version::V24];
 const MESSAGE: &[u8] = b"Subject: x\n\ntext\n";
 
 fn deliver(server: &Server, recipient: &str, message: &[u8]) -> String {
@@ -137,10 +136,7 @@ fn keywords_have_one_name_for_everybody() {
     }
     let route = "[[route]]\nheader = \"X-Spam\"\nmailbox = \"Spam\"\nflags = [\"$Junk\", \"\\\\Flagged\"]\n";
     for version in VERSIONS {
-        let store = Store::new();
-        store
-            .scratch
-            .maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
+        let store = Store::with_inbox();
         let Some(dovecot) = Dovecot::start(version, &store) else {
             return;
         };
@@ -198,10 +194,7 @@ fn more_keywords_than_letters() {
         return;
     }
     for version in VERSIONS {
-        let store = Store::new();
-        store
-            .scratch
-            .maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
+        let store = Store::with_inbox();
         let Some(dovecot) = Dovecot::start(version, &store) else {
             return;
         };

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use support::imap::Imap;
-use support::peers::{Dovecot, Version};
+use support::peers::{Dovecot, VERSIONS};
 use support::{MAIL, Store, as_user, installed, not_root, program, run_with_input, skip};
 
 const CALLS: [&str; 15] = [
@@ -104,7 +104,7 @@ fn killed_at_each_call_that_changes_a_file() {
     if not_root() || !installed("strace") && skip("strace is not installed") {
         return;
     }
-    for version in [Version::V23, Version::V24] {
+    for version in VERSIONS {
         let store = Store::new();
         for mailbox in ["", "/.Work"] {
             let path = format!("home/alice/Maildir{mailbox}");

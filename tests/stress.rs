@@ -14,23 +14,17 @@ use std::thread;
 use std::time::Duration;
 
 use support::imap::Imap;
-use support::peers::{Dovecot, Version};
-use support::{MAIL, Store, leftovers, not_root};
+use support::peers::{Dovecot, VERSIONS};
+use support::{MAIL, Store, leftovers, not_root, subject, uid_of};
 
 const CONNECTIONS: usize = 16;
-/// Recipient, its mailbox as alice names it, as bob does where he can, and its directory.
-const PLACES: [(&str, &str, Option<&str>, &str); 3] = [
-    ("alice@x", "INBOX", None, "home/alice/Maildir"),
-    (
-        "alice+Public/info@x",
-        "Public/info",
-        Some("Public/info"),
-        "public/.info",
-    ),
+/// Recipient, its mailbox as alice names it, and its directory.
+const PLACES: [(&str, &str, &str); 3] = [
+    ("alice@x", "INBOX", "home/alice/Maildir"),
+    ("alice+Public/info@x", "Public/info", "public/.info"),
     (
         "alice+shared/bob/Projects@x",
         "shared/bob/Projects",
-        Some("Projects"),
         "home/bob/Maildir/.Projects",
     ),
 ];
@@ -73,18 +67,6 @@ impl Ledger {
     fn is_done(&self) -> bool {
         self.done.load(Ordering::Relaxed)
     }
-}
-
-/// `uid=17` of a reply.
-fn uid_of(reply: &str) -> Option<u32> {
-    let rest = reply.split("uid=").nth(1)?;
-    rest.split(' ').next()?.parse().ok()
-}
-
-fn subject(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let line = text.lines().find_map(|line| line.strip_prefix("Subject: "));
-    line.unwrap_or_default().to_owned()
 }
 
 fn message(subject: &str) -> String {
@@ -172,7 +154,7 @@ fn copy(imap: &mut Imap, ledger: &Ledger) {
 fn watch(store: &Store, ledger: &Ledger, rotations: &AtomicUsize) {
     let mut before = HashMap::new();
     while !ledger.is_done() {
-        for (.., directory) in PLACES {
+        for (_, _, directory) in PLACES {
             let log = store.path(directory).join("dovecot.index.log");
             let Ok(stat) = fs::metadata(&log) else {
                 continue;
@@ -193,7 +175,7 @@ fn every_message_is_there_once_with_its_uid() {
     }
     let all = std::env::var("POSTROOM_STRESS_MESSAGES");
     let all: usize = all.map_or(640, |all| all.parse().unwrap());
-    for version in [Version::V23, Version::V24] {
+    for version in VERSIONS {
         let store = Store::new();
         for mailbox in ["", "/.Copies"] {
             let path = format!("home/alice/Maildir{mailbox}");
@@ -256,7 +238,7 @@ fn every_message_is_there_once_with_its_uid() {
         let stored = ledger.stored.lock().unwrap();
         let mut left: HashSet<&String> = stored.keys().collect();
         let mut imap = login("alice");
-        for (place, (_, mailbox, ..)) in PLACES.iter().enumerate() {
+        for (place, (_, mailbox, _)) in PLACES.iter().enumerate() {
             imap.select(mailbox);
             for found in imap.fetch("1:*", SUBJECT) {
                 let name = subject(&found.bytes);

@@ -10,20 +10,8 @@ use std::path::Path;
 use std::process::Command;
 
 use support::imap::Imap;
-use support::peers::{Dovecot, Version};
-use support::{MAIL, Store, not_root, program};
-
-/// `uid=17` of a reply.
-fn uid_of(reply: &str) -> Option<u32> {
-    let rest = reply.split("uid=").nth(1)?;
-    rest.split(' ').next()?.parse().ok()
-}
-
-fn subject(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let line = text.lines().find_map(|line| line.strip_prefix("Subject: "));
-    line.unwrap_or_default().to_owned()
-}
+use support::peers::{Dovecot, VERSIONS};
+use support::{MAIL, Store, not_root, program, subject, uid_of};
 
 /// As a crash leaves it: the last line of the list, of UID 500, has no end. Answers the list's mode and group.
 fn tear(list: &Path) -> (u32, u32) {
@@ -42,11 +30,8 @@ fn the_uid_of_the_reply_is_that_of_imap() {
     if not_root() {
         return;
     }
-    for version in [Version::V23, Version::V24] {
-        let store = Store::new();
-        store
-            .scratch
-            .maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
+    for version in VERSIONS {
+        let store = Store::with_inbox();
         let Some(dovecot) = Dovecot::start(version, &store) else {
             return;
         };
@@ -110,7 +95,7 @@ fn the_uids_of_a_list_of_version_1_stay() {
     if not_root() {
         return;
     }
-    for version in [Version::V23, Version::V24] {
+    for version in VERSIONS {
         let store = Store::new();
         let scratch = &store.scratch;
         scratch.maildir("home/alice/Maildir", MAIL, MAIL, 0o700);

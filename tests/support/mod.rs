@@ -135,6 +135,14 @@ impl Store {
         Store { scratch }
     }
 
+    /// The same, and alice has an INBOX without messages.
+    pub fn with_inbox() -> Store {
+        let store = Store::new();
+        let inbox = "home/alice/Maildir";
+        store.scratch.maildir(inbox, MAIL, MAIL, 0o700);
+        store
+    }
+
     pub fn path(&self, below: &str) -> PathBuf {
         self.scratch.path(below)
     }
@@ -478,6 +486,19 @@ impl Lmtp {
         let _ = self.lines.read_to_end(&mut rest);
         String::from_utf8_lossy(&rest).into_owned()
     }
+}
+
+/// `uid=17` of a reply.
+pub fn uid_of(reply: &str) -> Option<u32> {
+    let rest = reply.split("uid=").nth(1)?;
+    rest.split(' ').next()?.parse().ok()
+}
+
+/// The subject of a message.
+pub fn subject(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let line = text.lines().find_map(|line| line.strip_prefix("Subject: "));
+    line.unwrap_or_default().to_owned()
 }
 
 /// A message as DATA sends it: CRLF, dots doubled, the final dot.

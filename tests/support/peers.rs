@@ -34,6 +34,8 @@ pub enum Version {
     V24,
 }
 
+pub const VERSIONS: [Version; 2] = [Version::V23, Version::V24];
+
 /// A Dovecot that serves a [`Store`] over IMAP.
 pub struct Dovecot {
     child: Child,
