@@ -21,7 +21,8 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
 use support::{
-    Scratch, Server, Store, as_user, leftovers, not_root, program, run_with_input, tree,
+    Scratch, Server, Store, as_user, assert_lists_fit, leftovers, not_root, program,
+    run_with_input, tree,
 };
 
 /// u1 and u2 have groups of their own.
@@ -156,6 +157,7 @@ impl Row {
         let mut got = tree(&scratch.path("store"));
         got.sort_by_key(by_path);
         assert_eq!(got, want, "{shown}");
+        assert_lists_fit(&scratch.path("store"));
         assert!(leftovers(&scratch.path("store")).is_empty(), "{shown}");
     }
 

@@ -5,7 +5,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use super::carry_out::Heard;
 use crate::fault::Fault;
@@ -160,17 +160,15 @@ impl Publishing<'_> {
 
     /// The list of UIDs, made where the mailbox is a new one.
     fn list(&self, paths: &Paths, lock: &Lock) -> Result<Option<List>, String> {
-        let text = |error: io::Error| error.to_string();
         match lock.list()? {
             None if self.is_untouched(paths) => {
-                let root = Dir::open(&paths.control_root).map_err(text)?;
-                let stat = root.stat().map_err(text)?;
-                let permission = Permission::of(&stat, &paths.control_root);
-                let now = SystemTime::now()
-                    .duration_since(UNIX_EPOCH)
-                    .unwrap_or_default();
-                let validity = uidvalidity::next(&root, &permission, now.as_secs() as u32);
+                let now = UNIX_EPOCH.elapsed().unwrap_or_default();
                 let guid = guid::mailbox_guid(now, std::process::id());
+                let validity = || {
+                    let root = Dir::open(&paths.control_root)?;
+                    let permission = Permission::of(&root.stat()?, &paths.control_root);
+                    Ok(uidvalidity::next(&root, &permission, now.as_secs() as u32))
+                };
                 lock.make_list(validity, &guid, self.mailbox.permission())
                     .map(Some)
             }

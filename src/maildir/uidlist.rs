@@ -60,19 +60,18 @@ impl Lock {
         List::open(&self.control)
     }
 
-    /// Makes the list of a mailbox that has none, and no messages.
+    /// Makes the list of a mailbox that has none, and no messages. `validity` is asked when there can be one.
     pub fn make_list(
         &self,
-        validity: u32,
+        validity: impl FnOnce() -> io::Result<u32>,
         guid: &str,
         permission: &Permission,
     ) -> Result<List, String> {
-        let header = format!("3 V{validity} N1 G{guid}\n");
         self.control
-            .write_anew(NEW_FILE, FILE, |file| {
+            .write_anew(NEW_FILE, FILE, |mut file| {
                 dir::set_rights(file, permission.file_mode, permission.gid)?;
                 fault_point::pass()?;
-                (&mut &*file).write_all(header.as_bytes())?;
+                writeln!(file, "3 V{} N1 G{guid}", validity()?)?;
                 dir::sync_file(file)
             })
             .map_err(|error| format!("make {FILE}: {error}"))?;

@@ -174,7 +174,7 @@ fn names_that_no_mailbox_can_have() {
             let new = added(&store, &before);
             let is_refused = place == "INBOX";
             let mailbox = if is_refused { "INBOX" } else { detail };
-            let want = format!("mailbox=\"{mailbox}\" Saved");
+            let want = format!("mailbox=\"{mailbox}\" uid=");
             assert!(
                 reply.starts_with("250 ") && reply.contains(&want),
                 "{detail}: {reply}"

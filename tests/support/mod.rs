@@ -555,10 +555,37 @@ pub fn leftovers(root: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// One line for everything below `root`: `drwxrws--- 8:100 .info/new`. Names of messages are `MESSAGE`.
+/// Files that come with the first message of a mailbox, and of a namespace.
+fn is_of_uids(path: &Path) -> bool {
+    let name = path.file_name().unwrap().to_string_lossy();
+    name == "dovecot-uidlist" || name.starts_with("dovecot-uidvalidity")
+}
+
+/// Every list of UIDs below `root` has the mode and group that its mailbox asks for.
+pub fn assert_lists_fit(root: &Path) {
+    walk(root, &mut |path| {
+        if !path.ends_with("dovecot-uidlist") {
+            return;
+        }
+        let list = fs::metadata(path).unwrap();
+        let mailbox = fs::metadata(path.parent().unwrap()).unwrap();
+        let mode = mailbox.mode() & 0o666 | 0o600;
+        assert_eq!(list.mode() & 0o7777, mode, "{}", path.display());
+        let group_matters = (mailbox.mode() >> 3) & 7 != mailbox.mode() & 7;
+        if group_matters || mailbox.mode() & 0o2000 != 0 {
+            assert_eq!(list.gid(), mailbox.gid(), "{}", path.display());
+        }
+    });
+}
+
+/// One line for everything below `root`: `drwxrws--- 8:100 .info/new`. Names of messages are `MESSAGE`; lists of UIDs are
+/// left out.
 pub fn tree(root: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     walk(root, &mut |path| {
+        if is_of_uids(path) {
+            return;
+        }
         let meta = fs::symlink_metadata(path).unwrap();
         let shown = path.strip_prefix(root).unwrap().to_str().unwrap();
         let parent = path
