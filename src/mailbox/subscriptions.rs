@@ -68,6 +68,10 @@ pub fn holder<'a>(all: &'a [Namespace], namespace: &'a Namespace) -> Option<&'a 
 }
 
 impl Name {
+    pub fn new(text: String, separator: char) -> Name {
+        Name { text, separator }
+    }
+
     /// The name that `holder` has for a mailbox. None: the INBOX, which nobody is told of.
     pub fn of(found: &Found<'_>, storage: &StorageName, holder: &Namespace) -> Option<Name> {
         let StorageName::Box(levels) = storage else {
@@ -78,14 +82,12 @@ impl Name {
             false => found.prefix.strip_prefix(&holder.prefix)?,
         };
         let own = found.namespace.location.layout.separator().to_string();
-        Some(Name {
-            text: format!("{prefix}{}", levels.join(&own)),
-            separator: holder.location.layout.separator(),
-        })
+        let text = format!("{prefix}{}", levels.join(&own));
+        Some(Name::new(text, holder.location.layout.separator()))
     }
 
     /// The file with this name in it; none where it has it already.
-    fn added_to(&self, old: &[u8]) -> Result<Option<Vec<u8>>, &'static str> {
+    pub fn added_to(&self, old: &[u8]) -> Result<Option<Vec<u8>>, &'static str> {
         let is_new = old.is_empty();
         let is_v2 = is_new || old.starts_with(HEADER);
         let lines = || {
@@ -172,10 +174,7 @@ mod tests {
     const FILE: &str = "subscriptions";
 
     fn name(text: &str) -> Name {
-        Name {
-            text: text.into(),
-            separator: '.',
-        }
+        Name::new(text.into(), '.')
     }
 
     fn add_to(root: &Path, text: &str) -> Result<(), String> {

@@ -19,10 +19,16 @@ fn decoded(wire: &[u8], cut: usize) -> (Vec<u8>, usize, bool) {
 fuzz_target!(|input: (u8, Vec<u8>)| {
     let (cut, bytes) = input;
     let (body, taken, done) = decoded(&bytes, bytes.len().max(1));
-    assert_eq!(decoded(&bytes, usize::from(cut).max(1)), (body.clone(), taken, done));
+    assert_eq!(
+        decoded(&bytes, usize::from(cut).max(1)),
+        (body.clone(), taken, done)
+    );
     let end = match bytes.starts_with(b".\r\n") {
         true => Some(3),
-        false => bytes.windows(5).position(|it| it == b"\r\n.\r\n").map(|at| at + 5),
+        false => bytes
+            .windows(5)
+            .position(|it| it == b"\r\n.\r\n")
+            .map(|at| at + 5),
     };
     assert_eq!(done, end.is_some());
     assert_eq!(taken, end.unwrap_or(bytes.len()));

@@ -1,0 +1,32 @@
+//! `dovecot-keywords`: a letter that was given is never another keyword's.
+#![no_main]
+
+use std::fs;
+use std::path::Path;
+
+use libfuzzer_sys::fuzz_target;
+use postroom::mailbox::permission::Permission;
+use postroom::maildir::keywords::{FILE, letters};
+use postroom::message::Keywords;
+use postroom::sys::dir::Dir;
+
+fuzz_target!(|bytes: &[u8]| {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join(FILE);
+    fs::write(&path, bytes).unwrap();
+    let dir = Dir::open(root.path()).unwrap();
+    let permission = Permission::private(Path::new("/"));
+    let Some(keyword) = Keywords::parse("$Junk") else {
+        return;
+    };
+    match letters(&dir, &permission, &keyword) {
+        Err(_) => assert_eq!(fs::read(&path).unwrap(), bytes),
+        Ok(lettered) => {
+            let after = fs::read_to_string(&path).unwrap();
+            let old = String::from_utf8_lossy(bytes);
+            assert!(old.lines().all(|line| after.lines().any(|it| it == line)));
+            let again = letters(&dir, &permission, &keyword);
+            assert_eq!(again, Ok(lettered));
+        }
+    }
+});

@@ -1,0 +1,51 @@
+//! `dovecot-uidlist`: a new line has a UID above all others, and doctor's list has only what was in it.
+#![no_main]
+
+use std::fs;
+
+use libfuzzer_sys::fuzz_target;
+use postroom::maildir::mend;
+use postroom::maildir::uidlist::{FILE, Lock};
+use postroom::sys::dir::Dir;
+
+/// The UIDs of the whole lines.
+fn uids(list: &[u8]) -> Vec<u32> {
+    let text = String::from_utf8_lossy(list);
+    let lines = text.split_inclusive('\n').skip(1);
+    lines
+        .filter(|line| line.ends_with('\n') && line.contains(" :"))
+        .filter_map(|line| line.split(' ').next()?.parse().ok())
+        .collect()
+}
+
+fuzz_target!(|input: (bool, &[u8])| {
+    let (has_header, lines) = input;
+    let header: &[u8] = if has_header { b"3 V5 N2\n" } else { b"" };
+    let bytes = &[header, lines].concat();
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join(FILE);
+    let lock = || Lock::take(Dir::open(root.path()).unwrap(), 0o600).unwrap();
+    fs::write(&path, bytes).unwrap();
+    let lock_held = lock();
+    if let Ok(Some(mut list)) = lock_held.list()
+        && let Ok(first) = list.next()
+        && let Ok(given) = list.append(first, &["new"])
+    {
+        let after = fs::read(&path).unwrap();
+        let all = uids(&after);
+        assert_eq!(all.last(), Some(&given[0]));
+        // Older lines than those of its end are Dovecot's to judge.
+        if after.len() < 4096 {
+            assert!(all.is_sorted_by(|one, other| one < other), "{all:?}");
+        }
+    }
+    drop(lock_held);
+    fs::write(&path, bytes).unwrap();
+    let lock_held = lock();
+    if mend::mend(&lock_held, |_| true).is_ok() {
+        assert_eq!(mend::mend(&lock_held, |_| true), Ok(Vec::new()));
+        let before = uids(bytes);
+        let after = uids(&fs::read(&path).unwrap());
+        assert!(after.iter().all(|uid| before.contains(uid)));
+    }
+});
