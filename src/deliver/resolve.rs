@@ -267,6 +267,9 @@ pub fn mailboxes_of(
         index_private_path: None,
         ..namespace.location.clone()
     };
+    if location.driver == Driver::Mbox {
+        return Err(failed("mbox is not built yet".into()));
+    }
     if user.is_none() && location.uses_user() {
         return Err(failed("its paths need a user".into()));
     }

@@ -255,7 +255,7 @@ fn check_paths(namespace: &Namespace, problems: &mut Vec<Problem>) {
         problems.push(problem(namespace, "mail_control_path", message, advice));
     } else if per_user(&location.control_path) {
         let message = format!(
-            "namespace {name:?}: control files per user do not share dovecot-keywords: keywords break"
+            "namespace {name:?}: control files per user do not share dovecot-keywords: messages are stored without keywords"
         );
         let advice = "use one mail_control_path for all users".into();
         let found = problem(namespace, "mail_control_path", message, advice);
