@@ -129,6 +129,70 @@ fn idle_sees_a_delivery() {
     }
 }
 
+/// Lists of UIDs in one tree and indexes in another, made by whoever is first.
+#[test]
+fn control_and_index_files_that_lie_apart() {
+    if not_root() {
+        return;
+    }
+    for version in VERSIONS {
+        let store = Store::with_inbox();
+        let (from, to) = match version {
+            Version::V23 => (
+                "maildir:~/Maildir\n",
+                "maildir:~/Maildir:CONTROL=~/control:INDEX=~/index\n",
+            ),
+            Version::V24 => (
+                "namespace inbox {\n",
+                "namespace inbox {\n  mail_control_path = ~/control\n  mail_index_path = ~/index\n",
+            ),
+        };
+        let Some(dovecot) = Dovecot::start_with(version, &store, |text| text.replacen(from, to, 1))
+        else {
+            return;
+        };
+        let config = store.configure("on_missing = \"create\"", "");
+        let text = fs::read_to_string(&config).unwrap();
+        let apart =
+            "inbox = true\nmail_control_path = \"~/control\"\nmail_index_path = \"~/index\"\n";
+        fs::write(&config, text.replacen("inbox = true\n", apart, 1)).unwrap();
+        let log = store.path("run/postroom.log");
+        let server = Server::start(&config, &store.path("run/lmtp"), &log);
+        let mut imap = Imap::login(dovecot.port, "alice");
+        imap.command("CREATE Theirs");
+        for mailbox in ["INBOX", "Ours", "Theirs"] {
+            let recipient = match mailbox {
+                "INBOX" => "alice@x".to_owned(),
+                name => format!("alice+{name}@x"),
+            };
+            for uid in 1..4 {
+                assert_eq!(
+                    uid_of(&deliver(&server, &recipient)),
+                    Some(uid),
+                    "{mailbox}"
+                );
+                assert_eq!(imap.select(mailbox), uid as usize, "{version:?} {mailbox}");
+            }
+            let uids: Vec<u32> = imap.fetch_all().iter().map(|it| it.uid).collect();
+            assert_eq!(uids, [1, 2, 3], "{version:?} {mailbox}");
+            imap.command("CLOSE");
+            // Each in its tree, and nowhere else.
+            let directory = format!(".{mailbox}");
+            let control = store.path("home/alice/control").join(&directory);
+            assert!(control.join("dovecot-uidlist").exists());
+            let index = store.path("home/alice/index").join(&directory);
+            assert!(index.join("dovecot.index.log").exists());
+        }
+        assert!(!store.path("home/alice/Maildir/dovecot-uidlist").exists());
+        assert!(
+            !server.log().contains("left to Dovecot"),
+            "{}",
+            server.log()
+        );
+        assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+    }
+}
+
 /// A backup of the list alone: the UIDs go on behind those that the index has given.
 #[test]
 fn a_list_from_a_backup_gives_no_uid_twice() {

@@ -302,6 +302,9 @@ impl Publishing<'_> {
                 .collect::<Vec<_>>()
         };
         let mut transaction = Transaction::default();
+        if log.state().validity == 0 {
+            transaction.validity(list.validity());
+        }
         let missed = missed.into_iter().map(|uid| (uid, 0));
         transaction.append(&missed.chain(with(None)).collect::<Vec<_>>());
         let keywords = members.iter().map(|it| &it.keywords);
@@ -322,7 +325,8 @@ impl Publishing<'_> {
             return Ok(None);
         };
         match Log::lock(index, Pair::MAILBOX, method, self.walks)? {
-            Some(log) if log.state().validity != list.validity() => {
+            // That of a mailbox that has just been made does not know it yet.
+            Some(log) if ![list.validity(), 0].contains(&log.state().validity) => {
                 Err("its UIDVALIDITY is another one".into())
             }
             log => Ok(log),

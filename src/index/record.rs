@@ -187,8 +187,7 @@ impl Transaction {
         self.record(EXT_HDR_UPDATE, &[0, 0, 1, 0, 1, 0, 0, 0]);
     }
 
-    /// As Dovecot says it at the start of a log.
-    #[cfg(test)]
+    /// UIDVALIDITY, where the log does not know it yet: before its first message.
     pub fn validity(&mut self, validity: u32) {
         let payload = [AT_VALIDITY as u16, 4].map(u16::to_le_bytes).concat();
         let payload = [payload, validity.to_le_bytes().to_vec()].concat();
