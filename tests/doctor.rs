@@ -2,15 +2,18 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use support::imap::Imap;
 use support::peers::{Dovecot, VERSIONS};
-use support::{MAIL, Store, not_root, own, program};
+use support::{MAIL, Store, not_root, own, program, subject, uid_of};
 
 const MESSAGE: &[u8] = b"Subject: x\n\ntext\n";
 
@@ -303,6 +306,101 @@ fn dovecot_takes_what_was_mended() {
         let mut complaints = dovecot.complaints();
         complaints.retain(|line| !line.contains("Expunged message reappeared"));
         assert_eq!(complaints, Vec::<String>::new(), "{version:?}");
+    }
+}
+
+/// Again and again while we deliver and Dovecot flags: the UIDs of the replies stay, and nobody complains.
+#[test]
+fn mending_beside_deliveries_and_readers() {
+    if not_root() {
+        return;
+    }
+    for version in VERSIONS {
+        let store = Store::with_inbox();
+        let Some(dovecot) = Dovecot::start(version, &store) else {
+            return;
+        };
+        let server = store.serve("", "");
+        let done = AtomicBool::new(false);
+        let given: Vec<(String, Option<u32>)> = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let (_, said) = doctor(&store, &["--user", "alice", "--fix"]);
+                    assert!(said.last().unwrap().contains(" findings"), "{said:?}");
+                }
+            });
+            scope.spawn(|| {
+                let mut imap = Imap::login(dovecot.port, "alice");
+                while !done.load(Ordering::Relaxed) {
+                    if imap.select("INBOX") > 0 {
+                        imap.command("STORE * +FLAGS (\\Seen $Label1)");
+                    }
+                }
+            });
+            let senders: Vec<_> = (0..4)
+                .map(|sender| {
+                    let mut client = server.client();
+                    scope.spawn(move || {
+                        let send = |number| {
+                            let name = format!("{sender} {number}");
+                            let message = format!("Subject: {name}\n\n");
+                            let reply = client.deliver(&["alice@x"], message.as_bytes()).remove(0);
+                            (name, uid_of(&reply))
+                        };
+                        (0..60).map(send).collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            let given = senders.into_iter().flat_map(|it| it.join().unwrap());
+            let given = given.collect();
+            done.store(true, Ordering::Relaxed);
+            given
+        });
+        let mut imap = Imap::login(dovecot.port, "alice");
+        imap.select("INBOX");
+        let seen = imap.fetch_all().into_iter();
+        let seen: HashMap<String, u32> = seen.map(|it| (subject(&it.bytes), it.uid)).collect();
+        assert_eq!(seen.len(), 240, "{version:?}");
+        for (name, uid) in given {
+            assert!(
+                uid.is_none_or(|uid| seen[&name] == uid),
+                "{version:?} {name}"
+            );
+        }
+        assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+    }
+}
+
+/// FIFOs, loops and links in a user's home hold nobody up and lead nowhere.
+#[test]
+fn hostile_files() {
+    if not_root() {
+        return;
+    }
+    let store = Store::with_inbox();
+    store.configure("", "");
+    let script = "cd home/alice/Maildir && mkfifo dovecot-uidlist new/fifo dovecot-keywords dovecot-uidlist.tmp && \
+                  ln -s / .Root && ln -s . .Loop && ln -s /etc/passwd new/passwd && mkdir -p .A && ln -s .. .A/cur && \
+                  ln -s nowhere dovecot-uidlist.lock && chown -h mail: * new/* .A";
+    let made = Command::new("sh")
+        .args(["-c", script])
+        .current_dir(store.path(""))
+        .status();
+    assert!(made.unwrap().success());
+    for arguments in [&["--user", "alice"][..], &["--user", "alice", "--fix"]] {
+        let (code, said) = doctor(&store, arguments);
+        assert_eq!(code, Some(1), "{said:?}");
+        for what in [
+            "dovecot-uidlist: not a regular file",
+            "new/fifo: is no file",
+            "new/passwd: is no file",
+        ] {
+            assert!(
+                said.iter().any(|line| line.contains(what)),
+                "{what}: {said:?}"
+            );
+        }
+        assert!(!said.iter().any(|line| line.contains("/etc")), "{said:?}");
     }
 }
 
