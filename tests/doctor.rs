@@ -188,6 +188,11 @@ fn each_trouble_has_its_line() {
             false,
         ),
         (
+            &|mailbox| write(&mailbox.join("dovecot-acl"), "owner lr\nuser bob\n"),
+            "dovecot-acl:2: ",
+            false,
+        ),
+        (
             &|mailbox| left_behind(&mailbox.join("subscriptions.lock"), "Work\n", 600),
             "subscriptions.lock: is 600 s old, and left behind",
             true,

@@ -12,6 +12,7 @@ use super::filename::base;
 use super::locks::{LOCKS, Place};
 use super::mend::{Whole, gone_lines};
 use super::{keywords, uidlist};
+use crate::mailbox::acl::{self, Acl};
 use crate::sys::dir::{Dir, Stat};
 use crate::sys::dotlock;
 
@@ -82,6 +83,7 @@ impl Survey {
         survey.twice(place, &mailbox, &names);
         survey.sizes(place, &mailbox, &names);
         survey.keywords(place, &names);
+        survey.acl(place);
         survey.locks(place);
         survey.leftovers(place, &mailbox);
         survey.permissions(place, &mailbox, &names)?;
@@ -245,6 +247,20 @@ impl Survey {
             let what = format!("has no line for the letter {letter:?} of {count} messages");
             let cure = "Dovecot shows it as unknown: its name is lost, or only in the index";
             self.add(path.clone(), what, Cure::Others(cure));
+        }
+    }
+
+    /// One bad line spoils the whole file.
+    fn acl(&mut self, place: &Place) {
+        let text = acl::read(&place.mailbox).map(Option::unwrap_or_default);
+        let parsed = text.and_then(|text| Acl::parse(&text, acl::FILE));
+        if let Err(error) = parsed {
+            self.findings.push(Finding {
+                file: place.mailbox.join(acl::FILE),
+                line: Some(error.line).filter(|line| *line > 0),
+                what: error.why,
+                cure: Cure::Others("where it counts nobody can tell who may, and mail is deferred"),
+            });
         }
     }
 
