@@ -64,6 +64,7 @@ fn every_option_is_in_its_manual_page() {
         ("postroom", &[], "postroom.1"),
         ("postroom", &["explain"], "postroom.1"),
         ("postroom", &["config", "show"], "postroom.1"),
+        ("postroom", &["doctor"], "postroom.1"),
         ("postroom", &["demo"], "postroom.1"),
     ] {
         let output = program(name)

@@ -8,11 +8,13 @@ use crate::deliver;
 use crate::mailbox::namespace::Kind;
 use crate::mailbox::path::Paths;
 use crate::mailbox::permission::Permission;
-use crate::maildir::mend;
-use crate::maildir::survey::{Cure, Finding, Place, Survey};
+use crate::maildir::locks::{self, Place};
+use crate::maildir::survey::{Cure, Finding, Survey};
+use crate::maildir::{self, mend};
 use crate::sys::credentials::{self, Credentials};
-use crate::sys::dir::{self, Dir};
-use crate::sys::process;
+use crate::sys::dir::{self, Dir, Stat};
+use crate::sys::{nss, process};
+use crate::text::quote::shown;
 
 const FOUND: u8 = 1;
 const USAGE: u8 = 64;
@@ -87,7 +89,7 @@ fn places(config: Option<&Path>, arguments: &Arguments) -> Result<Vec<Place>, Fa
         Arguments {
             path: Some(path), ..
         } => {
-            become_owner(path)?;
+            become_owner(path, None)?;
             let failed = |error| Failed(TEMPFAIL, format!("{}: {error}", path.display()));
             let dir = Dir::open(path).map_err(failed)?;
             let mut places = Vec::new();
@@ -144,7 +146,7 @@ fn of_namespace(config: &Config, name: &str) -> Result<Vec<Place>, Failed> {
         return Err(Failed(USAGE, why));
     }
     if !namespace.location.path.has_variables() {
-        become_owner(Path::new(namespace.location.path.source()))?;
+        become_owner(Path::new(namespace.location.path.source()), Some(config))?;
     }
     let found = deliver::mailboxes_of(settings, namespace, None);
     let found = found.map_err(|fault| Failed(TEMPFAIL, fault.to_string()))?;
@@ -159,14 +161,33 @@ fn place(paths: Paths) -> Place {
     }
 }
 
-fn become_owner(path: &Path) -> Result<(), Failed> {
+/// The owner of a directory, with the groups that a delivery by him would have.
+fn become_owner(path: &Path, config: Option<&Config>) -> Result<(), Failed> {
     let failed = |error| Failed(TEMPFAIL, format!("{}: {error}", path.display()));
-    let stat = dir::stat(path).map_err(failed)?;
-    become_who(&Credentials {
-        uid: stat.uid,
-        gid: stat.gid,
-        groups: vec![stat.gid],
-    })
+    let Stat { uid, gid, .. } = dir::stat(path).map_err(failed)?;
+    let limits = config.map(|config| &config.delivery.userdbs.limits);
+    let limits = limits.filter(|limits| limits.mail_uid == Some(uid));
+    let account = nss::account_of_uid(uid).map_err(failed)?;
+    let mut who = match (limits, account) {
+        (Some(limits), _) => Credentials {
+            uid,
+            gid: limits.mail_gid.unwrap_or(gid),
+            groups: limits.mail_access_groups.clone(),
+        },
+        (None, Some(account)) => Credentials {
+            uid,
+            gid: account.gid,
+            groups: nss::groups(&account.name, account.gid).map_err(failed)?,
+        },
+        (None, None) => Credentials {
+            uid,
+            gid,
+            groups: Vec::new(),
+        },
+    };
+    // That of root is nobody's who delivers.
+    who.groups.retain(|group| *group != 0);
+    become_who(&who)
 }
 
 /// Root would see, and mend, what a delivery cannot.
@@ -208,7 +229,7 @@ fn examine(
         Ok(survey) => survey,
         Err(error) => return Ok(Err(error)),
     };
-    let can_be_mended = |finding: &Finding| finding.cure == Cure::Fix;
+    let can_be_mended = |finding: &Finding| matches!(finding.cure, Cure::Fix | Cure::Tidy);
     if fix && survey.findings.iter().any(can_be_mended) {
         match mend(place) {
             Ok(mended) => {
@@ -228,7 +249,7 @@ fn examine(
     }
     let mut wrong = 0;
     for finding in &survey.findings {
-        wrong += usize::from(!matches!(finding.cure, Cure::Note(_)));
+        wrong += usize::from(!matches!(finding.cure, Cure::Note(_) | Cure::Tidy));
         print(finding, out)?;
     }
     Ok(Ok((survey.messages, wrong)))
@@ -242,19 +263,11 @@ fn print(finding: &Finding, out: &mut impl Write) -> io::Result<()> {
     let line = line.map_or(String::new(), |line| format!(":{line}"));
     let cure = match &finding.cure {
         Cure::Fix => "postroom doctor --fix mends it",
+        Cure::Tidy => "Dovecot takes them out in time, postroom doctor --fix now",
         Cure::Command(command) => command,
         Cure::Others(words) | Cure::Note(words) => words,
     };
     writeln!(out, "{}", shown(&format!("{file}{line}: {what}: {cure}")))
-}
-
-/// Names in a mailbox are whoever's: none ends a line, or speaks to the terminal.
-fn shown(text: &str) -> String {
-    let shown = |c: char| match c.is_control() {
-        true => c.escape_debug().to_string(),
-        false => c.to_string(),
-    };
-    text.chars().map(shown).collect()
 }
 
 /// What was mended, each with its place.
@@ -262,16 +275,18 @@ fn mend(place: &Place) -> Result<Vec<String>, String> {
     let text = |error: io::Error| error.to_string();
     let stat = dir::stat(&place.mailbox).map_err(text)?;
     let mode = Permission::of(&stat, &place.mailbox).file_mode;
-    let control = place.control.display();
-    let (lock, gone) = mend::clear(&place.control, mode)?;
-    // Under the lock Dovecot moves no file.
-    let names = crate::maildir::base_names(&place.mailbox).map_err(text)?;
+    let (lock, gone) = locks::clear(place, mode)?;
+    // Under the lock Dovecot moves no file. Others know no lock: a file that one missed look would cost its UID.
+    let mut names = maildir::base_names(&place.mailbox).map_err(text)?;
+    names.extend(maildir::base_names(&place.mailbox).map_err(text)?);
     let faults = mend::mend(&lock, |name| names.contains(name))?;
     let gone = gone
         .into_iter()
-        .map(|name| format!("{control}/{name} is gone"));
-    let faults = faults
-        .into_iter()
-        .map(|fault| format!("{control}/dovecot-uidlist:{} {}", fault.line, fault.what));
+        .map(|path| format!("{} is gone", path.display()));
+    let list = place.control.join("dovecot-uidlist");
+    let faults = faults.into_iter().map(|fault| match fault.line {
+        Some(line) => format!("{}:{line} {}", list.display(), fault.what),
+        None => format!("{}: {}", list.display(), fault.what),
+    });
     Ok(gone.chain(faults).collect())
 }

@@ -62,6 +62,11 @@ pub fn with_flags(name: String, flags: Flags, keywords: &str) -> String {
     }
 }
 
+/// A name of whoever's without its flags: what Dovecot compares, up to the first colon.
+pub fn base(name: &[u8]) -> &[u8] {
+    &name[..memchr::memchr(b':', name).unwrap_or(name.len())]
+}
+
 /// Whether a name that we made is one in `cur/`.
 pub fn has_flags(name: &str) -> bool {
     name.contains(INFO)
@@ -87,6 +92,7 @@ mod tests {
             let made = with_flags("a".into(), flags, keywords);
             assert_eq!(made, name);
             assert_eq!(has_flags(&made), name != "a");
+            assert_eq!(base(made.as_bytes()), b"a");
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod create;
 pub mod filename;
 pub mod guid;
 pub mod keywords;
+pub mod locks;
 pub mod mend;
 pub mod save;
 pub mod survey;
@@ -15,19 +16,20 @@ pub mod upgrade;
 
 use std::collections::HashSet;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::fault::Fault;
 use crate::mailbox::permission::Permission;
 use crate::sys::dir::{self, Dir, Stat};
 
-/// The names in `new/` and `cur/`, without their flags.
-pub fn base_names(mailbox: &Path) -> io::Result<HashSet<String>> {
+/// The names in `new/` and `cur/`, without their flags. A file that another reader renames meanwhile may be missed.
+pub fn base_names(mailbox: &Path) -> io::Result<HashSet<Vec<u8>>> {
     let mut names = HashSet::new();
     // New ones first: a message moves from there to `cur/`.
     for part in ["new", "cur"] {
-        Dir::open(&mailbox.join(part))?.each_name(|name| {
-            names.insert(uidlist::base(name).to_owned());
+        Dir::open(&mailbox.join(part))?.each_raw_name(|name| {
+            names.insert(filename::base(name.as_bytes()).to_owned());
         })?;
     }
     Ok(names)

@@ -142,7 +142,7 @@ impl List {
         let uids: Vec<u32> = (first..end.ok_or("it is full")?).collect();
         let lines = uids.iter().zip(names);
         let lines: String = lines
-            .map(|(uid, name)| format!("{uid} :{}\n", base(name)))
+            .map(|(uid, name)| format!("{uid} :{}\n", name.split(':').next().unwrap_or(name)))
             .collect();
         append(&self.file, self.stat.size, lines.as_bytes()).map_err(|error| error.to_string())?;
         Ok(uids)
@@ -332,11 +332,6 @@ pub(super) fn uid_of(line: &[u8]) -> Option<u32> {
     line.split_once(" :")?;
     let uid = line.split(' ').next()?;
     uid.parse().ok().filter(|uid| *uid > 0)
-}
-
-/// The name without its flags.
-pub(super) fn base(name: &str) -> &str {
-    name.split(":2,").next().unwrap_or(name)
 }
 
 #[cfg(test)]

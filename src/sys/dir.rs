@@ -3,9 +3,11 @@
 //! Whatever is created is new (`O_EXCL`), is never reached through a symlink and is closed on exec. A name is a single
 //! path component, so nothing outside the directory can be named.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -88,10 +90,10 @@ impl Dir {
     }
 
     /// Opens a regular file for reading without following a symlink or waiting on a FIFO.
-    pub fn read(&self, name: &str) -> io::Result<File> {
+    pub fn read(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
         pass()?;
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-        let file = File::from(openat(&self.0, component(name)?, flags, Mode::empty())?);
+        let file = File::from(openat(&self.0, component(&name)?, flags, Mode::empty())?);
         match file.metadata()?.is_file() {
             true => Ok(file),
             false => Err(io::Error::other("not a regular file")),
@@ -228,9 +230,9 @@ impl Dir {
     }
 
     /// Whether `name` exists here as what: a symlink is not followed.
-    pub fn stat_name(&self, name: &str) -> io::Result<Stat> {
+    pub fn stat_name(&self, name: impl AsRef<OsStr>) -> io::Result<Stat> {
         pass()?;
-        Ok(fstatat(&self.0, component(name)?, AtFlags::AT_SYMLINK_NOFOLLOW)?.into())
+        Ok(fstatat(&self.0, component(&name)?, AtFlags::AT_SYMLINK_NOFOLLOW)?.into())
     }
 
     /// The names in this directory, without `.` and `..`; those that are not UTF-8 are left out.
@@ -242,14 +244,22 @@ impl Dir {
 
     /// Looks at each of the [names](Dir::names), in a directory that may have too many to keep.
     pub fn each_name(&self, mut look: impl FnMut(&str)) -> io::Result<()> {
+        self.each_raw_name(|name| {
+            if let Some(name) = name.to_str() {
+                look(name);
+            }
+        })
+    }
+
+    /// Also at those that are not UTF-8.
+    pub fn each_raw_name(&self, mut look: impl FnMut(&OsStr)) -> io::Result<()> {
         pass()?;
         let mut dir = nix::dir::Dir::from_fd(self.0.try_clone()?)?;
         for entry in dir.iter() {
-            if let Ok(name) = entry?.file_name().to_str()
-                && name != "."
-                && name != ".."
-            {
-                look(name);
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                look(OsStr::from_bytes(name));
             }
         }
         Ok(())
@@ -378,8 +388,10 @@ fn mode_bits(mode: u32) -> Mode {
 }
 
 /// The proof that a name is one component of a path.
-fn component(name: &str) -> io::Result<&str> {
-    match name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+fn component<N: AsRef<OsStr> + ?Sized>(name: &N) -> io::Result<&OsStr> {
+    let name = name.as_ref();
+    let is_odd = name.as_bytes().iter().any(|byte| matches!(byte, b'/' | 0));
+    match name.is_empty() || name == "." || name == ".." || is_odd {
         true => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("{name:?} is not the name of a file"),

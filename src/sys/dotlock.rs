@@ -148,7 +148,7 @@ impl Dotlock {
     }
 
     fn is_ours(&self) -> io::Result<bool> {
-        match self.dir.stat_name(&format!("{}.lock", self.name)) {
+        match self.dir.stat_name(format!("{}.lock", self.name)) {
             Ok(stat) => Ok((stat.dev, stat.ino) == self.identity),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
