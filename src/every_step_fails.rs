@@ -1,11 +1,13 @@
 //! Every step of a delivery fails once, with every errno that matters: after each failure nothing of the message stays, the
 //! answer is temporary, and the next try delivers it exactly once.
 
+use std::cell::Cell;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::config::Config;
@@ -14,6 +16,7 @@ use crate::index::log::{LockMethod, log_for_tests};
 use crate::index::{Log, Pair, Walks};
 use crate::message::body::{BodyWriter, Spool};
 use crate::message::{Address, Envelope, Message, Recipient, ReversePath, Trace};
+use crate::sys::dir::Dir;
 use crate::sys::fault_point;
 
 const BODY: &[u8] = b"Subject: one\r\n\r\n.a line\r\nlast\r\n";
@@ -200,6 +203,7 @@ fn fails_well(address: &str, with_inbox: bool, errno: i32, step: usize) -> bool 
 /// The list of UIDs, the index's log and the subscriptions are whole, whatever failed, and nobody is locked out.
 fn assert_list(store: &Store, case: &str) {
     let dir = store.path("public/.info");
+    let dir = Dir::open(&dir).unwrap();
     let log = Log::lock(&dir, Pair::MAILBOX, LockMethod::Fcntl, &Walks::default());
     let known = log.unwrap().unwrap().state();
     assert_eq!(known.validity, VALIDITY, "{case}");
@@ -223,6 +227,69 @@ fn assert_list(store: &Store, case: &str) {
         "home/Maildir/subscriptions.lock",
     ] {
         assert!(!store.path(lock).exists(), "{case}");
+    }
+}
+
+/// Its mailbox is renamed or deleted at any moment, and another one gets its name: the message is in the mailbox that it was
+/// seen in before that, or in the one that has the name now, or it comes again. No list names a file that is elsewhere.
+#[test]
+fn another_mailbox_takes_the_name() {
+    if !as_ordinary_user("every_step_fails::another_mailbox_takes_the_name") {
+        return;
+    }
+    let public = |store: &Store, name: &str| store.path("public").join(name);
+    for former in [".former", "..DOVECOT-TRASHED"] {
+        let mut step = 0;
+        loop {
+            let (store, was_seen) = (Store::new(true), Rc::new(Cell::new(false)));
+            let core = store.core("");
+            let (info, moved) = (public(&store, ".info"), public(&store, former));
+            fault_point::meddle(step, {
+                let was_seen = Rc::clone(&was_seen);
+                move || {
+                    was_seen.set(fs::read_dir(info.join("new")).unwrap().count() > 0);
+                    fs::rename(&info, moved).unwrap();
+                    for part in ["cur", "new", "tmp"] {
+                        fs::create_dir_all(info.join(part)).unwrap();
+                    }
+                    fs::write(info.join("dovecot-acl"), "anyone lip\n").unwrap();
+                    fs::write(info.join("dovecot-uidlist"), UIDLIST).unwrap();
+                }
+            });
+            let to = recipient("alice+Public/info");
+            let outcome = core.deliver(&core.transaction(message(), 1), &to);
+            let fired = !fault_point::disarm();
+            let case = format!("{former}, step {step}: {outcome:?}");
+            let files = |mailbox: &str| {
+                let new = fs::read_dir(public(&store, mailbox).join("new"));
+                let names = new.into_iter().flatten();
+                names
+                    .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                    .collect::<Vec<_>>()
+            };
+            let (there, elsewhere) = (files(".info"), files(former));
+            match outcome {
+                Outcome::Saved(_) => {
+                    assert_eq!(there.len() + elsewhere.len(), 1, "{case}");
+                    assert!(elsewhere.is_empty() || was_seen.get(), "{case}");
+                }
+                Outcome::Deferred(_) => assert_eq!(messages(&store), vec![], "{case}"),
+                Outcome::Rejected(_) => panic!("{case}"),
+            }
+            for (mailbox, files) in [(".info", there), (former, elsewhere)] {
+                let list = fs::read_to_string(public(&store, mailbox).join("dovecot-uidlist"));
+                let list = list.unwrap_or_default();
+                let added = list.strip_prefix(UIDLIST).unwrap_or_default().lines();
+                let named: Vec<_> = added.filter_map(|line| line.split_once(" :")).collect();
+                let has = |(_, name): &(&str, &str)| files.iter().any(|file| file == name);
+                assert!(named.iter().all(has), "{case}: {list}");
+            }
+            if !fired {
+                assert!(step > 20, "only {step} steps");
+                break;
+            }
+            step += 1;
+        }
     }
 }
 

@@ -1,21 +1,27 @@
 //! A mailbox that a delivery has made: who is told of it. What fails here is for the log.
 
+use std::io::ErrorKind;
+
 use super::Core;
 use super::resolve::Target;
 use crate::index::{Log, Pair, Transaction};
 use crate::mailbox::path::Paths;
 use crate::mailbox::subscriptions;
 use crate::maildir::create;
+use crate::sys::dir::Dir;
 
 /// Dovecot's index of the namespace's mailboxes, where there is one, is not up to date. Answers what went wrong.
 pub fn to_list_index(core: &Core, paths: &Paths) -> Option<String> {
     let (root, method) = paths.index_root.as_deref().zip(core.settings.index_log)?;
     let mut transaction = Transaction::default();
     transaction.refresh_list();
-    let told = Log::lock(root, Pair::LIST, method, &core.walks).and_then(|log| match log {
-        Some(log) => log
-            .append(transaction, false)
-            .map_err(|error| error.to_string()),
+    let log = match Dir::open(root) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        other => other.map_err(|error| error.to_string()),
+    };
+    let log = log.and_then(|root| Log::lock(&root, Pair::LIST, method, &core.walks));
+    let told = log.and_then(|log| match log {
+        Some(mut log) => log.append(transaction).map_err(|error| error.to_string()),
         None => Ok(()),
     });
     let why = told.err()?;

@@ -121,6 +121,7 @@ pub fn carry_out(
         mailbox: &mailbox,
         names: &core.names,
         walks: &core.walks,
+        busy: &core.busy,
         sync: demands.sync,
         sync_index: settings.mail_fsync == MailFsync::Always,
         index_log: settings.index_log,

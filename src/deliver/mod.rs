@@ -9,6 +9,7 @@
 
 pub mod address;
 pub mod announce;
+pub mod busy;
 pub mod carry_out;
 pub mod header;
 pub mod inspect;
@@ -43,6 +44,7 @@ pub struct Core {
     queues: queue::Queues,
     /// What is known of Dovecot's index logs.
     walks: Walks,
+    busy: busy::Busy,
     names: Names,
     /// Who this process is, asked once: at the first delivery, when it is what it will be.
     identity: OnceLock<Credentials>,
@@ -55,6 +57,7 @@ impl Core {
             settings,
             queues: queue::Queues::default(),
             walks: Walks::default(),
+            busy: busy::Busy::default(),
             names,
             identity: OnceLock::new(),
         }

@@ -5,8 +5,9 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{Instant, UNIX_EPOCH};
 
+use super::busy::Busy;
 use super::carry_out::Heard;
 use crate::fault::Fault;
 use crate::index::log::LockMethod;
@@ -17,7 +18,7 @@ use crate::maildir::filename::Names;
 use crate::maildir::keywords;
 use crate::maildir::save::Written;
 use crate::maildir::uidlist::{self, List, Lock};
-use crate::maildir::{Maildir, create, guid, uidvalidity};
+use crate::maildir::{Maildir, create, uidvalidity};
 use crate::message::{Flags, Keywords};
 use crate::sys::dir::Dir;
 
@@ -48,6 +49,7 @@ pub struct Publishing<'a> {
     pub mailbox: &'a Maildir,
     pub names: &'a Names,
     pub walks: &'a Walks,
+    pub busy: &'a Busy,
     /// Durable before it is answered.
     pub sync: bool,
     /// The index too.
@@ -91,6 +93,8 @@ impl Publishing<'_> {
     pub fn publish(&self, batch: Vec<Message>) -> Vec<Result<Published, Fault>> {
         let mut results: Vec<_> = batch.iter().map(|_| None).collect();
         let mut rest: Vec<_> = batch.into_iter().enumerate().collect();
+        // However many places have locks.
+        let until = Instant::now() + uidlist::TIMEOUT;
         // Users may have control files or indexes of their own: then each place has its turn.
         while let Some((_, first)) = rest.first() {
             let paths = first.paths.clone();
@@ -99,7 +103,7 @@ impl Publishing<'_> {
             });
             rest = elsewhere;
             let (at, here): (Vec<_>, Vec<_>) = here.into_iter().unzip();
-            let published = self.publish_here(&paths, here);
+            let published = self.publish_here(&paths, here, until);
             for (at, result) in at.into_iter().zip(published) {
                 results[at] = Some(result);
             }
@@ -107,18 +111,28 @@ impl Publishing<'_> {
         results.into_iter().flatten().collect()
     }
 
-    /// When the sync fails none of them is durable: all names are taken back.
-    fn publish_here(&self, paths: &Paths, batch: Vec<Message>) -> Vec<Result<Published, Fault>> {
+    /// When the sync fails none of them is durable, and when the mailbox is another one by now they are elsewhere: all names
+    /// are taken back. The locks are waited for `until` then.
+    fn publish_here(
+        &self,
+        paths: &Paths,
+        batch: Vec<Message>,
+        until: Instant,
+    ) -> Vec<Result<Published, Fault>> {
         let wants_keywords = batch.iter().any(|message| !message.keywords.is_empty());
-        let lock = self.lock(paths, wants_keywords);
+        let lock = self.lock(paths, wants_keywords, until);
         let list = match &lock {
             Ok(Some(lock)) => self.list(paths, lock),
             Ok(None) => Ok(None),
             Err(why) => Err(why.clone()),
         };
+        // With the lock, and whatever it is in, open: they stay together from here on, or nothing comes of it.
+        if let Err(fault) = self.mailbox.check_name() {
+            return batch.iter().map(|_| Err(fault.clone())).collect();
+        }
         let batch = batch.into_iter();
         let mut results: Vec<_> = batch.map(|message| self.link(message, &lock)).collect();
-        if let Err(fault) = self.sync(&results) {
+        if let Err(fault) = self.sync(&results).and_then(|()| self.mailbox.check_name()) {
             let take_back = |result: Result<Member, Fault>| {
                 // A name that cannot be taken back is there twice after the retry: better than not at all.
                 let _ = self.mailbox.unlink(&result?.published.file);
@@ -136,11 +150,24 @@ impl Publishing<'_> {
             .collect()
     }
 
+    /// The mailbox's own directory is the one that is open, whatever has its name by now.
+    fn open(&self, directory: &Path) -> io::Result<Dir> {
+        match directory == self.mailbox.path() {
+            true => self.mailbox.dir().try_clone(),
+            false => Dir::open(directory),
+        }
+    }
+
     /// The lock of the control files. None: there is no list of UIDs that would need it.
-    fn lock(&self, paths: &Paths, wants_keywords: bool) -> Result<Option<Lock>, String> {
+    fn lock(
+        &self,
+        paths: &Paths,
+        wants_keywords: bool,
+        until: Instant,
+    ) -> Result<Option<Lock>, String> {
         let text = |error: io::Error| error.to_string();
         let permission = self.mailbox.permission();
-        let control = match Dir::open(&paths.control) {
+        let control = match self.open(&paths.control) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if !wants_keywords && !self.is_untouched(paths) {
                     return Ok(None);
@@ -150,26 +177,27 @@ impl Publishing<'_> {
             other => other.map_err(text)?,
         };
         let is_needed = wants_keywords || control.stat_name(uidlist::FILE).is_ok();
-        match is_needed || self.is_untouched(paths) {
-            true => Lock::take(control, permission.file_mode)
-                .map(Some)
-                .map_err(text),
-            false => Ok(None),
+        if !is_needed && !self.is_untouched(paths) {
+            return Ok(None);
         }
+        let timeout = self.busy.timeout(&paths.control, until);
+        let lock = Lock::take(control, permission.file_mode, timeout);
+        let is_held = lock.as_ref().err().map(io::Error::kind) == Some(io::ErrorKind::TimedOut);
+        self.busy.note(&paths.control, is_held);
+        lock.map(Some).map_err(text)
     }
 
     /// The list of UIDs, made where the mailbox is a new one.
-    fn list(&self, paths: &Paths, lock: &Lock) -> Result<Option<List>, String> {
+    fn list<'l>(&self, paths: &Paths, lock: &'l Lock) -> Result<Option<List<'l>>, String> {
         match lock.list()? {
             None if self.is_untouched(paths) => {
-                let now = UNIX_EPOCH.elapsed().unwrap_or_default();
-                let guid = guid::mailbox_guid(now, std::process::id());
                 let validity = || {
+                    let now = UNIX_EPOCH.elapsed().unwrap_or_default();
                     let root = Dir::open(&paths.control_root)?;
                     let permission = Permission::of(&root.stat()?, &paths.control_root);
                     Ok(uidvalidity::next(&root, &permission, now.as_secs() as u32))
                 };
-                lock.make_list(validity, &guid, self.mailbox.permission())
+                lock.make_list(validity, self.mailbox.permission())
                     .map(Some)
             }
             list => Ok(list),
@@ -178,7 +206,7 @@ impl Publishing<'_> {
 
     /// Nobody has ever stored a message here, nor looked: one that others have filled has UIDs that only Dovecot knows.
     fn is_untouched(&self, paths: &Paths) -> bool {
-        let has_index = |path: &Path| match Dir::open(path) {
+        let has_index = |path: &Path| match self.open(path) {
             Ok(dir) => Pair::MAILBOX
                 .files()
                 .any(|file| dir.stat_name(file).is_ok()),
@@ -197,9 +225,7 @@ impl Publishing<'_> {
         let mut keywords = message.keywords;
         let lettered = match lock {
             _ if keywords.is_empty() => Ok(keywords::Lettered::default()),
-            Ok(Some(lock)) => {
-                keywords::letters(lock.control(), self.mailbox.permission(), &keywords)
-            }
+            Ok(Some(lock)) => keywords::letters(lock, self.mailbox.permission(), &keywords),
             Ok(None) => Err("its control files are not locked".into()),
             Err(why) => Err(why.clone()),
         };
@@ -239,7 +265,7 @@ impl Publishing<'_> {
     /// UIDs and index; what goes wrong becomes a remark.
     fn settle(
         &self,
-        list: Result<Option<List>, String>,
+        list: Result<Option<List<'_>>, String>,
         index: Option<&Path>,
         members: &mut [&mut Member],
     ) {
@@ -257,21 +283,29 @@ impl Publishing<'_> {
 
     fn give(
         &self,
-        mut list: List,
+        mut list: List<'_>,
         index: Option<&Path>,
         members: &mut [&mut Member],
     ) -> Result<(), String> {
         let log = self.index_log(&list, index);
         let known = log.as_ref().ok().and_then(Option::as_ref);
         let known = known.map(|log| log.state().next_uid);
-        // A list that came from a backup is behind its index.
-        let first = list.next()?.max(known.unwrap_or(1));
+        // A list that came from a backup is behind its index; so was a line of it that is lost.
+        let lost = u32::from(list.is_mended());
+        let known_next = known.map_or(1, |next| next.saturating_add(lost));
+        let first = list.next()?.max(known_next);
         // What is in the list and not yet in the index has to go before ours.
         let missed = known.map_or(Some(Vec::new()), |known| list.since(known));
         let names = members.iter().map(|it| it.published.file.as_str());
         let uids = list.append(first, &names.collect::<Vec<_>>())?;
         for (member, uid) in members.iter_mut().zip(uids) {
             member.published.uid = Some(uid);
+        }
+        if self.sync
+            && let Err(why) = list.sync()
+        {
+            let why = format!("its UID may be another one after a crash: {why}");
+            remark(members, &why);
         }
         let told = log.and_then(|log| match log {
             Some(log) => self.tell(log, &list, missed, members),
@@ -284,11 +318,12 @@ impl Publishing<'_> {
         Ok(())
     }
 
-    /// `missed`: the UIDs before those of `members` that the index does not know either.
+    /// `missed`: the UIDs before those of `members` that the index does not know either. Their flags are in their names, in
+    /// `cur/`, where the next session looks: nothing is said of that directory.
     fn tell(
         &self,
-        log: Log,
-        list: &List,
+        mut log: Log,
+        list: &List<'_>,
         missed: Option<Vec<u32>>,
         members: &mut [&mut Member],
     ) -> Result<(), String> {
@@ -311,25 +346,148 @@ impl Publishing<'_> {
         for keyword in keywords.fold(Keywords::default(), Keywords::with).iter() {
             transaction.keyword(keyword, with(Some(keyword)).into_iter().map(|(uid, _)| uid));
         }
-        transaction.uidlist(&list.stat().map_err(text)?);
-        log.append(transaction, self.sync_index).map_err(text)?;
-        for member in members {
+        transaction.uidlist(list.stat());
+        log.append(transaction).map_err(text)?;
+        for member in members.iter_mut() {
             member.is_in_index = true;
+        }
+        if self.sync_index
+            && let Err(why) = log.sync()
+        {
+            remark(
+                members,
+                &format!("{} is not synced: {why}", Pair::MAILBOX.log()),
+            );
         }
         Ok(())
     }
 
     /// The log of this list's index, locked. None: there is none.
-    fn index_log(&self, list: &List, index: Option<&Path>) -> Result<Option<Log>, String> {
+    fn index_log(&self, list: &List<'_>, index: Option<&Path>) -> Result<Option<Log>, String> {
         let Some((index, method)) = index.zip(self.index_log) else {
             return Ok(None);
         };
-        match Log::lock(index, Pair::MAILBOX, method, self.walks)? {
+        let dir = match self.open(index) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|error| error.to_string())?,
+        };
+        let log = Log::lock(&dir, Pair::MAILBOX, method, self.walks)?;
+        let state = log.as_ref().map(Log::state);
+        match state {
             // That of a mailbox that has just been made does not know it yet.
-            Some(log) if ![list.validity(), 0].contains(&log.state().validity) => {
+            Some(state) if state.validity == 0 && state.next_uid == 1 => Ok(log),
+            Some(state) if state.validity != list.validity() => {
                 Err("its UIDVALIDITY is another one".into())
             }
-            log => Ok(log),
+            _ => Ok(log),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::index::log::log_for_tests;
+    use crate::maildir::save::Demands;
+    use crate::message::body::{BodyWriter, Spool};
+    use crate::sys::process::hostname;
+
+    /// Publishes a message for each of `places`, which have control files and index of the users.
+    fn published(root: &Path, busy: &Busy, places: &[&str]) -> Vec<Published> {
+        for part in ["cur", "new", "tmp"] {
+            fs::create_dir_all(root.join("box").join(part)).unwrap();
+        }
+        let mailbox = Maildir::open(&root.join("box")).unwrap();
+        let names = Names::new("mx", 1);
+        let demands = Demands {
+            verified: false,
+            sync: true,
+        };
+        let body = BodyWriter::new(&Spool::default()).finish().unwrap();
+        let message = |place: &&str| Message {
+            written: Arc::new(mailbox.write(&names, b"", &body, demands).unwrap()),
+            flags: Flags::default(),
+            keywords: Keywords::default(),
+            paths: Paths::for_tests(mailbox.path(), &root.join(place)),
+            heard: Heard::from_now(),
+        };
+        let publishing = Publishing {
+            mailbox: &mailbox,
+            names: &names,
+            walks: &Walks::default(),
+            busy,
+            sync: true,
+            sync_index: false,
+            index_log: Some(LockMethod::Fcntl),
+        };
+        let results = publishing.publish(places.iter().map(message).collect());
+        results.into_iter().map(Result::unwrap).collect()
+    }
+
+    fn list(place: &Path, next: u32) {
+        fs::create_dir_all(place).unwrap();
+        let guid = "86371b0c7d9a026bb73a000083ecc375";
+        fs::write(place.join(uidlist::FILE), format!("3 V5 N{next} G{guid}\n")).unwrap();
+    }
+
+    /// The second for the first lock, and then for none: the client waits for the answer.
+    #[test]
+    fn locks_of_several_users_are_waited_for_once() {
+        let root = tempfile::tempdir().unwrap();
+        let (places, busy) = (["a", "b", "c", "d"], Busy::default());
+        for place in places {
+            list(&root.path().join(place), 7);
+        }
+        for place in ["a", "b", "c"] {
+            let lock = root.path().join(place).join("dovecot-uidlist.lock");
+            fs::write(lock, format!("1:{}", hostname())).unwrap();
+        }
+        for allowed in [Duration::from_secs(5), Duration::from_secs(1)] {
+            let began = Instant::now();
+            let published = published(root.path(), &busy, &places);
+            assert!(began.elapsed() < allowed, "{:?}", began.elapsed());
+            for one in &published[..3] {
+                assert_eq!(one.uid, None);
+                assert!(
+                    one.remarks[0].contains("held by another process"),
+                    "{one:?}"
+                );
+            }
+            assert!(published[3].uid.is_some());
+        }
+    }
+
+    #[test]
+    fn uids_go_on_behind_the_index_and_never_by_one_that_is_not_its() {
+        // UIDVALIDITY and messages of the index; next UID of the list; the UID, and the one that the index has afterwards
+        for (validity, known, next, uid, told) in [
+            (5, 0, 7, 7, Some(8)),
+            (5, 20, 7, 21, Some(22)),
+            (0, 0, 7, 7, Some(8)),
+            (0, 20, 7, 7, None),
+            (6, 20, 7, 7, None),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let place = root.path().join("a");
+            list(&place, next);
+            let mut log = log_for_tests(2, (0, 0), validity);
+            if known > 0 {
+                let mut transaction = Transaction::default();
+                transaction.append(&[(known, 0)]);
+                log.extend(transaction.into_bytes());
+            }
+            fs::write(place.join("dovecot.index.log"), &log).unwrap();
+            let published = published(root.path(), &Busy::default(), &["a"]);
+            let case = format!("{validity} {known}: {published:?}");
+            assert_eq!(published[0].uid, Some(uid), "{case}");
+            let dir = Dir::open(&place).unwrap();
+            let after = Log::lock(&dir, Pair::MAILBOX, LockMethod::Fcntl, &Walks::default());
+            let after = after.unwrap().unwrap().state().next_uid;
+            assert_eq!(after, told.unwrap_or(known + 1), "{case}");
+            assert_eq!(published[0].remarks.is_empty(), told.is_some(), "{case}");
         }
     }
 }

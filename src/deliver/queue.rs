@@ -122,6 +122,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::{fs, thread};
 
+    use super::super::busy::Busy;
     use super::super::carry_out::Heard;
     use super::*;
     use crate::index::Walks;
@@ -164,6 +165,7 @@ mod tests {
                         mailbox: &mailbox,
                         names: &names,
                         walks: &Walks::default(),
+                        busy: &Busy::default(),
                         sync: true,
                         sync_index: false,
                         index_log: None,

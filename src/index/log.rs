@@ -1,15 +1,13 @@
 //! `dovecot.index.log`: locked, understood to its end, appended to (Dovecot's `mail-transaction-log-file.c`).
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::record::{State, Transaction, word};
-use crate::sys::dir::{self, Dir};
+use super::record::{State, Transaction};
+use super::walk::Walks;
+use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
 use crate::sys::fault_point;
 use crate::sys::file_lock::{self, Method};
@@ -18,17 +16,6 @@ use crate::sys::file_lock::{self, Method};
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Dovecot's own for this file.
 const STALE: Duration = Duration::from_secs(180);
-/// What has grown by more since the index was written is left to Dovecot, bytes: its own limit before it starts a new log.
-const MAX_WALK: u64 = 1024 * 1024;
-/// Of the log, bytes; older logs have a shorter one.
-const LOG_HEADER: usize = 40;
-const MIN_LOG_HEADER: u64 = 24;
-/// The fields of an index's base header that are needed, bytes.
-const INDEX_HEADER: usize = 72;
-/// Remembered to tell that a log is still the one that was walked, bytes.
-const FINGERPRINT: usize = 16;
-/// Logs whose end is remembered.
-const MAX_KNOWN: usize = 1024;
 
 /// An index and its log: that of a mailbox, or of a namespace's list of mailboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +39,11 @@ impl Pair {
         [self.index, self.log].into_iter()
     }
 
+    /// The name of its index.
+    pub fn index(self) -> &'static str {
+        self.index
+    }
+
     /// The name of its log.
     pub fn log(self) -> &'static str {
         self.log
@@ -67,25 +59,6 @@ pub enum LockMethod {
     Dotlock,
 }
 
-/// Where logs ended that were walked before.
-#[derive(Debug, Default)]
-pub struct Walks(Mutex<HashMap<(u64, u64), Walk>>);
-
-#[derive(Debug, Clone, Copy)]
-struct Walk {
-    header: LogHeader,
-    end: u64,
-    /// The bytes before `end`; none while nothing has been read.
-    fingerprint: Option<[u8; FINGERPRINT]>,
-    state: State,
-}
-
-impl Walks {
-    fn lock(&self) -> MutexGuard<'_, HashMap<(u64, u64), Walk>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// A log that is locked and understood.
 #[derive(Debug)]
 pub struct Log {
@@ -95,65 +68,65 @@ pub struct Log {
     state: State,
 }
 
-impl Log {
-    /// Locks the log in `dir` and walks to its end. None: there is no log. Err: why it is left to Dovecot.
-    pub fn lock(
-        dir: &Path,
-        pair: Pair,
-        method: LockMethod,
-        walks: &Walks,
-    ) -> Result<Option<Log>, String> {
-        let text = |error: io::Error| error.to_string();
-        let dir = match Dir::open(dir) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(text)?,
-        };
-        let file = match dir.open_to_change(pair.log) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(text)?,
-        };
-        let lock = match method {
-            LockMethod::Fcntl => {
-                file_lock::exclusive(&file, Method::Fcntl, PATIENCE).map(|()| None)
-            }
-            LockMethod::Flock => {
-                file_lock::exclusive(&file, Method::Flock, PATIENCE).map(|()| None)
-            }
+impl LockMethod {
+    /// Locks the log, open as `file`; the guard of a lock that does not end with it.
+    fn lock(self, dir: &Dir, pair: Pair, file: &File) -> io::Result<Option<Dotlock>> {
+        let method = match self {
+            LockMethod::Fcntl => Method::Fcntl,
+            LockMethod::Flock => Method::Flock,
             LockMethod::Dotlock => {
                 let patience = Patience {
                     timeout: PATIENCE,
                     stale: STALE,
                 };
-                let mode = dir::stat_file(&file).map_err(text)?.mode & 0o666;
-                Dotlock::take(&dir, pair.log, mode, Holds::Pid, patience).map(Some)
+                let mode = dir::stat_file(file)?.mode & 0o666;
+                return Dotlock::take(dir, pair.log, mode, Holds::Pid, patience).map(Some);
             }
-        }
-        .map_err(text)?;
-        let stat = dir::stat_file(&file).map_err(text)?;
-        let there = dir.stat_name(pair.log).map_err(text)?;
-        if (stat.dev, stat.ino) != (there.dev, there.ino) {
-            return Err("a new one took its place".into());
-        }
-        let header = LogHeader::read(&file).map_err(text)?;
-        let header = header.ok_or("its header is not that of version 1")?;
-        let key = (stat.dev, stat.ino);
-        let known = walks.lock().get(&key).copied();
-        let known = known.filter(|walk| walk.header == header);
-        let walk = match known.and_then(|walk| walk.go_on(&file, stat.size).ok()) {
-            Some(walk) => walk,
-            None => begin(&dir, pair, &header)?.go_on(&file, stat.size)?,
         };
-        let mut walks = walks.lock();
-        if walks.len() >= MAX_KNOWN {
-            walks.clear();
+        file_lock::exclusive(file, method, PATIENCE).map(|()| None)
+    }
+}
+
+impl Log {
+    /// Locks the log in `dir` and walks to its end. None: there is no log. Err: why it is left to Dovecot.
+    pub fn lock(
+        dir: &Dir,
+        pair: Pair,
+        method: LockMethod,
+        walks: &Walks,
+    ) -> Result<Option<Log>, String> {
+        // A new one takes its place now and then, while one waits for the lock; hardly twice.
+        for _ in 0..3 {
+            let opened = Log::open(dir, pair, method).map_err(|error| error.to_string())?;
+            let Some((file, lock)) = opened else {
+                return Ok(None);
+            };
+            let stat = dir::stat_file(&file).map_err(|error| error.to_string())?;
+            if !is_in_place(dir, pair, &stat)? {
+                continue;
+            }
+            let state = walks.walk(dir, pair, &file, &stat)?;
+            return Ok(Some(Log {
+                file,
+                _lock: lock,
+                size: stat.size,
+                state,
+            }));
         }
-        walks.insert(key, walk);
-        Ok(Some(Log {
-            file,
-            _lock: lock,
-            size: stat.size,
-            state: walk.state,
-        }))
+        Err("a new one took its place".into())
+    }
+
+    fn open(
+        dir: &Dir,
+        pair: Pair,
+        method: LockMethod,
+    ) -> io::Result<Option<(File, Option<Dotlock>)>> {
+        let file = match dir.open_to_change(pair.log) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let lock = method.lock(dir, pair, &file)?;
+        Ok(Some((file, lock)))
     }
 
     /// As of its end.
@@ -162,153 +135,34 @@ impl Log {
     }
 
     /// One write; a short one is taken back. Not synced: a log that is behind its mailbox does no harm.
-    pub fn append(self, transaction: Transaction, sync: bool) -> io::Result<()> {
+    pub fn append(&mut self, transaction: Transaction) -> io::Result<()> {
         let bytes = transaction.into_bytes();
         let written = fault_point::pass().and_then(|()| self.file.write_at(&bytes, self.size));
         match written {
-            Ok(length) if length == bytes.len() => {}
+            Ok(length) if length == bytes.len() => {
+                self.size += bytes.len() as u64;
+                Ok(())
+            }
             cut => {
                 // Dovecot takes a log with a torn end for broken.
                 let _ = self.file.set_len(self.size);
-                return Err(cut.err().unwrap_or(ErrorKind::WriteZero.into()));
+                Err(cut.err().unwrap_or(ErrorKind::WriteZero.into()))
             }
         }
-        match sync {
-            true => dir::sync_file(&self.file),
-            false => Ok(()),
-        }
+    }
+
+    /// Makes what was appended durable.
+    pub fn sync(&self) -> io::Result<()> {
+        dir::sync_file(&self.file)
     }
 }
 
-/// Where the index ends and the log goes on.
-fn begin(dir: &Dir, pair: Pair, log: &LogHeader) -> Result<Walk, String> {
-    let text = |error: io::Error| format!("{}: {error}", pair.index);
-    let (start, state) = match dir.read(pair.index) {
-        Err(error) if error.kind() == ErrorKind::NotFound && log.previous_seq == 0 => {
-            (log.size, State::EMPTY)
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Err("it goes on from an index that is gone".into());
-        }
-        other => {
-            let index = IndexHeader::read(&other.map_err(text)?).map_err(text)?;
-            let index = index.ok_or_else(|| format!("{} is of no known kind", pair.index))?;
-            if index.id != log.id {
-                return Err(format!("{} is not its index", pair.index));
-            }
-            let start = if index.log_seq == log.seq {
-                index.log_head.max(log.size)
-            } else if (index.log_seq, index.log_head) == (log.previous_seq, log.previous_end) {
-                log.size
-            } else {
-                return Err(format!("{} is of another log", pair.index));
-            };
-            (start, index.state)
-        }
-    };
-    Ok(Walk {
-        header: *log,
-        end: start,
-        fingerprint: None,
-        state,
-    })
-}
-
-impl Walk {
-    /// To the end of the log, which is `size` bytes long.
-    fn go_on(self, file: &File, size: u64) -> Result<Walk, String> {
-        let text = |error: io::Error| error.to_string();
-        if self.end > size {
-            return Err("it is shorter than the index says".into());
-        }
-        if size - self.end > MAX_WALK {
-            return Err("Dovecot has not looked for too long".into());
-        }
-        // Its last bytes again, to see that it is the same log.
-        let before = self.fingerprint.map_or(0, |known| known.len());
-        let mut bytes = vec![0; before + (size - self.end) as usize];
-        fault_point::pass().map_err(text)?;
-        file.read_exact_at(&mut bytes, self.end - before as u64)
-            .map_err(text)?;
-        let (last, new) = bytes.split_at(before);
-        if self.fingerprint.is_some_and(|known| known != last) {
-            return Err("it has changed behind our back".into());
-        }
-        let mut walk = self;
-        walk.state.replay(new)?;
-        walk.end = size;
-        walk.fingerprint = bytes.last_chunk().copied().or(walk.fingerprint);
-        Ok(walk)
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct LogHeader {
-    size: u64,
-    /// The index that it belongs to.
-    id: u32,
-    seq: u32,
-    previous_seq: u32,
-    /// The size of the log before it, bytes.
-    previous_end: u64,
-}
-
-impl LogHeader {
-    fn read(file: &File) -> io::Result<Option<LogHeader>> {
-        fault_point::pass()?;
-        let mut bytes = [0; LOG_HEADER];
-        let length = file.read_at(&mut bytes, 0)?;
-        Ok(LogHeader::parse(&bytes[..length]))
-    }
-
-    /// None: another version, another byte order, or marked as broken.
-    fn parse(bytes: &[u8]) -> Option<LogHeader> {
-        let size = u64::from(word(bytes, 0)? >> 16);
-        // Older logs have no byte order: they were read in this one, or not at all.
-        let is_little = bytes.get(32).is_none_or(|byte| byte & 1 != 0) || size <= 32;
-        let header = LogHeader {
-            size,
-            id: word(bytes, 4).filter(|id| *id != 0)?,
-            seq: word(bytes, 8)?,
-            previous_seq: word(bytes, 12)?,
-            previous_end: u64::from(word(bytes, 16)?),
-        };
-        let is_whole = bytes.len() as u64 >= size.min(LOG_HEADER as u64);
-        let is_understood = bytes[0] == 1 && size >= MIN_LOG_HEADER && size.is_multiple_of(4);
-        Some(header).filter(|_| is_understood && is_little && is_whole)
-    }
-}
-
-struct IndexHeader {
-    id: u32,
-    state: State,
-    log_seq: u32,
-    log_head: u64,
-}
-
-impl IndexHeader {
-    fn read(file: &File) -> io::Result<Option<IndexHeader>> {
-        fault_point::pass()?;
-        let mut bytes = [0; INDEX_HEADER];
-        let length = file.read_at(&mut bytes, 0)?;
-        Ok(IndexHeader::parse(&bytes[..length]))
-    }
-
-    fn parse(bytes: &[u8]) -> Option<IndexHeader> {
-        const CORRUPTED: u32 = 1;
-        let is_understood = bytes.first() == Some(&7)
-            && bytes.get(12)? & 1 != 0
-            && word(bytes, 20)? & CORRUPTED == 0;
-        let header = IndexHeader {
-            id: word(bytes, 16)?,
-            state: State {
-                validity: word(bytes, 24)?,
-                next_uid: word(bytes, 28)?.max(1),
-            },
-            log_seq: word(bytes, 60)?,
-            log_head: u64::from(word(bytes, 68)?),
-        };
-        Some(header).filter(|_| is_understood)
+/// Whether the log of this name is still the one with this `stat`.
+fn is_in_place(dir: &Dir, pair: Pair, stat: &Stat) -> Result<bool, String> {
+    match dir.stat_name(pair.log) {
+        Ok(there) => Ok((stat.dev, stat.ino) == (there.dev, there.ino)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -329,6 +183,7 @@ pub fn log_for_tests(seq: u32, previous: (u32, u32), validity: u32) -> Vec<u8> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
+    use std::path::Path;
 
     use super::*;
 
@@ -362,8 +217,12 @@ mod tests {
         transaction.into_bytes()
     }
 
+    fn open(dir: &Path) -> Dir {
+        Dir::open(dir).unwrap()
+    }
+
     fn lock(dir: &Path, walks: &Walks) -> Result<Option<State>, String> {
-        let log = Log::lock(dir, Pair::MAILBOX, LockMethod::Fcntl, walks)?;
+        let log = Log::lock(&open(dir), Pair::MAILBOX, LockMethod::Fcntl, walks)?;
         Ok(log.map(|log| log.state()))
     }
 
@@ -411,6 +270,16 @@ mod tests {
                 index(ID, 3, 4000),
                 next.clone(),
                 Err("shorter"),
+            ),
+            (
+                "no next UID",
+                Some({
+                    let mut bytes = self::index(ID, 3, next.len() as u32);
+                    bytes[28..32].fill(0);
+                    bytes
+                }),
+                next.clone(),
+                Err("kind"),
             ),
             ("a torn index", Some(vec![7; 30]), next.clone(), Err("kind")),
             (
@@ -469,7 +338,6 @@ mod tests {
         let path = root.path().join("dovecot.index.log");
         let walks = Walks::default();
         assert_eq!(lock(root.path(), &walks), Ok(None));
-        assert_eq!(lock(&root.path().join("none"), &walks), Ok(None));
         fs::create_dir(&path).unwrap();
         assert!(lock(root.path(), &walks).is_err());
         fs::remove_dir(&path).unwrap();
@@ -491,11 +359,11 @@ mod tests {
             let path = root.path().join("dovecot.index.log");
             fs::write(&path, log(2, (0, 0))).unwrap();
             let walks = Walks::default();
-            let held = Log::lock(root.path(), Pair::MAILBOX, method, &walks).unwrap();
-            let busy = Log::lock(root.path(), Pair::MAILBOX, method, &walks);
+            let held = Log::lock(&open(root.path()), Pair::MAILBOX, method, &walks).unwrap();
+            let busy = Log::lock(&open(root.path()), Pair::MAILBOX, method, &walks);
             assert!(busy.unwrap_err().contains("another process"), "{method:?}");
             drop(held);
-            Log::lock(root.path(), Pair::MAILBOX, method, &walks).unwrap();
+            Log::lock(&open(root.path()), Pair::MAILBOX, method, &walks).unwrap();
             assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
         }
     }
@@ -550,13 +418,15 @@ mod tests {
     }
 
     fn lock_and_append(dir: &Path) -> Result<(), String> {
-        let log = Log::lock(dir, Pair::MAILBOX, LockMethod::Fcntl, &Walks::default())?;
+        let text = |error: io::Error| error.to_string();
+        let dir = Dir::open(dir).map_err(text)?;
+        let log = Log::lock(&dir, Pair::MAILBOX, LockMethod::Fcntl, &Walks::default())?;
         let mut transaction = Transaction::default();
         transaction.append(&[(2, 0)]);
         transaction.keyword("a", [2]);
-        let log = log.ok_or("no log")?;
-        log.append(transaction, true)
-            .map_err(|error| error.to_string())
+        let mut log = log.ok_or("no log")?;
+        log.append(transaction).map_err(text)?;
+        log.sync().map_err(text)
     }
 
     /// Understood or not, it stays as it is, and what is appended to one that is understood is understood.
@@ -571,13 +441,13 @@ mod tests {
                 bytes[at] ^= mask;
                 fs::write(&path, &bytes).unwrap();
                 let locked = Log::lock(
-                    root.path(),
+                    &open(root.path()),
                     Pair::MAILBOX,
                     LockMethod::Fcntl,
                     &Walks::default(),
                 );
                 assert_eq!(fs::read(&path).unwrap(), bytes, "{at} {mask:x}");
-                let Ok(Some(log)) = locked else {
+                let Ok(Some(mut log)) = locked else {
                     continue;
                 };
                 let Some(after) = log.state().next_uid.checked_add(1) else {
@@ -585,10 +455,67 @@ mod tests {
                 };
                 let mut transaction = Transaction::default();
                 transaction.append(&[(after - 1, 0)]);
-                log.append(transaction, false).unwrap();
+                log.append(transaction).unwrap();
+                drop(log);
                 let next = lock(root.path(), &Walks::default()).unwrap();
                 assert_eq!(next.map(|it| it.next_uid), Some(after), "{at} {mask:x}");
             }
         }
+    }
+
+    /// A new log takes its place while we wait for the lock of the old one.
+    #[test]
+    fn a_log_that_is_rotated_is_opened_again() {
+        for step in 0..6 {
+            let root = tempfile::tempdir().unwrap();
+            let path = root.path().join("dovecot.index.log");
+            fs::write(&path, [log(2, (0, 0)), appended(1)].concat()).unwrap();
+            let next = [log(3, (0, 0)), appended(5)].concat();
+            let meddle = {
+                let (next, path) = (next.clone(), path.clone());
+                move || {
+                    fs::write(path.with_extension("new"), next).unwrap();
+                    fs::rename(path.with_extension("new"), path).unwrap();
+                }
+            };
+            let dir = open(root.path());
+            fault_point::meddle(step, meddle);
+            let log = Log::lock(&dir, Pair::MAILBOX, LockMethod::Fcntl, &Walks::default());
+            let fired = !fault_point::disarm();
+            let next_uid = log.unwrap().unwrap().state().next_uid;
+            // Behind the comparison of names it holds the old one: so does whoever makes the new.
+            assert!(next_uid == 6 || step > 3 || !fired, "{step}: {next_uid}");
+        }
+    }
+
+    /// However much of it was walked already: whoever opens the mailbox has to read it all.
+    #[test]
+    fn a_log_that_nobody_reads_does_not_grow_for_ever() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("dovecot.index.log");
+        let walks = Walks::default();
+        fs::write(&path, log(2, (0, 0))).unwrap();
+        let mut uid = 0;
+        let why = loop {
+            match Log::lock(&open(root.path()), Pair::MAILBOX, LockMethod::Fcntl, &walks) {
+                Err(why) => break why,
+                Ok(log) => {
+                    let mut transaction = Transaction::default();
+                    let many: Vec<_> = (uid + 1..=uid + 1000).map(|uid| (uid, 0)).collect();
+                    uid += 1000;
+                    transaction.append(&many);
+                    log.unwrap().append(transaction).unwrap();
+                }
+            }
+        };
+        assert!(why.contains("too long"), "{why}");
+        let size = fs::metadata(&path).unwrap().len();
+        assert!(size < 1024 * 1024 + 16 * 1024, "{size}");
+        // Dovecot has looked.
+        let mut index = index(ID, 2, size as u32);
+        index[28..32].copy_from_slice(&(uid + 1).to_le_bytes());
+        fs::write(root.path().join("dovecot.index"), index).unwrap();
+        let next = lock(root.path(), &walks).unwrap().unwrap().next_uid;
+        assert_eq!(next, uid + 1);
     }
 }

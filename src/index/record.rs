@@ -216,10 +216,6 @@ impl Transaction {
         self.records += 1;
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.records == 0
-    }
-
     /// What is to be written, by one write.
     pub fn into_bytes(self) -> Vec<u8> {
         if self.records < 2 {

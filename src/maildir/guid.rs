@@ -1,11 +1,17 @@
 //! The GUID of a mailbox: it stays when the mailbox is renamed, and a new mailbox has a new one (`lib/guid.c`).
 
 use std::hash::{BuildHasher, RandomState};
+use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-/// A GUID for a new mailbox, 32 hex digits. No two of one process are alike; `now` is the time since 1970.
-pub fn mailbox_guid(now: Duration, pid: u32) -> String {
+/// A GUID for a new mailbox, 32 hex digits.
+pub fn new_guid() -> String {
+    mailbox_guid(UNIX_EPOCH.elapsed().unwrap_or_default(), process::id())
+}
+
+/// No two of one process are alike; `now` is the time since 1970.
+fn mailbox_guid(now: Duration, pid: u32) -> String {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let now = now.as_nanos() as u64;
     // The clock may stand still, or go back.

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::uidlist::Lock;
 use crate::mailbox::permission::Permission;
 use crate::message::Keywords;
 use crate::sys::dir::{self, Dir, Stat};
@@ -32,15 +33,15 @@ pub struct Lettered {
 
 /// The letters of `keywords` in the mailbox of this control directory, those that are new to it added to its file.
 ///
-/// The caller holds the lock of `dovecot-uidlist`, and until the files that use the letters have their names. Why there are
-/// none is for the log: then the file is as it was, or has lines that nobody uses yet.
+/// The caller holds `lock` until the files that use the letters have their names. Why there are none is for the log: then
+/// the file is as it was, or has lines that nobody uses yet.
 pub fn letters(
-    control: &Dir,
+    lock: &Lock,
     permission: &Permission,
     keywords: &Keywords,
 ) -> Result<Lettered, String> {
     let said = |why: String| format!("{FILE}: {why}");
-    let (mut table, old) = read(control).map_err(said)?;
+    let (mut table, old) = read(lock.control()).map_err(said)?;
     let known = table.0.len();
     let numbers: BTreeSet<u8> = keywords
         .iter()
@@ -49,11 +50,10 @@ pub fn letters(
     if table.0.len() > known {
         let content = table.text();
         // Durable: a crash must not leave a letter in a name, and no keyword for it.
-        control
-            .write_anew(NEW_FILE, FILE, |file| {
-                fill(file, permission, old.as_ref(), &content)
-            })
-            .map_err(|error| said(error.to_string()))?;
+        lock.write_anew(NEW_FILE, FILE, |file| {
+            fill(file, permission, old.as_ref(), &content)
+        })
+        .map_err(|error| said(error.to_string()))?;
     }
     let letters = numbers.iter().map(|number| char::from(b'a' + number));
     Ok(Lettered {
@@ -141,7 +141,7 @@ fn read(control: &Dir) -> Result<(Table, Option<Stat>), String> {
     }
 }
 
-/// The content, durable, with the group and mode of the old file, or for a first one those that the mailbox asks for.
+/// The content, with the group and mode of the old file, or for a first one those that the mailbox asks for.
 fn fill(file: &File, permission: &Permission, old: Option<&Stat>, content: &str) -> io::Result<()> {
     match old {
         Some(old) => dir::set_rights(file, old.mode, Some(old.gid))?,
@@ -149,10 +149,7 @@ fn fill(file: &File, permission: &Permission, old: Option<&Stat>, content: &str)
     }
     fault_point::pass()?;
     (&*file).write_all(content.as_bytes())?;
-    if let Some(old) = old {
-        make_newer(file, old)?;
-    }
-    dir::sync_file(file)
+    old.map_or(Ok(()), |old| make_newer(file, old))
 }
 
 /// Readers look into it only when its time is another one, in seconds.
@@ -184,6 +181,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::uidlist::TIMEOUT;
     use super::*;
 
     fn keywords(names: &str) -> Keywords {
@@ -198,7 +196,11 @@ mod tests {
             file_mode: 0o640,
             ..Permission::private(root)
         };
-        letters(&Dir::open(root).unwrap(), &permission, &keywords(names))
+        letters(&locked(root), &permission, &keywords(names))
+    }
+
+    fn locked(root: &Path) -> Lock {
+        Lock::take(Dir::open(root).unwrap(), 0o600, TIMEOUT).unwrap()
     }
 
     /// Afterwards there is the file and nothing else.
@@ -327,7 +329,6 @@ mod tests {
     fn every_step_fails_once() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join(FILE);
-        let dir = Dir::open(root.path()).unwrap();
         let permission = Permission::private(root.path());
         for (before, after) in [(None, "0 b\n"), (Some("0 a\n"), "0 a\n1 b\n")] {
             for errno in fault_point::ERRNOS {
@@ -336,9 +337,11 @@ mod tests {
                     if let Some(before) = before {
                         fs::write(&path, before).unwrap();
                     }
+                    let lock = locked(root.path());
                     fault_point::arm(step, errno);
-                    let got = letters(&dir, &permission, &keywords("b"));
+                    let got = letters(&lock, &permission, &keywords("b"));
                     let fired = !fault_point::disarm();
+                    drop(lock);
                     let now = fs::read_to_string(&path).ok();
                     let is_new = now.as_deref() == Some(after);
                     assert!(

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::keywords;
-use super::uidlist::{FILE, Lock, NEW_FILE};
+use super::uidlist::{FILE, Lock, NEW_FILE, TIMEOUT};
 use crate::sys::dir::Dir;
 use crate::sys::dotlock::{self, Dotlock, Holds, Patience};
 
 /// For the locks of other files: those that name no process are stale as late as the slowest of Dovecot's.
 const PATIENCE: Patience = Patience {
-    timeout: Duration::from_secs(2),
+    timeout: TIMEOUT,
     stale: Duration::from_secs(180),
 };
 /// The directories of one mailbox.
@@ -102,7 +102,7 @@ pub fn clear(place: &Place, mode: u32) -> Result<(Lock, Vec<PathBuf>), String> {
         holder.is_some_and(|holder| holder.is_gone != Some(false))
     };
     let there: Vec<LockFile> = LOCKS.into_iter().filter(is_left).collect();
-    let lock = Lock::take(open(In::Control).map_err(text)?, mode).map_err(text)?;
+    let lock = Lock::take(open(In::Control).map_err(text)?, mode, TIMEOUT).map_err(text)?;
     let mut gone = Vec::new();
     for left in there {
         let is_gone = match left.kind {

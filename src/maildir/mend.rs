@@ -237,14 +237,14 @@ pub fn mend(lock: &Lock, is_there: impl Fn(&[u8]) -> bool) -> Result<Vec<Fault>,
         return Ok(faults);
     }
     let header = list.header()?;
-    let written = lock.control().write_anew(NEW_FILE, FILE, |file| {
+    let written = lock.write_anew(NEW_FILE, FILE, |file| {
         dir::set_rights(file, list.stat.mode, Some(list.stat.gid))?;
         let mut file = io::BufWriter::new(file);
         fault_point::pass()?;
         file.write_all(header.as_bytes())?;
         kept.iter()
             .try_for_each(|line| file.write_all(line.bytes))?;
-        dir::sync_file(file.into_inner().map_err(io::IntoInnerError::into_error)?)
+        file.flush()
     });
     written.map_err(|error| error.to_string())?;
     Ok(faults)
@@ -263,13 +263,14 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::uidlist::TIMEOUT;
     use super::*;
 
     const HEADER: &str = "3 V1795332733 N5 G86371b0c7d9a026bb73a000083ecc375 Pold\n";
 
     fn mended(root: &Path) -> Result<Vec<String>, String> {
         let dir = Dir::open(root).unwrap();
-        let lock = Lock::take(dir, 0o600).unwrap();
+        let lock = Lock::take(dir, 0o600, TIMEOUT).unwrap();
         let faults = mend(&lock, |name| !name.starts_with(b"gone"))?;
         let line = |fault: &Fault| fault.line.map_or(String::new(), |line| format!("{line} "));
         let faults = faults.into_iter();
@@ -412,7 +413,7 @@ mod tests {
         for errno in fault_point::ERRNOS {
             for step in 0.. {
                 fs::write(&path, &wrong).unwrap();
-                let lock = Lock::take(Dir::open(root.path()).unwrap(), 0o600).unwrap();
+                let lock = Lock::take(Dir::open(root.path()).unwrap(), 0o600, TIMEOUT).unwrap();
                 fault_point::arm(step, errno);
                 let done = mend(&lock, |_| true);
                 let fired = !fault_point::disarm();

@@ -19,7 +19,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::fault::Fault;
+use crate::fault::{Code, Fault};
 use crate::mailbox::permission::Permission;
 use crate::sys::dir::{self, Dir, Stat};
 
@@ -39,6 +39,7 @@ pub fn base_names(mailbox: &Path) -> io::Result<HashSet<Vec<u8>>> {
 #[derive(Debug)]
 pub struct Maildir {
     path: PathBuf,
+    dir: Dir,
     tmp: Dir,
     new: Dir,
     tmp_stat: Stat,
@@ -73,6 +74,7 @@ impl Maildir {
         let (tmp_stat, new_stat) = (tmp.stat().map_err(failed)?, new.stat().map_err(failed)?);
         Ok(Maildir {
             path: path.to_owned(),
+            dir,
             tmp,
             new,
             tmp_stat,
@@ -95,9 +97,25 @@ impl Maildir {
         &self.path
     }
 
+    /// Its directory, whatever has its name by now.
+    pub fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
+    /// A fault when its name is that of another mailbox by now, or of none: then it is being deleted, or is somewhere else.
+    pub fn check_name(&self) -> Result<(), Fault> {
+        let why = match dir::stat(&self.path.join("new")) {
+            Ok(there) if (there.dev, there.ino) == self.identity() => return Ok(()),
+            Ok(_) => "another mailbox has its name now".into(),
+            Err(error) => error.to_string(),
+        };
+        let doing = format!("make a message visible in {}", self.path.display());
+        Err(Fault::new(Code::NotNow, doing, why))
+    }
+
     /// Whether no message is in it.
     pub fn is_empty(&self) -> io::Result<bool> {
-        Ok(dir::is_empty(&self.path.join("new"))? && dir::is_empty(&self.path.join("cur"))?)
+        Ok(self.dir.open_dir("new")?.is_empty()? && self.cur()?.is_empty()?)
     }
 
     /// Makes these names durable.
@@ -113,6 +131,6 @@ impl Maildir {
 
     /// Where messages with flags are; most deliveries have none.
     fn cur(&self) -> io::Result<Dir> {
-        Dir::open(&self.path.join("cur"))
+        self.dir.open_dir("cur")
     }
 }

@@ -4,10 +4,16 @@
 //! above all others. A torn last line is mended first: Dovecot would glue its next line to it; a list of version 1 is written
 //! anew as version 3. Whatever else is odd is left to Dovecot, which gives the UIDs when it looks.
 
+mod header;
+mod tail;
+
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
+
+pub(super) use header::Header;
+use tail::Tail;
 
 use super::{guid, upgrade};
 use crate::mailbox::permission::Permission;
@@ -19,12 +25,9 @@ pub const FILE: &str = "dovecot-uidlist";
 /// Where Dovecot writes a list anew, too.
 pub(super) const NEW_FILE: &str = "dovecot-uidlist.tmp";
 /// Somebody who holds the lock for longer gives the UIDs himself.
-const PATIENCE: Patience = Patience {
-    timeout: Duration::from_secs(2),
-    stale: Duration::from_secs(120),
-};
-/// The header line is far shorter, bytes.
-const MAX_HEADER: usize = 4096;
+pub const TIMEOUT: Duration = Duration::from_secs(2);
+/// Dovecot's own for this file.
+const STALE: Duration = Duration::from_secs(120);
 /// Read at the end of the list: more than its last line, bytes.
 const TAIL: u64 = 4096;
 /// Read there at most, for lines that the index does not know yet, bytes.
@@ -34,88 +37,114 @@ const LONG_TAIL: u64 = 64 * 1024;
 #[derive(Debug)]
 pub struct Lock {
     control: Dir,
-    _lock: Dotlock,
+    lock: Dotlock,
 }
 
 impl Lock {
-    /// In the control directory `control`; the lock file has `mode`. Waits for two seconds.
-    pub fn take(control: Dir, mode: u32) -> io::Result<Lock> {
-        let _lock = Dotlock::take(&control, FILE, mode, Holds::Pid, PATIENCE)?;
-        Ok(Lock { control, _lock })
+    /// In the control directory `control`; the lock file has `mode`. Waits for `timeout`.
+    pub fn take(control: Dir, mode: u32, timeout: Duration) -> io::Result<Lock> {
+        let patience = Patience {
+            timeout,
+            stale: STALE,
+        };
+        let lock = Dotlock::take(&control, FILE, mode, Holds::Pid, patience)?;
+        Ok(Lock { control, lock })
     }
 
     pub fn control(&self) -> &Dir {
         &self.control
     }
 
+    /// [Writes](Dir::write_anew) a control file anew, durable, unless somebody has taken the lock over meanwhile.
+    pub fn write_anew(
+        &self,
+        temporary: &str,
+        name: &str,
+        fill: impl FnOnce(&File) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.control.write_anew(temporary, name, |file| {
+            fill(file)?;
+            dir::sync_file(file)?;
+            self.lock.check()
+        })
+    }
+
     /// The list, its last line whole. None: there is none. Err: why it is left to Dovecot.
-    pub fn list(&self) -> Result<Option<List>, String> {
-        let Some(list) = List::open(&self.control)? else {
+    pub fn list(&self) -> Result<Option<List<'_>>, String> {
+        let Some(list) = List::open(self)? else {
             return Ok(None);
         };
         let Some(torn_at) = list.tail.torn_at else {
             return Ok(Some(list));
         };
-        list.mend(&self.control, torn_at)?;
-        List::open(&self.control)
+        list.mend(torn_at)?;
+        let list = List::open(self)?;
+        Ok(list.map(|list| List {
+            is_mended: true,
+            ..list
+        }))
     }
 
     /// Makes the list of a mailbox that has none, and no messages. `validity` is asked when there can be one.
     pub fn make_list(
         &self,
         validity: impl FnOnce() -> io::Result<u32>,
-        guid: &str,
         permission: &Permission,
-    ) -> Result<List, String> {
-        self.control
-            .write_anew(NEW_FILE, FILE, |mut file| {
-                dir::set_rights(file, permission.file_mode, permission.gid)?;
-                fault_point::pass()?;
-                writeln!(file, "3 V{} N1 G{guid}", validity()?)?;
-                dir::sync_file(file)
-            })
-            .map_err(|error| format!("make {FILE}: {error}"))?;
-        List::open(&self.control)?.ok_or_else(|| format!("{FILE} is gone"))
+    ) -> Result<List<'_>, String> {
+        self.write_anew(NEW_FILE, FILE, |mut file| {
+            dir::set_rights(file, permission.file_mode, permission.gid)?;
+            fault_point::pass()?;
+            writeln!(file, "3 V{} N1 G{}", validity()?, guid::new_guid())
+        })
+        .map_err(|error| format!("make {FILE}: {error}"))?;
+        List::open(self)?.ok_or_else(|| format!("{FILE} is gone"))
     }
 }
 
 /// The list, open under its lock.
 #[derive(Debug)]
-pub struct List {
+pub struct List<'l> {
+    lock: &'l Lock,
     file: File,
     stat: Stat,
     header: Header,
     tail: Tail,
+    is_mended: bool,
 }
 
-impl List {
-    fn open(control: &Dir) -> Result<Option<List>, String> {
+impl<'l> List<'l> {
+    fn open(lock: &'l Lock) -> Result<Option<List<'l>>, String> {
         let text = |error: io::Error| error.to_string();
-        let file = match control.open_to_change(FILE) {
+        let file = match lock.control.open_to_change(FILE) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             other => other.map_err(text)?,
         };
         let stat = dir::stat_file(&file).map_err(text)?;
         let start = Header::bytes(&file).map_err(text)?;
         if upgrade::is_needed(&start) {
-            let now = UNIX_EPOCH.elapsed().unwrap_or_default();
-            let guid = guid::mailbox_guid(now, std::process::id());
-            upgrade::upgrade(control, &file, &stat, &guid)?;
-            return List::open(control);
+            upgrade::upgrade(lock, &file, &stat)?;
+            return List::open(lock);
         }
         let header = Header::parse(&start).ok_or("its header is not that of version 3")?;
         let tail = Tail::read(&file, stat.size, &header, TAIL)?;
         Ok(Some(List {
+            lock,
             file,
             stat,
             header,
             tail,
+            is_mended: false,
         }))
     }
 
     /// UIDVALIDITY.
     pub fn validity(&self) -> u32 {
         self.header.validity
+    }
+
+    /// Its last line was torn: the UID of that line is not to be given again, in whatever order it came.
+    pub fn is_mended(&self) -> bool {
+        self.is_mended
     }
 
     /// The next UID.
@@ -135,7 +164,10 @@ impl List {
     }
 
     /// Gives these files (whose names may have flags) the UIDs from `first` on, which is no lower than [`next`](List::next).
+    ///
+    /// Not synced; whatever [`sync`](List::sync) says, they have them: somebody may have read it.
     pub fn append(&mut self, first: u32, names: &[&str]) -> Result<Vec<u32>, String> {
+        let text = |error: io::Error| error.to_string();
         // One is left for the message after them.
         let end = u32::try_from(names.len()).ok();
         let end = end.and_then(|count| first.checked_add(count));
@@ -144,22 +176,41 @@ impl List {
         let lines: String = lines
             .map(|(uid, name)| format!("{uid} :{}\n", name.split(':').next().unwrap_or(name)))
             .collect();
-        append(&self.file, self.stat.size, lines.as_bytes()).map_err(|error| error.to_string())?;
+        self.check()?;
+        append(&self.file, self.stat.size, lines.as_bytes()).map_err(text)?;
+        self.stat = dir::stat_file(&self.file).map_err(text)?;
         Ok(uids)
     }
 
-    /// As it is now.
-    pub fn stat(&self) -> io::Result<Stat> {
-        dir::stat_file(&self.file)
+    /// Whether it is still as it was read: somebody may have broken the lock, and then it is his.
+    fn check(&self) -> Result<(), String> {
+        let text = |error: io::Error| error.to_string();
+        self.lock.lock.check().map_err(text)?;
+        let there = self.lock.control.stat_name(FILE).map_err(text)?;
+        let is_same = |file: &Stat| (file.dev, file.ino, file.size);
+        match is_same(&there) == is_same(&self.stat) {
+            true => Ok(()),
+            false => Err("it has changed although it was locked".into()),
+        }
+    }
+
+    /// Makes what was appended durable.
+    pub fn sync(&self) -> io::Result<()> {
+        dir::sync_file(&self.file)
+    }
+
+    /// As we left it.
+    pub fn stat(&self) -> &Stat {
+        &self.stat
     }
 
     /// Writes the list anew without what stands behind `end`, whose UID is not used again.
     ///
     /// Group and mode stay as they are, or the list does.
-    fn mend(&self, control: &Dir, end: u64) -> Result<(), String> {
+    fn mend(&self, end: u64) -> Result<(), String> {
         let header = self.header_behind(end)?;
         // Were the torn list back after a crash, UIDs that we give now would be given twice.
-        control
+        self.lock
             .write_anew(NEW_FILE, FILE, |file| self.copy(file, &header, end))
             .map_err(|error| format!("its last line is torn: {error}"))
     }
@@ -181,7 +232,7 @@ impl List {
         self.header.with_next(&line, next)
     }
 
-    /// The new header and the old lines up to `end`, durable, with the group and mode of this list.
+    /// The new header and the old lines up to `end`, with the group and mode of this list.
     fn copy(&self, to: &File, header: &str, end: u64) -> io::Result<()> {
         dir::set_rights(to, self.stat.mode, Some(self.stat.gid))?;
         let length = self.header.length as u64;
@@ -192,146 +243,20 @@ impl List {
         (&*to).write_all(header.as_bytes())?;
         let copied = io::copy(&mut to_end, &mut &*to)?;
         match copied == end - length {
-            true => dir::sync_file(to),
+            true => Ok(()),
             false => Err(ErrorKind::UnexpectedEof.into()),
         }
     }
 }
 
-/// One write, durable; a short one is taken back. What was written whole stays, synced or not: somebody may have read it,
-/// and its UIDs must not come twice.
+/// One write; a short one is taken back.
 fn append(file: &File, size: u64, lines: &[u8]) -> io::Result<()> {
     let written = fault_point::pass().and_then(|()| file.write_all_at(lines, size));
-    if let Err(error) = written {
+    if written.is_err() {
         // Else the next line would be glued to the torn one.
         let _ = file.set_len(size);
-        return Err(error);
     }
-    dir::sync_file(file)
-}
-
-/// `3 V1795332733 N17 G86371b0c7d9a026bb73a000083ecc375`
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Header {
-    pub length: usize,
-    validity: u32,
-    /// The next UID when the list was last written anew.
-    pub next: u32,
-}
-
-impl Header {
-    /// The start of a list, in which its header is.
-    fn bytes(file: &File) -> io::Result<Vec<u8>> {
-        fault_point::pass()?;
-        let mut bytes = vec![0; MAX_HEADER];
-        let length = file.read_at(&mut bytes, 0)?;
-        bytes.truncate(length);
-        Ok(bytes)
-    }
-
-    /// The header line of `list`, whose header this is, with another next UID.
-    pub fn with_next(&self, list: &[u8], next: u32) -> Result<String, String> {
-        let line = list.get(..self.length).unwrap_or_default();
-        let line = std::str::from_utf8(line).map_err(|_| "its header is not UTF-8")?;
-        let fields = line.trim_end_matches('\n').split(' ');
-        let fields = fields.map(|field| match field.starts_with('N') {
-            true => format!("N{next}"),
-            false => field.to_owned(),
-        });
-        Ok(fields.collect::<Vec<_>>().join(" ") + "\n")
-    }
-
-    pub fn parse(bytes: &[u8]) -> Option<Header> {
-        let length = memchr::memchr(b'\n', bytes)?;
-        let line = std::str::from_utf8(&bytes[..length]).ok()?;
-        let mut fields = line.split(' ');
-        if fields.next() != Some("3") {
-            return None;
-        }
-        let (mut validity, mut next) = (None, None);
-        for field in fields {
-            match field.split_at_checked(1) {
-                Some(("V", value)) => validity = value.parse::<u32>().ok().filter(|it| *it > 0),
-                Some(("N", value)) => next = value.parse().ok().filter(|it| *it > 0),
-                _ => {}
-            }
-        }
-        Some(Header {
-            length: length + 1,
-            validity: validity?,
-            next: next?,
-        })
-    }
-}
-
-/// The end of the list.
-#[derive(Debug, PartialEq, Eq)]
-struct Tail {
-    /// Of its whole lines.
-    uids: Vec<u32>,
-    /// There are lines before.
-    is_cut: bool,
-    /// Where the last line begins, if it has no end: a crash or a full disk cut it.
-    torn_at: Option<u64>,
-}
-
-impl Tail {
-    /// The last `length` bytes of a list of `size` bytes, or somewhat less.
-    fn read(file: &File, size: u64, header: &Header, length: u64) -> Result<Tail, String> {
-        let text = |error: io::Error| error.to_string();
-        let from = size.saturating_sub(length).max(header.length as u64);
-        fault_point::pass().map_err(text)?;
-        let mut bytes = vec![0; size.saturating_sub(from) as usize];
-        file.read_exact_at(&mut bytes, from).map_err(text)?;
-        Tail::parse(&bytes, from, header)
-    }
-
-    /// `bytes` begin at `from` in the list, which is behind its header.
-    fn parse(bytes: &[u8], from: u64, header: &Header) -> Result<Tail, String> {
-        let is_cut = from > header.length as u64;
-        // The first line of a cut tail may not be whole.
-        let start = match is_cut {
-            true => 1 + memchr::memchr(b'\n', bytes).ok_or("its last line is too long")?,
-            false => 0,
-        };
-        let end = memchr::memrchr(b'\n', bytes).map_or(start, |end| (end + 1).max(start));
-        let mut uids = Vec::new();
-        for line in bytes[start..end].split_inclusive(|&byte| byte == b'\n') {
-            let odd = || format!("{:?} is no line of it", String::from_utf8_lossy(line));
-            let uid = uid_of(line).ok_or_else(odd)?;
-            if uids.last().is_some_and(|last| uid <= *last) {
-                return Err("its UIDs are not in order".into());
-            }
-            uids.push(uid);
-        }
-        if is_cut && uids.is_empty() {
-            return Err("its last line is too long".into());
-        }
-        Ok(Tail {
-            uids,
-            is_cut,
-            torn_at: (end < bytes.len()).then(|| from + end as u64),
-        })
-    }
-
-    fn last(&self) -> u32 {
-        self.uids.last().copied().unwrap_or(0)
-    }
-
-    /// None: there may be more before this tail.
-    fn since(&self, uid: u32) -> Option<Vec<u32>> {
-        let is_whole = !self.is_cut || self.uids.first().is_some_and(|first| *first <= uid);
-        let uids = self.uids.iter().copied();
-        is_whole.then(|| uids.filter(|it| *it >= uid).collect())
-    }
-}
-
-/// `17 S12 :name`
-pub(super) fn uid_of(line: &[u8]) -> Option<u32> {
-    let line = std::str::from_utf8(line).ok()?;
-    line.split_once(" :")?;
-    let uid = line.split(' ').next()?;
-    uid.parse().ok().filter(|uid| *uid > 0)
+    written
 }
 
 #[cfg(test)]
@@ -339,19 +264,17 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use proptest::prelude::*;
-
     use super::*;
 
     const HEADER: &str = "3 V1795332733 N5 G86371b0c7d9a026bb73a000083ecc375\n";
 
     fn lock(root: &Path) -> Lock {
-        Lock::take(Dir::open(root).unwrap(), 0o600).unwrap()
+        Lock::take(Dir::open(root).unwrap(), 0o600, TIMEOUT).unwrap()
     }
 
     fn give(root: &Path, names: &[&str]) -> Result<Vec<u32>, String> {
         let dir = Dir::open(root).map_err(|error| error.to_string())?;
-        let lock = Lock::take(dir, 0o600).map_err(|error| error.to_string())?;
+        let lock = Lock::take(dir, 0o600, TIMEOUT).map_err(|error| error.to_string())?;
         let mut list = lock.list()?.ok_or("there is none")?;
         let first = list.next()?;
         list.append(first, names)
@@ -518,16 +441,51 @@ mod tests {
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
     }
 
-    proptest! {
-        #[test]
-        fn no_list_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), is_cut in any::<bool>()) {
-            let header = Header { length: 3, validity: 1, next: 5 };
-            let _ = Header::parse(&bytes);
-            if let Ok(tail) = Tail::parse(&bytes, 3 + u64::from(is_cut), &header) {
-                prop_assert!(tail.uids.iter().all(|uid| *uid > 0));
-                prop_assert!(tail.uids.is_sorted());
-                prop_assert_eq!(tail.torn_at.is_some(), bytes.last().is_some_and(|last| *last != b'\n'));
-            }
+    /// Somebody has broken the lock meanwhile: whatever he has written stays as it is.
+    #[test]
+    fn a_list_that_has_changed_is_not_written_to() {
+        type Meddle = fn(&Path);
+        let list = format!("{HEADER}7 :x\n");
+        for (case, meddle) in [
+            (
+                "another line",
+                (|root| {
+                    let mut file = File::options().append(true).open(root.join(FILE)).unwrap();
+                    file.write_all(b"8 :other\n").unwrap();
+                }) as Meddle,
+            ),
+            ("another list", |root| {
+                let list = fs::read(root.join(FILE)).unwrap();
+                fs::write(root.join("new"), list).unwrap();
+                fs::rename(root.join("new"), root.join(FILE)).unwrap();
+            }),
+            ("no list", |root| fs::remove_file(root.join(FILE)).unwrap()),
+            ("another lock", |root| {
+                fs::write(root.join("new"), "1:mx").unwrap();
+                fs::rename(root.join("new"), root.join("dovecot-uidlist.lock")).unwrap();
+            }),
+            ("no lock", |root| {
+                fs::remove_file(root.join("dovecot-uidlist.lock")).unwrap();
+            }),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let path = root.path().join(FILE);
+            fs::write(&path, &list).unwrap();
+            let lock = lock(root.path());
+            let mut open = lock.list().unwrap().unwrap();
+            meddle(root.path());
+            let before = fs::read(&path).ok();
+            let error = open.append(8, &["ours"]).unwrap_err();
+            assert_eq!(fs::read(&path).ok(), before, "{case}: {error}");
+            // Nor is one written anew.
+            let lock_is_ours = !case.contains("lock");
+            let anew = lock.write_anew(NEW_FILE, FILE, |_| Ok(()));
+            assert_eq!(anew.is_ok(), lock_is_ours, "{case}");
+            drop(lock);
+            assert_eq!(
+                root.path().join("dovecot-uidlist.lock").exists(),
+                case == "another lock"
+            );
         }
     }
 }

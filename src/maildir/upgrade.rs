@@ -4,31 +4,40 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
 
-use super::uidlist::{FILE, NEW_FILE};
-use crate::sys::dir::{self, Dir, Stat};
+use super::guid;
+use super::uidlist::{FILE, Lock, NEW_FILE};
+use crate::sys::dir::{self, Stat};
 use crate::sys::fault_point;
 
 /// No line of a list is longer, bytes.
 const MAX_LINE: u64 = 4096;
+/// Hundreds of thousands of messages, bytes.
+const MAX_SIZE: u64 = 32 * 1024 * 1024;
 
 /// Whether the list begins like one of version 1.
 pub fn is_needed(start: &[u8]) -> bool {
     start.starts_with(b"1 ")
 }
 
-/// Writes the list anew; `guid` is the mailbox's from now on. The caller holds the lock. Group and mode stay as they are, or the
-/// list does.
-pub fn upgrade(control: &Dir, file: &File, stat: &Stat, guid: &str) -> Result<(), String> {
-    let written = control.write_anew(NEW_FILE, FILE, |new| {
-        dir::set_rights(new, stat.mode, Some(stat.gid))?;
-        fault_point::pass()?;
-        copy(file, new, guid)?;
-        dir::sync_file(new)
+/// Writes the list anew, with a GUID for the mailbox. Group and mode stay as they are, or the list does.
+pub fn upgrade(lock: &Lock, file: &File, stat: &Stat) -> Result<(), String> {
+    if stat.size > MAX_SIZE {
+        return Err("it is of version 1, and too long".into());
+    }
+    let guid = guid::new_guid();
+    // Looked at first: one that is odd is left alone, again and again.
+    let written = copy(file, io::sink(), &guid).and_then(|()| {
+        lock.write_anew(NEW_FILE, FILE, |new| {
+            dir::set_rights(new, stat.mode, Some(stat.gid))?;
+            fault_point::pass()?;
+            copy(file, new, &guid)
+        })
     });
     written.map_err(|error| format!("it is of version 1: {error}"))
 }
 
-fn copy(old: &File, new: &File, guid: &str) -> io::Result<()> {
+/// Without a torn last line, whose UID is below the next one as all others are.
+fn copy(old: &File, new: impl Write, guid: &str) -> io::Result<()> {
     let odd = || io::Error::other("it is not understood");
     let (mut old, mut new) = (BufReader::new(old), BufWriter::new(new));
     old.rewind()?;
@@ -51,14 +60,14 @@ fn copy(old: &File, new: &File, guid: &str) -> io::Result<()> {
     new.flush()
 }
 
-/// The next line; none at the end. One without an end is torn.
+/// The next whole line; none at the end.
 fn line(from: &mut impl BufRead) -> io::Result<Option<String>> {
     let mut line = String::new();
     let length = io::Read::take(&mut *from, MAX_LINE).read_line(&mut line)?;
     match line.strip_suffix('\n') {
         Some(whole) => Ok(Some(whole.to_owned())),
-        None if length == 0 => Ok(None),
-        None => Err(io::Error::other("a line of it is torn")),
+        None if (length as u64) < MAX_LINE => Ok(None),
+        None => Err(io::Error::other("a line of it is too long")),
     }
 }
 
@@ -66,14 +75,15 @@ fn line(from: &mut impl BufRead) -> io::Result<Option<String>> {
 mod tests {
     use std::fs;
 
-    use super::super::uidlist::Lock;
+    use super::super::uidlist::TIMEOUT;
     use super::*;
+    use crate::sys::dir::Dir;
 
     fn opened(text: &str) -> (Result<u32, String>, String) {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join(FILE);
         fs::write(&path, text).unwrap();
-        let lock = Lock::take(Dir::open(root.path()).unwrap(), 0o600).unwrap();
+        let lock = Lock::take(Dir::open(root.path()).unwrap(), 0o600, TIMEOUT).unwrap();
         let next = lock.list().and_then(|list| list.ok_or("none")?.next());
         drop(lock);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
@@ -89,6 +99,7 @@ mod tests {
                 9,
                 "2 :a\n7 :b,S=1:2,S\n",
             ),
+            ("1 1795332733 9\n2 a\n3 to", 9, "2 :a\n"),
         ] {
             let (got, list) = opened(old);
             assert_eq!(got, Ok(next), "{old:?}");
@@ -112,7 +123,6 @@ mod tests {
             "1 5 9\n2 a\n2 b\n",
             "1 5 9\n3 a\n2 b\n",
             "1 5 9\n9 a\n",
-            "1 5 9\n2 a\n3 to",
             "1 5 9\n2\n",
             "1 5 9\n2 \n",
             "1 5 9\n2 a/b\n",

@@ -125,6 +125,13 @@ impl Dir {
         )?)
     }
 
+    /// Gives the file `name` another name here; EEXIST when that is taken.
+    pub fn link_name(&self, name: &str, other: &str) -> io::Result<()> {
+        pass()?;
+        let (name, other) = (component(name)?, component(other)?);
+        Ok(linkat(&self.0, name, &self.0, other, AtFlags::empty())?)
+    }
+
     /// Moves `name` to `to/new_name`; EEXIST when that is taken.
     pub fn rename(&self, name: &str, to: &Dir, new_name: &str) -> io::Result<()> {
         pass()?;
@@ -251,6 +258,18 @@ impl Dir {
         })
     }
 
+    /// Whether nothing is in it. Looks no further than the first name, and takes the directory: its offset has moved.
+    pub fn is_empty(self) -> io::Result<bool> {
+        pass()?;
+        let mut dir = nix::dir::Dir::from_fd(self.0)?;
+        for entry in dir.iter() {
+            if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Also at those that are not UTF-8.
     pub fn each_raw_name(&self, mut look: impl FnMut(&OsStr)) -> io::Result<()> {
         pass()?;
@@ -264,19 +283,6 @@ impl Dir {
         }
         Ok(())
     }
-}
-
-/// Whether nothing is in the directory `path`. Looks no further than the first name.
-pub fn is_empty(path: &Path) -> io::Result<bool> {
-    pass()?;
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut dir = nix::dir::Dir::open(path, flags, Mode::empty())?;
-    for entry in dir.iter() {
-        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// EEXIST, ENOTEMPTY, ENOTDIR: something has this name.

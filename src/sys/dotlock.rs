@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -61,37 +62,29 @@ impl Dotlock {
     ) -> io::Result<Dotlock> {
         let lock = format!("{name}.lock");
         let began = Instant::now();
-        let mut seen: Option<(Version, Option<Version>)> = None;
+        let mut seen = None;
         let mut pause = Duration::from_millis(5);
         let mut waiting = match holds {
-            Holds::Pid => without_name(dir, mode)?,
+            Holds::Pid => Dotlock::without_name(dir, name, mode)?,
             Holds::Content => None,
         };
-        let needs_pid = holds == Holds::Pid && waiting.is_none();
         loop {
-            // Before there is a lock that a shortage of descriptors could leave behind.
-            let own = dir.try_clone()?;
-            let made = match waiting.take() {
-                Some(file) => match dir.link(&file, &lock) {
-                    Ok(()) => Ok(file),
-                    Err(error) => {
-                        waiting = Some(file);
-                        Err(error)
-                    }
-                },
-                None => dir.create_new(&lock, mode),
+            let made = match &mut waiting {
+                Some(waiting) => waiting.give_name(),
+                None => Dotlock::create(dir, name, mode, holds).map(|made| waiting = Some(made)),
             };
             match made {
-                Ok(file) => return Dotlock::held(own, name, file, needs_pid),
+                // Somebody with another idea of what is stale may have taken it in between.
+                Ok(()) => {
+                    let lock = waiting.ok_or(ErrorKind::NotFound)?;
+                    return lock.check().map(|()| lock);
+                }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
-            if is_stale(dir, name, &lock, &mut seen, patience.stale) {
-                // Whoever was faster has taken it over, and its file is another one: seen at the next attempt.
-                match dir.unlink(&lock) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                    _ => continue,
-                }
+            if let Some(stale) = stale(dir, name, &lock, &mut seen, patience.stale) {
+                take_away(dir, &lock, stale)?;
+                continue;
             }
             if began.elapsed() >= patience.timeout {
                 let why = format!("{lock} is held by another process");
@@ -102,45 +95,67 @@ impl Dotlock {
         }
     }
 
-    /// `file` is the new lock. Whatever fails from here on, it does not stay: a lock of a living process is nobody's to break.
-    fn held(dir: Dir, name: &str, file: File, needs_pid: bool) -> io::Result<Dotlock> {
-        let stat = match file.metadata() {
-            Ok(stat) => stat,
-            Err(error) => {
-                let _ = dir.unlink(&format!("{name}.lock"));
-                return Err(error);
-            }
+    /// A lock that has its content before it has its name: killed in between, we would leave an empty one, which holds
+    /// everybody up until it is stale. None where the file system has no files without names.
+    fn without_name(dir: &Dir, name: &str, mode: u32) -> io::Result<Option<Dotlock>> {
+        let file = match dir.unnamed_file(mode) {
+            Err(error) if super::is_unsupported(&error) => return Ok(None),
+            other => other?,
         };
-        let mut lock = Dotlock {
+        let mut lock = Dotlock::of(dir.try_clone()?, name, file)?;
+        write_pid(&mut lock.file)?;
+        Ok(Some(lock))
+    }
+
+    fn give_name(&mut self) -> io::Result<()> {
+        self.dir.link(&self.file, &format!("{}.lock", self.name))?;
+        self.is_held = true;
+        Ok(())
+    }
+
+    /// Whatever fails behind its creation, it does not stay: a lock of a living process is nobody's to break.
+    fn create(dir: &Dir, name: &str, mode: u32, holds: Holds) -> io::Result<Dotlock> {
+        // Before there is a lock that a shortage of descriptors could leave behind.
+        let own = dir.try_clone()?;
+        let lock = format!("{name}.lock");
+        let file = dir.create_new(&lock, mode)?;
+        let mut made = Dotlock::of(own, name, file).inspect_err(|_| drop(dir.unlink(&lock)))?;
+        made.is_held = true;
+        if holds == Holds::Pid {
+            write_pid(&mut made.file)?;
+        }
+        Ok(made)
+    }
+
+    /// Known as one of this process before anybody can see it.
+    fn of(dir: Dir, name: &str, file: File) -> io::Result<Dotlock> {
+        let stat = file.metadata()?;
+        let identity = (stat.dev(), stat.ino());
+        held().push(identity);
+        Ok(Dotlock {
             dir,
             name: name.to_owned(),
-            identity: (stat.dev(), stat.ino()),
-            is_held: true,
             file,
-        };
-        held().push(lock.identity);
-        if needs_pid {
-            write_pid(&mut lock.file)?;
-        }
-        // Somebody with another idea of what is stale may have taken it in between.
-        match lock.is_ours()? {
-            true => Ok(lock),
-            false => {
-                lock.is_held = false;
-                Err(io::Error::other(format!("{name}.lock was taken over")))
-            }
+            identity,
+            is_held: false,
+        })
+    }
+
+    /// An error when somebody has taken the lock over: asked before anything is written that it protects.
+    pub fn check(&self) -> io::Result<()> {
+        match self.is_ours()? {
+            true => Ok(()),
+            false => Err(io::Error::other(format!(
+                "{}.lock was taken over",
+                self.name
+            ))),
         }
     }
 
     /// Puts the lock's content in place of the file, durably.
     pub fn replace(mut self) -> io::Result<()> {
         super::dir::sync_file(&self.file)?;
-        if !self.is_ours()? {
-            return Err(io::Error::other(format!(
-                "{}.lock was taken over",
-                self.name
-            )));
-        }
+        self.check()?;
         self.dir
             .replace(&format!("{}.lock", self.name), &self.name)?;
         self.is_held = false;
@@ -156,17 +171,6 @@ impl Dotlock {
     }
 }
 
-/// A lock that has its content before it has its name: killed in between, we would leave an empty one, which holds everybody
-/// up until it is stale. None where the file system has no files without names.
-fn without_name(dir: &Dir, mode: u32) -> io::Result<Option<File>> {
-    let mut file = match dir.unnamed_file(mode) {
-        Err(error) if super::is_unsupported(&error) => return Ok(None),
-        other => other?,
-    };
-    write_pid(&mut file)?;
-    Ok(Some(file))
-}
-
 fn write_pid(file: &mut File) -> io::Result<()> {
     super::fault_point::pass()?;
     write!(file, "{}:{}", std::process::id(), hostname())
@@ -180,11 +184,11 @@ fn held() -> MutexGuard<'static, Vec<(u64, u64)>> {
 
 impl Drop for Dotlock {
     fn drop(&mut self) {
-        held().retain(|identity| *identity != self.identity);
         // When in doubt it is ours: left behind it would hold up everybody while this process lives.
         if self.is_held && self.is_ours().unwrap_or(true) {
             let _ = self.dir.unlink(&format!("{}.lock", self.name));
         }
+        held().retain(|identity| *identity != self.identity);
     }
 }
 
@@ -239,48 +243,69 @@ fn is_gone(pid: i32) -> bool {
     kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
 }
 
-fn is_stale(
+/// The version of the lock that is nobody's any more; none while it may be somebody's. `seen`: what was there before.
+fn stale(
     dir: &Dir,
     name: &str,
     lock: &str,
     seen: &mut Option<(Version, Option<Version>)>,
     stale: Duration,
-) -> bool {
-    let Some(now) = version(dir, lock) else {
-        return false;
-    };
-    if age(&now) < YOUNG {
-        return false;
-    }
+) -> Option<Version> {
+    let now = version(dir, lock).filter(|now| age(now) >= YOUNG)?;
     if let Some((pid, host)) = read_holder(dir, lock)
         && host == hostname()
     {
-        // Looked at again: somebody else may have taken it over meanwhile.
         let is_dead = match pid == std::process::id() as i32 {
             true => !held().contains(&(now.0, now.1)),
             false => is_gone(pid),
         };
-        return is_dead && version(dir, lock) == Some(now);
+        return is_dead.then_some(now);
     }
     let protected = version(dir, name);
-    match seen {
-        Some((lock_before, file_before)) if *lock_before == now && *file_before == protected => {
-            age(&now) > stale && protected.as_ref().is_none_or(|file| age(file) > stale)
-        }
-        _ => {
-            *seen = Some((now, protected));
-            // Looked at once more before it is overridden: the file may be changing.
-            false
-        }
+    // Looked at twice before it is overridden: the file may be changing.
+    let before = seen.replace((now, protected));
+    let is_old = age(&now) > stale && protected.is_none_or(|file| age(&file) > stale);
+    (before == Some((now, protected)) && is_old).then_some(now)
+}
+
+/// Takes the stale lock away, unless it is another one by now: its holder's.
+fn take_away(dir: &Dir, lock: &str, stale: Version) -> io::Result<()> {
+    // One thread at a time; other processes are told from each other by the file that comes away.
+    static ONE: Mutex<()> = Mutex::new(());
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if version(dir, lock) != Some(stale) {
+        return Ok(());
     }
+    // Ends like a lock: who lists mailboxes passes over it.
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let aside = format!("{lock}.{}.{}.{count}.lock", hostname(), std::process::id());
+    match dir.replace(lock, &aside) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    }
+    match version(dir, &aside) {
+        Some(taken) if (taken.0, taken.1) != (stale.0, stale.1) => {
+            // Taken meanwhile by yet another one: its former holder sees that when it looks.
+            let _ = dir.link_name(&aside, lock);
+        }
+        _ => {}
+    }
+    dir.unlink(&aside)
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
+    const LONG: Patience = Patience {
+        timeout: Duration::from_secs(20),
+        stale: Duration::from_secs(120),
+    };
     const SHORT: Patience = Patience {
         timeout: Duration::from_millis(300),
         stale: Duration::from_secs(120),
@@ -375,5 +400,48 @@ mod tests {
         let dropped = Dotlock::take(&dir, "f", 0o640, Holds::Content, SHORT).unwrap();
         drop(dropped);
         assert_eq!(dir.names().unwrap(), ["f"]);
+    }
+
+    /// Several find it at the same moment: one breaks it, and nobody breaks the lock of the one that came then.
+    #[test]
+    fn a_stale_lock_with_many_takers() {
+        const TAKERS: usize = 3;
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        let path = root.path().join("f.lock");
+        let holders = AtomicUsize::new(0);
+        for round in 0..200 {
+            fs::write(&path, format!("999999999:{}", hostname())).unwrap();
+            old(&path, 10);
+            let start = Barrier::new(TAKERS);
+            thread::scope(|scope| {
+                for _ in 0..TAKERS {
+                    scope.spawn(|| {
+                        start.wait();
+                        let lock = Dotlock::take(&dir, "f", 0o600, Holds::Pid, LONG).unwrap();
+                        assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0, "round {round}");
+                        thread::sleep(Duration::from_micros(100));
+                        lock.check().unwrap();
+                        holders.fetch_sub(1, Ordering::SeqCst);
+                    });
+                }
+            });
+            assert_eq!(dir.names().unwrap(), Vec::<String>::new());
+        }
+    }
+
+    /// Another process has broken it meanwhile, and has the lock now.
+    #[test]
+    fn the_lock_of_whoever_was_faster_is_put_back() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        let path = root.path().join("f.lock");
+        fs::write(&path, "999999999:elsewhere").unwrap();
+        let judged = version(&dir, "f.lock").unwrap();
+        fs::rename(&path, root.path().join("judged")).unwrap();
+        fs::write(&path, "1:elsewhere").unwrap();
+        take_away(&dir, "f.lock", judged).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1:elsewhere");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
     }
 }

@@ -1,10 +1,10 @@
 //! A countdown that lets one system call fail: every step of a save fails once in a test.
 //!
 //! In a release build [`pass`] is nothing. In a test build the n-th call of this thread after [`arm`] returns the
-//! chosen errno instead of doing its work.
+//! chosen errno instead of doing its work, and before the n-th after [`meddle`] something else happens.
 
 #[cfg(test)]
-pub use countdown::{ERRNOS, arm, disarm, pass};
+pub use countdown::{ERRNOS, arm, disarm, meddle, pass};
 
 #[cfg(not(test))]
 #[inline(always)]
@@ -17,9 +17,14 @@ mod countdown {
     use std::cell::Cell;
     use std::io;
 
+    enum Event {
+        Fails(i32),
+        Meddled(Box<dyn FnOnce()>),
+    }
+
     thread_local! {
-        /// Calls still to pass, and the errno of the one after them.
-        static NEXT: Cell<Option<(usize, i32)>> = const { Cell::new(None) };
+        /// Calls still to pass, and what happens at the one after them.
+        static NEXT: Cell<Option<(usize, Event)>> = const { Cell::new(None) };
     }
 
     /// What a disk, a quota, a signal, a full process table or a file server can answer to any call.
@@ -35,7 +40,12 @@ mod countdown {
 
     /// Let the `calls`-th system call from now (0: the next one) of this thread fail with `errno`.
     pub fn arm(calls: usize, errno: i32) {
-        NEXT.set(Some((calls, errno)));
+        NEXT.set(Some((calls, Event::Fails(errno))));
+    }
+
+    /// Let somebody else do something right before the `calls`-th system call from now.
+    pub fn meddle(calls: usize, somebody: impl FnOnce() + 'static) {
+        NEXT.set(Some((calls, Event::Meddled(Box::new(somebody)))));
     }
 
     /// Ends the countdown. True: it had not fired yet.
@@ -46,9 +56,13 @@ mod countdown {
     pub fn pass() -> io::Result<()> {
         match NEXT.take() {
             None => Ok(()),
-            Some((0, errno)) => Err(io::Error::from_raw_os_error(errno)),
-            Some((calls, errno)) => {
-                NEXT.set(Some((calls - 1, errno)));
+            Some((0, Event::Fails(errno))) => Err(io::Error::from_raw_os_error(errno)),
+            Some((0, Event::Meddled(somebody))) => {
+                somebody();
+                Ok(())
+            }
+            Some((calls, event)) => {
+                NEXT.set(Some((calls - 1, event)));
                 Ok(())
             }
         }

@@ -5,7 +5,7 @@ use std::fs;
 
 use libfuzzer_sys::fuzz_target;
 use postroom::maildir::mend;
-use postroom::maildir::uidlist::{FILE, Lock};
+use postroom::maildir::uidlist::{FILE, Lock, TIMEOUT};
 use postroom::sys::dir::Dir;
 
 /// The UIDs of the whole lines.
@@ -24,7 +24,7 @@ fuzz_target!(|input: (bool, &[u8])| {
     let bytes = &[header, lines].concat();
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join(FILE);
-    let lock = || Lock::take(Dir::open(root.path()).unwrap(), 0o600).unwrap();
+    let lock = || Lock::take(Dir::open(root.path()).unwrap(), 0o600, TIMEOUT).unwrap();
     fs::write(&path, bytes).unwrap();
     let lock_held = lock();
     if let Ok(Some(mut list)) = lock_held.list()
