@@ -61,6 +61,18 @@ header = "X-Owner"
 mailbox = "shared/nouid/Work"
 
 [[route]]
+header = "X-Marked"
+mailbox = "No/Such/Mailbox"
+flags = ["\\Seen"]
+
+[[address]]
+match = "later@example.test"
+mailbox = "Public/Sales"
+user = "bob"
+subject = "anonymous"
+on_missing = "defer"
+
+[[route]]
 header = "X-Bad"
 mailbox = "a/../b"
 "#;
@@ -122,6 +134,8 @@ fn where_addresses_and_headers_lead() {
         ("alice+Nope@example.test",      "X-Spam-Flag: YES\n",          "250 2.0.0", ALICE),
         ("alice@example.test",           "X-Nowhere: 1\n",              "250 2.0.0", ALICE),
         ("alice@example.test",           "X-Bad: 1\n",                  "250 2.0.0", ALICE),
+        ("alice@example.test",           "X-Marked: 1\n",               "250 2.0.0", ALICE),
+        ("later+nope@example.test",      "",                            "250 2.0.0", "public/.Sales"),
         ("alice@example.test",           "X-Owner: 1\n",                "250 2.0.0", ALICE),
     ];
     for (recipient, fields, reply, folder) in cases {
@@ -197,19 +211,29 @@ fn what_is_hidden_and_what_is_missing_look_alike() {
 fn an_alias_opens_nothing() {
     let store = store();
     let sent = "home/alice/Maildir/.Sent";
-    for below in ["home/alice/Maildir", sent] {
+    let umlaut = "home/alice/Maildir/.Gel&APY-scht";
+    for below in ["home/alice/Maildir", sent, umlaut] {
         store.scratch.maildir(below, MAIL, MAIL, 0o700);
     }
     let alias = "[namespace.old]\nseparator = \"/\"\nprefix = \"mail/\"\nalias_for = \"inbox\"\nhidden = true\nlist = \"no\"\n";
     let config = store.configure("", alias);
     let text = fs::read_to_string(&config).unwrap();
+    // Not in NFC, as some editors write it.
+    let deleted = "[namespace.inbox.mailbox.\"Gelo\u{308}scht\"]\nspecial_use = \"\\\\Trash\"\n";
     fs::write(
         &config,
-        text.replace("detail = \"mailbox\"", "detail = \"private\""),
+        text.replace(
+            "detail = \"mailbox\"",
+            "detail = \"private\"\non_missing = \"parent\"",
+        )
+        .replace(
+            "[namespace.inbox.mailbox.Sent]",
+            &format!("{deleted}[namespace.inbox.mailbox.Sent]"),
+        ),
     )
     .unwrap();
     let server = support::Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
-    for detail in ["Sent", "mail/Sent"] {
+    for detail in ["Sent", "mail/Sent", "Sent/kid", "mail/Sent/kid"] {
         let recipient = format!("alice+{detail}@example.test");
         let replies = server.client().deliver(&[&recipient], b"x\n");
         assert!(
@@ -218,6 +242,15 @@ fn an_alias_opens_nothing() {
             server.log()
         );
     }
+    let mut explain = support::program("postroom");
+    explain.arg("-c").arg(&config);
+    explain.args(["explain", "alice+Gel\u{f6}scht@example.test"]);
+    let said = explain.output().unwrap().stdout;
+    let said = String::from_utf8(said).unwrap();
+    assert!(
+        said.contains("no mail from outside goes to \\Trash"),
+        "{said}"
+    );
 }
 
 /// INBOX is no parent of the mailboxes beside it: who may create below it, or see it, gets nothing there.

@@ -182,10 +182,27 @@ fn arguments_and_what_becomes_of_the_message() {
             "",
         ),
         (
-            &["-d", "alice", "-a", "a@b@c"],
+            &["-d", "alice", "-a", "a@b@c", "-r", "a b"],
+            &[],
+            0,
+            "",
+            ALICE,
+        ),
+        (&["-d", "Alice"], &[], 0, "", ALICE),
+        (&["-d", "Alice@Example.test"], &[], 0, "", ALICE),
+        (
+            &["-d", ""],
             &[],
             75,
-            "4.3.5 -a \"a@b@c\": ",
+            "4.3.5 -d \"\": a user must be named",
+            "",
+        ),
+        (&[""], &[], 75, "4.3.5 an empty RECIPIENT", ""),
+        (
+            &["a b@example.test"],
+            &[],
+            67,
+            "5.1.3 No mailbox can have this address: \"a b@example.test\": ",
             "",
         ),
         (
@@ -699,10 +716,12 @@ fn flags_and_the_rights_to_set_them() {
 fn without_stdin_there_is_no_message() {
     let store = Store::new();
     store.configure("", "");
-    let mut command = lda(&store, &["-d", "alice"], &[]);
-    let output = command.stdin(std::process::Stdio::null()).output().unwrap();
-    assert_eq!(exit_code(&output), 75);
-    assert!(messages_below(&store.path("")).is_empty());
+    for recipients in [&["-d", "alice"][..], &["alice@x", "bob@x"]] {
+        let mut command = lda(&store, recipients, &[]);
+        let output = command.stdin(std::process::Stdio::null()).output().unwrap();
+        assert_eq!(exit_code(&output), 75, "{recipients:?}");
+        assert!(messages_below(&store.path("")).is_empty());
+    }
 }
 
 /// A parent killed takes its child along; a child killed is 75.

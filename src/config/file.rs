@@ -36,6 +36,7 @@ pub fn read(root: &Section<'_>) -> Config {
         Userdbs {
             list: userdbs(root),
             limits,
+            username_format: root.template_or("auth_username_format", "%{user | lower}"),
         },
         namespaces,
         acl,
@@ -120,7 +121,6 @@ fn delivery(
     }
     let settings = Settings {
         hostname,
-        auth_username_format: root.template_or("auth_username_format", "%{user | lower}"),
         userdbs,
         addresses: addresses(root),
         routes: routes(root),

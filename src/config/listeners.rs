@@ -48,7 +48,7 @@ pub fn socketmap(root: &Section<'_>) -> Vec<Listen> {
 
 fn listener(section: &Section<'_>) -> Option<Listen> {
     let trusted = section
-        .is_flag("trusted")
+        .has("trusted")
         .then(|| section.flag("trusted", false));
     let tcp = section.text("tcp");
     let unix = section.text("unix");

@@ -1,5 +1,7 @@
 //! Where mailboxes lie: the `mail_*` settings, `[namespace.…]` and its mailboxes.
 
+use unicode_normalization::UnicodeNormalization;
+
 use super::rights::rules;
 use super::section::Section;
 use crate::mailbox::acl::sources::Rules;
@@ -150,7 +152,8 @@ fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
             "write \"/\" or \".\"",
         );
     }
-    let mut prefix = section.text_or("prefix", String::new);
+    // Names are asked for in NFC.
+    let mut prefix: String = section.text_or("prefix", String::new).nfc().collect();
     if kind == Kind::Shared {
         prefix = owner_variables(&prefix);
     } else if prefix.contains("%%") {
@@ -267,7 +270,7 @@ fn mailbox(name: &str, section: &Section<'_>) -> MailboxBlock {
             .collect(),
     };
     let block = MailboxBlock {
-        name: name.into(),
+        name: name.nfc().collect(),
         auto: section
             .choice("auto", &autos, Some(Auto::No))
             .unwrap_or(Auto::No),

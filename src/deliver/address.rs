@@ -8,7 +8,6 @@ use crate::fault::{Code, Fault};
 use crate::mailbox::lookup;
 use crate::mailbox::name::{self, StorageName};
 use crate::message::{Address, Recipient};
-use crate::text::template::Variables;
 use crate::user::User;
 
 /// Who delivers, and the mailbox that is asked for.
@@ -29,7 +28,7 @@ pub fn asked(settings: &Settings, recipient: &Recipient) -> Result<Asked, Fault>
     if let Some((rule, detail)) = exact_rule(settings, recipient)? {
         return of_rule(settings, recipient, rule, detail.as_deref());
     }
-    let (name, detail) = split(settings, recipient)?;
+    let (name, detail) = split(settings, recipient);
     let Some(user) = find_user(settings, &name)? else {
         let domain = recipient
             .address
@@ -150,9 +149,9 @@ fn child(settings: &Settings, user: &User, parent: &str, detail: &str) -> Option
 }
 
 /// The name to look up, and the detail.
-fn split(settings: &Settings, recipient: &Recipient) -> Result<(String, Option<String>), Fault> {
+fn split(settings: &Settings, recipient: &Recipient) -> (String, Option<String>) {
     if let Some(user) = &recipient.user {
-        return Ok((user.clone(), recipient.detail.clone()));
+        return (user.clone(), recipient.detail.clone());
     }
     let (address, detail) = recipient
         .address
@@ -161,37 +160,16 @@ fn split(settings: &Settings, recipient: &Recipient) -> Result<(String, Option<S
         Some(domain) => format!("{}@{domain}", address.local),
         None => address.local.clone(),
     };
-    let variables = Variables {
-        user: &whole,
-        hostname: &settings.hostname,
-        ..Variables::default()
-    };
-    let name = settings
-        .auth_username_format
-        .expand(&variables)
-        .map_err(|missing| {
-            Fault::new(
-                Code::CannotTell,
-                "auth_username_format".to_string(),
-                missing.to_string(),
-            )
-        })?;
-    Ok((
-        name,
+    (
+        whole,
         detail
             .filter(|detail| !detail.is_empty())
             .or_else(|| recipient.detail.clone()),
-    ))
+    )
 }
 
 /// Found, no such user, or a fault for "cannot tell".
 pub fn find_user(settings: &Settings, name: &str) -> Result<Option<User>, Fault> {
-    // User and domain become directories of their own in paths.
-    let odd = name.split('@').any(|part| matches!(part, "" | "." | ".."))
-        || name.contains(|c: char| c == '/' || c.is_control());
-    if odd {
-        return Ok(None);
-    }
     settings.userdbs.find(name).map_err(|unavailable| {
         Fault::new(
             Code::CannotTell,

@@ -43,6 +43,9 @@ pub struct Targets {
     /// What the message is to be stored with.
     pub flags: Flags,
     pub keywords: Keywords,
+    /// And what a route adds to that in its mailbox, not in what stands in for it.
+    pub route_flags: Flags,
+    pub route_keywords: Keywords,
     /// The decisions so far.
     pub lines: Vec<Line>,
 }
@@ -150,6 +153,10 @@ pub fn resolve(
         .ok()
         .and_then(|found| found.namespace.on_missing);
     let on_missing = match (&rule, of_namespace.unwrap_or(settings.on_missing)) {
+        // A stranger's word must not fill the queue: the address itself is what stands in.
+        (Some(rule), _) if by.is_strangers() && rule.on_missing == OnMissing::Defer => {
+            OnMissing::Parent
+        }
         (Some(rule), _) => rule.on_missing,
         (None, OnMissing::Defer) if by.is_strangers() => OnMissing::Inbox,
         (None, asked) => asked,
@@ -172,14 +179,16 @@ pub fn resolve(
             inbox: Some(resolver.inbox()?),
             on_missing: OnMissing::Inbox,
             on_denied: OnDenied::Inbox,
-            flags: recipient.flags.with(route.flags),
-            keywords: recipient.keywords.clone().with(&route.keywords),
+            flags: recipient.flags,
+            keywords: recipient.keywords.clone(),
+            route_flags: route.flags,
+            route_keywords: route.keywords.clone(),
             lines,
             user,
         });
     }
     let parents = match (&wanted, on_missing) {
-        (Wanted::Target(target), OnMissing::Parent) => resolver.parents(&target.mailbox)?,
+        (Wanted::Target(target), OnMissing::Parent) => resolver.parents(&target.mailbox, by)?,
         _ => Vec::new(),
     };
     // Mail for an address of a mailbox is not for the user who delivers it.
@@ -197,6 +206,8 @@ pub fn resolve(
         on_denied,
         flags: recipient.flags,
         keywords: recipient.keywords.clone(),
+        route_flags: Flags::default(),
+        route_keywords: Keywords::default(),
         lines,
         user,
     })
@@ -461,8 +472,8 @@ impl Resolver<'_> {
         target.ok_or_else(|| Fault::new(Code::Internal, "find INBOX", "its namespace has no owner"))
     }
 
-    /// The levels above `mailbox` in its namespace, nearest first.
-    fn parents(&self, mailbox: &str) -> Result<Vec<Target>, Fault> {
+    /// The levels above `mailbox` in its namespace that may be named like this, nearest first.
+    fn parents(&self, mailbox: &str, by: By) -> Result<Vec<Target>, Fault> {
         let mut parents = Vec::new();
         let mut name = mailbox;
         while let Ok(found) = lookup::find(&self.settings.namespaces, name, &self.user.name)
@@ -471,7 +482,9 @@ impl Resolver<'_> {
             && above.namespace.name == found.namespace.name
             && let Ok(storage) = StorageName::parse(&above.rest, above.namespace)
         {
-            parents.extend(self.target(parent, &above, &storage, OnMissing::Parent)?);
+            if self.closed_to(by, &above).is_none() {
+                parents.extend(self.target(parent, &above, &storage, OnMissing::Parent)?);
+            }
             name = parent;
         }
         Ok(parents)
@@ -604,13 +617,13 @@ impl Resolver<'_> {
                 let Some(name) = self.authenticated else {
                     return Ok(nobody);
                 };
-                let groups = match find_user(self.settings, name)? {
-                    Some(user) => self.groups(&user)?,
-                    None => Vec::new(),
+                let (name, groups) = match find_user(self.settings, name)? {
+                    Some(user) => (user.name.clone(), self.groups(&user)?),
+                    None => (name.to_owned(), Vec::new()),
                 };
                 Ok(Subject {
                     is_owner: kind == Kind::Private && name == self.user.name,
-                    name: Some(name.to_owned()),
+                    name: Some(name),
                     groups,
                 })
             }
@@ -711,6 +724,19 @@ fn home_of(user: &User) -> Result<Option<String>, Fault> {
         })
     };
     user.home.as_ref().map(text).transpose()
+}
+
+impl Targets {
+    /// The flags and keywords that the message is to have in `target`.
+    pub fn marks_in(&self, target: &Target) -> (Flags, Keywords) {
+        match &self.wanted {
+            Wanted::Target(wanted) if **wanted == *target => (
+                self.flags.with(self.route_flags),
+                self.keywords.clone().with(&self.route_keywords),
+            ),
+            _ => (self.flags, self.keywords.clone()),
+        }
+    }
 }
 
 impl Target {

@@ -10,14 +10,11 @@ use crate::index::log::LockMethod;
 use crate::mailbox::acl::Rights;
 use crate::mailbox::acl::sources::Rules;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
-use crate::text::template::Template;
 use crate::user::Userdbs;
 
 #[derive(Debug)]
 pub struct Settings {
     pub hostname: String,
-    /// How the user part of an address becomes the name that is looked up: `%{user | lower}`.
-    pub auth_username_format: Template,
     pub userdbs: Userdbs,
     /// All that are not disabled, in the order of the file.
     pub namespaces: Vec<Namespace>,

@@ -65,7 +65,7 @@ pub fn read(
     })
 }
 
-/// Takes the first line off, where it begins with `From `.
+/// Takes the first line off, where it begins with `From ` and is no field `From : a@b`.
 struct FromLine {
     state: State,
     /// What is kept of the line, or of what may become one.
@@ -76,6 +76,8 @@ struct FromLine {
 enum State {
     /// Fewer bytes than `From ` has, all of them alike.
     Begin,
+    /// Nothing but blanks behind it.
+    Blanks,
     Within,
     Passed,
 }
@@ -91,8 +93,25 @@ impl FromLine {
                 self.state = State::Passed;
                 pass(&std::mem::take(&mut self.line));
             } else if self.line.len() == FROM.len() {
-                self.state = State::Within;
+                self.state = State::Blanks;
             }
+        }
+        if self.state == State::Blanks {
+            let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+            let end = bytes.iter().position(|byte| !is_blank(byte));
+            let (blanks, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
+            let room = MAX_LINE - self.line.len();
+            self.line
+                .extend_from_slice(&blanks[..blanks.len().min(room)]);
+            bytes = rest;
+            self.state = match rest.first() {
+                None if self.line.len() < MAX_LINE => State::Blanks,
+                Some(b':') if self.line.len() < MAX_LINE => {
+                    pass(&std::mem::take(&mut self.line));
+                    State::Passed
+                }
+                _ => State::Within,
+            };
         }
         if self.state == State::Within {
             let end = memchr::memchr(b'\n', bytes);
@@ -113,7 +132,7 @@ impl FromLine {
     fn rest(&mut self) -> Vec<u8> {
         match self.state {
             State::Begin => std::mem::take(&mut self.line),
-            State::Within | State::Passed => Vec::new(),
+            State::Blanks | State::Within | State::Passed => Vec::new(),
         }
     }
 
@@ -164,6 +183,9 @@ mod tests {
             (b"From a@b", b"", Some("a@b")),
             (b"From \nx", b"x", None),
             (b"From:a@b\nx", b"From:a@b\nx", None),
+            (b"From : a@b\nx", b"From : a@b\nx", None),
+            (b"From  \t :a@b\nx", b"From  \t :a@b\nx", None),
+            (b"From  a@b:c Mon\nx", b"x", None),
             (b">From a\nx", b">From a\nx", None),
             (b"Fro", b"Fro", None),
             (b"", b"", None),

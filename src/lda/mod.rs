@@ -98,6 +98,12 @@ fn refuse(refused: Refused) -> u8 {
             say("4.3.5", &why);
             TEMPFAIL
         }
+        Refused::NoAddress(why) => {
+            drain(&mut io::stdin());
+            let (_, status) = Code::BadAddress.smtp();
+            say(status, &format!("{}: {why}", Code::BadAddress.text()));
+            Code::BadAddress.exit()
+        }
     }
 }
 
@@ -194,6 +200,14 @@ impl Job {
                 .iter()
                 .map(|group| self.in_child(group, |job| job.explain(group)));
             return exit::of_a_look(worst(refused.into_iter().chain(plans)));
+        }
+        if self.options.file.is_none() && is_null(&io::stdin()) {
+            let why = "it is closed, or /dev/null";
+            complain(
+                None,
+                &Fault::new(Code::CannotTell, "read the message on stdin", why),
+            );
+            return TEMPFAIL;
         }
         match (groups.as_slice(), refused) {
             ([group], None) => self.in_child(group, |job| job.deliver_from_stdin(group)),
@@ -296,14 +310,6 @@ impl Job {
             return planned;
         }
         match &self.options.file {
-            None if is_null(&io::stdin()) => {
-                let why = "it is closed, or /dev/null";
-                complain(
-                    None,
-                    &Fault::new(Code::CannotTell, "read the message on stdin", why),
-                );
-                TEMPFAIL
-            }
             None => self.deliver(group, &mut io::stdin().lock(), true),
             // Opened here, with the rights of the user.
             Some(path) => match File::open(path) {

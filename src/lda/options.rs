@@ -103,6 +103,8 @@ pub enum Refused {
     Usage(String),
     /// Understood, and not to be had.
     NotYet(String),
+    /// A recipient that is no address: a sender's word, that never becomes one.
+    NoAddress(String),
 }
 
 impl Options {
@@ -123,12 +125,8 @@ impl Options {
                 .into_string()
                 .map_err(|value| Refused::NotYet(format!("{flag} {value:?} is not UTF-8")))
         };
-        let address = |flag: &str, value: OsString| {
-            let value = text(flag, value)?;
-            Address::parse(&value).map_err(|why| Refused::Usage(format!("{flag} {value:?}: {why}")))
-        };
-        // The environment is whoever's: what makes no sense there is left out.
-        let spare = |name: &str| set(name).and_then(|value| value.into_string().ok());
+        // What is for the log only, and whoever's: what makes no sense there is left out.
+        let spare = |value: Option<OsString>| value.and_then(|value| value.into_string().ok());
         let mut flags = Flags::default();
         for name in &arguments.flag {
             let odd = || Refused::Usage(format!("--flag {name:?} is no system flag"));
@@ -139,26 +137,22 @@ impl Options {
             let odd = || Refused::Usage(format!("--keyword {name:?} is no keyword"));
             keywords = keywords.with(&Keywords::parse(name).ok_or_else(odd)?);
         }
-        let last = arguments
-            .last
-            .map(|value| address("-r", value))
-            .transpose()?;
-        let original = arguments
-            .original
-            .map(|value| address("-a", value))
-            .transpose()?;
+        let last = arguments.last.or_else(|| set("RECIPIENT"));
+        let original = arguments.original.or_else(|| set("ORIGINAL_RECIPIENT"));
+        let user = arguments.user.map(|user| text("-d", user)).transpose()?;
+        if user.as_deref() == Some("") {
+            return Err(Refused::Usage("-d \"\": a user must be named".into()));
+        }
         let file = arguments.file.map(std::path::absolute).transpose();
         Ok(Options {
             config: arguments.config,
             overrides: arguments.overrides,
-            user: arguments.user.map(|user| text("-d", user)).transpose()?,
+            user,
             sender: arguments.sender.or_else(|| set("SENDER")).map(sender),
-            original: original
-                .map(|it| it.to_string())
-                .or_else(|| spare("ORIGINAL_RECIPIENT")),
-            last: last.or_else(|| spare("RECIPIENT").and_then(|it| Address::parse(&it).ok())),
+            original: spare(original),
+            last: spare(last).and_then(|it| Address::parse(&it).ok()),
             mailbox: arguments.mailbox.map(|it| text("-m", it)).transpose()?,
-            detail: spare("EXTENSION"),
+            detail: spare(set("EXTENSION")),
             authenticated: arguments.authenticated,
             flags,
             keywords,
@@ -168,7 +162,7 @@ impl Options {
             addresses: arguments
                 .addresses
                 .into_iter()
-                .map(|it| address("RECIPIENT", it))
+                .map(address)
                 .collect::<Result<_, _>>()?,
         })
     }
@@ -206,6 +200,16 @@ impl Arguments {
         }
         let why = "-n is dovecot-lda 1.x: set delivery.on_missing (-o delivery.on_missing=inbox)";
         Err(Refused::NotYet(why.into()))
+    }
+}
+
+/// An empty one is a variable that the MTA's configuration has misspelt.
+fn address(value: OsString) -> Result<Address, Refused> {
+    match value.to_str().map(Address::parse) {
+        Some(Ok(address)) => Ok(address),
+        _ if value.is_empty() => Err(Refused::Usage("an empty RECIPIENT".into())),
+        Some(Err(why)) => Err(Refused::NoAddress(format!("{value:?}: {why}"))),
+        None => Err(Refused::NoAddress(format!("{value:?} is not UTF-8"))),
     }
 }
 

@@ -106,6 +106,8 @@ impl Default for Limits {
 pub struct Userdbs {
     pub list: Vec<Userdb>,
     pub limits: Limits,
+    /// What is made of a name before it is looked up (Dovecot's `auth_username_format`).
+    pub username_format: Template,
 }
 
 impl Userdbs {
@@ -141,18 +143,44 @@ impl Userdbs {
         Ok(names)
     }
 
+    /// The name that is looked up for `name`.
+    pub fn username(&self, name: &str) -> Result<String, Unavailable> {
+        let variables = Variables {
+            user: name,
+            hostname: &self.limits.hostname,
+            ..Variables::default()
+        };
+        self.username_format
+            .expand(&variables)
+            .map_err(|missing| Unavailable {
+                userdb: "auth_username_format".into(),
+                why: missing.to_string(),
+            })
+    }
+
     /// Asks one after the other. The first that cannot tell ends the search: the next might say "no such user" of one
     /// who exists.
     pub fn find(&self, name: &str) -> Result<Option<User>, Unavailable> {
-        if name.is_empty() || name.contains(|c: char| c == '/' || c.is_control()) {
+        // User and domain become directories of their own in paths.
+        let is_odd = |name: &str| {
+            name.split('@').any(|part| matches!(part, "" | "." | ".."))
+                || name.contains(|c: char| c == '/' || c.is_control())
+        };
+        if is_odd(name) {
             return Ok(None);
         }
+        let name = self.username(name)?;
+        if is_odd(&name) {
+            return Ok(None);
+        }
+        let name = name.as_str();
         for userdb in &self.list {
             let answer = match userdb {
                 Userdb::Passwd(passwd) => passwd.find(name)?,
                 Userdb::PasswdFile(file) => file.find(name)?,
                 Userdb::Static(fixed) => fixed.find(name, &self.limits.hostname)?,
-                Userdb::Current(user) if user.name == name => {
+                // He runs this: his name is right, however it is written.
+                Userdb::Current(user) if user.name.eq_ignore_ascii_case(name) => {
                     return Ok(Some(user.as_ref().clone()));
                 }
                 Userdb::Current(_) => None,
@@ -305,7 +333,13 @@ mod tests {
     }
 
     fn find(list: Vec<Userdb>, limits: Limits, name: &str) -> Result<Option<User>, Unavailable> {
-        Userdbs { list, limits }.find(name)
+        let username_format = Template::parse("%{user | lower}").unwrap();
+        Userdbs {
+            list,
+            limits,
+            username_format,
+        }
+        .find(name)
     }
 
     #[test]

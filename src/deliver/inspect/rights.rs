@@ -2,7 +2,7 @@
 
 use super::{Finding, Inspection};
 use crate::deliver::report::Line;
-use crate::deliver::resolve::{Target, Targets};
+use crate::deliver::resolve::Target;
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::sources::Unreadable;
 use crate::mailbox::acl::{Identity, Rights, Sources};
@@ -47,11 +47,7 @@ impl Inspection<'_> {
 
     /// The flags and keywords that the message can have there, and what is said of the others.
     pub fn flags(&self, target: &Target) -> (Flags, Keywords, Option<String>) {
-        let Targets {
-            flags: wanted,
-            keywords,
-            ..
-        } = self.targets;
+        let (wanted, keywords) = self.targets.marks_in(target);
         let allowed = wanted.allowed_by(|right| self.rights.has(right));
         // Where each user has a \Seen of his own, it is not set for all of them.
         let stored = match target.paths.index_private.is_some() {
@@ -66,7 +62,7 @@ impl Inspection<'_> {
             (false, _) => Some(""),
         };
         let mut dropped = Vec::new();
-        if stored != *wanted {
+        if stored != wanted {
             dropped.push(wanted.without(stored).to_string());
         }
         if let Some(why) = why.filter(|_| !keywords.is_empty()) {
@@ -74,7 +70,7 @@ impl Inspection<'_> {
         }
         let said = (!dropped.is_empty()).then(|| format!("stored without {}", dropped.join(" ")));
         let keywords = match why {
-            None => keywords.clone(),
+            None => keywords,
             Some(_) => Keywords::default(),
         };
         (stored, keywords, said)

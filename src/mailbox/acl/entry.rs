@@ -69,6 +69,40 @@ impl fmt::Display for Identifier {
     }
 }
 
+impl Entry {
+    pub fn of_line(line: Line, from: String, is_global: bool) -> Entry {
+        let (positive, negative) = match line.is_negative {
+            true => (None, Some(line.rights)),
+            false => (Some(line.rights), None),
+        };
+        Entry {
+            is_global,
+            identifier: line.identifier,
+            positive,
+            negative,
+            from: vec![from],
+        }
+    }
+
+    /// What entries are sorted by, and what there is one entry for.
+    pub fn key(&self) -> (bool, &Identifier) {
+        (self.is_global, &self.identifier)
+    }
+
+    /// Takes over what another one of the same identifier says: then both lists are explicit.
+    pub fn merge(&mut self, other: &mut Entry) {
+        let lists = [
+            (&mut self.positive, &other.positive),
+            (&mut self.negative, &other.negative),
+        ];
+        for (own, more) in lists {
+            own.get_or_insert_default()
+                .add(more.as_ref().unwrap_or(&Rights::none()));
+        }
+        self.from.append(&mut other.from);
+    }
+}
+
 impl Line {
     /// An entry of the configuration: `identifier = "rights"`, where a sign before the rights takes them.
     pub fn configured(identifier: &str, rights: &str) -> Result<Line, String> {

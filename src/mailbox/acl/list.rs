@@ -40,63 +40,39 @@ impl Acl {
     /// Adds the text of a mailbox's file. One bad line spoils all of it, as in Dovecot: an entry that cannot be read may
     /// have been one that takes a right.
     pub fn add_file(&mut self, text: &[u8], shown: &str) -> Result<(), AclError> {
+        let mut lines = Vec::new();
         for (number, line) in (1..).zip(text.split(|&byte| byte == b'\n')) {
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             // Names are bytes to Dovecot; what is not UTF-8 is nobody's name here.
             let line = String::from_utf8_lossy(line);
             let parsed = Line::parse(&line).map_err(|why| AclError::of_line(number, why))?;
-            if let Some(parsed) = parsed {
-                self.add(parsed, format!("{shown}:{number}"), false);
-            }
+            lines.extend(parsed.map(|parsed| (parsed, format!("{shown}:{number}"))));
         }
+        self.add(lines, false);
         Ok(())
     }
 
-    /// Adds a line; one about an identifier that is there already is merged with it: then both its lists are explicit.
-    pub fn add(&mut self, line: Line, from: String, is_global: bool) {
-        let Line {
-            identifier,
-            is_negative,
-            rights,
-        } = line;
-        let key = (is_global, &identifier);
-        let found = self
-            .entries
-            .binary_search_by(|entry| (entry.is_global, &entry.identifier).cmp(&key));
-        match found {
-            Ok(at) => {
-                let entry = &mut self.entries[at];
-                let (own, other) = match is_negative {
-                    true => (&mut entry.negative, &mut entry.positive),
-                    false => (&mut entry.positive, &mut entry.negative),
-                };
-                own.get_or_insert_default().add(&rights);
-                other.get_or_insert_default();
-                entry.from.push(from);
+    /// Adds lines, each with the place it is from; those about one identifier are merged.
+    pub fn add(&mut self, lines: impl IntoIterator<Item = (Line, String)>, is_global: bool) {
+        let lines = lines.into_iter();
+        self.entries
+            .extend(lines.map(|(line, from)| Entry::of_line(line, from, is_global)));
+        // Whoever owns the file decides how long it is.
+        self.entries
+            .sort_by(|one, other| one.key().cmp(&other.key()));
+        self.entries.dedup_by(|later, entry| {
+            let is_same = later.key() == entry.key();
+            if is_same {
+                entry.merge(later);
             }
-            Err(at) => {
-                let (positive, negative) = match is_negative {
-                    true => (None, Some(rights)),
-                    false => (Some(rights), None),
-                };
-                let entry = Entry {
-                    is_global,
-                    identifier,
-                    positive,
-                    negative,
-                    from: vec![from],
-                };
-                self.entries.insert(at, entry);
-            }
-        }
+            is_same
+        });
     }
 
     /// The entry of an identifier in the mailbox's own file, made where there is none.
     pub fn entry(&mut self, identifier: Identifier) -> &mut Entry {
         let key = (false, &identifier);
-        let found = self
-            .entries
-            .binary_search_by(|entry| (entry.is_global, &entry.identifier).cmp(&key));
+        let found = self.entries.binary_search_by(|entry| entry.key().cmp(&key));
         let at = found.unwrap_or_else(|at| {
             let entry = Entry {
                 is_global: false,

@@ -92,9 +92,8 @@ impl Sources {
     /// All entries, without those of the default.
     pub fn acl(&self) -> Result<Acl, Unreadable> {
         let mut acl = Acl::default();
-        for Configured { line, from } in &self.configured {
-            acl.add(line.clone(), from.clone(), false);
-        }
+        let configured = self.configured.iter().cloned();
+        acl.add(configured.map(|it| (it.line, it.from)), false);
         if let Some(directory) = &self.own
             && let Some(text) = read_own(directory)?
         {
@@ -148,18 +147,19 @@ fn add_global(acl: &mut Acl, path: &Path, name: &str) -> Result<(), Unreadable> 
     };
     if let Some(text) = text(&file)? {
         let shown = file.display().to_string();
+        let mut entries = Vec::new();
         for (number, line) in lines(&text).map_err(|error| unreadable(&file, error))? {
             let line = Line::parse(&line)
                 .map_err(|why| unreadable(&file, AclError::of_line(number, why)))?;
-            if let Some(line) = line {
-                acl.add(line, format!("{shown}:{number}"), true);
-            }
+            entries.extend(line.map(|line| (line, format!("{shown}:{number}"))));
         }
+        acl.add(entries, true);
     }
     Ok(())
 }
 
 fn add_patterns(acl: &mut Acl, text: &[u8], path: &Path, name: &str) -> Result<(), AclError> {
+    let mut entries = Vec::new();
     for (number, line) in lines(text)? {
         if line.is_empty() || line.starts_with('#') {
             continue;
@@ -170,10 +170,10 @@ fn add_patterns(acl: &mut Acl, text: &[u8], path: &Path, name: &str) -> Result<(
         }
         .ok_or_else(|| AclError::of_line(number, "an identifier must follow the pattern"))?;
         let line = Line::parse(rest).map_err(|why| AclError::of_line(number, why))?;
-        if let Some(line) = line.filter(|_| matches(pattern, name)) {
-            acl.add(line, format!("{}:{number}", path.display()), true);
-        }
+        let line = line.filter(|_| matches(pattern, name));
+        entries.extend(line.map(|line| (line, format!("{}:{number}", path.display()))));
     }
+    acl.add(entries, true);
     Ok(())
 }
 
