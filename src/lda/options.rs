@@ -149,7 +149,10 @@ impl Options {
             overrides: arguments.overrides,
             user,
             sender: arguments.sender.or_else(|| set("SENDER")).map(sender),
-            original: spare(original),
+            original: spare(original).map(|it| match Address::parse(&it) {
+                Ok(address) => address.to_string(),
+                Err(_) => it,
+            }),
             last: spare(last).and_then(|it| Address::parse(&it).ok()),
             mailbox: arguments.mailbox.map(|it| text("-m", it)).transpose()?,
             detail: spare(set("EXTENSION")),
