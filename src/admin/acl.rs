@@ -10,7 +10,7 @@ use crate::deliver::{self, Target};
 use crate::fault::Code;
 use crate::mailbox::acl::entry::{Entry, Identifier};
 use crate::mailbox::acl::rights::KNOWN;
-use crate::mailbox::acl::{Acl, Identity, Rights, Sources, store};
+use crate::mailbox::acl::{Acl, Effective, Identity, Rights, Sources, store};
 use crate::sys::{credentials, process};
 
 /// The exit codes of doveadm.
@@ -241,6 +241,10 @@ fn debug(config: &Config, of: &Of, out: &mut impl Write) -> Answer<()> {
     ))?;
     let effective = match sources.effective(&identity) {
         Ok(effective) => effective,
+        Err(unreadable) if identity.is_owner => {
+            say(format!("the owner is not stopped by {unreadable}"))?;
+            of_the_owner()
+        }
         Err(unreadable) => {
             say(format!("cannot tell: {unreadable}"))?;
             return Err(Failed(TEMPFAIL, "the rights cannot be told".into()));
@@ -264,6 +268,14 @@ fn debug(config: &Config, of: &Of, out: &mut impl Write) -> Answer<()> {
         (false, false) => "mail does not get in, as if the mailbox did not exist",
     };
     say(verdict.into())
+}
+
+/// What a delivery takes for his rights where the file says nothing.
+fn of_the_owner() -> Effective {
+    Effective {
+        rights: Rights::all(),
+        trace: Vec::new(),
+    }
 }
 
 fn update(config: &Config, command: &Change, mode: Mode) -> Answer<()> {
@@ -311,7 +323,7 @@ fn change(config: &Config, of: &Of, renew: bool, change: impl FnOnce(&mut Acl)) 
     store::update(&directory, change).map_err(|error| Failed(TEMPFAIL, error.to_string()))?;
     if renew
         && let Some(owner) = &target.owner
-        && let Err(why) = super::share::follow(config, owner)
+        && let Err(super::share::Failed(_, why)) = super::share::follow(config, owner)
     {
         let _ = writeln!(
             io::stderr(),

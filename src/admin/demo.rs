@@ -211,7 +211,14 @@ impl Root {
             .map_or(0, |time| time.subsec_nanos());
         let path =
             std::env::temp_dir().join(format!("postroom-demo-{}-{nanos}", std::process::id()));
-        fs::DirBuilder::new().mode(0o700).create(&path)?;
+        let named = |error: io::Error| {
+            let why = format!("make {}: {error} (TMPDIR says where)", path.display());
+            io::Error::new(error.kind(), why)
+        };
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(named)?;
         let root = Root(path);
         let Credentials { uid, gid, .. } = credentials::effective();
         let mut users = String::new();

@@ -13,7 +13,7 @@ use crate::maildir::survey::{Cure, Finding, Survey};
 use crate::maildir::{self, mend};
 use crate::sys::credentials::{self, Credentials};
 use crate::sys::dir::{self, Dir, Stat};
-use crate::sys::{nss, process};
+use crate::sys::{self, nss, process};
 use crate::text::quote::shown;
 
 const FOUND: u8 = 1;
@@ -200,22 +200,31 @@ fn become_who(who: &Credentials) -> Result<(), Failed> {
     }
 }
 
-/// Every Maildir at or below `path`, in both layouts. Symlinks are not followed.
+/// Every Maildir at or below `path`, in both layouts, and what cannot be looked into. Symlinks are not followed.
 fn collect(dir: &Dir, path: &Path, levels: usize, places: &mut Vec<Place>) {
     if dir.stat_name("cur").is_ok_and(|stat| stat.is_dir) {
-        places.push(Place {
-            mailbox: path.to_owned(),
-            control: path.to_owned(),
-            index: path.to_owned(),
-        });
+        places.push(place_of(path.to_owned()));
     }
     let mut names = dir.names().unwrap_or_default();
     names.retain(|name| levels > 0 && !matches!(name.as_str(), "cur" | "new" | "tmp"));
     names.sort();
     for name in names {
-        if let Ok(below) = dir.open_dir(&name) {
-            collect(&below, &path.join(&name), levels - 1, places);
+        let path = path.join(&name);
+        match dir.open_dir(&name) {
+            Ok(below) => collect(&below, &path, levels - 1, places),
+            Err(error) if sys::is_no_directory(&error) => {}
+            // Its survey says why.
+            Err(_) => places.push(place_of(path)),
         }
+    }
+}
+
+/// A mailbox whose files are all in one directory.
+fn place_of(path: PathBuf) -> Place {
+    Place {
+        control: path.clone(),
+        index: path.clone(),
+        mailbox: path,
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the admin's command does: `postroom explain`, `check`, `config`, `user`, `doctor`, `demo`.
+//! What the admin's command does: `postroom explain`, `check`, `doctor`, `acl`, `share`, `config show`, `user`, `demo`.
 
 pub mod acl;
 pub mod check;

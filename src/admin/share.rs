@@ -29,10 +29,11 @@ pub struct Users {
 }
 
 const DIFFERENT: u8 = 1;
+const NO_USER: u8 = 67;
 const TEMPFAIL: u8 = 75;
 const CONFIG: u8 = 78;
 
-/// Exit 0, 1 for a difference, 75 where something cannot be read or written, 78 wrong config.
+/// Exit 0, 1 for a difference, 67 no such user, 75 where something cannot be read or written, 78 wrong config.
 pub fn run(path: Option<&Path>, command: &Command, out: &mut impl Write) -> io::Result<u8> {
     let config = match super::load(path) {
         Ok(config) => config,
@@ -51,18 +52,21 @@ pub fn run(path: Option<&Path>, command: &Command, out: &mut impl Write) -> io::
         Command::Verify(users) => verify(&config, map, users, out),
         Command::Rebuild(users) => rebuild_all(&config, map, users, out),
     };
-    done.or_else(|why| {
+    done.or_else(|Failed(code, why)| {
         let _ = writeln!(io::stderr(), "postroom share: {why}");
-        Ok(TEMPFAIL)
+        Ok(code)
     })
 }
 
-type Answer<T> = Result<T, String>;
+/// Why there is no answer, and the exit code.
+pub struct Failed(pub u8, pub String);
+
+pub type Answer<T> = Result<T, Failed>;
 /// A map, and those of its users who are meant.
 type MapOf = (Map, BTreeSet<String>);
 
-fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
+fn text(error: impl std::fmt::Display) -> Failed {
+    Failed(TEMPFAIL, error.to_string())
 }
 
 /// The users that are meant, by the map of their domain: each with the file it is in. Second: whether they are all that
@@ -71,7 +75,11 @@ fn users_by_map(config: &Config, map: &SharingMap, users: &Users) -> Answer<(Vec
     let all = users.users.is_empty();
     let names = match all {
         true => config.delivery.userdbs.names().map_err(text)?,
-        false => users.users.iter().cloned().collect(),
+        false => users
+            .users
+            .iter()
+            .map(|name| known(config, map, name))
+            .collect::<Answer<_>>()?,
     };
     let mut maps = BTreeMap::<Option<PathBuf>, MapOf>::new();
     for name in names {
@@ -82,6 +90,18 @@ fn users_by_map(config: &Config, map: &SharingMap, users: &Users) -> Answer<(Vec
         names.insert(name);
     }
     Ok((maps.into_values().collect(), all))
+}
+
+/// The canonical name of a user who is there, or the name of one who is no more and still in the map.
+fn known(config: &Config, map: &SharingMap, name: &str) -> Answer<String> {
+    if let Some(user) = config.delivery.userdbs.find(name).map_err(text)? {
+        return Ok(user.name);
+    }
+    let rows = map.of(name).and_then(|map| map.read()).map_err(text)?;
+    match rows.iter().any(|share| share.from == name) {
+        true => Ok(name.to_owned()),
+        false => Err(Failed(NO_USER, format!("no such user: {name:?}"))),
+    }
 }
 
 fn list(config: &Config, map: &SharingMap, users: &Users, out: &mut impl Write) -> Answer<u8> {
@@ -190,8 +210,8 @@ pub fn shares_of(config: &Config, name: &str) -> Answer<BTreeSet<Share>> {
         }
         serde_json::to_writer(out, &(shares, problems)).map_err(io::Error::from)
     };
-    let answer =
-        process::ask_child(identity.as_ref(), read).map_err(|error| format!("{name}: {error}"))?;
+    let answer = process::ask_child(identity.as_ref(), read)
+        .map_err(|error| text(format!("{name}: {error}")))?;
     let (shares, problems): (BTreeSet<Share>, Vec<String>) =
         serde_json::from_slice(&answer).map_err(text)?;
     for problem in problems {

@@ -151,14 +151,26 @@ fn delivery(
         required_paths: section
             .texts("required_paths")
             .into_iter()
-            .map(PathBuf::from)
+            .filter_map(|path| absolute(&section, "required_paths", path))
             .collect(),
         message_size: section.size("message_size"),
-        spool_dir: section.text("spool_dir").map(PathBuf::from),
+        spool_dir: section
+            .text("spool_dir")
+            .and_then(|path| absolute(&section, "spool_dir", path)),
         mail_fsync: fsync,
         autosubscribe,
         index_log: lock.filter(|_| index_log == Some(true)),
     };
     section.finish();
     settings
+}
+
+fn absolute(section: &Section<'_>, key: &'static str, path: String) -> Option<PathBuf> {
+    let path = PathBuf::from(path);
+    if path.is_absolute() {
+        return Some(path);
+    }
+    let message = format!("{} is not absolute", path.display());
+    section.error(key, message, "write it from / on");
+    None
 }

@@ -15,7 +15,20 @@ pub fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::
         .iter()
         .filter_map(listener)
         .collect();
-    let number = |key, default: u32| section.number(key, Some(default)).unwrap_or(default) as usize;
+    let number = |key, default: u32| {
+        let number = section.number(key, Some(default)).unwrap_or(default);
+        if number == 0 {
+            section.error(key, "0 lets nothing in", format!("write {default}"));
+        }
+        number as usize
+    };
+    let limit = |key, default: u64| {
+        let limit = section.duration(key, Duration::from_secs(default));
+        if limit.is_zero() {
+            section.error(key, "0 is no time at all", format!("write \"{default}s\""));
+        }
+        limit
+    };
     let spool = match &delivery.spool_dir {
         Some(dir) => vec![dir.clone()],
         None => ["/var/lib/postroom/spool", "/var/tmp"]
@@ -28,8 +41,8 @@ pub fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::
         max_recipients: number("max_recipients", 1000),
         message_size: delivery.message_size,
         max_connections: number("max_connections", 1000),
-        idle_timeout: section.duration("idle_timeout", Duration::from_secs(300)),
-        data_deadline: section.duration("data_deadline", Duration::from_secs(300)),
+        idle_timeout: limit("idle_timeout", 300),
+        data_deadline: limit("data_deadline", 300),
         verbose_replies: section.flag("verbose_replies", false),
         spool: Spool { dirs: spool },
     };

@@ -12,7 +12,7 @@ use crate::text::template::Template;
 /// The `mail_*` settings of the file, or of a namespace with those of the file as defaults.
 pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
     let template = |key: &'static str, of: fn(&Location) -> Option<Template>| {
-        section.template(key).or_else(|| above.and_then(of))
+        section.path_template(key).or_else(|| above.and_then(of))
     };
     let driver = section.choice(
         "mail_driver",
@@ -54,11 +54,17 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
         driver: driver.unwrap_or(Driver::Maildir),
         path: match above {
             Some(above) => section
-                .template("mail_path")
+                .path_template("mail_path")
                 .unwrap_or_else(|| above.path.clone()),
-            None => section.template_or("mail_path", "~/Maildir"),
+            None => section
+                .has("mail_path")
+                .then(|| section.path_template("mail_path"))
+                .flatten()
+                .unwrap_or_else(|| section.template_or("mail_path", "~/Maildir")),
         },
-        inbox_path: template("mail_inbox_path", |above| above.inbox_path.clone())
+        inbox_path: section
+            .template("mail_inbox_path")
+            .or_else(|| above.and_then(|above| above.inbox_path.clone()))
             .filter(|path| !path.source().is_empty()),
         control_path: template("mail_control_path", |above| above.control_path.clone()),
         index_path: template("mail_index_path", |above| above.index_path.clone()),
@@ -269,6 +275,13 @@ fn mailbox(name: &str, section: &Section<'_>) -> MailboxBlock {
             .map(str::to_owned)
             .collect(),
     };
+    for special in special_use.iter().filter(|it| !it.starts_with('\\')) {
+        section.error(
+            "special_use",
+            format!("{special:?} is no special use"),
+            format!("write \"\\\\{special}\""),
+        );
+    }
     let block = MailboxBlock {
         name: name.nfc().collect(),
         auto: section

@@ -194,6 +194,17 @@ impl<'t> Section<'t> {
         })
     }
 
+    /// A path with variables: one that cannot come out absolute is wrong.
+    pub fn path_template(&self, key: &'static str) -> Option<Template> {
+        let template = self.template(key)?;
+        let source = template.source();
+        if !source.is_empty() && !source.starts_with(['/', '~', '%']) {
+            let message = format!("{source:?} is not absolute");
+            self.error(key, message, format!("write \"~/{source}\", or from / on"));
+        }
+        Some(template)
+    }
+
     /// A setting with variables.
     pub fn template(&self, key: &'static str) -> Option<Template> {
         match Template::parse(&self.text(key)?) {

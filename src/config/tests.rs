@@ -103,6 +103,25 @@ fn each_problem_with_its_line() {
             4,
             "\"two words\" is no keyword",
         ),
+        ("mail_path = \"Maildir\"", 1, "\"Maildir\" is not absolute"),
+        ("mail_home = \"home\"", 1, "\"home\" is not absolute"),
+        (
+            "[delivery]\nrequired_paths = [\"srv\"]",
+            2,
+            "srv is not absolute",
+        ),
+        (
+            "[namespace.inbox.mailbox.Bin]\nspecial_use = \"Trash\"",
+            2,
+            "\"Trash\" is no special use",
+        ),
+        ("[lmtp]\nidle_timeout = \"0s\"", 2, "no time at all"),
+        ("[lmtp]\nmax_recipients = 0", 2, "0 lets nothing in"),
+        (
+            "[lmtp]\nlisten = [{ unix = \"/x\", trusted = \"no\" }]",
+            2,
+            "trusted",
+        ),
         ("a = \nb = 1", 1, ""),
         (
             "mail_fsync = \"never\"",

@@ -55,7 +55,7 @@ pub fn limits(root: &Section<'_>, hostname: &str) -> Limits {
         hostname: hostname.into(),
         mail_uid: id(root, "mail_uid", USER),
         mail_gid: id(root, "mail_gid", GROUP),
-        mail_home: root.template("mail_home"),
+        mail_home: root.path_template("mail_home"),
         mail_access_groups: groups.collect(),
         first_valid_uid: root
             .number("first_valid_uid", Some(defaults.first_valid_uid))

@@ -246,6 +246,11 @@ impl Inspection<'_> {
         match create::exists(&target.paths.mailbox, target.layout, target.is_inbox) {
             Ok(Some(directory)) => self.existing(target, &directory),
             Ok(None) if target.create => self.creatable(target),
+            Ok(None) if target.kind == Kind::Public && !is_there(&target.paths.root) => {
+                let doing = format!("find the root {}", target.paths.root.display());
+                let fault = Fault::new(Code::NotNow, doing, "it is not there");
+                self.end("path", fault.with_advice("mount the store, or make it"))
+            }
             Ok(None) => Ok(Finding::Missing("the mailbox does not exist".into())),
             Err(error) => self.no_way(target, error),
         }
@@ -479,6 +484,11 @@ fn part_is_there(mailbox: &Path, part: &str) -> io::Result<bool> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// Or cannot be looked at: what follows tells why.
+fn is_there(path: &Path) -> bool {
+    !dir::stat(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 fn kind(kind: Kind) -> &'static str {

@@ -65,6 +65,12 @@ impl AddressMap {
         self.rules.is_empty() && self.tables.is_empty()
     }
 
+    /// Why some of the rules cannot be had now.
+    pub fn unavailable(&self) -> Vec<String> {
+        let asked = self.tables.iter().map(|table| table.rule(""));
+        asked.filter_map(Result::err).collect()
+    }
+
     /// The rule of `address`, in small letters. A table that cannot be asked is "cannot tell".
     pub fn rule(&self, address: &str) -> Result<Option<Rule>, Fault> {
         if let Some(rule) = self.rules.get(address) {
@@ -161,6 +167,13 @@ impl AddressFile {
             return Ok(Arc::clone(lines));
         }
         let text = fs::read_to_string(&self.path).map_err(failed)?;
+        if text.is_empty() {
+            // Truncated, or about to be written.
+            let path = self.path.display();
+            return Err(format!(
+                "{path}: it is empty: a comment says that this is meant"
+            ));
+        }
         let mut lines = Lines::new();
         for (number, line) in (1..).zip(text.lines()) {
             if line.is_empty() || line.starts_with('#') {

@@ -167,6 +167,13 @@ pub fn resolve(
     };
     let wanted = resolver.wanted(found, &mailbox, by, on_missing)?;
     let wants_inbox = matches!(&wanted, Wanted::Target(target) if target.own_inbox);
+    if wants_inbox && rule.is_none() && head.is_none() && !settings.routes.is_empty() {
+        let count = settings.routes.len();
+        lines.push(Line::ok(
+            "routes",
+            format!("{count} look at the header: the message decides"),
+        ));
+    }
     if wants_inbox
         && rule.is_none()
         && let Some((routed, route)) = resolver.routed(head, &mut lines)?
@@ -302,8 +309,11 @@ pub fn mailboxes_of(
                 place(&StorageName::Box(levels))?
             }
         };
-        // A root may hold mailboxes and be none.
-        if exists(&paths.mailbox, location.layout, name == "INBOX").is_ok_and(|it| it.is_some()) {
+        // A root may hold mailboxes and be none. What cannot be looked at is the caller's to report.
+        if !matches!(
+            exists(&paths.mailbox, location.layout, name == "INBOX"),
+            Ok(None)
+        ) {
             all.push(paths);
         }
     }

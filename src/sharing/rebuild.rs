@@ -8,7 +8,8 @@ use crate::mailbox::acl::{Acl, FILE, Identifier, read, store};
 use crate::mailbox::location::Layout;
 use crate::mailbox::path::Paths;
 
-/// What `owner` shares out of his tree. A file that cannot be read shares nothing, and is named.
+/// What `owner` shares out of his tree. A file that makes no sense shares nothing, and is named; one that cannot be
+/// looked at may share anything, and is an error.
 pub fn shares_of(
     owner: &str,
     paths: &Paths,
@@ -20,8 +21,9 @@ pub fn shares_of(
             Ok(Some(text)) => text,
             Ok(None) => continue,
             Err(error) => {
-                problems.push(format!("{}: {}", directory.join(FILE).display(), error.why));
-                continue;
+                let file = directory.join(FILE);
+                let why = format!("{}: {}", file.display(), error.why);
+                return Err(io::Error::other(why));
             }
         };
         match Acl::parse(&text, FILE) {

@@ -91,19 +91,22 @@ impl Dir {
 
     /// Opens a regular file for reading without following a symlink or waiting on a FIFO.
     pub fn read(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
-        pass()?;
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-        let file = File::from(openat(&self.0, component(&name)?, flags, Mode::empty())?);
-        match file.metadata()?.is_file() {
-            true => Ok(file),
-            false => Err(io::Error::other("not a regular file")),
-        }
+        self.open_file(name.as_ref(), OFlag::O_RDONLY | OFlag::O_NOFOLLOW)
+    }
+
+    /// The same, wherever a symlink leads: for what Dovecot reads so.
+    pub fn read_through(&self, name: &str) -> io::Result<File> {
+        self.open_file(name.as_ref(), OFlag::O_RDONLY)
     }
 
     /// Opens a regular file for reading and writing, without following a symlink or waiting on a FIFO.
     pub fn open_to_change(&self, name: &str) -> io::Result<File> {
+        self.open_file(name.as_ref(), OFlag::O_RDWR | OFlag::O_NOFOLLOW)
+    }
+
+    fn open_file(&self, name: &OsStr, flags: OFlag) -> io::Result<File> {
         pass()?;
-        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let file = File::from(openat(&self.0, component(name)?, flags, Mode::empty())?);
         match file.metadata()?.is_file() {
             true => Ok(file),

@@ -39,6 +39,11 @@ pub fn is_no_way(error: &io::Error) -> bool {
         )
 }
 
+/// ENOTDIR, ELOOP: something else, or a symlink that is not followed.
+pub fn is_no_directory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOTDIR | libc::ELOOP))
+}
+
 /// What a file system without unnamed files answers to O_TMPFILE.
 pub fn is_unsupported(error: &io::Error) -> bool {
     let raw = matches!(

@@ -73,6 +73,10 @@ impl PasswdFile {
         }
         let text = fs::read(&self.path)?;
         let lines = Arc::new(split(&String::from_utf8_lossy(&text)));
+        if lines.is_empty() {
+            // Truncated, or about to be written: nobody in it is no answer about anybody.
+            return Err(io::Error::other("nobody is in it"));
+        }
         *read = Some((version, Arc::clone(&lines)));
         Ok(lines)
     }

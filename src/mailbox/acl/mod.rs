@@ -90,10 +90,10 @@ impl AclError {
     }
 }
 
-/// Reads the ACL file of a mailbox directory. `None`: there is none.
+/// Reads the ACL file of a mailbox directory, or what it is a symlink to, as Dovecot does. `None`: there is none.
 pub fn read(directory: &Path) -> Result<Option<Vec<u8>>, AclError> {
     let unreadable = |error: io::Error| AclError::of_file(&error);
-    let file = match Dir::open(directory).and_then(|dir| dir.read(FILE)) {
+    let file = match Dir::open(directory).and_then(|dir| dir.read_through(FILE)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unreadable(error)),

@@ -11,6 +11,7 @@ use super::{AclError, FILE, Identifier, read};
 use crate::mailbox::location::Layout;
 use crate::mailbox::path::Paths;
 use crate::mailbox::permission::Permission;
+use crate::sys;
 use crate::sys::dir::{self, Dir};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
 
@@ -117,7 +118,7 @@ fn is_visible(acl: &Acl) -> bool {
     given.any(|rights| rights.lookup())
 }
 
-/// The storage names of all mailboxes below `dir`.
+/// The storage names of all mailboxes below `dir`, and of directories that cannot be looked into.
 fn collect(
     dir: &Dir,
     layout: Layout,
@@ -133,19 +134,25 @@ fn collect(
         match layout {
             Layout::MaildirPlusPlus => {
                 if let Some(name) = name.strip_prefix('.')
-                    && dir.open_dir(&format!(".{name}")).is_ok()
+                    && !matches!(dir.open_dir(&format!(".{name}")), Err(error) if is_none(&error))
                 {
                     found.push(name.to_owned());
                 }
             }
             Layout::Fs if matches!(name.as_str(), "cur" | "new" | "tmp") || levels == 0 => {}
             Layout::Fs => {
-                let Ok(below) = dir.open_dir(&name) else {
-                    continue;
-                };
+                let below = dir.open_dir(&name);
                 let name = match above {
                     "" => name,
                     above => format!("{above}/{name}"),
+                };
+                let below = match below {
+                    Ok(below) => below,
+                    Err(error) if is_none(&error) => continue,
+                    Err(_) => {
+                        found.push(name);
+                        continue;
+                    }
                 };
                 if below.stat_name("cur").is_ok() {
                     found.push(name.clone());
@@ -155,4 +162,9 @@ fn collect(
         }
     }
     Ok(())
+}
+
+/// No directory, or one no more: not one that is closed.
+fn is_none(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || sys::is_no_directory(error)
 }

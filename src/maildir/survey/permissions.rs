@@ -18,6 +18,7 @@ const CONTROL_FILES: [&str; 4] = [
     "dovecot-uidvalidity",
     "subscriptions",
 ];
+const ACL_FILE: &str = "dovecot-acl";
 const INDEX_FILES: [&str; 4] = [
     "dovecot.index",
     "dovecot.index.log",
@@ -48,7 +49,7 @@ impl Survey {
             }
         }
         self.group_of_new_files(place, &permission, &tmp.unwrap_or(stat));
-        self.files(&place.mailbox, &["dovecot-acl"], &permission);
+        self.files(&place.mailbox, &[ACL_FILE], &permission);
         self.files(&place.control, &CONTROL_FILES, &permission);
         self.files(&place.index, &INDEX_FILES, &permission);
         for part in ["cur", "new"] {
@@ -90,6 +91,8 @@ impl Survey {
                         self.add(path, format!("cannot be read: {error}"), cure);
                     }
                 }
+                // Dovecot and we read what it leads to, and whoever made the link decides who may.
+                Ok(_) if *name == ACL_FILE && dir.read_through(name).is_ok() => {}
                 Ok(_) => {
                     let cure = Cure::Others("nobody uses it: see what it is, and take it away");
                     self.add(path, "is no regular file", cure);

@@ -1,5 +1,7 @@
 //! `postroom check`: every problem of the config and of what it points to, with advice.
 
+mod addresses;
+
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -31,7 +33,9 @@ pub fn check(path: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
         findings.namespace(namespace)?;
     }
     findings.userdbs(&config)?;
-    findings.required_paths(&config)?;
+    findings.addresses(&config)?;
+    findings.routes(&config)?;
+    findings.places(&config)?;
     findings.listeners(&config)?;
     findings.reach(&config)?;
     findings.sender(&config)?;
@@ -106,7 +110,24 @@ impl<W: Write> Findings<'_, W> {
         Ok(())
     }
 
-    fn required_paths(&mut self, config: &Config) -> io::Result<()> {
+    /// What must be there.
+    fn places(&mut self, config: &Config) -> io::Result<()> {
+        if let Some(path) = &config.delivery.spool_dir
+            && let Err(error) = dir::stat(path)
+        {
+            let path = path.display();
+            let what = format!("delivery.spool_dir: {path}: {error}: large messages are deferred");
+            self.error(
+                &what,
+                &format!("mkdir -m 0700 {path}, owned by whoever delivers"),
+            )?;
+        }
+        if let Some(path) = &config.delivery.acl.global_path
+            && let Err(error) = dir::stat(path)
+        {
+            let what = format!("acl.global_path: {}: {error}", path.display());
+            self.error(&what, "make it, or take the setting out: it stops nobody")?;
+        }
         for path in &config.delivery.required_paths {
             if let Err(error) = dir::stat(path) {
                 let what = format!(
@@ -123,7 +144,7 @@ impl<W: Write> Findings<'_, W> {
     }
 
     fn listeners(&mut self, config: &Config) -> io::Result<()> {
-        for listen in &config.lmtp.listen {
+        for listen in config.lmtp.listen.iter().chain(&config.socketmap) {
             let Listen::Unix {
                 path,
                 mode,

@@ -1,0 +1,156 @@
+//! `postroom check`, `explain` and the other looks of an admin: what is wrong outside the file has its line.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use support::{MAIL, Store, program};
+
+/// Exit code, and all that was printed, without the scratch folder's path.
+fn postroom(store: &Store, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = program("postroom");
+    command.arg("-c").arg(store.path("postroom.toml"));
+    let output = command.args(arguments).output().unwrap();
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    (
+        output.status.code(),
+        said.replace(&store.scratch.text(""), ""),
+    )
+}
+
+#[test]
+fn what_is_wrong_outside_the_file() {
+    const ADDRESS: &str = "[[address]]\nmatch = \"x@example.test\"\n";
+    // in [delivery], at the end of the file, what is said
+    #[rustfmt::skip]
+    let cases: [(&str, String, &str); 8] = [
+        ("", "[address_map.file]\npath = \"/nonexistent/map\"".into(), "error: /nonexistent/map: No such file"),
+        ("", "[socketmap]\nlisten = [{ unix = \"/nonexistent/map\" }]".into(), "error: listen /nonexistent/map: /nonexistent: No such file"),
+        ("", format!("{ADDRESS}mailbox = \"INBOX\"\nuser = \"nobody-here\""), "error: address 1 (x@example.test): look up the user"),
+        ("", format!("{ADDRESS}mailbox = \"a//b\"\nuser = \"alice\""), "error: address 1 (x@example.test): use the mailbox name"),
+        ("", format!("{ADDRESS}mailbox = \"shared/nobody-here/x\"\nuser = \"alice\""), "shared/nobody-here/x: no such owner"),
+        ("", "[[route]]\nheader = \"X\"\nmailbox = \"\\\\Archive\"".into(), "warning: route 1: no mailbox is \\Archive"),
+        ("required_paths = [\"/nonexistent/mount\"]", String::new(), "error: required path /nonexistent/mount"),
+        ("", "[[address]]\nmatch = \"*@x.test\"\nmailbox = \"INBOX\"\nuser = \"nobody-here\"".into(), "error: address 1 (*@x.test)"),
+    ];
+    for (delivery, more, want) in cases {
+        let store = Store::with_inbox();
+        store.configure(delivery, &more);
+        let (code, said) = postroom(&store, &["check"]);
+        assert!(said.contains(want), "{want}: {said}");
+        let is_error = !want.starts_with("warning");
+        assert_eq!(code, Some(if is_error { 78 } else { 0 }), "{said}");
+    }
+}
+
+/// A file that was cut to nothing knows nobody: no mail bounces for that.
+#[test]
+fn an_emptied_file_is_no_answer() {
+    let store = Store::with_inbox();
+    store.configure("", "");
+    for text in ["", "# later\n"] {
+        fs::write(store.path("users"), text).unwrap();
+        let (code, said) = postroom(&store, &["explain", "alice@example.test"]);
+        assert_eq!(code, Some(75), "{said}");
+        let (code, said) = postroom(&store, &["check"]);
+        assert!(said.contains("nobody is in it"), "{said}");
+        assert_eq!(code, Some(78), "{said}");
+    }
+}
+
+#[test]
+fn what_explain_says() {
+    let store = Store::with_inbox();
+    let route = "[[route]]\nheader = \"X-Spam\"\nmailbox = \"\\\\Junk\"\n";
+    store.configure("on_missing = \"reject\"", route);
+    // what has become of the store, the arguments, exit code, what is said
+    type Meddle = fn(&Store);
+    #[rustfmt::skip]
+    let cases: [(Meddle, &[&str], i32, &str); 5] = [
+        (|_| (), &["explain", "alice@example.test"], 0, "1 look at the header"),
+        (|_| (), &["explain", "--user", "Alice"], 0, "mailbox=\"INBOX\""),
+        (|_| (), &["user", "Alice@example.test"], 0, "user    alice"),
+        (|_| (), &["explain", "alice+Public/nope@example.test"], 67, "does not exist"),
+        (|store| fs::remove_dir_all(store.path("public")).unwrap(),
+            &["explain", "alice+Public/info@example.test"], 75, "/public"),
+    ];
+    for (meddle, arguments, want, part) in cases {
+        meddle(&store);
+        let (code, said) = postroom(&store, arguments);
+        assert_eq!(code, Some(want), "{arguments:?}: {said}");
+        assert!(said.contains(part), "{arguments:?}: {said}");
+    }
+}
+
+/// Dovecot reads what a `dovecot-acl` is a symlink to: so does a delivery.
+#[test]
+fn an_acl_file_elsewhere() {
+    let store = Store::with_inbox();
+    store.configure("on_denied = \"reject\"", "");
+    let file = store.path("public/.info/dovecot-acl");
+    let _ = fs::remove_file(&file);
+    let rights = store
+        .scratch
+        .file("rights", MAIL, MAIL, 0o644, "user=bob lrp\n");
+    symlink(&rights, &file).unwrap();
+    for (user, want) in [("bob", 0), ("alice", 67)] {
+        let address = format!("{user}+Public/info@example.test");
+        let (code, said) = postroom(&store, &["explain", &address]);
+        // Nobody else is named: as if it were not there.
+        let inbox = said.contains("on_missing=inbox");
+        assert!(code == Some(want) || inbox, "{user}: {said}");
+        assert_eq!(
+            said.contains("mailbox=\"Public/info\""),
+            want == 0,
+            "{said}"
+        );
+    }
+}
+
+/// What cannot be looked into is not left out.
+#[test]
+fn a_closed_directory() {
+    if support::not_root() {
+        return;
+    }
+    let store = Store::with_inbox();
+    let map = format!(
+        "[acl_sharing_map.file]\npath = \"{}/run/shares\"\n",
+        store.scratch.text("")
+    );
+    store.configure("", &map);
+    store
+        .scratch
+        .maildir("home/bob/Maildir/.Shared", MAIL, MAIL, 0o700);
+    let acl = store.scratch.file(
+        "home/bob/Maildir/.Shared/dovecot-acl",
+        MAIL,
+        MAIL,
+        0o600,
+        "user=alice lr\n",
+    );
+    assert!(acl.exists());
+    let (code, said) = postroom(&store, &["share", "rebuild", "bob"]);
+    assert_eq!(code, Some(0), "{said}");
+    let (_, shares) = postroom(&store, &["share", "list"]);
+    assert!(shares.contains("alice"), "{shares}");
+    let folder = store.path("home/bob/Maildir/.Shared");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o000)).unwrap();
+    let (code, said) = postroom(&store, &["share", "rebuild", "bob"]);
+    assert_eq!(code, Some(75), "{said}");
+    assert_eq!(postroom(&store, &["share", "list"]).1, shares);
+    for arguments in [
+        &["doctor", "--user", "bob"][..],
+        &["doctor", &store.scratch.text("home/bob/Maildir")],
+    ] {
+        let (code, said) = postroom(&store, arguments);
+        assert_eq!(code, Some(75), "{arguments:?} {said}");
+        assert!(
+            said.contains(".Shared: cannot tell"),
+            "{arguments:?} {said}"
+        );
+    }
+    let (code, said) = postroom(&store, &["share", "verify", "nobody-here"]);
+    assert_eq!(code, Some(67), "{said}");
+}
