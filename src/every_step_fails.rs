@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::deliver::{Core, Outcome};
 use crate::index::log::{LockMethod, log_for_tests};
-use crate::index::{Log, Pair, Walks};
+use crate::index::{Log, Pair, Walks, log};
 use crate::message::body::{BodyWriter, Spool};
 use crate::message::{Address, Envelope, Message, Recipient, ReversePath, Trace};
 use crate::sys::dir::Dir;
@@ -204,7 +204,13 @@ fn fails_well(address: &str, with_inbox: bool, errno: i32, step: usize) -> bool 
 fn assert_list(store: &Store, case: &str) {
     let dir = store.path("public/.info");
     let dir = Dir::open(&dir).unwrap();
-    let log = Log::lock(&dir, Pair::MAILBOX, LockMethod::Fcntl, &Walks::default());
+    let log = Log::lock(
+        &dir,
+        Pair::MAILBOX,
+        LockMethod::Fcntl,
+        &Walks::default(),
+        log::TIMEOUT,
+    );
     let known = log.unwrap().unwrap().state();
     assert_eq!(known.validity, VALIDITY, "{case}");
     let list = fs::read_to_string(store.path("public/.info/dovecot-uidlist")).unwrap();
@@ -290,6 +296,105 @@ fn another_mailbox_takes_the_name() {
             }
             step += 1;
         }
+    }
+}
+
+/// Where control files and index lie apart, whatever is made for a mailbox that is elsewhere by then is gone again: it would
+/// be in the way of one that gets the name.
+#[test]
+fn control_files_apart_follow_no_other_mailbox() {
+    if !as_ordinary_user("every_step_fails::control_files_apart_follow_no_other_mailbox") {
+        return;
+    }
+    for has_successor in [false, true] {
+        let mut step = 0;
+        loop {
+            let store = Store::new(true);
+            let root = store.0.path().to_owned();
+            for file in ["dovecot-uidlist", "dovecot.index.log"] {
+                fs::remove_file(root.join("public/.info").join(file)).unwrap();
+            }
+            let core = store.core(&format!(
+                "[namespace.apart]\ntype = \"public\"\nseparator = \"/\"\nprefix = \"Apart/\"\nmail_path = \"{0}/public\"\n\
+                 mail_control_path = \"{0}/control\"\nmail_index_path = \"{0}/index\"\nsubscriptions = false\n",
+                root.display()
+            ));
+            let at = root.clone();
+            fault_point::meddle(step, move || {
+                for place in ["public", "control", "index"] {
+                    let place = at.join(place);
+                    let _ = fs::rename(place.join(".info"), place.join(".former"));
+                }
+                if has_successor {
+                    let info = at.join("public/.info");
+                    for part in ["cur", "new", "tmp"] {
+                        fs::create_dir_all(info.join(part)).unwrap();
+                    }
+                    fs::write(info.join("dovecot-acl"), "anyone lip\n").unwrap();
+                    fs::write(info.join("cur/1.x.mx:2,"), "x\n").unwrap();
+                    fs::create_dir_all(at.join("index/.info")).unwrap();
+                    let mut log = log_for_tests(2, (0, 0), 77);
+                    let mut transaction = crate::index::Transaction::default();
+                    transaction.append(&[(9, 0)]);
+                    log.extend(transaction.into_bytes());
+                    fs::write(at.join("index/.info/dovecot.index.log"), log).unwrap();
+                }
+            });
+            let outcome = core.deliver(
+                &core.transaction(message(), 1),
+                &recipient("alice+Apart/info"),
+            );
+            let fired = !fault_point::disarm();
+            let case = format!("{has_successor}, step {step}: {outcome:?}");
+            if !fired {
+                assert!(step > 20, "only {step} steps");
+                break;
+            }
+            let has = |place: &str| root.join(place).exists();
+            // A message that came there before it was renamed has taken its list along.
+            if !has("public/.info") {
+                assert!(!has("control/.info"), "{case}");
+            }
+            if has_successor {
+                let messages = fs::read_dir(root.join("public/.info/new")).unwrap().count();
+                let list = fs::read_to_string(root.join("control/.info/dovecot-uidlist"));
+                assert!(messages > 0 || list.is_err(), "{case}: {list:?}");
+            }
+            step += 1;
+        }
+    }
+}
+
+/// A mailbox that the delivery makes is renamed by its user at once: it is his, with its ACL and all its parts.
+#[test]
+fn a_new_mailbox_is_renamed() {
+    if !as_ordinary_user("every_step_fails::a_new_mailbox_is_renamed") {
+        return;
+    }
+    let mut step = 0;
+    loop {
+        let store = Store::new(true);
+        fs::write(store.path("public/.info/dovecot-acl"), "anyone lipk\n").unwrap();
+        let core = store.core("");
+        let (made, other) = (store.path("public/.info.Sub"), store.path("public/.Other"));
+        fault_point::meddle(step, {
+            let other = other.clone();
+            move || drop(fs::rename(made, other))
+        });
+        let to = recipient("alice+Public/info/Sub");
+        let outcome = core.deliver(&core.transaction(message(), 1), &to);
+        let fired = !fault_point::disarm();
+        for part in ["new", "cur", "tmp", "dovecot-acl"] {
+            let is_whole = !other.exists() || other.join(part).exists();
+            assert!(is_whole, "step {step}: no {part}: {outcome:?}");
+        }
+        let is_saved = matches!(outcome, Outcome::Saved(_));
+        assert_eq!(messages(&store).len(), usize::from(is_saved), "step {step}");
+        if !fired {
+            assert!(step > 60, "only {step} steps");
+            break;
+        }
+        step += 1;
     }
 }
 

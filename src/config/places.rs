@@ -56,11 +56,7 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
             Some(above) => section
                 .path_template("mail_path")
                 .unwrap_or_else(|| above.path.clone()),
-            None => section
-                .has("mail_path")
-                .then(|| section.path_template("mail_path"))
-                .flatten()
-                .unwrap_or_else(|| section.template_or("mail_path", "~/Maildir")),
+            None => section.path_template_or("mail_path", "~/Maildir"),
         },
         inbox_path: section
             .template("mail_inbox_path")

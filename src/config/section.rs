@@ -185,7 +185,14 @@ impl<'t> Section<'t> {
 
     /// A setting with variables that is never missing.
     pub fn template_or(&self, key: &'static str, default: &str) -> Template {
-        let set = self.template(key);
+        self.or_default(key, self.template(key), default)
+    }
+
+    pub fn path_template_or(&self, key: &'static str, default: &str) -> Template {
+        self.or_default(key, self.path_template(key), default)
+    }
+
+    fn or_default(&self, key: &'static str, set: Option<Template>, default: &str) -> Template {
         set.unwrap_or_else(|| {
             if !self.has(key) {
                 self.record(key, Some(format!("{default:?}")));

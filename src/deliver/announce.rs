@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 
 use super::Core;
 use super::resolve::Target;
-use crate::index::{Log, Pair, Transaction};
+use crate::index::{Log, Pair, Transaction, log};
 use crate::mailbox::path::Paths;
 use crate::mailbox::subscriptions;
 use crate::maildir::create;
@@ -17,11 +17,11 @@ pub fn to_list_index(core: &Core, paths: &Paths) -> Option<String> {
     transaction.refresh_list();
     let log = match Dir::open(root) {
         Err(error) if error.kind() == ErrorKind::NotFound => return None,
-        other => other.map_err(|error| error.to_string()),
+        other => other,
     };
-    let log = log.and_then(|root| Log::lock(&root, Pair::LIST, method, &core.walks));
-    let told = log.and_then(|log| match log {
-        Some(mut log) => log.append(transaction).map_err(|error| error.to_string()),
+    let lock = |root| Log::lock(&root, Pair::LIST, method, &core.walks, log::TIMEOUT);
+    let told = log.and_then(lock).and_then(|log| match log {
+        Some(mut log) => log.append(transaction),
         None => Ok(()),
     });
     let why = told.err()?;

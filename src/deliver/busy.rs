@@ -1,47 +1,55 @@
-//! Mailboxes whose lock somebody holds on and on: waited for once, and then for a while only asked for.
+//! Files whose lock somebody holds on and on: waited for once, and then for a while only asked for.
 //!
 //! Each message would else wait as long as the first one, and with it those behind it in this process.
 
 use std::collections::HashMap;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a lock is not waited for.
 const REST: Duration = Duration::from_secs(10);
-/// Directories that are remembered.
+/// Files that are remembered.
 const MAX_KNOWN: usize = 1024;
 
-/// Control directories, and until when their locks are not waited for.
+/// Locked files, and until when their locks are not waited for.
 #[derive(Debug, Default)]
 pub struct Busy(Mutex<HashMap<PathBuf, Instant>>);
 
 impl Busy {
-    /// How long to wait for the lock in `control`, at most `until` then.
-    pub fn timeout(&self, control: &Path, until: Instant) -> Duration {
+    /// Takes the lock of `file`, which `take` waits for as long as it is told: for `whole`, and at most `until` then.
+    pub fn take<T>(
+        &self,
+        file: &Path,
+        whole: Duration,
+        until: Instant,
+        take: impl FnOnce(Duration) -> io::Result<T>,
+    ) -> io::Result<T> {
         let now = Instant::now();
-        match self.lock().get(control).is_some_and(|rest| *rest > now) {
+        let timeout = match self.lock().get(file).is_some_and(|rest| *rest > now) {
             true => Duration::ZERO,
-            false => until.saturating_duration_since(now),
+            false => whole.min(until.saturating_duration_since(now)),
+        };
+        let taken = take(timeout);
+        match &taken {
+            Ok(_) => drop(self.lock().remove(file)),
+            // Others have used the time up, or it rests: that says nothing of whoever holds it.
+            Err(error) if error.kind() == ErrorKind::TimedOut && timeout * 2 > whole => {
+                self.let_rest(file);
+            }
+            Err(_) => {}
         }
+        taken
     }
 
-    /// Whether somebody held it until nobody waited any more.
-    pub fn note(&self, control: &Path, is_held: bool) {
-        let mut known = self.lock();
-        match is_held {
-            false => drop(known.remove(control)),
-            true => {
-                let now = Instant::now();
-                if known.len() >= MAX_KNOWN {
-                    known.retain(|_, rest| *rest > now);
-                }
-                // Asked for in vain meanwhile: its rest ends nevertheless.
-                let is_resting = known.get(control).is_some_and(|rest| *rest > now);
-                if !is_resting && known.len() < MAX_KNOWN {
-                    known.insert(control.to_owned(), now + REST);
-                }
-            }
+    fn let_rest(&self, file: &Path) {
+        let (mut known, now) = (self.lock(), Instant::now());
+        if known.len() >= MAX_KNOWN {
+            known.retain(|_, rest| *rest > now);
+        }
+        if known.len() < MAX_KNOWN {
+            known.insert(file.to_owned(), now + REST);
         }
     }
 
@@ -54,30 +62,42 @@ impl Busy {
 mod tests {
     use super::*;
 
+    const WHOLE: Duration = Duration::from_secs(2);
+
+    /// How long it is waited for; then somebody holds it still.
+    fn waited(busy: &Busy, file: &str, left: Duration) -> Duration {
+        let mut waited = None;
+        let _ = busy.take(Path::new(file), WHOLE, Instant::now() + left, |timeout| {
+            waited = Some(timeout);
+            io::Result::<()>::Err(ErrorKind::TimedOut.into())
+        });
+        waited.unwrap()
+    }
+
     #[test]
     fn a_lock_that_is_held_is_only_asked_for() {
         let busy = Busy::default();
-        let second = Duration::from_secs(1);
-        let until = Instant::now() + 60 * second;
-        let waits = |control: &str| busy.timeout(Path::new(control), until) > 50 * second;
-        assert!(waits("a"));
-        assert!(
-            busy.timeout(Path::new("a"), Instant::now() - second)
-                .is_zero()
-        );
-        busy.note(Path::new("a"), true);
-        assert!(!waits("a") && waits("b"));
-        busy.note(Path::new("a"), false);
-        assert!(waits("a"));
+        let (long, short) = (Duration::from_secs(60), Duration::from_millis(10));
+        // Not waited for long enough: nothing is known of it.
+        assert!(waited(&busy, "a", Duration::ZERO).is_zero());
+        assert!(waited(&busy, "a", short) <= short);
+        assert_eq!(waited(&busy, "a", long), WHOLE);
+        assert!(waited(&busy, "a", long).is_zero());
+        assert_eq!(waited(&busy, "b", long), WHOLE);
+        // Asked for in vain meanwhile: its rest ends nevertheless.
+        busy.lock().values_mut().for_each(|rest| *rest -= 2 * REST);
+        assert_eq!(waited(&busy, "a", long), WHOLE);
+        let until = Instant::now() + long;
+        busy.take(Path::new("a"), WHOLE, until, |_| Ok(())).unwrap();
+        assert_eq!(waited(&busy, "a", long), WHOLE);
         // Those that are over make room; while there is none nobody is forgotten.
         for number in 0..2 * MAX_KNOWN {
-            busy.note(Path::new(&number.to_string()), true);
+            waited(&busy, &number.to_string(), long);
         }
         assert_eq!(busy.lock().len(), MAX_KNOWN);
-        assert!(!waits("0"));
+        assert!(waited(&busy, "0", long).is_zero());
         busy.lock().values_mut().for_each(|rest| *rest -= 2 * REST);
-        assert!(waits("0"));
-        busy.note(Path::new("a"), true);
+        assert_eq!(waited(&busy, "0", long), WHOLE);
         assert_eq!(busy.lock().len(), 1);
     }
 }

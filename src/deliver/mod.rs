@@ -15,6 +15,7 @@ pub mod header;
 pub mod inspect;
 pub mod map;
 pub mod outcome;
+pub mod place;
 pub mod publish;
 pub mod queue;
 pub mod report;

@@ -3,24 +3,22 @@
 //! Files first, UIDs second, index last: whatever fails behind the sync is for the log, and Dovecot does it when it looks.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, UNIX_EPOCH};
+use std::time::Instant;
 
 use super::busy::Busy;
 use super::carry_out::Heard;
+use super::place::{self, Place};
 use crate::fault::Fault;
 use crate::index::log::LockMethod;
 use crate::index::{Log, Pair, Transaction, Walks};
 use crate::mailbox::path::Paths;
-use crate::mailbox::permission::Permission;
+use crate::maildir::Maildir;
 use crate::maildir::filename::Names;
 use crate::maildir::keywords;
 use crate::maildir::save::Written;
-use crate::maildir::uidlist::{self, List, Lock};
-use crate::maildir::{Maildir, create, uidvalidity};
+use crate::maildir::uidlist::{List, Lock};
 use crate::message::{Flags, Keywords};
-use crate::sys::dir::Dir;
 
 /// A message that is to be seen.
 #[derive(Debug)]
@@ -94,12 +92,15 @@ impl Publishing<'_> {
         let mut results: Vec<_> = batch.iter().map(|_| None).collect();
         let mut rest: Vec<_> = batch.into_iter().enumerate().collect();
         // However many places have locks.
-        let until = Instant::now() + uidlist::TIMEOUT;
+        let until = Instant::now() + place::TIMEOUT;
         // Users may have control files or indexes of their own: then each place has its turn.
         while let Some((_, first)) = rest.first() {
             let paths = first.paths.clone();
             let (here, elsewhere): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(_, it)| {
-                it.paths.control == paths.control && it.paths.index == paths.index
+                let own = &it.paths;
+                own.mailbox == paths.mailbox
+                    && own.control == paths.control
+                    && own.index == paths.index
             });
             rest = elsewhere;
             let (at, here): (Vec<_>, Vec<_>) = here.into_iter().unzip();
@@ -120,99 +121,41 @@ impl Publishing<'_> {
         until: Instant,
     ) -> Vec<Result<Published, Fault>> {
         let wants_keywords = batch.iter().any(|message| !message.keywords.is_empty());
-        let lock = self.lock(paths, wants_keywords, until);
-        let list = match &lock {
-            Ok(Some(lock)) => self.list(paths, lock),
-            Ok(None) => Ok(None),
-            Err(why) => Err(why.clone()),
-        };
+        let place = Place::open(self, paths, wants_keywords, until);
+        let list = place.list();
         // With the lock, and whatever it is in, open: they stay together from here on, or nothing comes of it.
-        if let Err(fault) = self.mailbox.check_name() {
+        if let Err(fault) = place.check_name() {
+            drop(list);
+            place.take_back();
             return batch.iter().map(|_| Err(fault.clone())).collect();
         }
         let batch = batch.into_iter();
-        let mut results: Vec<_> = batch.map(|message| self.link(message, &lock)).collect();
-        if let Err(fault) = self.sync(&results).and_then(|()| self.mailbox.check_name()) {
+        let mut results: Vec<_> = batch
+            .map(|message| self.link(message, &place.lock))
+            .collect();
+        if let Err(fault) = self.sync(&results).and_then(|()| place.check_name()) {
             let take_back = |result: Result<Member, Fault>| {
                 // A name that cannot be taken back is there twice after the retry: better than not at all.
                 let _ = self.mailbox.unlink(&result?.published.file);
                 Err(fault.clone())
             };
-            return results.into_iter().map(take_back).collect();
+            results = results.into_iter().map(take_back).collect();
         }
         let mut members: Vec<&mut Member> = results.iter_mut().flatten().collect();
-        if !members.is_empty() {
-            self.settle(list, paths.index.as_deref(), &mut members);
+        match members.is_empty() {
+            true => {
+                drop(list);
+                place.take_back();
+            }
+            false => {
+                self.settle(list, &place, &mut members);
+                place.keep();
+            }
         }
         let published = results.into_iter();
         published
             .map(|result| result.map(|member| member.published))
             .collect()
-    }
-
-    /// The mailbox's own directory is the one that is open, whatever has its name by now.
-    fn open(&self, directory: &Path) -> io::Result<Dir> {
-        match directory == self.mailbox.path() {
-            true => self.mailbox.dir().try_clone(),
-            false => Dir::open(directory),
-        }
-    }
-
-    /// The lock of the control files. None: there is no list of UIDs that would need it.
-    fn lock(
-        &self,
-        paths: &Paths,
-        wants_keywords: bool,
-        until: Instant,
-    ) -> Result<Option<Lock>, String> {
-        let text = |error: io::Error| error.to_string();
-        let permission = self.mailbox.permission();
-        let control = match self.open(&paths.control) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if !wants_keywords && !self.is_untouched(paths) {
-                    return Ok(None);
-                }
-                create::directory(&paths.control, permission).map_err(|fault| fault.to_string())?
-            }
-            other => other.map_err(text)?,
-        };
-        let is_needed = wants_keywords || control.stat_name(uidlist::FILE).is_ok();
-        if !is_needed && !self.is_untouched(paths) {
-            return Ok(None);
-        }
-        let timeout = self.busy.timeout(&paths.control, until);
-        let lock = Lock::take(control, permission.file_mode, timeout);
-        let is_held = lock.as_ref().err().map(io::Error::kind) == Some(io::ErrorKind::TimedOut);
-        self.busy.note(&paths.control, is_held);
-        lock.map(Some).map_err(text)
-    }
-
-    /// The list of UIDs, made where the mailbox is a new one.
-    fn list<'l>(&self, paths: &Paths, lock: &'l Lock) -> Result<Option<List<'l>>, String> {
-        match lock.list()? {
-            None if self.is_untouched(paths) => {
-                let validity = || {
-                    let now = UNIX_EPOCH.elapsed().unwrap_or_default();
-                    let root = Dir::open(&paths.control_root)?;
-                    let permission = Permission::of(&root.stat()?, &paths.control_root);
-                    Ok(uidvalidity::next(&root, &permission, now.as_secs() as u32))
-                };
-                lock.make_list(validity, self.mailbox.permission())
-                    .map(Some)
-            }
-            list => Ok(list),
-        }
-    }
-
-    /// Nobody has ever stored a message here, nor looked: one that others have filled has UIDs that only Dovecot knows.
-    fn is_untouched(&self, paths: &Paths) -> bool {
-        let has_index = |path: &Path| match self.open(path) {
-            Ok(dir) => Pair::MAILBOX
-                .files()
-                .any(|file| dir.stat_name(file).is_ok()),
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
-        };
-        !paths.index.as_deref().is_some_and(has_index) && self.mailbox.is_empty().unwrap_or(false)
     }
 
     fn link(
@@ -266,11 +209,11 @@ impl Publishing<'_> {
     fn settle(
         &self,
         list: Result<Option<List<'_>>, String>,
-        index: Option<&Path>,
+        place: &Place<'_>,
         members: &mut [&mut Member],
     ) {
         let given = list.and_then(|list| match list {
-            Some(list) => self.give(list, index, members),
+            Some(list) => self.give(list, place, members),
             None => Ok(()),
         });
         if let Err(why) = given {
@@ -283,11 +226,11 @@ impl Publishing<'_> {
 
     fn give(
         &self,
-        mut list: List<'_>,
-        index: Option<&Path>,
+        list: List<'_>,
+        place: &Place<'_>,
         members: &mut [&mut Member],
     ) -> Result<(), String> {
-        let log = self.index_log(&list, index);
+        let log = place.index_log(&list);
         let known = log.as_ref().ok().and_then(Option::as_ref);
         let known = known.map(|log| log.state().next_uid);
         // A list that came from a backup is behind its index; so was a line of it that is lost.
@@ -346,7 +289,7 @@ impl Publishing<'_> {
         for keyword in keywords.fold(Keywords::default(), Keywords::with).iter() {
             transaction.keyword(keyword, with(Some(keyword)).into_iter().map(|(uid, _)| uid));
         }
-        transaction.uidlist(list.stat());
+        transaction.uidlist(&list.stat().map_err(text)?);
         log.append(transaction).map_err(text)?;
         for member in members.iter_mut() {
             member.is_in_index = true;
@@ -361,61 +304,52 @@ impl Publishing<'_> {
         }
         Ok(())
     }
-
-    /// The log of this list's index, locked. None: there is none.
-    fn index_log(&self, list: &List<'_>, index: Option<&Path>) -> Result<Option<Log>, String> {
-        let Some((index, method)) = index.zip(self.index_log) else {
-            return Ok(None);
-        };
-        let dir = match self.open(index) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(|error| error.to_string())?,
-        };
-        let log = Log::lock(&dir, Pair::MAILBOX, method, self.walks)?;
-        let state = log.as_ref().map(Log::state);
-        match state {
-            // That of a mailbox that has just been made does not know it yet.
-            Some(state) if state.validity == 0 && state.next_uid == 1 => Ok(log),
-            Some(state) if state.validity != list.validity() => {
-                Err("its UIDVALIDITY is another one".into())
-            }
-            _ => Ok(log),
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
     use std::time::Duration;
 
     use super::*;
-    use crate::index::log::log_for_tests;
+    use crate::index::log::{self, log_for_tests};
     use crate::maildir::save::Demands;
+    use crate::maildir::uidlist;
     use crate::message::body::{BodyWriter, Spool};
+    use crate::sys::dir::Dir;
+    use crate::sys::file_lock;
     use crate::sys::process::hostname;
 
-    /// Publishes a message for each of `places`, which have control files and index of the users.
-    fn published(root: &Path, busy: &Busy, places: &[&str]) -> Vec<Published> {
+    fn maildir(path: &Path) -> Maildir {
         for part in ["cur", "new", "tmp"] {
-            fs::create_dir_all(root.join("box").join(part)).unwrap();
+            fs::create_dir_all(path.join(part)).unwrap();
         }
-        let mailbox = Maildir::open(&root.join("box")).unwrap();
+        Maildir::open(path).unwrap()
+    }
+
+    /// Publishes messages into `mailbox`, one for each of `paths`; `meddle` comes when they are prepared.
+    fn publish(
+        mailbox: &Maildir,
+        busy: &Busy,
+        paths: Vec<Paths>,
+        meddle: impl FnOnce(),
+    ) -> Vec<Result<Published, Fault>> {
         let names = Names::new("mx", 1);
         let demands = Demands {
             verified: false,
             sync: true,
         };
         let body = BodyWriter::new(&Spool::default()).finish().unwrap();
-        let message = |place: &&str| Message {
+        let message = |paths| Message {
             written: Arc::new(mailbox.write(&names, b"", &body, demands).unwrap()),
             flags: Flags::default(),
             keywords: Keywords::default(),
-            paths: Paths::for_tests(mailbox.path(), &root.join(place)),
+            paths,
             heard: Heard::from_now(),
         };
         let publishing = Publishing {
-            mailbox: &mailbox,
+            mailbox,
             names: &names,
             walks: &Walks::default(),
             busy,
@@ -423,7 +357,19 @@ mod tests {
             sync_index: false,
             index_log: Some(LockMethod::Fcntl),
         };
-        let results = publishing.publish(places.iter().map(message).collect());
+        let messages = paths.into_iter().map(message).collect();
+        meddle();
+        publishing.publish(messages)
+    }
+
+    /// Publishes a message for each of `places`, which have control files and index of the users.
+    fn published(root: &Path, busy: &Busy, places: &[&str]) -> Vec<Published> {
+        let mailbox = maildir(&root.join("box"));
+        let paths = places.iter().map(|place| Paths {
+            mailbox: mailbox.path().to_owned(),
+            ..Paths::for_tests(mailbox.path(), &root.join(place))
+        });
+        let results = publish(&mailbox, busy, paths.collect(), || ());
         results.into_iter().map(Result::unwrap).collect()
     }
 
@@ -433,7 +379,7 @@ mod tests {
         fs::write(place.join(uidlist::FILE), format!("3 V5 N{next} G{guid}\n")).unwrap();
     }
 
-    /// The second for the first lock, and then for none: the client waits for the answer.
+    /// As long as for one, and for each only once: the client waits for the answer.
     #[test]
     fn locks_of_several_users_are_waited_for_once() {
         let root = tempfile::tempdir().unwrap();
@@ -445,10 +391,11 @@ mod tests {
             let lock = root.path().join(place).join("dovecot-uidlist.lock");
             fs::write(lock, format!("1:{}", hostname())).unwrap();
         }
-        for allowed in [Duration::from_secs(5), Duration::from_secs(1)] {
+        for allowed in [5, 5, 5, 1] {
             let began = Instant::now();
             let published = published(root.path(), &busy, &places);
-            assert!(began.elapsed() < allowed, "{:?}", began.elapsed());
+            let took = began.elapsed();
+            assert!(took < Duration::from_secs(allowed), "{took:?}");
             for one in &published[..3] {
                 assert_eq!(one.uid, None);
                 assert!(
@@ -458,6 +405,49 @@ mod tests {
             }
             assert!(published[3].uid.is_some());
         }
+    }
+
+    /// Whoever holds the log of the index holds up one message, and not the list of UIDs again and again.
+    #[test]
+    fn a_log_that_is_held() {
+        let root = tempfile::tempdir().unwrap();
+        let place = root.path().join("a");
+        list(&place, 7);
+        let log = place.join("dovecot.index.log");
+        fs::write(&log, log_for_tests(2, (0, 0), 5)).unwrap();
+        let file = fs::File::options().write(true).open(&log).unwrap();
+        file_lock::exclusive(&file, file_lock::Method::Fcntl, Duration::ZERO).unwrap();
+        let (busy, began) = (Busy::default(), Instant::now());
+        for _ in 0..20 {
+            let published = published(root.path(), &busy, &["a"]);
+            assert!(published[0].uid.is_some());
+            assert!(published[0].remarks[0].contains("left to Dovecot"));
+        }
+        assert!(began.elapsed() < 6 * log::TIMEOUT, "{:?}", began.elapsed());
+    }
+
+    /// A link led to the mailbox when the message was prepared, and leads to another one when its turn comes.
+    #[test]
+    fn another_path_of_the_mailbox() {
+        let root = tempfile::tempdir().unwrap();
+        let (place, link) = (root.path().join("box"), root.path().join("link"));
+        let (mailbox, other) = (maildir(&place), maildir(&root.path().join("other")));
+        list(&place, 7);
+        list(other.path(), 7);
+        std::os::unix::fs::symlink("box", &link).unwrap();
+        let paths = [&place, &link].map(|path| Paths::for_tests(root.path(), path));
+        let results = publish(&mailbox, &Busy::default(), paths.into(), || {
+            fs::remove_file(&link).unwrap();
+            std::os::unix::fs::symlink("other", &link).unwrap();
+        });
+        assert!(results[0].as_ref().is_ok_and(|one| one.uid == Some(7)));
+        assert!(results[1].is_err(), "{results:?}");
+        let lines = |place: &Path| {
+            let list = fs::read_to_string(place.join(uidlist::FILE)).unwrap();
+            list.lines().count() - 1
+        };
+        assert_eq!((lines(&place), lines(other.path())), (1, 0));
+        assert_eq!(fs::read_dir(place.join("new")).unwrap().count(), 1);
     }
 
     #[test]
@@ -484,7 +474,13 @@ mod tests {
             let case = format!("{validity} {known}: {published:?}");
             assert_eq!(published[0].uid, Some(uid), "{case}");
             let dir = Dir::open(&place).unwrap();
-            let after = Log::lock(&dir, Pair::MAILBOX, LockMethod::Fcntl, &Walks::default());
+            let after = Log::lock(
+                &dir,
+                Pair::MAILBOX,
+                LockMethod::Fcntl,
+                &Walks::default(),
+                log::TIMEOUT,
+            );
             let after = after.unwrap().unwrap().state().next_uid;
             assert_eq!(after, told.unwrap_or(known + 1), "{case}");
             assert_eq!(published[0].remarks.is_empty(), told.is_some(), "{case}");

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::record::{State, Transaction};
 use super::walk::Walks;
@@ -13,7 +13,7 @@ use crate::sys::fault_point;
 use crate::sys::file_lock::{self, Method};
 
 /// Somebody who holds the lock for longer learns of the messages by himself.
-const PATIENCE: Duration = Duration::from_millis(500);
+pub const TIMEOUT: Duration = Duration::from_millis(500);
 /// Dovecot's own for this file.
 const STALE: Duration = Duration::from_secs(180);
 
@@ -70,42 +70,53 @@ pub struct Log {
 
 impl LockMethod {
     /// Locks the log, open as `file`; the guard of a lock that does not end with it.
-    fn lock(self, dir: &Dir, pair: Pair, file: &File) -> io::Result<Option<Dotlock>> {
+    fn lock(
+        self,
+        dir: &Dir,
+        pair: Pair,
+        file: &File,
+        timeout: Duration,
+    ) -> io::Result<Option<Dotlock>> {
         let method = match self {
             LockMethod::Fcntl => Method::Fcntl,
             LockMethod::Flock => Method::Flock,
             LockMethod::Dotlock => {
                 let patience = Patience {
-                    timeout: PATIENCE,
+                    timeout,
                     stale: STALE,
                 };
                 let mode = dir::stat_file(file)?.mode & 0o666;
                 return Dotlock::take(dir, pair.log, mode, Holds::Pid, patience).map(Some);
             }
         };
-        file_lock::exclusive(file, method, PATIENCE).map(|()| None)
+        file_lock::exclusive(file, method, timeout).map(|()| None)
     }
 }
 
 impl Log {
-    /// Locks the log in `dir` and walks to its end. None: there is no log. Err: why it is left to Dovecot.
+    /// Locks the log in `dir` and walks to its end. None: there is no log. An error says why it is left to Dovecot:
+    /// [`ErrorKind::TimedOut`] when somebody holds it for longer than `timeout`.
     pub fn lock(
         dir: &Dir,
         pair: Pair,
         method: LockMethod,
         walks: &Walks,
-    ) -> Result<Option<Log>, String> {
+        timeout: Duration,
+    ) -> io::Result<Option<Log>> {
+        let until = Instant::now() + timeout;
         // A new one takes its place now and then, while one waits for the lock; hardly twice.
         for _ in 0..3 {
-            let opened = Log::open(dir, pair, method).map_err(|error| error.to_string())?;
-            let Some((file, lock)) = opened else {
+            let left = until.saturating_duration_since(Instant::now());
+            let Some((file, lock)) = Log::open(dir, pair, method, left)? else {
                 return Ok(None);
             };
-            let stat = dir::stat_file(&file).map_err(|error| error.to_string())?;
+            let stat = dir::stat_file(&file)?;
             if !is_in_place(dir, pair, &stat)? {
                 continue;
             }
-            let state = walks.walk(dir, pair, &file, &stat)?;
+            let state = walks
+                .walk(dir, pair, &file, &stat)
+                .map_err(io::Error::other)?;
             return Ok(Some(Log {
                 file,
                 _lock: lock,
@@ -113,19 +124,20 @@ impl Log {
                 state,
             }));
         }
-        Err("a new one took its place".into())
+        Err(io::Error::other("a new one took its place"))
     }
 
     fn open(
         dir: &Dir,
         pair: Pair,
         method: LockMethod,
+        timeout: Duration,
     ) -> io::Result<Option<(File, Option<Dotlock>)>> {
         let file = match dir.open_to_change(pair.log) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
-        let lock = method.lock(dir, pair, &file)?;
+        let lock = method.lock(dir, pair, &file, timeout)?;
         Ok(Some((file, lock)))
     }
 
@@ -158,11 +170,11 @@ impl Log {
 }
 
 /// Whether the log of this name is still the one with this `stat`.
-fn is_in_place(dir: &Dir, pair: Pair, stat: &Stat) -> Result<bool, String> {
+fn is_in_place(dir: &Dir, pair: Pair, stat: &Stat) -> io::Result<bool> {
     match dir.stat_name(pair.log) {
         Ok(there) => Ok((stat.dev, stat.ino) == (there.dev, there.ino)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(error),
     }
 }
 
@@ -222,7 +234,8 @@ mod tests {
     }
 
     fn lock(dir: &Path, walks: &Walks) -> Result<Option<State>, String> {
-        let log = Log::lock(&open(dir), Pair::MAILBOX, LockMethod::Fcntl, walks)?;
+        let log = Log::lock(&open(dir), Pair::MAILBOX, LockMethod::Fcntl, walks, TIMEOUT);
+        let log = log.map_err(|error| error.to_string())?;
         Ok(log.map(|log| log.state()))
     }
 
@@ -359,11 +372,15 @@ mod tests {
             let path = root.path().join("dovecot.index.log");
             fs::write(&path, log(2, (0, 0))).unwrap();
             let walks = Walks::default();
-            let held = Log::lock(&open(root.path()), Pair::MAILBOX, method, &walks).unwrap();
-            let busy = Log::lock(&open(root.path()), Pair::MAILBOX, method, &walks);
-            assert!(busy.unwrap_err().contains("another process"), "{method:?}");
+            let held =
+                Log::lock(&open(root.path()), Pair::MAILBOX, method, &walks, TIMEOUT).unwrap();
+            let busy = Log::lock(&open(root.path()), Pair::MAILBOX, method, &walks, TIMEOUT);
+            assert!(
+                busy.unwrap_err().kind() == ErrorKind::TimedOut,
+                "{method:?}"
+            );
             drop(held);
-            Log::lock(&open(root.path()), Pair::MAILBOX, method, &walks).unwrap();
+            Log::lock(&open(root.path()), Pair::MAILBOX, method, &walks, TIMEOUT).unwrap();
             assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
         }
     }
@@ -420,7 +437,9 @@ mod tests {
     fn lock_and_append(dir: &Path) -> Result<(), String> {
         let text = |error: io::Error| error.to_string();
         let dir = Dir::open(dir).map_err(text)?;
-        let log = Log::lock(&dir, Pair::MAILBOX, LockMethod::Fcntl, &Walks::default())?;
+        let walks = Walks::default();
+        let log = Log::lock(&dir, Pair::MAILBOX, LockMethod::Fcntl, &walks, TIMEOUT);
+        let log = log.map_err(text)?;
         let mut transaction = Transaction::default();
         transaction.append(&[(2, 0)]);
         transaction.keyword("a", [2]);
@@ -445,6 +464,7 @@ mod tests {
                     Pair::MAILBOX,
                     LockMethod::Fcntl,
                     &Walks::default(),
+                    TIMEOUT,
                 );
                 assert_eq!(fs::read(&path).unwrap(), bytes, "{at} {mask:x}");
                 let Ok(Some(mut log)) = locked else {
@@ -480,7 +500,13 @@ mod tests {
             };
             let dir = open(root.path());
             fault_point::meddle(step, meddle);
-            let log = Log::lock(&dir, Pair::MAILBOX, LockMethod::Fcntl, &Walks::default());
+            let log = Log::lock(
+                &dir,
+                Pair::MAILBOX,
+                LockMethod::Fcntl,
+                &Walks::default(),
+                TIMEOUT,
+            );
             let fired = !fault_point::disarm();
             let next_uid = log.unwrap().unwrap().state().next_uid;
             // Behind the comparison of names it holds the old one: so does whoever makes the new.
@@ -497,7 +523,13 @@ mod tests {
         fs::write(&path, log(2, (0, 0))).unwrap();
         let mut uid = 0;
         let why = loop {
-            match Log::lock(&open(root.path()), Pair::MAILBOX, LockMethod::Fcntl, &walks) {
+            match Log::lock(
+                &open(root.path()),
+                Pair::MAILBOX,
+                LockMethod::Fcntl,
+                &walks,
+                TIMEOUT,
+            ) {
                 Err(why) => break why,
                 Ok(log) => {
                     let mut transaction = Transaction::default();
@@ -508,7 +540,7 @@ mod tests {
                 }
             }
         };
-        assert!(why.contains("too long"), "{why}");
+        assert!(why.to_string().contains("too long"), "{why}");
         let size = fs::metadata(&path).unwrap().len();
         assert!(size < 1024 * 1024 + 16 * 1024, "{size}");
         // Dovecot has looked.

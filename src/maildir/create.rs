@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
+use super::{keywords, uidlist};
 use crate::fault::{Code, Fault};
+use crate::mailbox::acl::FILE as ACL_FILE;
 use crate::mailbox::location::Layout;
 use crate::mailbox::path::{Paths, RootRule};
 use crate::mailbox::permission::{Permission, SETGID};
@@ -79,49 +81,139 @@ fn count_nested(dir: &Dir, levels: usize) -> usize {
         .sum::<usize>()
 }
 
-/// What was made for a mailbox, in its order: where, the name, whether a directory. Dropped before [`Created::keep`], it is
-/// removed again.
+/// What was made for a mailbox, in its order. Dropped before [`Created::keep`], it is removed again.
 #[derive(Debug, Default)]
-pub struct Created(Vec<(Dir, String, bool)>);
+pub struct Created {
+    made: Vec<Made>,
+    /// The mailbox, seen by others.
+    mailbox: Option<Revealed>,
+}
+
+#[derive(Debug)]
+struct Made {
+    parent: Dir,
+    name: String,
+    is_dir: bool,
+}
+
+/// A directory that has got its name, and the one that it was made under.
+#[derive(Debug)]
+struct Revealed {
+    parent: Dir,
+    name: String,
+    hidden: String,
+    /// Device and inode.
+    identity: (u64, u64),
+}
 
 impl Created {
     /// The mailbox is complete and in use.
     pub fn keep(mut self) {
-        self.0.clear();
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        self.made.clear();
+        self.mailbox = None;
+    }
+
+    /// Gives an assembled directory its name. Where another delivery was faster its directory stays, and what was made here
+    /// goes.
+    fn reveal(&mut self, hidden: &str, path: &Path) -> Result<Option<Revealed>, Fault> {
+        let failed = |error: io::Error| Fault::io(format!("create {}", path.display()), &error);
+        let made = self.made.iter_mut().find(|made| made.name == hidden);
+        let (Some(made), Some(name)) = (made, path.file_name()) else {
+            return Ok(None);
+        };
+        let name = name.to_string_lossy().into_owned();
+        let stat = made.parent.stat_name(hidden).map_err(failed)?;
+        let revealed = Revealed {
+            parent: made.parent.try_clone().map_err(failed)?,
+            name: name.clone(),
+            hidden: hidden.to_owned(),
+            identity: (stat.dev, stat.ino),
+        };
+        match made.parent.rename_dir(hidden, &name) {
+            Ok(()) => {
+                made.name = name;
+                made.parent.sync().map_err(failed)?;
+                Ok(Some(revealed))
+            }
+            Err(error) if dir::is_taken(&error) => {
+                drop(std::mem::take(self));
+                Ok(None)
+            }
+            Err(error) => Err(failed(error)),
+        }
     }
 }
 
-impl Created {
-    /// Gives an assembled mailbox its name. Where another delivery was faster its mailbox stays, and what was made here
-    /// goes.
-    fn reveal(&mut self, hidden: &str, path: &Path) -> Result<(), Fault> {
-        let failed = |error: io::Error| Fault::io(format!("create {}", path.display()), &error);
-        let made = self.0.iter_mut().find(|(_, made, _)| made == hidden);
-        let (Some((parent, made, _)), Some(name)) = (made, path.file_name()) else {
-            return Ok(());
-        };
-        let name = name.to_string_lossy();
-        match parent.rename_dir(hidden, &name) {
-            Ok(()) => {
-                *made = name.into_owned();
-                parent.sync().map_err(failed)?;
-            }
-            Err(error) if dir::is_taken(&error) => drop(std::mem::take(self)),
-            Err(error) => return Err(failed(error)),
+impl Revealed {
+    /// Nobody sees it any more, and nothing is in it but what we have made. False: it is somebody else's by now.
+    fn hide(&self) -> bool {
+        if self.parent.rename_dir(&self.name, &self.hidden).is_err() {
+            return false;
         }
-        Ok(())
+        let is_ours = self.is_ours().unwrap_or(false);
+        if !is_ours {
+            self.show();
+        }
+        is_ours
+    }
+
+    fn is_ours(&self) -> io::Result<bool> {
+        const KNOWN: [&str; 5] = ["cur", "new", "tmp", FOLDER_MARK, ACL_FILE];
+        let dir = self.parent.open_dir(&self.hidden)?;
+        let stat = dir.stat()?;
+        let names = dir.names()?;
+        let is_known = |name: &&String| KNOWN.contains(&name.as_str());
+        let (known, control): (Vec<_>, Vec<_>) = names.iter().partition(is_known);
+        let is_control = |name: &&String| [uidlist::FILE, keywords::FILE].contains(&name.as_str());
+        if (stat.dev, stat.ino) != self.identity || !control.iter().all(is_control) {
+            return Ok(false);
+        }
+        // Somebody else's message is in it: it has the letters and the UIDs of these.
+        for part in known
+            .iter()
+            .filter(|name| ["cur", "new"].contains(&name.as_str()))
+        {
+            if !dir.open_dir(part)?.is_empty()? {
+                return Ok(false);
+            }
+        }
+        control.iter().try_for_each(|name| dir.unlink(name))?;
+        Ok(true)
+    }
+
+    fn show(&self) {
+        // Who has taken the name meanwhile has made a mailbox of his own: nothing of ours is in this one.
+        let _ = self.parent.rename_dir(&self.hidden, &self.name);
     }
 }
 
 impl Drop for Created {
     fn drop(&mut self) {
+        let mailbox = self.mailbox.take();
+        match &mailbox {
+            Some(mailbox) if !mailbox.hide() => return self.forget(),
+            Some(mailbox) => {
+                let made = self.made.iter_mut().rev();
+                let own = made.filter(|made| made.is_dir && made.name == mailbox.name);
+                own.take(1)
+                    .for_each(|made| made.name = mailbox.hidden.clone());
+            }
+            None => {}
+        }
         // Latest first: `new`, which another delivery may have begun to use. Then everything stays, its ACL above all.
-        for (parent, name, is_dir) in self.0.drain(..).rev() {
-            let removed = match is_dir {
-                true => parent.rmdir(&name),
-                false => parent.unlink(&name),
+        for made in self.made.drain(..).rev() {
+            let removed = match made.is_dir {
+                true => made.parent.rmdir(&made.name),
+                false => made.parent.unlink(&made.name),
             };
             if removed.is_err() {
+                if let Some(mailbox) = &mailbox {
+                    mailbox.show();
+                }
                 return;
             }
         }
@@ -163,30 +255,23 @@ pub fn create(
         make_file(&mailbox, FOLDER_MARK, &[], &permission, &mut created)?;
     }
     if let Some(acl) = acl {
-        make_file(
-            &mailbox,
-            crate::mailbox::acl::FILE,
-            acl,
-            &permission,
-            &mut created,
-        )?;
+        make_file(&mailbox, ACL_FILE, acl, &permission, &mut created)?;
     }
     make_parts(&mailbox, &permission, &paths.mailbox, &mut created)?;
     mailbox
         .sync()
         .map_err(|error| Fault::io(format!("sync {}", paths.mailbox.display()), &error))?;
     if is_new {
-        created.reveal(&hidden, &paths.mailbox)?;
+        created.mailbox = created.reveal(&hidden, &paths.mailbox)?;
     }
     Ok(created)
 }
 
 /// Makes the directory `path`, and those above it that are missing: for files that are kept apart from the mail.
-pub fn directory(path: &Path, permission: &Permission) -> Result<Dir, Fault> {
+pub fn directory(path: &Path, permission: &Permission) -> Result<(Dir, Created), Fault> {
     let mut created = Created::default();
     let made = make_path(path, |_| permission.clone(), &mut created)?;
-    created.keep();
-    Ok(made)
+    Ok((made, created))
 }
 
 /// No name of a mailbox in Maildir++, and not used twice.
@@ -315,7 +400,11 @@ fn make(
     match parent.make_dir(name, permission.dir_mode) {
         Ok(made) => {
             let at = parent.try_clone().map_err(failed)?;
-            created.0.push((at, name.to_owned(), true));
+            created.made.push(Made {
+                parent: at,
+                name: name.to_owned(),
+                is_dir: true,
+            });
             settle(&made, permission, path)?;
             parent.sync().map_err(|error| {
                 Fault::io(format!("sync the parent of {}", path.display()), &error)
@@ -384,7 +473,11 @@ fn make_file(
         Err(error) => return Err(failed(error)),
     };
     let at = mailbox.try_clone().map_err(failed)?;
-    created.0.push((at, name.to_owned(), false));
+    created.made.push(Made {
+        parent: at,
+        name: name.to_owned(),
+        is_dir: false,
+    });
     file.write_all(bytes).map_err(failed)?;
     super::save::settle(&file, permission).map_err(failed)?;
     match bytes.is_empty() {

@@ -102,14 +102,15 @@ impl Maildir {
         &self.dir
     }
 
-    /// A fault when its name is that of another mailbox by now, or of none: then it is being deleted, or is somewhere else.
-    pub fn check_name(&self) -> Result<(), Fault> {
-        let why = match dir::stat(&self.path.join("new")) {
+    /// A fault when its name `path` is that of another mailbox by now, or of none: then it is being deleted, or is somewhere
+    /// else.
+    pub fn check_name(&self, path: &Path) -> Result<(), Fault> {
+        let why = match dir::stat(&path.join("new")) {
             Ok(there) if (there.dev, there.ino) == self.identity() => return Ok(()),
             Ok(_) => "another mailbox has its name now".into(),
             Err(error) => error.to_string(),
         };
-        let doing = format!("make a message visible in {}", self.path.display());
+        let doing = format!("make a message visible in {}", path.display());
         Err(Fault::new(Code::NotNow, doing, why))
     }
 

@@ -32,6 +32,10 @@ const STALE: Duration = Duration::from_secs(120);
 const TAIL: u64 = 4096;
 /// Read there at most, for lines that the index does not know yet, bytes.
 const LONG_TAIL: u64 = 64 * 1024;
+/// The longest list that is written anew for a torn line, while others wait: more than a million messages, bytes.
+const MAX_MENDED: u64 = 128 * 1024 * 1024;
+/// Somebody does not care for the lock.
+const CHANGED: &str = "it has changed although it was locked";
 
 /// The lock of a mailbox's control files: while it is held nobody else gives UIDs or changes its keywords.
 #[derive(Debug)]
@@ -78,11 +82,13 @@ impl Lock {
             return Ok(Some(list));
         };
         list.mend(torn_at)?;
-        let list = List::open(self)?;
-        Ok(list.map(|list| List {
-            is_mended: true,
-            ..list
-        }))
+        match List::open(self)? {
+            Some(list) if list.tail.torn_at.is_none() => Ok(Some(List {
+                is_mended: true,
+                ..list
+            })),
+            _ => Err(CHANGED.into()),
+        }
     }
 
     /// Makes the list of a mailbox that has none, and no messages. `validity` is asked when there can be one.
@@ -99,6 +105,14 @@ impl Lock {
         .map_err(|error| format!("make {FILE}: {error}"))?;
         List::open(self)?.ok_or_else(|| format!("{FILE} is gone"))
     }
+
+    /// Takes a list away that was [made](Lock::make_list) for nothing.
+    pub fn unmake_list(&self) {
+        if self.lock.check().is_ok() {
+            // It is as good as none.
+            let _ = self.control.unlink(FILE);
+        }
+    }
 }
 
 /// The list, open under its lock.
@@ -114,16 +128,12 @@ pub struct List<'l> {
 
 impl<'l> List<'l> {
     fn open(lock: &'l Lock) -> Result<Option<List<'l>>, String> {
-        let text = |error: io::Error| error.to_string();
-        let file = match lock.control.open_to_change(FILE) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(text)?,
+        let Some((mut file, mut stat, mut start)) = List::begin(lock)? else {
+            return Ok(None);
         };
-        let stat = dir::stat_file(&file).map_err(text)?;
-        let start = Header::bytes(&file).map_err(text)?;
         if upgrade::is_needed(&start) {
             upgrade::upgrade(lock, &file, &stat)?;
-            return List::open(lock);
+            (file, stat, start) = List::begin(lock)?.ok_or(CHANGED)?;
         }
         let header = Header::parse(&start).ok_or("its header is not that of version 3")?;
         let tail = Tail::read(&file, stat.size, &header, TAIL)?;
@@ -135,6 +145,18 @@ impl<'l> List<'l> {
             tail,
             is_mended: false,
         }))
+    }
+
+    /// The file, and what it begins with. None: there is none.
+    fn begin(lock: &Lock) -> Result<Option<(File, Stat, Vec<u8>)>, String> {
+        let text = |error: io::Error| error.to_string();
+        let file = match lock.control.open_to_change(FILE) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(text)?,
+        };
+        let stat = dir::stat_file(&file).map_err(text)?;
+        let start = Header::bytes(&file).map_err(text)?;
+        Ok(Some((file, stat, start)))
     }
 
     /// UIDVALIDITY.
@@ -166,7 +188,7 @@ impl<'l> List<'l> {
     /// Gives these files (whose names may have flags) the UIDs from `first` on, which is no lower than [`next`](List::next).
     ///
     /// Not synced; whatever [`sync`](List::sync) says, they have them: somebody may have read it.
-    pub fn append(&mut self, first: u32, names: &[&str]) -> Result<Vec<u32>, String> {
+    pub fn append(&self, first: u32, names: &[&str]) -> Result<Vec<u32>, String> {
         let text = |error: io::Error| error.to_string();
         // One is left for the message after them.
         let end = u32::try_from(names.len()).ok();
@@ -178,7 +200,6 @@ impl<'l> List<'l> {
             .collect();
         self.check()?;
         append(&self.file, self.stat.size, lines.as_bytes()).map_err(text)?;
-        self.stat = dir::stat_file(&self.file).map_err(text)?;
         Ok(uids)
     }
 
@@ -190,7 +211,7 @@ impl<'l> List<'l> {
         let is_same = |file: &Stat| (file.dev, file.ino, file.size);
         match is_same(&there) == is_same(&self.stat) {
             true => Ok(()),
-            false => Err("it has changed although it was locked".into()),
+            false => Err(CHANGED.into()),
         }
     }
 
@@ -200,14 +221,17 @@ impl<'l> List<'l> {
     }
 
     /// As we left it.
-    pub fn stat(&self) -> &Stat {
-        &self.stat
+    pub fn stat(&self) -> io::Result<Stat> {
+        dir::stat_file(&self.file)
     }
 
     /// Writes the list anew without what stands behind `end`, whose UID is not used again.
     ///
     /// Group and mode stay as they are, or the list does.
     fn mend(&self, end: u64) -> Result<(), String> {
+        if end > MAX_MENDED {
+            return Err("its last line is torn, and it is too long".into());
+        }
         let header = self.header_behind(end)?;
         // Were the torn list back after a crash, UIDs that we give now would be given twice.
         self.lock
@@ -249,7 +273,7 @@ impl<'l> List<'l> {
     }
 }
 
-/// One write; a short one is taken back.
+/// What is written in part is taken back.
 fn append(file: &File, size: u64, lines: &[u8]) -> io::Result<()> {
     let written = fault_point::pass().and_then(|()| file.write_all_at(lines, size));
     if written.is_err() {
@@ -275,7 +299,7 @@ mod tests {
     fn give(root: &Path, names: &[&str]) -> Result<Vec<u32>, String> {
         let dir = Dir::open(root).map_err(|error| error.to_string())?;
         let lock = Lock::take(dir, 0o600, TIMEOUT).map_err(|error| error.to_string())?;
-        let mut list = lock.list()?.ok_or("there is none")?;
+        let list = lock.list()?.ok_or("there is none")?;
         let first = list.next()?;
         list.append(first, names)
     }
@@ -472,7 +496,7 @@ mod tests {
             let path = root.path().join(FILE);
             fs::write(&path, &list).unwrap();
             let lock = lock(root.path());
-            let mut open = lock.list().unwrap().unwrap();
+            let open = lock.list().unwrap().unwrap();
             meddle(root.path());
             let before = fs::read(&path).ok();
             let error = open.append(8, &["ours"]).unwrap_err();
@@ -487,5 +511,18 @@ mod tests {
                 case == "another lock"
             );
         }
+    }
+
+    /// A list that is mostly a hole costs its owner nothing, and everybody else the time to write it.
+    #[test]
+    fn a_torn_list_without_end_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(FILE);
+        fs::write(&path, format!("{HEADER}1 :x\n")).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(MAX_MENDED).unwrap();
+        file.write_all_at(b"\n6 :x\n7 :torn", MAX_MENDED).unwrap();
+        let why = lock(root.path()).list().unwrap_err();
+        assert!(why.contains("too long"), "{why}");
     }
 }

@@ -36,19 +36,28 @@ pub fn upgrade(lock: &Lock, file: &File, stat: &Stat) -> Result<(), String> {
     written.map_err(|error| format!("it is of version 1: {error}"))
 }
 
-/// Without a torn last line, whose UID is below the next one as all others are.
+/// Without a torn last line, whose UID is not used again: it is below the next one, as all others are.
 fn copy(old: &File, new: impl Write, guid: &str) -> io::Result<()> {
     let odd = || io::Error::other("it is not understood");
     let (mut old, mut new) = (BufReader::new(old), BufWriter::new(new));
     old.rewind()?;
-    let header = line(&mut old)?.ok_or_else(odd)?;
+    let (header, _) = line(&mut old)?
+        .filter(|(_, is_whole)| *is_whole)
+        .ok_or_else(odd)?;
     let numbers: Option<Vec<u32>> = header.split(' ').map(|it| it.parse().ok()).collect();
     let Some([1, validity @ 1..=u32::MAX, next @ 1..=u32::MAX]) = numbers.as_deref() else {
         return Err(odd());
     };
     writeln!(new, "3 V{validity} N{next} G{guid}")?;
     let mut last = 0;
-    while let Some(line) = line(&mut old)? {
+    while let Some((line, is_whole)) = line(&mut old)? {
+        if !is_whole {
+            // It may have lost digits, not gained some.
+            let digits = line.split(' ').next().unwrap_or_default();
+            let is_below = digits.is_empty() || digits.parse().is_ok_and(|uid: u32| uid < *next);
+            is_below.then_some(()).ok_or_else(odd)?;
+            continue;
+        }
         let (uid, name) = line.split_once(' ').ok_or_else(odd)?;
         let uid: u32 = uid.parse().ok().filter(|uid| *uid > last).ok_or_else(odd)?;
         if uid >= *next || name.is_empty() || name.contains(['/', ' ']) || name.starts_with(':') {
@@ -60,13 +69,14 @@ fn copy(old: &File, new: impl Write, guid: &str) -> io::Result<()> {
     new.flush()
 }
 
-/// The next whole line; none at the end.
-fn line(from: &mut impl BufRead) -> io::Result<Option<String>> {
+/// The next line, and whether it is whole; none at the end.
+fn line(from: &mut impl BufRead) -> io::Result<Option<(String, bool)>> {
     let mut line = String::new();
     let length = io::Read::take(&mut *from, MAX_LINE).read_line(&mut line)?;
     match line.strip_suffix('\n') {
-        Some(whole) => Ok(Some(whole.to_owned())),
-        None if (length as u64) < MAX_LINE => Ok(None),
+        Some(whole) => Ok(Some((whole.to_owned(), true))),
+        None if length == 0 => Ok(None),
+        None if (length as u64) < MAX_LINE => Ok(Some((line, false))),
         None => Err(io::Error::other("a line of it is too long")),
     }
 }
@@ -100,6 +110,7 @@ mod tests {
                 "2 :a\n7 :b,S=1:2,S\n",
             ),
             ("1 1795332733 9\n2 a\n3 to", 9, "2 :a\n"),
+            ("1 1795332733 19\n17 a\n1", 19, "17 :a\n"),
         ] {
             let (got, list) = opened(old);
             assert_eq!(got, Ok(next), "{old:?}");
@@ -117,6 +128,9 @@ mod tests {
         for old in [
             "1 5\n",
             "1 0 5\n",
+            "1 1795332733 4",
+            "1 1795332733 4\n2 a\n4 torn",
+            "1 1795332733 4\n2 a\n99999999999",
             "1 5 0\n",
             "1 5 9 1\n",
             "1 5 9",
@@ -132,6 +146,24 @@ mod tests {
             let (got, list) = opened(old);
             assert!(got.is_err(), "{old:?}: {got:?}");
             assert_eq!(list, old);
+        }
+    }
+
+    /// Somebody without regard for locks puts the old list back, again and again: it ends.
+    #[test]
+    fn it_is_done_once() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(FILE);
+        let old = "1 1795332733 4\n2 a\n";
+        for step in 0..60 {
+            fs::write(&path, old).unwrap();
+            let dir = Dir::open(root.path()).unwrap();
+            let lock = Lock::take(dir, 0o600, TIMEOUT).unwrap();
+            let again = path.clone();
+            fault_point::meddle(step, move || fs::write(again, old).unwrap());
+            let list = lock.list().map(|list| list.map(|list| list.next()));
+            fault_point::disarm();
+            assert!(list == Ok(Some(Ok(4))) || list.is_err(), "{step}: {list:?}");
         }
     }
 }

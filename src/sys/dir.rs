@@ -4,7 +4,7 @@
 //! path component, so nothing outside the directory can be named.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -128,13 +128,6 @@ impl Dir {
         )?)
     }
 
-    /// Gives the file `name` another name here; EEXIST when that is taken.
-    pub fn link_name(&self, name: &str, other: &str) -> io::Result<()> {
-        pass()?;
-        let (name, other) = (component(name)?, component(other)?);
-        Ok(linkat(&self.0, name, &self.0, other, AtFlags::empty())?)
-    }
-
     /// Moves `name` to `to/new_name`; EEXIST when that is taken.
     pub fn rename(&self, name: &str, to: &Dir, new_name: &str) -> io::Result<()> {
         pass()?;
@@ -216,6 +209,19 @@ impl Dir {
     /// Another handle on the same directory.
     pub fn try_clone(&self) -> io::Result<Dir> {
         Ok(Dir(self.0.try_clone()?))
+    }
+
+    /// Whoever has it does alone here what only one may do, until it is dropped. None: somebody has it.
+    pub fn try_lock(&self) -> io::Result<Option<File>> {
+        pass()?;
+        // Opened anew: a copy of the descriptor would share its lock.
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let own = File::from(openat(&self.0, ".", flags, Mode::empty())?);
+        match own.try_lock() {
+            Ok(()) => Ok(Some(own)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 
     pub fn stat(&self) -> io::Result<Stat> {

@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -82,8 +81,9 @@ impl Dotlock {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
-            if let Some(stale) = stale(dir, name, &lock, &mut seen, patience.stale) {
-                take_away(dir, &lock, stale)?;
+            if let Some(stale) = stale(dir, name, &lock, &mut seen, patience.stale)
+                && take_away(dir, &lock, stale)?
+            {
                 continue;
             }
             if began.elapsed() >= patience.timeout {
@@ -268,37 +268,30 @@ fn stale(
     (before == Some((now, protected)) && is_old).then_some(now)
 }
 
-/// Takes the stale lock away, unless it is another one by now: its holder's.
-fn take_away(dir: &Dir, lock: &str, stale: Version) -> io::Result<()> {
-    // One thread at a time; other processes are told from each other by the file that comes away.
-    static ONE: Mutex<()> = Mutex::new(());
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+/// Takes the stale lock away, unless it is another one by now. True: one can ask for it again.
+///
+/// One at a time, of all that use this program: else the second would take the lock of whoever came behind the first.
+fn take_away(dir: &Dir, lock: &str, stale: Version) -> io::Result<bool> {
+    let _alone = match dir.try_lock() {
+        Ok(None) => return Ok(false),
+        Ok(alone) => alone,
+        // A file server that locks no directories: as with Dovecot, which asks nobody.
+        Err(_) => None,
+    };
     if version(dir, lock) != Some(stale) {
-        return Ok(());
+        return Ok(true);
     }
-    // Ends like a lock: who lists mailboxes passes over it.
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let aside = format!("{lock}.{}.{}.{count}.lock", hostname(), std::process::id());
-    match dir.replace(lock, &aside) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        other => other?,
+    match dir.unlink(lock) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(true),
     }
-    match version(dir, &aside) {
-        Some(taken) if (taken.0, taken.1) != (stale.0, stale.1) => {
-            // Taken meanwhile by yet another one: its former holder sees that when it looks.
-            let _ = dir.link_name(&aside, lock);
-        }
-        _ => {}
-    }
-    dir.unlink(&aside)
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::sync::Barrier;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
@@ -430,18 +423,33 @@ mod tests {
         }
     }
 
-    /// Another process has broken it meanwhile, and has the lock now.
+    /// Another process has broken it meanwhile, and has the lock now: in the same inode, as file systems do.
     #[test]
-    fn the_lock_of_whoever_was_faster_is_put_back() {
+    fn the_lock_of_whoever_was_faster_stays() {
         let root = tempfile::tempdir().unwrap();
         let dir = Dir::open(root.path()).unwrap();
         let path = root.path().join("f.lock");
         fs::write(&path, "999999999:elsewhere").unwrap();
+        old(&path, 10);
         let judged = version(&dir, "f.lock").unwrap();
-        fs::rename(&path, root.path().join("judged")).unwrap();
         fs::write(&path, "1:elsewhere").unwrap();
-        take_away(&dir, "f.lock", judged).unwrap();
+        assert!(take_away(&dir, "f.lock", judged).unwrap());
         assert_eq!(fs::read_to_string(&path).unwrap(), "1:elsewhere");
-        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
+        assert_eq!(dir.names().unwrap(), ["f.lock"]);
+    }
+
+    /// It is for whoever has the directory's own lock to do.
+    #[test]
+    fn another_one_is_breaking_it() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        let path = root.path().join("f.lock");
+        fs::write(&path, format!("999999999:{}", hostname())).unwrap();
+        old(&path, 10);
+        let other = dir.try_lock().unwrap();
+        let busy = Dotlock::take(&dir, "f", 0o600, Holds::Pid, SHORT).unwrap_err();
+        assert_eq!(busy.kind(), ErrorKind::TimedOut);
+        drop(other);
+        Dotlock::take(&dir, "f", 0o600, Holds::Pid, SHORT).unwrap();
     }
 }
