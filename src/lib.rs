@@ -9,7 +9,7 @@
 //! | where it runs | [`run`] | hands a delivery to the core: in this process today |
 //! | delivery core | [`deliver`] | plan, then do: resolve, inspect, carry out |
 //! | who | [`user`], [`sharing`] | userdbs: three answers; who shares with whom |
-//! | storage | [`maildir`], [`index`] | one format: making a mailbox, saving a message, its UID; Dovecot's index log |
+//! | storage | [`maildir`], [`mbox`], [`index`] | two formats: making a mailbox, saving a message, its UID; Dovecot's index log |
 //! | where | [`mailbox`] | names, namespaces, locations, layouts, permissions, rights |
 //! | the message | [`message`] | addresses, envelope, body, headers |
 //! | ground | [`database`], [`fault`], [`log`], [`text`], [`sys`] | databases, errors and their codes, log lines, encodings, system calls |
@@ -30,6 +30,7 @@ pub mod user;
 
 pub mod index;
 pub mod maildir;
+pub mod mbox;
 
 pub mod mailbox;
 

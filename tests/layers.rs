@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 11] = [
     &["run"],
     &["deliver"],
     &["user", "sharing"],
-    &["maildir", "index"],
+    &["maildir", "mbox", "index"],
     &["mailbox"],
     &["message"],
     &["database", "fault", "log", "text", "sys"],

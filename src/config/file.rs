@@ -10,11 +10,13 @@ use super::section::Section;
 use super::users::{limits, userdbs};
 use super::{Config, Service};
 use crate::deliver::settings::{
-    Acl, Detail, MailFsync, NewMailboxPermissions, Permissions, RecipientHeaders, Settings,
+    Acl, Detail, MailFsync, Mbox, NewMailboxPermissions, Permissions, RecipientHeaders, Settings,
 };
 use crate::index::log::LockMethod;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
 use crate::mailbox::subscriptions::holder;
+use crate::mbox::lock::{Kind, Locking};
+use crate::mbox::text::Quoting;
 use crate::sys::process;
 use crate::user::Userdbs;
 
@@ -160,9 +162,48 @@ fn delivery(
         mail_fsync: fsync,
         autosubscribe,
         index_log: lock.filter(|_| index_log == Some(true)),
+        mbox: mbox(root),
     };
     section.finish();
     settings
+}
+
+fn mbox(root: &Section<'_>) -> Mbox {
+    let defaults = Locking::default();
+    let mut kinds = Vec::new();
+    let words = root.texts("mbox_write_locks");
+    for word in &words {
+        let found = Kind::WORDS.iter().find(|(known, _)| known == word);
+        match found {
+            Some((_, kind)) if !kinds.contains(kind) => kinds.push(*kind),
+            Some(_) => {}
+            None => {
+                let known = Kind::WORDS.map(|(known, _)| known).join(", ");
+                let message = format!("{word:?} is no lock of an mbox");
+                root.error(
+                    "mbox_write_locks",
+                    message,
+                    format!("write some of {known}"),
+                );
+            }
+        }
+    }
+    if root.has("mbox_write_locks") && words.is_empty() {
+        let advice = "write the locks of the other programs: [\"fcntl\", \"dotlock\"]";
+        root.error("mbox_write_locks", "an mbox needs a lock", advice);
+    }
+    let quoting = root.choice("mbox_quoting", &Quoting::WORDS, Some(Quoting::Mboxrd));
+    Mbox {
+        locking: Locking {
+            kinds: match kinds.is_empty() {
+                true => defaults.kinds,
+                false => kinds,
+            },
+            timeout: root.duration("mbox_lock_timeout", defaults.timeout),
+            stale: root.duration("mbox_dotlock_change_timeout", defaults.stale),
+        },
+        quoting: quoting.unwrap_or(Quoting::Mboxrd),
+    }
 }
 
 fn absolute(section: &Section<'_>, key: &'static str, path: String) -> Option<PathBuf> {

@@ -19,11 +19,25 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
         &[("maildir", Driver::Maildir), ("mbox", Driver::Mbox)],
         Some(above.map_or(Driver::Maildir, |above| above.driver)),
     );
+    let driver = driver.unwrap_or(Driver::Maildir);
+    // What the file says of another driver is not meant for this one.
+    let alike = above.filter(|above| above.driver == driver);
+    let (usual_layout, usual_subscriptions) = match driver {
+        Driver::Maildir => (Layout::MaildirPlusPlus, "subscriptions"),
+        Driver::Mbox => (Layout::Fs, ".subscriptions"),
+    };
     let layout = section.choice(
         "mailbox_list_layout",
         &[("maildir++", Layout::MaildirPlusPlus), ("fs", Layout::Fs)],
-        Some(above.map_or(Layout::MaildirPlusPlus, |above| above.layout)),
+        Some(alike.map_or(usual_layout, |above| above.layout)),
     );
+    if driver == Driver::Mbox && layout == Some(Layout::MaildirPlusPlus) {
+        section.error(
+            "mailbox_list_layout",
+            "mboxes lie in nested directories",
+            "write mailbox_list_layout = \"fs\", or nothing",
+        );
+    }
     let escape = section
         .text("mailbox_list_storage_escape_char")
         .filter(|text| !text.is_empty());
@@ -38,7 +52,7 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
         );
     }
     let subscriptions = section.text_or("mailbox_subscriptions_filename", || {
-        above.map_or("subscriptions".into(), |above| {
+        alike.map_or(usual_subscriptions.into(), |above| {
             above.subscriptions_filename.clone()
         })
     });
@@ -51,7 +65,7 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
     }
     Location {
         subscriptions_filename: subscriptions,
-        driver: driver.unwrap_or(Driver::Maildir),
+        driver,
         path: match above {
             Some(above) => section
                 .path_template("mail_path")
@@ -60,14 +74,14 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
         },
         inbox_path: section
             .template("mail_inbox_path")
-            .or_else(|| above.and_then(|above| above.inbox_path.clone()))
+            .or_else(|| alike.and_then(|above| above.inbox_path.clone()))
             .filter(|path| !path.source().is_empty()),
         control_path: template("mail_control_path", |above| above.control_path.clone()),
         index_path: template("mail_index_path", |above| above.index_path.clone()),
         index_private_path: template("mail_index_private_path", |above| {
             above.index_private_path.clone()
         }),
-        layout: layout.unwrap_or(Layout::MaildirPlusPlus),
+        layout: layout.unwrap_or(usual_layout),
         utf8: section.flag("mailbox_list_utf8", above.is_some_and(|above| above.utf8)),
         directory_name: section
             .text("mailbox_directory_name")

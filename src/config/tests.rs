@@ -75,7 +75,16 @@ fn each_problem_with_its_line() {
             1,
             "there is no group",
         ),
-        ("mail_driver = \"mbox\"", 1, "mbox is not built yet"),
+        (
+            "mail_driver = \"mbox\"\nmailbox_list_layout = \"maildir++\"",
+            2,
+            "mboxes lie in nested directories",
+        ),
+        (
+            "mbox_write_locks = [\"fcntl\", \"dot\"]",
+            1,
+            "\"dot\" is no lock of an mbox",
+        ),
         ("mail_driver = \"dbox\"", 1, "\"dbox\" is no value"),
         (
             "[[userdb]]\npasswd = {}\nstatic = {}",

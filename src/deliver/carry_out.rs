@@ -11,9 +11,10 @@ use super::outcome::Saved;
 use super::publish::{self, Publishing};
 use super::resolve::Target;
 use super::settings::{MailFsync, Permissions, RecipientHeaders, Settings};
-use super::{Core, announce};
+use super::{Core, add, announce};
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::store;
+use crate::mailbox::location::Driver;
 use crate::maildir::save::{Demands, Written};
 use crate::maildir::{Maildir, create};
 use crate::message::{Message, Recipient};
@@ -57,6 +58,10 @@ impl Transaction {
         &self.message
     }
 
+    pub fn check_heard(&self) -> Result<(), Fault> {
+        self.heard.check()
+    }
+
     /// Nobody will hear the answer: what is not yet visible is not made visible, and the MTA sends it again.
     pub fn abandon(&self) {
         self.heard.abandon();
@@ -95,6 +100,9 @@ pub fn carry_out(
     let settings = &core.settings;
     let message = &transaction.message;
     check_size(settings, message)?;
+    if plan.target.driver == Driver::Mbox {
+        return add::add(core, transaction, recipient, plan);
+    }
     let created = make(&plan)?;
     let mailbox = Maildir::open(&plan.target.paths.mailbox)?;
     let demands = Demands {

@@ -2,6 +2,7 @@
 //!
 //! Reads only, under the identity that delivers. A [`Plan`] never leaves its process.
 
+mod mbox;
 mod rights;
 
 use std::io;
@@ -226,14 +227,6 @@ impl Inspection<'_> {
     /// One target: there or not, allowed or not, or a fault.
     fn examine(&mut self, target: &Target) -> Result<Finding, Fault> {
         self.rights = Rights::all();
-        if target.driver == Driver::Mbox {
-            let fault = Fault::new(
-                Code::CannotTell,
-                format!("deliver to {}", target.mailbox),
-                "mbox is not built yet",
-            );
-            return self.end("mailbox", fault);
-        }
         let namespace = format!(
             "{}  ({}, {})",
             target.namespace,
@@ -243,17 +236,25 @@ impl Inspection<'_> {
         self.lines.push(Line::ok("namespace", namespace));
         self.lines
             .push(Line::ok("path", target.paths.mailbox.display().to_string()));
+        if target.driver == Driver::Mbox {
+            return self.examine_mbox(target);
+        }
         match create::exists(&target.paths.mailbox, target.layout, target.is_inbox) {
             Ok(Some(directory)) => self.existing(target, &directory),
             Ok(None) if target.create => self.creatable(target),
-            Ok(None) if target.kind == Kind::Public && !is_there(&target.paths.root) => {
-                let doing = format!("find the root {}", target.paths.root.display());
-                let fault = Fault::new(Code::NotNow, doing, "it is not there");
-                self.end("path", fault.with_advice("mount the store, or make it"))
-            }
-            Ok(None) => Ok(Finding::Missing("the mailbox does not exist".into())),
+            Ok(None) => self.missing_target(target),
             Err(error) => self.no_way(target, error),
         }
+    }
+
+    /// What is gone with its root is not what is missing.
+    fn missing_target(&mut self, target: &Target) -> Result<Finding, Fault> {
+        if target.kind == Kind::Public && !is_there(&target.paths.root) {
+            let doing = format!("find the root {}", target.paths.root.display());
+            let fault = Fault::new(Code::NotNow, doing, "it is not there");
+            return self.end("path", fault.with_advice("mount the store, or make it"));
+        }
+        Ok(Finding::Missing("the mailbox does not exist".into()))
     }
 
     /// A path that cannot be followed: denied where a stranger named it, a fault where the admin did.

@@ -7,6 +7,7 @@
 //! RCPT, `explain` and `--dry-run` stop after the second step, a delivery runs all three: there is no other path.
 //! Plain blocking code; it knows nothing of LMTP, of pipes or of processes.
 
+pub mod add;
 pub mod address;
 pub mod announce;
 pub mod busy;

@@ -286,7 +286,9 @@ pub fn mailboxes_of(
         ..namespace.location.clone()
     };
     if location.driver == Driver::Mbox {
-        return Err(failed("mbox is not built yet".into()));
+        return Err(failed(
+            "its mailboxes are mboxes, which have no files of their own to look at".into(),
+        ));
     }
     if user.is_none() && location.uses_user() {
         return Err(failed("its paths need a user".into()));
@@ -687,6 +689,7 @@ impl Resolver<'_> {
                 .collect()
         };
         let own = |directory: &Path| (!acl.globals_only).then(|| directory.to_owned());
+        let driver = namespace.location.driver;
         let inbox = match *storage == StorageName::Inbox {
             true => paths.mailbox.clone(),
             false => paths.inbox.clone(),
@@ -714,7 +717,11 @@ impl Resolver<'_> {
         };
         let all: Vec<&Rules> = general.into_iter().chain(blocks).collect();
         Some(Sources {
-            own: own(&paths.mailbox),
+            own: own(match driver {
+                Driver::Maildir => &paths.mailbox,
+                // A file has nothing below it.
+                Driver::Mbox => &paths.control,
+            }),
             configured: configured(&all),
             global,
             default: Some(Box::new(default)),

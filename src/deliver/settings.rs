@@ -10,7 +10,16 @@ use crate::index::log::LockMethod;
 use crate::mailbox::acl::Rights;
 use crate::mailbox::acl::sources::Rules;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
+use crate::mbox::lock::Locking;
+use crate::mbox::text::Quoting;
 use crate::user::Userdbs;
+
+/// How messages are added to an mbox.
+#[derive(Debug)]
+pub struct Mbox {
+    pub locking: Locking,
+    pub quoting: Quoting,
+}
 
 #[derive(Debug)]
 pub struct Settings {
@@ -46,6 +55,7 @@ pub struct Settings {
     pub autosubscribe: bool,
     /// How Dovecot's index logs are locked, to append to them; none: they are left alone (`index_log`).
     pub index_log: Option<LockMethod>,
+    pub mbox: Mbox,
 }
 
 /// `delivery.detail`: what `alice+Work` means.

@@ -177,7 +177,7 @@ fn hex_escape(c: char, escape: char) -> String {
 fn is_reserved_file(component: &str) -> bool {
     matches!(
         component,
-        "cur" | "new" | "tmp" | "subscriptions" | "maildirsize" | "maildirfolder"
+        ".imap" | "cur" | "new" | "tmp" | "subscriptions" | "maildirsize" | "maildirfolder"
     ) || component.ends_with(".lock")
         || component.starts_with("dovecot.")
         || component.starts_with("dovecot-")

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::acl::sources::Rules;
-use super::location::{Driver, Location};
+use super::location::Location;
 use crate::text::template::Template;
 
 /// One `[namespace.NAME]` section, defaults filled in.
@@ -231,15 +231,6 @@ fn check_shared(namespace: &Namespace, problems: &mut Vec<Problem>) {
 
 fn check_paths(namespace: &Namespace, problems: &mut Vec<Problem>) {
     let Namespace { name, location, .. } = namespace;
-    if location.driver == Driver::Mbox {
-        let message = format!("namespace {name:?}: mbox is not built yet");
-        problems.push(problem(
-            namespace,
-            "mail_driver",
-            message,
-            "write mail_driver = \"maildir\"".into(),
-        ));
-    }
     check_owners(namespace, problems);
     if namespace.kind == Kind::Private {
         return;

@@ -4,11 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::location::{Layout, Location};
+use super::location::{Driver, Layout, Location};
 use super::name::StorageName;
 use crate::text::template::{Template, Variables};
 
-/// The directories of one mailbox. All absolute.
+/// Where Dovecot keeps what belongs to mboxes.
+pub const BESIDE: &str = ".imap";
+
+/// The directories of one mailbox; an mbox is a file. All absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Paths {
     /// The namespace's root (`mail_path`).
@@ -69,6 +72,7 @@ impl Paths {
         let root = place(&location.path)?;
         let inbox = match &location.inbox_path {
             Some(template) => root.join(expand_relative(template, variables)?),
+            None if location.driver == Driver::Mbox => root.join("inbox"),
             None => root.clone(),
         };
         let mailbox = match name {
@@ -76,9 +80,14 @@ impl Paths {
             StorageName::Box(_) => below(&root, location, name),
         };
         // What is not kept apart lies with the mail.
-        let apart = |base: Option<PathBuf>| match base {
-            Some(base) => (below(&base, location, name), base),
-            None => (mailbox.clone(), root.clone()),
+        let apart = |base: Option<PathBuf>| match (location.driver, base) {
+            (Driver::Maildir, Some(base)) => (below(&base, location, name), base),
+            (Driver::Maildir, None) => (mailbox.clone(), root.clone()),
+            // A file has nothing below it.
+            (Driver::Mbox, base) => {
+                let base = base.unwrap_or_else(|| root.clone());
+                (beside(&below(&base, location, name)), base)
+            }
         };
         let (control, control_root) = apart(optional(&location.control_path)?);
         let in_memory = location
@@ -89,6 +98,10 @@ impl Paths {
             true => (None, None),
             false => {
                 let (index, root) = apart(optional(&location.index_path)?);
+                let root = match location.driver {
+                    Driver::Maildir => root,
+                    Driver::Mbox => root.join(BESIDE),
+                };
                 (Some(index), Some(root))
             }
         };
@@ -148,6 +161,14 @@ fn below(root: &Path, location: &Location, name: &StorageName) -> PathBuf {
     match location.layout == Layout::MaildirPlusPlus || location.directory_name.is_empty() {
         true => path,
         false => path.join(&location.directory_name),
+    }
+}
+
+/// The directory of an mbox's control and index files: `a/.imap/b` for `a/b`.
+fn beside(path: &Path) -> PathBuf {
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => parent.join(BESIDE).join(name),
+        _ => path.to_owned(),
     }
 }
 

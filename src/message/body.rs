@@ -242,8 +242,13 @@ impl Body {
     /// Appends the message to `file`. Several threads may do so at once, each into its own file.
     pub fn copy_to(&self, mut file: &File) -> io::Result<()> {
         crate::sys::fault_point::pass()?;
+        self.each_piece(|piece| file.write_all(piece))
+    }
+
+    /// The message piece by piece.
+    pub fn each_piece(&self, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let spooled = match &self.storage {
-            Storage::Memory(bytes) => return file.write_all(bytes),
+            Storage::Memory(bytes) => return take(bytes),
             Storage::File { file, .. } => file,
         };
         let (mut buffer, mut at) = (vec![0; 64 * 1024], 0);
@@ -255,7 +260,7 @@ impl Body {
                     "the spooled message is shorter than it was",
                 ));
             }
-            file.write_all(&buffer[..count])?;
+            take(&buffer[..count])?;
             at += count as u64;
         }
         Ok(())

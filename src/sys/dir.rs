@@ -33,6 +33,7 @@ pub struct Stat {
     pub gid: u32,
     pub size: u64,
     pub modified: SystemTime,
+    pub accessed: SystemTime,
     pub is_dir: bool,
     pub is_file: bool,
 }
@@ -358,10 +359,23 @@ pub fn sync_file(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
+/// What is needed to read the file again, not when it was changed.
+pub fn sync_data(file: &File) -> io::Result<()> {
+    pass()?;
+    file.sync_data()
+}
+
 /// Whether this process may create and remove names in the directory `path`: EACCES, EROFS, ENOENT say why not.
 pub fn may_write(path: &Path) -> io::Result<()> {
     pass()?;
     let wanted = AccessFlags::W_OK | AccessFlags::X_OK | AccessFlags::R_OK;
+    Ok(faccessat(AT_FDCWD, path, wanted, AtFlags::AT_EACCESS)?)
+}
+
+/// Whether this process may read and write the file at `path`.
+pub fn may_change(path: &Path) -> io::Result<()> {
+    pass()?;
+    let wanted = AccessFlags::W_OK | AccessFlags::R_OK;
     Ok(faccessat(AT_FDCWD, path, wanted, AtFlags::AT_EACCESS)?)
 }
 
@@ -383,7 +397,9 @@ pub fn nearest_existing(path: &Path) -> io::Result<(PathBuf, Stat)> {
 impl From<FileStat> for Stat {
     fn from(stat: FileStat) -> Stat {
         let kind = stat.st_mode & libc::S_IFMT;
-        let seconds = u64::try_from(stat.st_mtime).unwrap_or_default();
+        let time = |seconds: i64, nanos: i64| {
+            UNIX_EPOCH + Duration::new(u64::try_from(seconds).unwrap_or_default(), nanos as u32)
+        };
         Stat {
             dev: stat.st_dev,
             ino: stat.st_ino,
@@ -391,7 +407,8 @@ impl From<FileStat> for Stat {
             uid: stat.st_uid,
             gid: stat.st_gid,
             size: stat.st_size as u64,
-            modified: UNIX_EPOCH + Duration::new(seconds, stat.st_mtime_nsec as u32),
+            modified: time(stat.st_mtime, stat.st_mtime_nsec),
+            accessed: time(stat.st_atime, stat.st_atime_nsec),
             is_dir: kind == libc::S_IFDIR,
             is_file: kind == libc::S_IFREG,
         }

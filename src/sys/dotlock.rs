@@ -59,35 +59,15 @@ impl Dotlock {
         holds: Holds,
         patience: Patience,
     ) -> io::Result<Dotlock> {
-        let lock = format!("{name}.lock");
         let began = Instant::now();
-        let mut seen = None;
+        let mut asking = Asking::new(dir, name, mode, holds)?;
         let mut pause = Duration::from_millis(5);
-        let mut waiting = match holds {
-            Holds::Pid => Dotlock::without_name(dir, name, mode)?,
-            Holds::Content => None,
-        };
         loop {
-            let made = match &mut waiting {
-                Some(waiting) => waiting.give_name(),
-                None => Dotlock::create(dir, name, mode, holds).map(|made| waiting = Some(made)),
-            };
-            match made {
-                // Somebody with another idea of what is stale may have taken it in between.
-                Ok(()) => {
-                    let lock = waiting.ok_or(ErrorKind::NotFound)?;
-                    return lock.check().map(|()| lock);
-                }
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
-            }
-            if let Some(stale) = stale(dir, name, &lock, &mut seen, patience.stale)
-                && take_away(dir, &lock, stale)?
-            {
-                continue;
+            if let Some(lock) = asking.ask(patience.stale)? {
+                return Ok(lock);
             }
             if began.elapsed() >= patience.timeout {
-                let why = format!("{lock} is held by another process");
+                let why = format!("{name}.lock is held by another process");
                 return Err(io::Error::new(ErrorKind::TimedOut, why));
             }
             thread::sleep(pause.min(patience.timeout.saturating_sub(began.elapsed())));
@@ -167,6 +147,59 @@ impl Dotlock {
             Ok(stat) => Ok((stat.dev, stat.ino) == self.identity),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+}
+
+/// Somebody who wants a lock, and remembers what he saw of the one that is there.
+#[derive(Debug)]
+pub struct Asking<'a> {
+    dir: &'a Dir,
+    name: &'a str,
+    mode: u32,
+    holds: Holds,
+    seen: Option<(Version, Option<Version>)>,
+    waiting: Option<Dotlock>,
+}
+
+impl<'a> Asking<'a> {
+    pub fn new(dir: &'a Dir, name: &'a str, mode: u32, holds: Holds) -> io::Result<Asking<'a>> {
+        Ok(Asking {
+            dir,
+            name,
+            mode,
+            holds,
+            seen: None,
+            waiting: match holds {
+                Holds::Pid => Dotlock::without_name(dir, name, mode)?,
+                Holds::Content => None,
+            },
+        })
+    }
+
+    /// None: somebody has it. A lock that does not change for `stale` is nobody's.
+    pub fn ask(&mut self, stale_after: Duration) -> io::Result<Option<Dotlock>> {
+        let lock = format!("{}.lock", self.name);
+        loop {
+            let made = match &mut self.waiting {
+                Some(waiting) => waiting.give_name(),
+                None => Dotlock::create(self.dir, self.name, self.mode, self.holds)
+                    .map(|made| self.waiting = Some(made)),
+            };
+            match made {
+                // Somebody with another idea of what is stale may have taken it in between.
+                Ok(()) => {
+                    let lock = self.waiting.take().ok_or(ErrorKind::NotFound)?;
+                    return lock.check().map(|()| Some(lock));
+                }
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+            let stale = stale(self.dir, self.name, &lock, &mut self.seen, stale_after);
+            match stale {
+                Some(stale) if take_away(self.dir, &lock, stale)? => {}
+                _ => return Ok(None),
+            }
         }
     }
 }

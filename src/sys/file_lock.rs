@@ -35,7 +35,8 @@ pub fn exclusive(file: &File, method: Method, patience: Duration) -> io::Result<
     Ok(())
 }
 
-fn try_lock(file: &File, method: Method) -> io::Result<bool> {
+/// Locks `file` for writing. False: somebody else has it.
+pub fn try_lock(file: &File, method: Method) -> io::Result<bool> {
     match method {
         Method::Flock => match file.try_lock() {
             Ok(()) => Ok(true),

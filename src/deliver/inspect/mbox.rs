@@ -1,0 +1,146 @@
+//! The look at an mbox: a file that can be added to, or that can be made.
+
+use std::path::Path;
+
+use super::{Finding, Inspection};
+use crate::deliver::report::Line;
+use crate::deliver::resolve::Target;
+use crate::fault::{Code, Fault};
+use crate::mailbox::permission::Permission;
+use crate::mbox::lock::Kind;
+use crate::sys;
+use crate::sys::dir::{self, Stat};
+
+/// Of an INBOX, whatever its directory is like: that of /var/mail is everybody's.
+const INBOX_MODE: u32 = 0o600;
+
+impl Inspection<'_> {
+    pub(super) fn examine_mbox(&mut self, target: &Target) -> Result<Finding, Fault> {
+        let path = &target.paths.mailbox;
+        match dir::stat(path) {
+            Ok(stat) if stat.is_file => self.existing_mbox(target, &stat),
+            Ok(stat) if stat.is_dir && !target.own_inbox => Ok(Finding::Missing(
+                "it is a directory of mailboxes".to_owned(),
+            )),
+            Ok(_) => {
+                let doing = format!("look at {}", path.display());
+                let why = "it is no regular file";
+                self.end("path", Fault::new(Code::Storage, doing, why))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                if path.is_symlink() {
+                    return self.no_way(target, std::io::ErrorKind::NotADirectory.into());
+                }
+                match target.create {
+                    true => self.creatable_mbox(target),
+                    false => self.missing_target(target),
+                }
+            }
+            Err(error) => self.no_way(target, error),
+        }
+    }
+
+    fn existing_mbox(&mut self, target: &Target, file: &Stat) -> Result<Finding, Fault> {
+        if let Some(refusal) = self.check_rights(target)? {
+            return Ok(refusal);
+        }
+        self.lines.push(Line::ok("mailbox", target.mailbox.clone()));
+        let path = &target.paths.mailbox;
+        if let Err(error) = dir::may_change(path) {
+            return self.cannot_add(target, path, error);
+        }
+        // Its lock lies beside the file, not beside a symlink to it.
+        let real = path.canonicalize();
+        let real =
+            real.map_err(|error| Fault::io(format!("look at {}", path.display()), &error))?;
+        if let Some(refusal) = self.check_dotlock(target, &real)? {
+            return Ok(refusal);
+        }
+        let shown = format!(
+            "{:04o} uid={} gid={}, is there",
+            file.mode, file.uid, file.gid
+        );
+        self.lines.push(Line::ok("file", shown));
+        Ok(self.usable(target, None))
+    }
+
+    /// Where it cannot be made no delivery gets through.
+    fn check_dotlock(&mut self, target: &Target, file: &Path) -> Result<Option<Finding>, Fault> {
+        let kinds = &self.settings.mbox.locking.kinds;
+        let folder = file.parent().unwrap_or(Path::new("/"));
+        if !kinds.contains(&Kind::Dotlock) {
+            return Ok(None);
+        }
+        match dir::may_write(folder) {
+            Ok(()) => Ok(None),
+            Err(error) => self.cannot_add(target, folder, error).map(Some),
+        }
+    }
+
+    /// Read-only on purpose or not: where a stranger named it, that is a no.
+    fn cannot_add(
+        &mut self,
+        target: &Target,
+        place: &Path,
+        error: std::io::Error,
+    ) -> Result<Finding, Fault> {
+        let doing = format!("write to {}", place.display());
+        let is_closed = sys::is_read_only(&error);
+        if is_closed && self.targets.by.is_strangers() && !target.own_inbox {
+            return Ok(Finding::Denied(format!("{doing}: {error}")));
+        }
+        let uid = self.identity.uid;
+        let mut fault = Fault::io(doing, &error);
+        if is_closed {
+            let place = place.display();
+            let advice = match place.to_string() == target.paths.mailbox.display().to_string() {
+                true => {
+                    format!("give uid {uid} write permission on {place}, or take it for read-only")
+                }
+                false => format!(
+                    "give uid {uid} write permission on {place} for the dotlock, or set mbox_write_locks = [\"fcntl\"] everywhere"
+                ),
+            };
+            fault = fault.with_advice(advice);
+        }
+        self.end("path", fault)
+    }
+
+    fn creatable_mbox(&mut self, target: &Target) -> Result<Finding, Fault> {
+        let paths = &target.paths;
+        if let Some(refusal) = self.check_rights_to_create(target)? {
+            return Ok(refusal);
+        }
+        let doing = format!("create {}", paths.mailbox.display());
+        let folder = paths.mailbox.parent().unwrap_or(Path::new("/"));
+        let (existing, stat) = match dir::nearest_existing(folder) {
+            Ok(found) => found,
+            Err(error) => return self.no_way(target, error),
+        };
+        if !stat.is_dir {
+            return Ok(Finding::Denied(format!(
+                "{doing}: {} is no directory",
+                existing.display()
+            )));
+        }
+        if let Err(error) = dir::may_write(&existing) {
+            return self.cannot_add(target, &existing, error);
+        }
+        let mut permission = match dir::stat(&paths.root) {
+            Ok(stat) => Permission::of(&stat, &paths.root),
+            Err(_) => Permission::private(&paths.root),
+        };
+        if target.is_inbox {
+            (permission.file_mode, permission.gid) = (INBOX_MODE, None);
+        }
+        let group = permission.gid.unwrap_or(self.identity.gid);
+        self.lines.push(Line::ok(
+            "mailbox",
+            format!("{}  missing -> created", target.mailbox),
+        ));
+        let (mode, uid) = (permission.file_mode, self.identity.uid);
+        let shown = format!("{mode:04o} uid={uid} gid={group}");
+        self.lines.push(Line::ok("new file", shown));
+        Ok(self.usable(target, Some(permission)))
+    }
+}

@@ -1,0 +1,402 @@
+//! A message added to an mbox: whole and synced, or the file is as it was.
+
+use std::cell::Cell;
+use std::fs::{File, FileTimes};
+use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::lock::Locking;
+use super::text::{Notes, Quoting, Text};
+use crate::fault::{Code, Fault};
+use crate::mailbox::permission::Permission;
+use crate::message::{Body, Flags};
+use crate::sys::dir::{self, Dir, Stat};
+use crate::sys::fault_point::pass;
+
+/// Bytes written at once.
+const BUFFER: usize = 128 * 1024;
+
+/// An mbox, open by its real place: its locks lie beside the file, not beside a symlink to it.
+#[derive(Debug)]
+pub struct Mbox {
+    /// Where it really is.
+    path: PathBuf,
+    dir: Dir,
+    name: String,
+}
+
+/// How a message is added.
+#[derive(Debug, Clone, Copy)]
+pub struct Demands<'a> {
+    pub locking: &'a Locking,
+    pub quoting: Quoting,
+    pub sync: bool,
+    /// For a file that is missing; none: it must be there.
+    pub make: Option<&'a Permission>,
+}
+
+/// What is added.
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
+    /// The line before it, without its end.
+    pub from_line: &'a str,
+    /// Fields that come before its own.
+    pub header: &'a [u8],
+    pub body: &'a Body,
+    pub flags: Flags,
+}
+
+/// A message that is in the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appended {
+    /// Where its line `From ` begins.
+    pub offset: u64,
+    /// Bytes, with that line.
+    pub size: u64,
+    pub mode: u32,
+    pub gid: u32,
+}
+
+impl Mbox {
+    /// The mbox at `path`, which may be a symlink, or be missing.
+    pub fn at(path: &Path) -> Result<Mbox, Fault> {
+        let failed = |error: io::Error| Fault::io(format!("open {}", path.display()), &error);
+        let path = match path.canonicalize() {
+            // What a symlink to nothing is meant to be nobody knows.
+            Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => {
+                path.to_owned()
+            }
+            other => other.map_err(failed)?,
+        };
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(failed(ErrorKind::IsADirectory.into()));
+        };
+        let name = name.to_str();
+        let name = name.ok_or_else(|| failed(ErrorKind::InvalidFilename.into()))?;
+        Ok(Mbox {
+            dir: Dir::open(folder).map_err(failed)?,
+            name: name.to_owned(),
+            path,
+        })
+    }
+
+    /// Adds the message under the locks. `is_heard`, asked when they are held, is the last moment to give up.
+    pub fn append(
+        &self,
+        message: &Message<'_>,
+        demands: &Demands<'_>,
+        is_heard: impl FnOnce() -> Result<(), Fault>,
+    ) -> Result<Appended, Fault> {
+        let doing = || format!("append to {}", self.path.display());
+        let failed = |error: io::Error| match error.kind() {
+            ErrorKind::TimedOut => Fault::new(Code::Storage, doing(), error.to_string()),
+            _ => Fault::io(doing(), &error),
+        };
+        let length = self.body_length(message, demands.quoting).map_err(failed)?;
+        let is_made = Cell::new(false);
+        let open = || self.open(demands.make, &is_made);
+        let locked = demands.locking.lock(&self.dir, &self.name, open);
+        let locked = locked.map_err(failed)?;
+        is_heard()?;
+        let before = dir::stat_file(&locked.file).map_err(failed)?;
+        self.check(&locked.file, &before)?;
+        let written = self
+            .write(&locked.file, &before, message, demands.quoting, length)
+            .and_then(|offset| {
+                if demands.sync {
+                    dir::sync_data(&locked.file)?;
+                    if before.size == 0 {
+                        self.dir.sync()?;
+                    }
+                }
+                Ok((offset, dir::stat_file(&locked.file)?))
+            });
+        match written {
+            Ok((offset, after)) => {
+                keep_unread(&locked.file, &before);
+                Ok(Appended {
+                    offset,
+                    size: after.size - offset,
+                    mode: after.mode,
+                    gid: after.gid,
+                })
+            }
+            Err(error) => {
+                take_back(&locked.file, &before);
+                if is_made.get() && before.size == 0 {
+                    // Whoever waits for it finds that it is another one, or none.
+                    let _ = self.dir.unlink(&self.name);
+                }
+                Err(failed(error))
+            }
+        }
+    }
+
+    /// The file, for reading and writing; made where it is missing and may be.
+    fn open(&self, make: Option<&Permission>, is_made: &Cell<bool>) -> io::Result<File> {
+        match (self.dir.open_to_change(&self.name), make) {
+            (Err(error), Some(permission)) if error.kind() == ErrorKind::NotFound => {
+                match self.dir.create_new(&self.name, permission.file_mode) {
+                    Ok(file) => {
+                        is_made.set(true);
+                        // Nobody has seen it with a message in it.
+                        dir::set_rights(&file, permission.file_mode, permission.gid)
+                            .or_else(|error| self.dir.unlink(&self.name).and(Err(error)))?;
+                        Ok(file)
+                    }
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                        self.dir.open_to_change(&self.name)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+            (opened, _) => opened,
+        }
+    }
+
+    /// Whether it is an mbox at all: anything else is somebody's file.
+    fn check(&self, file: &File, stat: &Stat) -> Result<(), Fault> {
+        let mut start = [0; 5];
+        let read = pass().and_then(|()| file.read_at(&mut start, 0));
+        let why = match read {
+            Ok(_) if stat.size == 0 => return Ok(()),
+            Ok(5) if start == *b"From " => return Ok(()),
+            Ok(_) => "it does not begin with \"From \": it is no mbox".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let doing = format!("append to {}", self.path.display());
+        Err(Fault::new(Code::Storage, doing, why))
+    }
+
+    /// Bytes of the body as it will stand in the file.
+    fn body_length(&self, message: &Message<'_>, quoting: Quoting) -> io::Result<u64> {
+        let notes = Notes {
+            flags: message.flags,
+            content_length: 0,
+        };
+        let mut text = Text::new(io::sink(), quoting, notes);
+        text.take(message.header)?;
+        message.body.each_piece(|piece| text.take(piece))?;
+        Ok(text.finish()?.1)
+    }
+
+    /// Writes behind the end. Answers where the line `From ` begins.
+    fn write(
+        &self,
+        mut file: &File,
+        before: &Stat,
+        message: &Message<'_>,
+        quoting: Quoting,
+        content_length: u64,
+    ) -> io::Result<u64> {
+        let gap = gap(file, before.size)?;
+        file.seek(SeekFrom::Start(before.size))?;
+        let mut out = BufWriter::with_capacity(BUFFER, Checked(file));
+        out.write_all(gap)?;
+        writeln!(out, "{}", message.from_line)?;
+        let notes = Notes {
+            flags: message.flags,
+            content_length,
+        };
+        let mut text = Text::new(out, quoting, notes);
+        text.take(message.header)?;
+        message.body.each_piece(|piece| text.take(piece))?;
+        let (mut out, _) = text.finish()?;
+        out.flush()?;
+        Ok(before.size + gap.len() as u64)
+    }
+}
+
+/// What is missing between the last message and the next one: the end of its last line, and an empty line.
+fn gap(file: &File, size: u64) -> io::Result<&'static [u8]> {
+    let mut end = [b'\n'; 2];
+    let known = size.min(2) as usize;
+    pass()?;
+    file.read_exact_at(&mut end[2 - known..], size - known as u64)?;
+    Ok(match end {
+        [b'\n', b'\n'] => b"",
+        [_, b'\n'] => b"\n",
+        _ => b"\n\n",
+    })
+}
+
+/// As it was, also on disk; nobody else has written: it is locked.
+fn take_back(file: &File, before: &Stat) {
+    // What cannot be taken back is seen as a message that ends early, and comes again whole.
+    let _ = file.set_len(before.size);
+    let _ = file.set_times(FileTimes::new().set_modified(before.modified));
+    let _ = file.sync_data();
+}
+
+/// Shells and biff tell new mail by an mbox that was read before it was written.
+fn keep_unread(file: &File, before: &Stat) {
+    // Not ours to change: then it is so.
+    let _ = file.set_times(FileTimes::new().set_accessed(before.accessed));
+}
+
+/// Each write is a step that can fail.
+struct Checked<'a>(&'a File);
+
+impl Write for Checked<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        pass()?;
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::message::body::{BodyWriter, Spool};
+
+    const FROM: &str = "From a@b  Mon Nov 02 07:02:09 2026";
+    const OLD: &str = "From x  Mon Nov 02 07:02:09 2026\nA: b\n\nold\n\n";
+
+    fn body(text: &str) -> Body {
+        let mut body = BodyWriter::new(&Spool::default());
+        body.write(text.as_bytes()).unwrap();
+        body.finish().unwrap()
+    }
+
+    fn append(path: &Path, text: &str, make: Option<&Permission>) -> Result<Appended, Fault> {
+        let locking = Locking {
+            timeout: Duration::from_millis(50),
+            ..Locking::default()
+        };
+        let demands = Demands {
+            locking: &locking,
+            quoting: Quoting::Mboxrd,
+            sync: true,
+            make,
+        };
+        let body = body(text);
+        let message = Message {
+            from_line: FROM,
+            header: b"R: p\n",
+            body: &body,
+            flags: Flags::default(),
+        };
+        Mbox::at(path)?.append(&message, &demands, || Ok(()))
+    }
+
+    #[test]
+    fn behind_whatever_is_there() {
+        let new = format!("{FROM}\nR: p\nS: x\nContent-Length: 2\n\ny\n\n");
+        for (before, gap) in [
+            ("", ""),
+            (OLD, ""),
+            (OLD.trim_end_matches('\n'), "\n\n"),
+            (&OLD[..OLD.len() - 1], "\n"),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let path = root.path().join("box");
+            fs::write(&path, before).unwrap();
+            let appended = append(&path, "S: x\n\ny\n", None).unwrap();
+            let all = fs::read_to_string(&path).unwrap();
+            assert_eq!(all, format!("{before}{gap}{new}"));
+            assert_eq!(appended.offset as usize, before.len() + gap.len());
+            assert_eq!(appended.size as usize, new.len());
+            assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn what_is_no_mbox_stays_as_it_is() {
+        for text in ["export PATH=x\n", "Fro", "from a\n", "\nFrom a\n"] {
+            let root = tempfile::tempdir().unwrap();
+            let path = root.path().join(".bashrc");
+            fs::write(&path, text).unwrap();
+            let fault = append(&path, "S: x\n\ny\n", None).unwrap_err();
+            assert!(fault.why.contains("no mbox"), "{fault}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+
+    /// The lock of a mailbox is beside the mailbox.
+    #[test]
+    fn through_a_symlink() {
+        let root = tempfile::tempdir().unwrap();
+        let (link, real) = (root.path().join("link"), root.path().join("real"));
+        fs::create_dir(&real).unwrap();
+        fs::write(real.join("box"), OLD).unwrap();
+        symlink("real/box", &link).unwrap();
+        let lock = real.join("box.lock");
+        fs::write(&lock, "1:elsewhere").unwrap();
+        assert!(append(&link, "S: x\n\ny\n", None).is_err());
+        fs::remove_file(lock).unwrap();
+        append(&link, "S: x\n\ny\n", None).unwrap();
+        assert!(fs::read_to_string(real.join("box")).unwrap().len() > OLD.len());
+        for target in ["nowhere", "link2", "real"] {
+            let other = root.path().join("link2");
+            symlink(target, &other).unwrap();
+            assert!(append(&other, "S: x\n\ny\n", None).is_err(), "{target}");
+            fs::remove_file(other).unwrap();
+        }
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn every_step_fails_once() {
+        let text = format!("S: x\n\n{}", "line\n".repeat(27_000));
+        for errno in crate::sys::fault_point::ERRNOS.into_iter().take(4) {
+            for before in [None, Some(""), Some(OLD)] {
+                for step in 0.. {
+                    let root = tempfile::tempdir().unwrap();
+                    let path = root.path().join("box");
+                    if let Some(before) = before {
+                        fs::write(&path, before).unwrap();
+                    }
+                    let permission = Permission::private(root.path());
+                    crate::sys::fault_point::arm(step, errno);
+                    let appended = append(&path, &text, Some(&permission));
+                    let fired = !crate::sys::fault_point::disarm();
+                    let case = format!("{before:?}, step {step}, errno {errno}: {appended:?}");
+                    let after = fs::read_to_string(&path).ok();
+                    match appended {
+                        Ok(_) => assert!(after.unwrap().ends_with("line\nline\n\n"), "{case}"),
+                        Err(fault) => {
+                            assert!(fault.code.is_temporary(), "{case}");
+                            let after = after.filter(|it| !it.is_empty());
+                            assert_eq!(
+                                after.as_deref(),
+                                before.filter(|it| !it.is_empty()),
+                                "{case}"
+                            );
+                        }
+                    }
+                    assert!(!root.path().join("box.lock").exists(), "{case}");
+                    if !fired {
+                        assert!(step > 12, "only {step} steps");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// New mail: written behind the last time it was read.
+    #[test]
+    fn it_is_unread_and_keeps_its_mode() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("box");
+        fs::write(&path, OLD).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let read = SystemTime::now() - Duration::from_secs(1000);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_times(FileTimes::new().set_accessed(read)).unwrap();
+        append(&path, "S: x\n\ny\n", None).unwrap();
+        let meta = fs::metadata(&path).unwrap();
+        assert_eq!(meta.accessed().unwrap(), read);
+        assert!(meta.modified().unwrap() > read);
+        assert_eq!(meta.permissions().mode() & 0o777, 0o640);
+    }
+}

@@ -1,0 +1,228 @@
+//! The locks of an mbox, in the order of `mbox_write_locks`: all of them, or none is held while one waits.
+//!
+//! Whoever keeps one of two locks while he waits for the other may wait for somebody who does the same the other way round
+//! (Debian Policy 11.6). Each is asked for, and when one is not to be had the others are given back first.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::sys;
+use crate::sys::dir::{self, Dir};
+use crate::sys::dotlock::{Asking, Dotlock, Holds};
+use crate::sys::file_lock::{self, Method};
+
+/// Programs that lock by the name of a user may look at whose lock it is.
+const DOTLOCK_MODE: u32 = 0o644;
+
+/// One kind of lock. `lockf` is `fcntl` on Linux.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Dotlock,
+    /// Not where it cannot be made.
+    DotlockTry,
+    Fcntl,
+    Flock,
+}
+
+impl Kind {
+    pub const WORDS: [(&'static str, Kind); 5] = [
+        ("dotlock", Kind::Dotlock),
+        ("dotlock_try", Kind::DotlockTry),
+        ("fcntl", Kind::Fcntl),
+        ("flock", Kind::Flock),
+        ("lockf", Kind::Fcntl),
+    ];
+}
+
+/// Which locks, and for how long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Locking {
+    /// In their order, without one twice.
+    pub kinds: Vec<Kind>,
+    /// `mbox_lock_timeout`
+    pub timeout: Duration,
+    /// `mbox_dotlock_change_timeout`: a dotlock that does not change for so long is nobody's.
+    pub stale: Duration,
+}
+
+impl Default for Locking {
+    /// Debian's.
+    fn default() -> Locking {
+        Locking {
+            kinds: vec![Kind::Fcntl, Kind::Dotlock],
+            timeout: Duration::from_secs(300),
+            stale: Duration::from_secs(120),
+        }
+    }
+}
+
+/// An mbox that is locked. Dropped, it is not.
+#[derive(Debug)]
+pub struct Locked {
+    // Released by its end: after the dotlock.
+    _dotlock: Option<Dotlock>,
+    pub file: File,
+}
+
+/// What came of asking.
+enum Asked {
+    Locked(Option<Dotlock>),
+    /// By whom.
+    Busy(&'static str),
+}
+
+impl Locking {
+    /// Opens and locks `name` in `dir`, which `open` opens, and makes where it is missing. [`ErrorKind::TimedOut`] when somebody
+    /// holds one of the locks for too long.
+    pub fn lock(
+        &self,
+        dir: &Dir,
+        name: &str,
+        open: impl Fn() -> io::Result<File>,
+    ) -> io::Result<Locked> {
+        let until = Instant::now() + self.timeout;
+        let mut asking = None;
+        let mut pause = Duration::from_millis(2);
+        loop {
+            let file = open()?;
+            let busy = match self.ask(dir, name, &file, &mut asking)? {
+                Asked::Locked(_dotlock) if is_in_place(dir, name, &file)? => {
+                    return Ok(Locked { _dotlock, file });
+                }
+                // Somebody has written it anew meanwhile.
+                Asked::Locked(_) => "another writer",
+                Asked::Busy(who) => who,
+            };
+            drop(file);
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let why = format!("{name} is locked by {busy}");
+                return Err(io::Error::new(ErrorKind::TimedOut, why));
+            }
+            thread::sleep(pause.min(left));
+            pause = (pause * 3 / 2).min(Duration::from_millis(50));
+        }
+    }
+
+    fn ask<'a>(
+        &self,
+        dir: &'a Dir,
+        name: &'a str,
+        file: &File,
+        asking: &mut Option<Asking<'a>>,
+    ) -> io::Result<Asked> {
+        let mut dotlock = None;
+        for kind in &self.kinds {
+            match kind {
+                Kind::Fcntl if !file_lock::try_lock(file, Method::Fcntl)? => {
+                    return Ok(Asked::Busy("a process with a fcntl lock"));
+                }
+                Kind::Flock if !file_lock::try_lock(file, Method::Flock)? => {
+                    return Ok(Asked::Busy("a process with a flock lock"));
+                }
+                Kind::Fcntl | Kind::Flock => {}
+                Kind::Dotlock | Kind::DotlockTry => match self.ask_for_dotlock(dir, name, asking) {
+                    Ok(Some(lock)) => dotlock = Some(lock),
+                    Ok(None) => return Ok(Asked::Busy("a process with a dotlock")),
+                    Err(error) if *kind == Kind::DotlockTry && cannot_be_made(&error) => {}
+                    Err(error) => {
+                        let why = format!("{name}.lock: {error}");
+                        return Err(io::Error::new(error.kind(), why));
+                    }
+                },
+            }
+        }
+        Ok(Asked::Locked(dotlock))
+    }
+
+    fn ask_for_dotlock<'a>(
+        &self,
+        dir: &'a Dir,
+        name: &'a str,
+        asking: &mut Option<Asking<'a>>,
+    ) -> io::Result<Option<Dotlock>> {
+        let asking = match asking {
+            Some(asking) => asking,
+            none => none.insert(Asking::new(dir, name, DOTLOCK_MODE, Holds::Pid)?),
+        };
+        asking.ask(self.stale)
+    }
+}
+
+fn cannot_be_made(error: &io::Error) -> bool {
+    sys::is_read_only(error) || error.kind() == ErrorKind::StorageFull
+}
+
+/// Whether the file of this name is still the one that is open.
+fn is_in_place(dir: &Dir, name: &str, file: &File) -> io::Result<bool> {
+    let own = dir::stat_file(file)?;
+    match dir.stat_name(name) {
+        Ok(there) => Ok((own.dev, own.ino) == (there.dev, there.ino)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn each_lock_keeps_the_others_out() {
+        use Kind::{Dotlock, DotlockTry, Fcntl, Flock};
+        for (ours, theirs, is_free) in [
+            (&[Fcntl, Dotlock][..], &[][..], true),
+            (&[Fcntl, Dotlock], &[Fcntl], false),
+            (&[Fcntl, Dotlock], &[Dotlock], false),
+            (&[Fcntl, Dotlock], &[Flock], true),
+            (&[Dotlock, Fcntl], &[Dotlock, Fcntl], false),
+            (&[DotlockTry, Flock], &[Flock], false),
+            (&[DotlockTry], &[Fcntl], true),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let path = root.path().join("box");
+            fs::write(&path, "").unwrap();
+            let dir = Dir::open(root.path()).unwrap();
+            let open = || dir.open_to_change("box");
+            let locking = |kinds: &[Kind]| Locking {
+                kinds: kinds.to_vec(),
+                timeout: Duration::from_millis(100),
+                ..Locking::default()
+            };
+            let other = locking(theirs).lock(&dir, "box", open).unwrap();
+            let own = locking(ours).lock(&dir, "box", open);
+            assert_eq!(own.is_ok(), is_free, "{ours:?} {theirs:?} {own:?}");
+            drop((own, other));
+            locking(ours).lock(&dir, "box", open).unwrap();
+            assert_eq!(dir.names().unwrap(), ["box"]);
+        }
+    }
+
+    /// Nothing is held while one waits: whoever has the second of our locks gets the first.
+    #[test]
+    fn nobody_waits_with_a_lock() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        fs::write(root.path().join("box"), "").unwrap();
+        let open = || dir.open_to_change("box");
+        let kinds = |kinds: [Kind; 2]| Locking {
+            kinds: kinds.to_vec(),
+            timeout: Duration::from_secs(20),
+            ..Locking::default()
+        };
+        thread::scope(|scope| {
+            for order in [[Kind::Fcntl, Kind::Dotlock], [Kind::Dotlock, Kind::Fcntl]] {
+                let (dir, open) = (&dir, &open);
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        drop(kinds(order).lock(dir, "box", open).unwrap());
+                    }
+                });
+            }
+        });
+    }
+}

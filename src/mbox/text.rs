@@ -1,0 +1,359 @@
+//! What a message looks like in an mbox: its header without what readers would take for their own notes, then those notes,
+//! then the body, in which no line begins like a message (Dovecot's `mbox-save.c`; quoting: mboxrd).
+//!
+//! One pass over the message, whatever its size; what is kept meanwhile is the beginning of a line.
+
+use std::io::{self, Write};
+
+use memchr::memchr;
+
+use crate::message::Flags;
+
+const FROM: &[u8] = b"From ";
+/// Fields that only readers write: one from outside would be believed.
+const NOTES: [&str; 8] = [
+    "Content-Length",
+    "Status",
+    "X-Delivery-ID",
+    "X-IMAP",
+    "X-IMAPbase",
+    "X-Keywords",
+    "X-Status",
+    "X-UID",
+];
+/// Longer than the longest of [`NOTES`], and blanks before the colon.
+const MAX_NAME: usize = 64;
+
+/// Whether a line of the body that begins like a message gets a `>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quoting {
+    /// `From `, `>From `, … get one more: it can be undone.
+    Mboxrd,
+    /// The body as it is: readers that know no Content-Length split it.
+    None,
+}
+
+impl Quoting {
+    pub const WORDS: [(&'static str, Quoting); 2] =
+        [("mboxrd", Quoting::Mboxrd), ("none", Quoting::None)];
+}
+
+/// What readers note about a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Notes {
+    pub flags: Flags,
+    /// Bytes of the body as it stands in the file.
+    pub content_length: u64,
+}
+
+impl Notes {
+    /// The fields. A new message without flags has none but its length: Dovecot adds its own.
+    fn fields(&self) -> String {
+        let mut fields = String::new();
+        // Maildir has other letters for the same flags.
+        let has = |letter: char| self.flags.letters().contains(letter);
+        if has('S') {
+            fields.push_str("Status: R\n");
+        }
+        let letters = [('R', 'A'), ('F', 'F'), ('D', 'T'), ('T', 'D')];
+        let letters = letters.iter().filter(|(maildir, _)| has(*maildir));
+        let letters: String = letters.map(|(_, letter)| letter).collect();
+        if !letters.is_empty() {
+            fields.push_str(&format!("X-Status: {letters}\n"));
+        }
+        fields.push_str(&format!("Content-Length: {}\n", self.content_length));
+        fields
+    }
+}
+
+/// Takes a message piece by piece, and writes what stands in the file.
+pub struct Text<W> {
+    out: W,
+    quoting: Quoting,
+    notes: Notes,
+    state: State,
+    /// The beginning of a line that is not yet told.
+    held: Vec<u8>,
+    /// Bytes of the body that were written.
+    body: u64,
+    ends_a_line: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// At the beginning of a line of the header; whether what folds the one before it is kept.
+    Name {
+        is_kept: bool,
+    },
+    /// Within a line of the header.
+    Line {
+        is_kept: bool,
+    },
+    /// At the beginning of a line of the body, behind any number of `>`.
+    Start,
+    Body,
+}
+
+impl<W: Write> Text<W> {
+    pub fn new(out: W, quoting: Quoting, notes: Notes) -> Text<W> {
+        Text {
+            out,
+            quoting,
+            notes,
+            state: State::Name { is_kept: true },
+            held: Vec::new(),
+            body: 0,
+            ends_a_line: true,
+        }
+    }
+
+    pub fn take(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            bytes = match self.state {
+                State::Name { is_kept } => self.name(bytes, is_kept)?,
+                State::Line { is_kept } => self.line(bytes, is_kept)?,
+                State::Start => self.start(bytes)?,
+                State::Body => self.body(bytes)?,
+            };
+        }
+        Ok(())
+    }
+
+    /// The end of the message: the body ends a line, and an empty one divides it from what comes. Answers the length of the
+    /// body.
+    pub fn finish(mut self) -> io::Result<(W, u64)> {
+        match self.state {
+            State::Name { is_kept } if !self.held.is_empty() => {
+                self.state = State::Line {
+                    is_kept: self.is_kept(is_kept),
+                };
+                self.pass_held(self.is_kept(is_kept))?;
+            }
+            State::Start => {
+                let held = std::mem::take(&mut self.held);
+                self.write_body(&held)?;
+            }
+            State::Name { .. } | State::Line { .. } | State::Body => {}
+        }
+        match self.state {
+            State::Line { is_kept } => {
+                if is_kept {
+                    self.out.write_all(b"\n")?;
+                }
+                self.end_of_header()?;
+            }
+            State::Name { .. } => self.end_of_header()?,
+            State::Start | State::Body if !self.ends_a_line => self.write_body(b"\n")?,
+            State::Start | State::Body => {}
+        }
+        self.out.write_all(b"\n")?;
+        Ok((self.out, self.body))
+    }
+
+    /// Holds the beginning of a line until its field is known.
+    fn name<'b>(&mut self, bytes: &'b [u8], is_kept: bool) -> io::Result<&'b [u8]> {
+        let room = MAX_NAME - self.held.len();
+        let looked_at = &bytes[..bytes.len().min(room)];
+        let end = looked_at
+            .iter()
+            .position(|byte| matches!(byte, b':' | b'\n'));
+        let taken = end.map_or(looked_at.len(), |end| end + 1);
+        self.held.extend_from_slice(&bytes[..taken]);
+        if self.held == b"\n" {
+            self.held.clear();
+            self.end_of_header()?;
+            self.state = State::Start;
+            return Ok(&bytes[taken..]);
+        }
+        if end.is_none() && self.held.len() < MAX_NAME {
+            return Ok(&[]);
+        }
+        let is_kept = self.is_kept(is_kept);
+        let is_whole = self.held.ends_with(b"\n");
+        self.pass_held(is_kept)?;
+        self.state = match is_whole {
+            true => State::Name { is_kept },
+            false => State::Line { is_kept },
+        };
+        Ok(&bytes[taken..])
+    }
+
+    /// Whether the line that begins with what is held stays. `before`: whether the one before it does.
+    fn is_kept(&self, before: bool) -> bool {
+        if matches!(self.held.first(), Some(b' ' | b'\t')) {
+            return before;
+        }
+        let name = self.held.split(|&byte| byte == b':').next();
+        let name = name.unwrap_or_default().trim_ascii_end();
+        let is_note = self.held.contains(&b':')
+            && NOTES
+                .iter()
+                .any(|note| name.eq_ignore_ascii_case(note.as_bytes()));
+        !is_note && !self.held.starts_with(FROM)
+    }
+
+    fn pass_held(&mut self, is_kept: bool) -> io::Result<()> {
+        let held = std::mem::take(&mut self.held);
+        match is_kept {
+            true => self.out.write_all(&held),
+            false => Ok(()),
+        }
+    }
+
+    fn line<'b>(&mut self, bytes: &'b [u8], is_kept: bool) -> io::Result<&'b [u8]> {
+        let end = memchr(b'\n', bytes).map(|end| end + 1);
+        let (line, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
+        if is_kept {
+            self.out.write_all(line)?;
+        }
+        if end.is_some() {
+            self.state = State::Name { is_kept };
+        }
+        Ok(rest)
+    }
+
+    fn end_of_header(&mut self) -> io::Result<()> {
+        self.out.write_all(self.notes.fields().as_bytes())?;
+        self.out.write_all(b"\n")
+    }
+
+    fn start<'b>(&mut self, bytes: &'b [u8]) -> io::Result<&'b [u8]> {
+        if self.quoting == Quoting::None {
+            self.state = State::Body;
+            return Ok(bytes);
+        }
+        if self.held.is_empty() {
+            let marks = bytes.iter().position(|&byte| byte != b'>');
+            let (marks, rest) = bytes.split_at(marks.unwrap_or(bytes.len()));
+            if !marks.is_empty() {
+                self.write_body(marks)?;
+                return Ok(rest);
+            }
+        }
+        let missing = FROM.len() - self.held.len();
+        let (head, rest) = bytes.split_at(missing.min(bytes.len()));
+        let alike = head.iter().zip(&FROM[self.held.len()..]);
+        let alike = alike.take_while(|(one, other)| one == other).count();
+        self.held.extend_from_slice(&head[..alike]);
+        if alike == head.len() && self.held.len() < FROM.len() {
+            return Ok(rest);
+        }
+        if self.held.len() == FROM.len() {
+            self.write_body(b">")?;
+        }
+        let held = std::mem::take(&mut self.held);
+        self.write_body(&held)?;
+        self.state = State::Body;
+        Ok(&bytes[alike..])
+    }
+
+    fn body<'b>(&mut self, bytes: &'b [u8]) -> io::Result<&'b [u8]> {
+        let end = match self.quoting {
+            Quoting::Mboxrd => memchr(b'\n', bytes).map(|end| end + 1),
+            Quoting::None => None,
+        };
+        let (line, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
+        self.write_body(line)?;
+        if end.is_some() {
+            self.state = State::Start;
+        }
+        Ok(rest)
+    }
+
+    fn write_body(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(last) = bytes.last() {
+            self.ends_a_line = *last == b'\n';
+        }
+        self.body += bytes.len() as u64;
+        self.out.write_all(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(message: &[u8], quoting: Quoting, cut: usize) -> Vec<u8> {
+        let notes = Notes {
+            flags: Flags::default(),
+            content_length: 0,
+        };
+        let length = {
+            let mut text = Text::new(io::sink(), quoting, notes);
+            message.chunks(cut).for_each(|it| text.take(it).unwrap());
+            text.finish().unwrap().1
+        };
+        let notes = Notes {
+            content_length: length,
+            ..notes
+        };
+        let mut text = Text::new(Vec::new(), quoting, notes);
+        message.chunks(cut).for_each(|it| text.take(it).unwrap());
+        text.finish().unwrap().0
+    }
+
+    #[test]
+    fn messages() {
+        #[rustfmt::skip]
+        let cases: [(&str, &str); 12] = [
+            ("A: b\n\nx\n", "A: b\nContent-Length: 2\n\nx\n\n"),
+            ("A: b\n\nx", "A: b\nContent-Length: 2\n\nx\n\n"),
+            ("A: b\n\n", "A: b\nContent-Length: 0\n\n\n"),
+            ("A: b\n", "A: b\nContent-Length: 0\n\n\n"),
+            ("A: b", "A: b\nContent-Length: 0\n\n\n"),
+            ("", "Content-Length: 0\n\n\n"),
+            ("\nx\n", "Content-Length: 2\n\nx\n\n"),
+            ("Status: RO\nX-Status : A\nx-uid:\n 7\n\t8\nA: b\n c\nFrom x\n>From y\n\n\n",
+             "A: b\n c\n>From y\nContent-Length: 1\n\n\n\n"),
+            ("A: b\n\nFrom x\n>From y\n>>From z\n Fromage\nFrom", "A: b\nContent-Length: 50\n\n>From x\n>>From y\n>>>From z\n Fromage\nFrom\n\n"),
+            ("A: b\n\n>", "A: b\nContent-Length: 2\n\n>\n\n"),
+            ("Status", "Status\nContent-Length: 0\n\n\n"),
+            ("Content-Length-X: 7\nX-IMAPbase: 1 2\n\n", "Content-Length-X: 7\nContent-Length: 0\n\n\n"),
+        ];
+        for (message, want) in cases {
+            for cut in [1, 2, 3, 1000] {
+                let got = text(message.as_bytes(), Quoting::Mboxrd, cut);
+                let got = String::from_utf8(got).unwrap();
+                let want = match want.contains("Content-Length: 50") {
+                    true => want.replace(
+                        "50",
+                        &(want.split("\n\n").nth(1).unwrap().len() + 1).to_string(),
+                    ),
+                    false => want.to_owned(),
+                };
+                assert_eq!(got, want, "{message:?} {cut}");
+            }
+        }
+        let same = text(b"A: b\n\nFrom x\n>From y\n", Quoting::None, 3);
+        assert!(same.ends_with(b"\n\nFrom x\n>From y\n\n"));
+    }
+
+    proptest! {
+        /// However it comes: one message to every reader, and its body can be had back.
+        #[test]
+        fn any_message(
+            header in "(Status|A|From b|X-UID)[: ][a-z]{0,9}\n( c\n)?",
+            body in "(>{0,2}(From |Fro|\n|x){0,3}\n?){0,6}",
+            cut in 1usize..20,
+        ) {
+            let message = format!("{header}\n{body}");
+            let whole = text(message.as_bytes(), Quoting::Mboxrd, 10_000);
+            prop_assert_eq!(&whole, &text(message.as_bytes(), Quoting::Mboxrd, cut));
+            let whole = String::from_utf8(whole).unwrap();
+            prop_assert!(!whole.lines().any(|line| line.starts_with("From ")));
+            let (fields, quoted) = whole.split_once("\n\n").unwrap();
+            let length: usize = fields.rsplit("Content-Length: ").next().unwrap().parse().unwrap();
+            prop_assert_eq!(length + 1, quoted.len());
+            let unquoted: String = quoted[..length].split_inclusive('\n').map(|line| {
+                match line.trim_start_matches('>').starts_with("From ") {
+                    true => &line[1..],
+                    false => line,
+                }
+            }).collect();
+            let end = if body.is_empty() || body.ends_with('\n') { "" } else { "\n" };
+            prop_assert_eq!(unquoted, format!("{body}{end}"));
+        }
+    }
+}
