@@ -180,6 +180,166 @@ fn lda(config: &Path, mailbox: &str, message: &[u8]) {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
+/// Appends a message under all three locks, as other programs do.
+const APPENDER: &str = "import fcntl, mailbox, sys, time\n\
+    box = mailbox.mbox(sys.argv[1])\n\
+    for number in range(int(sys.argv[3])):\n\
+    \twhile True:\n\
+    \t\ttry:\n\
+    \t\t\tbox.lock()\n\
+    \t\t\tbreak\n\
+    \t\texcept mailbox.ExternalClashError:\n\
+    \t\t\ttime.sleep(0.01)\n\
+    \tfile = open(sys.argv[1], 'r+b')\n\
+    \tfile.seek(0, 2)\n\
+    \ttext = f'From a@b Mon Nov  2 07:02:09 2026\\nSubject: {sys.argv[2]}-{number}\\n\\nbody\\n\\n'\n\
+    \tfile.write(text.encode())\n\
+    \tfile.flush()\n\
+    \tbox.unlock()\n\
+    \tfile.close()\n";
+
+/// All kinds of programs add to one mbox, while a client of Dovecot's takes messages out: each is there once, and whole.
+#[test]
+fn many_writers() {
+    const EACH: usize = 12;
+    if not_root() {
+        return;
+    }
+    for version in VERSIONS {
+        let store = Store::new();
+        let config = mixed(&store);
+        let Some(dovecot) = dovecot(version, &store) else {
+            return;
+        };
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let file = store.path("spool/alice");
+        lda(&config, "INBOX", b"Subject: first\n\n");
+        let filler = "From here on it is text.\n".repeat(400);
+        let message = |name: &str, number: usize| {
+            format!("Subject: {name}-{number}\n\n{filler}").into_bytes()
+        };
+        let procmailrc = format!(
+            "SHELL=/bin/sh\nDEFAULT={0}\nORGMAIL={0}\nLOGFILE=/dev/null\nLOCKSLEEP=1\n:0:\n{0}\n",
+            file.display()
+        );
+        let procmailrc = store
+            .scratch
+            .file("procmailrc", MAIL, MAIL, 0o600, &procmailrc);
+        let mut expunged = Vec::new();
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let (server, message) = (&server, &message);
+                scope.spawn(move || {
+                    let mut client = server.client();
+                    for number in 0..EACH {
+                        let message = message(&format!("lmtp{writer}"), number);
+                        let replies = client.deliver(&["alice@example.test"], &message);
+                        assert!(replies[0].starts_with("250 "), "{replies:?}");
+                    }
+                });
+            }
+            for writer in 0..2 {
+                let (config, message, dovecot, procmailrc) =
+                    (&config, &message, &dovecot, &procmailrc);
+                scope.spawn(move || {
+                    for number in 0..EACH {
+                        lda(config, "INBOX", &message(&format!("lda{writer}"), number));
+                    }
+                });
+                scope.spawn(move || {
+                    for number in 0..EACH / 4 {
+                        let message = message(&format!("dovecot{writer}"), number);
+                        assert_eq!(dovecot.lda("alice", "INBOX", &message), Some(0));
+                    }
+                });
+                scope.spawn(move || {
+                    for number in 0..EACH / 4 {
+                        let mut procmail = Command::new("procmail");
+                        procmail.args(["-f", "a@b", "-m"]).arg(procmailrc);
+                        support::as_user(&mut procmail, MAIL, MAIL, &[]);
+                        let message = message(&format!("procmail{writer}"), number);
+                        let output = support::run_with_input(&mut procmail, &message);
+                        assert_eq!(output.status.code(), Some(0), "{output:?}");
+                    }
+                });
+                let file = &file;
+                scope.spawn(move || {
+                    let mut python = Command::new("/usr/bin/python3");
+                    python.args(["-c", APPENDER]).arg(file);
+                    python.args([format!("python{writer}"), EACH.to_string()]);
+                    support::as_user(&mut python, MAIL, MAIL, &[]);
+                    let output = python.output().unwrap();
+                    assert!(output.status.success(), "{output:?}");
+                });
+            }
+            // Takes out what it sees, now and then.
+            let (dovecot, expunged) = (&dovecot, &mut expunged);
+            scope.spawn(move || {
+                for _ in 0..6 {
+                    let mut imap = Imap::login(dovecot.port, "alice");
+                    imap.select("INBOX");
+                    let seen = imap.fetch_all();
+                    for message in seen.iter().skip(1).step_by(4) {
+                        expunged.push((message.uid, support::subject(&message.bytes)));
+                        imap.command(&format!("UID STORE {} +FLAGS (\\Deleted)", message.uid));
+                    }
+                    imap.command("EXPUNGE");
+                    imap.command("LOGOUT");
+                    std::thread::sleep(std::time::Duration::from_millis(200));
+                }
+            });
+        });
+        let mut imap = Imap::login(dovecot.port, "alice");
+        imap.select("INBOX");
+        let left = imap.fetch_all();
+        let whole = |message: &support::imap::Fetched| {
+            let name = support::subject(&message.bytes);
+            let body = body(&message.bytes);
+            match name.split(['0', '1', '2', '3']).next().unwrap() {
+                "python" => body == b"body\n",
+                "lmtp" | "lda" => body == quoted(filler.as_bytes()),
+                "dovecot" => body == filler.as_bytes(),
+                _ => body.len() >= filler.len() || name == "first",
+            }
+        };
+        for message in &left {
+            assert!(
+                whole(message),
+                "{version:?}: {}",
+                support::subject(&message.bytes)
+            );
+        }
+        let names = left.iter().map(|message| support::subject(&message.bytes));
+        let all = count(
+            names
+                .chain(expunged.iter().map(|(_, name)| name.clone()))
+                .map(String::into_bytes),
+        );
+        let mut wanted = vec!["first".to_owned()];
+        for (kind, writers, each) in [
+            ("lmtp", 4, EACH),
+            ("lda", 2, EACH),
+            ("dovecot", 2, EACH / 4),
+            ("procmail", 2, EACH / 4),
+            ("python", 2, EACH),
+        ] {
+            for writer in 0..writers {
+                wanted.extend((0..each).map(|number| format!("{kind}{writer}-{number}")));
+            }
+        }
+        let wanted = count(wanted.into_iter().map(String::into_bytes));
+        for (name, times) in &wanted {
+            let name = String::from_utf8_lossy(name);
+            assert_eq!(all.get(name.as_bytes()), Some(times), "{version:?}: {name}");
+        }
+        assert_eq!(all.len(), wanted.len());
+        let spool = fs::read_dir(store.path("spool")).unwrap();
+        let names: Vec<_> = spool.map(|it| it.unwrap().file_name()).collect();
+        assert_eq!(names, ["alice"], "no lock is left");
+        assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+    }
+}
+
 /// Readers that know no Content-Length.
 fn read_by_others(folder: &Path, config: &Path, messages: &[Vec<u8>]) {
     let own = folder.join("own");
