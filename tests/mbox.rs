@@ -180,6 +180,88 @@ fn lda(config: &Path, mailbox: &str, message: &[u8]) {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
+/// Where Dovecot has looked at the file since it was last written, the UID is known at once, and so are flags and keywords.
+#[test]
+fn uids_flags_and_keywords() {
+    if not_root() {
+        return;
+    }
+    for version in VERSIONS {
+        let store = Store::new();
+        let config = mixed(&store);
+        let Some(dovecot) = dovecot(version, &store) else {
+            return;
+        };
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let mut given = BTreeMap::new();
+        let mut deliver = |subject: String| {
+            let message = format!("Subject: {subject}\n\nFrom me\n");
+            let replies = server
+                .client()
+                .deliver(&["alice@example.test"], message.as_bytes());
+            assert!(replies[0].starts_with("250 "), "{replies:?}");
+            let uid = support::uid_of(&replies[0]);
+            if let Some(uid) = uid {
+                given.insert(uid, subject);
+            }
+            uid
+        };
+        assert_eq!(deliver("no index".into()), None);
+        for number in 0..3 {
+            let mut imap = Imap::login(dovecot.port, "alice");
+            imap.select("INBOX");
+            if number == 2 {
+                imap.command("STORE 1:2 +FLAGS (\\Deleted)");
+                imap.command("EXPUNGE");
+            }
+            imap.command("LOGOUT");
+            for more in 0..3 {
+                let uid = deliver(format!("{number}-{more}"));
+                assert!(
+                    uid.is_some(),
+                    "{version:?} {number}-{more}: {}",
+                    server.log()
+                );
+            }
+        }
+        let mut marked = support::program("postroom-lda");
+        marked.arg("-c").arg(&config).args(["-d", "alice"]);
+        marked.args([
+            "--flag",
+            "\\Seen",
+            "--flag",
+            "\\Flagged",
+            "--keyword",
+            "$Label1",
+        ]);
+        support::as_user(&mut marked, MAIL, MAIL, &[]);
+        let output = support::run_with_input(&mut marked, b"Subject: marked\n\n");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let mut imap = Imap::login(dovecot.port, "alice");
+        imap.select("INBOX");
+        let seen = imap.fetch_all();
+        for message in &seen {
+            let subject = support::subject(&message.bytes);
+            if let Some(given) = given.get(&message.uid) {
+                assert_eq!(given, &subject, "{version:?}");
+            }
+            if subject == "marked" {
+                for flag in ["\\Seen", "\\Flagged", "$Label1"] {
+                    assert!(
+                        message.flags.contains(flag),
+                        "{version:?}: {}",
+                        message.flags
+                    );
+                }
+            }
+        }
+        // The two that were taken out, and the first, whose UID Dovecot gave.
+        assert_eq!(seen.len(), given.len() + 1 + 1 - 2, "{version:?}");
+        imap.command("LOGOUT");
+        assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+    }
+}
+
 /// Appends a message under all three locks, as other programs do.
 const APPENDER: &str = "import fcntl, mailbox, sys, time\n\
     box = mailbox.mbox(sys.argv[1])\n\

@@ -1,4 +1,4 @@
-//! The doing, for an mbox: one message behind the others.
+//! The doing, for an mbox: one message behind the others, and Dovecot's index told of it where it is in step with the file.
 
 use super::Core;
 use super::carry_out::Transaction;
@@ -7,10 +7,14 @@ use super::inspect::Plan;
 use super::outcome::Saved;
 use super::settings::MailFsync;
 use crate::fault::Fault;
+use crate::index::{self, Log, Pair, State, log};
+use crate::mailbox::path::Paths;
 use crate::maildir::create;
-use crate::mbox::append::{Demands, Mbox, Message};
+use crate::mbox::append::{Appended, Demands, Mbox, Message, Open};
 use crate::mbox::from_line::from_line;
+use crate::mbox::text::Uid;
 use crate::message::Recipient;
+use crate::sys::dir::Dir;
 
 /// Adds the message to the mbox of the plan. On any failure the file is as it was.
 pub fn add(
@@ -39,25 +43,114 @@ pub fn add(
         header: &header,
         body: &message.body,
         flags: plan.flags,
+        uid: None,
     };
+    let mut remarks: Vec<String> = plan.dropped.iter().cloned().collect();
     let mbox = Mbox::at(&target.paths.mailbox)?;
-    let appended = mbox.append(&added, &demands, || transaction.check_heard())?;
+    let open = mbox.lock(demands)?;
+    transaction.check_heard()?;
+    let step = Step::find(core, &target.paths, &open).unwrap_or_else(|why| {
+        remarks.push(format!("no UID yet: {why}"));
+        None
+    });
+    let uid = step.as_ref().map(|step| step.uid(&plan, &open));
+    let appended = open.append(&Message { uid, ..added })?;
+    let uid = uid.map(|uid| uid.uid);
+    match (step, uid) {
+        (Some(step), Some(uid)) => {
+            if let Err(why) = step.tell(&plan, &open, &appended, uid) {
+                remarks.push(format!("{} is left to Dovecot: {why}", Pair::MAILBOX.log()));
+            }
+        }
+        _ if !plan.keywords.is_empty() => {
+            let why = "Dovecot has not looked at the file since it was last written";
+            remarks.push(format!("stored without {}: {why}", plan.keywords));
+        }
+        _ => {}
+    }
     if let Some(folders) = folders {
         folders.keep();
-    }
-    let mut remarks: Vec<String> = plan.dropped.iter().cloned().collect();
-    if !plan.keywords.is_empty() {
-        remarks.push(format!("stored without {}: it is an mbox", plan.keywords));
     }
     Ok(Saved {
         file: format!("{}@{}", target.paths.mailbox.display(), appended.offset),
         mailbox: plan.target.mailbox,
         instead_of: plan.instead_of,
         user: plan.user,
-        uid: None,
+        uid,
         size: appended.size,
-        mode: appended.mode,
-        gid: appended.gid,
+        mode: appended.stat.mode,
+        gid: appended.stat.gid,
         remarks,
     })
+}
+
+/// An index that knows all of the file: then the next UID is known too. Its log is locked behind the file, as by Dovecot.
+struct Step {
+    log: Log,
+    state: State,
+    /// Where the file has the last UID; none in an empty one.
+    last_uid_at: Option<u64>,
+}
+
+impl Step {
+    /// None: there is no index, or it is not in step. Err: why nobody knows.
+    fn find(core: &Core, paths: &Paths, open: &Open<'_>) -> Result<Option<Step>, String> {
+        let Some((index, method)) = paths.index.as_deref().zip(core.settings.index_log) else {
+            return Ok(None);
+        };
+        let dir = match Dir::open(index) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|error| error.to_string())?,
+        };
+        let file = index.join(Pair::MAILBOX.log());
+        let until = std::time::Instant::now() + log::TIMEOUT;
+        let take = |timeout| Log::lock(&dir, Pair::MAILBOX, method, &core.walks, timeout);
+        let log = core.busy.take(&file, log::TIMEOUT, until, take);
+        let Some(log) = log.map_err(|error| error.to_string())? else {
+            return Ok(None);
+        };
+        let state = log.state();
+        if state.validity == 0 || !state.mbox.is_up_to_date(open.stat()) {
+            return Ok(None);
+        }
+        let last_uid_at = open.last_uid_at(state.validity);
+        let last_uid_at = last_uid_at.map_err(|error| error.to_string())?;
+        let is_known = open.stat().size == 0 || last_uid_at.is_some();
+        Ok(is_known.then_some(Step {
+            log,
+            state,
+            last_uid_at,
+        }))
+    }
+
+    fn uid<'p>(&self, plan: &'p Plan, open: &Open<'_>) -> Uid<'p> {
+        let is_first = open.stat().size == 0;
+        Uid {
+            uid: self.state.next_uid,
+            validity: is_first.then_some(self.state.validity),
+            keywords: &plan.keywords,
+        }
+    }
+
+    fn tell(
+        mut self,
+        plan: &Plan,
+        open: &Open<'_>,
+        appended: &Appended,
+        uid: u32,
+    ) -> Result<(), String> {
+        let text = |error: std::io::Error| error.to_string();
+        let stat = match self.last_uid_at {
+            Some(at) => open.set_last_uid(at, uid).map_err(text)?,
+            None => appended.stat,
+        };
+        let mut transaction = index::Transaction::default();
+        transaction.mbox(&stat);
+        transaction.append(&[(uid, plan.flags.index_bits())]);
+        transaction.mbox_offset(uid, appended.offset.saturating_sub(1));
+        for keyword in plan.keywords.iter() {
+            transaction.keyword(keyword, [uid]);
+        }
+        self.log.append(transaction).map_err(text)
+    }
 }

@@ -4,14 +4,15 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::mbox::Synced;
 use super::record::{State, word};
 use crate::sys::fault_point;
 
 /// Of the log, bytes; older logs have a shorter one.
 const LOG_HEADER: usize = 40;
 const MIN_LOG_HEADER: u64 = 24;
-/// The fields of an index's base header that are needed, bytes.
-const INDEX_HEADER: usize = 72;
+/// The base header of an index, and those of its extensions where there are not too many, bytes.
+const INDEX_HEADER: usize = 4096;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogHeader {
@@ -76,6 +77,7 @@ impl IndexHeader {
             state: State {
                 validity: word(bytes, 24)?,
                 next_uid: word(bytes, 28).filter(|uid| *uid != 0)?,
+                mbox: Synced::of_index(bytes),
             },
             log_seq: word(bytes, 60)?,
             log_head: u64::from(word(bytes, 68)?),

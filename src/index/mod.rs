@@ -5,6 +5,7 @@
 
 mod header;
 pub mod log;
+mod mbox;
 pub mod record;
 mod walk;
 

@@ -3,6 +3,7 @@
 
 use std::time::UNIX_EPOCH;
 
+use super::mbox::{self, Synced};
 use crate::sys::dir::Stat;
 
 /// "Already so in the store": all that a delivery agent writes.
@@ -43,6 +44,7 @@ pub struct State {
     /// 0: not known yet.
     pub validity: u32,
     pub next_uid: u32,
+    pub mbox: Synced,
 }
 
 impl State {
@@ -50,6 +52,7 @@ impl State {
     pub const EMPTY: State = State {
         validity: 0,
         next_uid: 1,
+        mbox: Synced::EMPTY,
     };
 
     /// Goes on by these records. Err: why nothing must be appended behind them.
@@ -71,9 +74,13 @@ impl State {
                         .ok_or("a transaction is not whole")?;
                 }
                 INDEX_DELETED => return Err("it belongs to a deleted mailbox".into()),
-                EXPUNGE | FLAG_UPDATE | EXT_INTRO | EXT_RESET | EXT_HDR_UPDATE | EXT_REC_UPDATE
-                | KEYWORD_UPDATE | KEYWORD_RESET | EXT_ATOMIC_INC | EXPUNGE_GUID
-                | MODSEQ_UPDATE | EXT_HDR_UPDATE32 | INDEX_UNDELETED | ATTRIBUTE_UPDATE => {}
+                EXT_INTRO => self.mbox.intro(payload),
+                EXT_RESET => self.mbox.reset(),
+                EXT_HDR_UPDATE => self.mbox.update(payload, false),
+                EXT_HDR_UPDATE32 => self.mbox.update(payload, true),
+                EXPUNGE | FLAG_UPDATE | EXT_REC_UPDATE | KEYWORD_UPDATE | KEYWORD_RESET
+                | EXT_ATOMIC_INC | EXPUNGE_GUID | MODSEQ_UPDATE | INDEX_UNDELETED
+                | ATTRIBUTE_UPDATE => {}
                 odd => return Err(format!("a record is of the unknown type {odd:#x}")),
             }
             bytes = rest;
@@ -179,6 +186,20 @@ impl Transaction {
         payload.extend(modified.subsec_nanos().to_le_bytes());
         payload.extend((list.size as u32).to_le_bytes());
         self.record(EXT_HDR_UPDATE, &payload);
+    }
+
+    /// The index has all that is in the mbox, as it is now.
+    pub fn mbox(&mut self, file: &Stat) {
+        self.extension(mbox::NAME, mbox::HEADER as u32, mbox::RECORD, mbox::ALIGN);
+        let payload = [&[0, 0, 12, 0][..], &mbox::header_of(file)].concat();
+        self.record(EXT_HDR_UPDATE, &payload);
+    }
+
+    /// Where in the mbox a message begins, behind the messages themselves: at the line end before it.
+    pub fn mbox_offset(&mut self, uid: u32, offset: u64) {
+        self.extension(mbox::NAME, mbox::HEADER as u32, mbox::RECORD, mbox::ALIGN);
+        let payload = [&uid.to_le_bytes()[..], &offset.to_le_bytes()].concat();
+        self.record(EXT_REC_UPDATE, &payload);
     }
 
     /// In the index of a whole namespace: its list of mailboxes is not up to date.

@@ -6,8 +6,10 @@ use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::lock::Locking;
-use super::text::{Notes, Quoting, Text};
+use memchr::memmem;
+
+use super::lock::{Locked, Locking};
+use super::text::{Notes, Quoting, Text, Uid};
 use crate::fault::{Code, Fault};
 use crate::mailbox::permission::Permission;
 use crate::message::{Body, Flags};
@@ -16,6 +18,8 @@ use crate::sys::fault_point::pass;
 
 /// Bytes written at once.
 const BUFFER: usize = 128 * 1024;
+/// How much of the first message is looked at, bytes.
+const MAX_FIRST: usize = 4096;
 
 /// An mbox, open by its real place: its locks lie beside the file, not beside a symlink to it.
 #[derive(Debug)]
@@ -45,6 +49,17 @@ pub struct Message<'a> {
     pub header: &'a [u8],
     pub body: &'a Body,
     pub flags: Flags,
+    pub uid: Option<Uid<'a>>,
+}
+
+/// An mbox that is locked.
+#[derive(Debug)]
+pub struct Open<'a> {
+    mbox: &'a Mbox,
+    demands: Demands<'a>,
+    file: Locked,
+    before: Stat,
+    is_made: bool,
 }
 
 /// A message that is in the file.
@@ -54,8 +69,8 @@ pub struct Appended {
     pub offset: u64,
     /// Bytes, with that line.
     pub size: u64,
-    pub mode: u32,
-    pub gid: u32,
+    /// The file as it is now.
+    pub stat: Stat,
 }
 
 impl Mbox {
@@ -81,55 +96,28 @@ impl Mbox {
         })
     }
 
-    /// Adds the message under the locks. `is_heard`, asked when they are held, is the last moment to give up.
-    pub fn append(
-        &self,
-        message: &Message<'_>,
-        demands: &Demands<'_>,
-        is_heard: impl FnOnce() -> Result<(), Fault>,
-    ) -> Result<Appended, Fault> {
-        let doing = || format!("append to {}", self.path.display());
-        let failed = |error: io::Error| match error.kind() {
-            ErrorKind::TimedOut => Fault::new(Code::Storage, doing(), error.to_string()),
-            _ => Fault::io(doing(), &error),
-        };
-        let length = self.body_length(message, demands.quoting).map_err(failed)?;
+    /// Opened under its locks, and looked at. [`Code::Storage`] when somebody holds one for too long.
+    pub fn lock<'a>(&'a self, demands: Demands<'a>) -> Result<Open<'a>, Fault> {
         let is_made = Cell::new(false);
         let open = || self.open(demands.make, &is_made);
-        let locked = demands.locking.lock(&self.dir, &self.name, open);
-        let locked = locked.map_err(failed)?;
-        is_heard()?;
-        let before = dir::stat_file(&locked.file).map_err(failed)?;
-        self.check(&locked.file, &before)?;
-        let written = self
-            .write(&locked.file, &before, message, demands.quoting, length)
-            .and_then(|offset| {
-                if demands.sync {
-                    dir::sync_data(&locked.file)?;
-                    if before.size == 0 {
-                        self.dir.sync()?;
-                    }
-                }
-                Ok((offset, dir::stat_file(&locked.file)?))
-            });
-        match written {
-            Ok((offset, after)) => {
-                keep_unread(&locked.file, &before);
-                Ok(Appended {
-                    offset,
-                    size: after.size - offset,
-                    mode: after.mode,
-                    gid: after.gid,
-                })
-            }
-            Err(error) => {
-                take_back(&locked.file, &before);
-                if is_made.get() && before.size == 0 {
-                    // Whoever waits for it finds that it is another one, or none.
-                    let _ = self.dir.unlink(&self.name);
-                }
-                Err(failed(error))
-            }
+        let file = demands.locking.lock(&self.dir, &self.name, open);
+        let file = file.map_err(|error| self.failed(error))?;
+        let before = dir::stat_file(&file.file).map_err(|error| self.failed(error))?;
+        self.check(&file.file, &before)?;
+        Ok(Open {
+            mbox: self,
+            demands,
+            file,
+            before,
+            is_made: is_made.get(),
+        })
+    }
+
+    fn failed(&self, error: io::Error) -> Fault {
+        let doing = format!("append to {}", self.path.display());
+        match error.kind() {
+            ErrorKind::TimedOut => Fault::new(Code::Storage, doing, error.to_string()),
+            _ => Fault::io(doing, &error),
         }
     }
 
@@ -168,44 +156,110 @@ impl Mbox {
         let doing = format!("append to {}", self.path.display());
         Err(Fault::new(Code::Storage, doing, why))
     }
+}
 
-    /// Bytes of the body as it will stand in the file.
-    fn body_length(&self, message: &Message<'_>, quoting: Quoting) -> io::Result<u64> {
-        let notes = Notes {
-            flags: message.flags,
-            content_length: 0,
-        };
-        let mut text = Text::new(io::sink(), quoting, notes);
-        text.take(message.header)?;
-        message.body.each_piece(|piece| text.take(piece))?;
-        Ok(text.finish()?.1)
+impl Open<'_> {
+    /// As it was when it was locked.
+    pub fn stat(&self) -> &Stat {
+        &self.before
+    }
+
+    /// Adds the message. What fails leaves the file as it was.
+    pub fn append(&self, message: &Message<'_>) -> Result<Appended, Fault> {
+        let file = &self.file.file;
+        let written = self.write(message).and_then(|offset| {
+            if self.demands.sync {
+                dir::sync_data(file)?;
+                if self.before.size == 0 {
+                    self.mbox.dir.sync()?;
+                }
+            }
+            keep_unread(file, &self.before);
+            let stat = dir::stat_file(file)?;
+            let size = stat.size - offset;
+            Ok(Appended { offset, size, stat })
+        });
+        written.map_err(|error| {
+            take_back(file, &self.before);
+            if self.is_made && self.before.size == 0 {
+                // Whoever waits for it finds that it is another one, or none.
+                let _ = self.mbox.dir.unlink(&self.mbox.name);
+            }
+            self.mbox.failed(error)
+        })
+    }
+
+    /// Where the first message of the file has the last UID, if it is one of this UIDVALIDITY: ten digits, to be written over.
+    pub fn last_uid_at(&self, validity: u32) -> io::Result<Option<u64>> {
+        let mut start = vec![0; MAX_FIRST];
+        pass()?;
+        let length = self.file.file.read_at(&mut start, 0)?;
+        Ok(find_last_uid(&start[..length], validity))
+    }
+
+    /// Writes the last UID at `at`. Answers the file as it is now.
+    pub fn set_last_uid(&self, at: u64, uid: u32) -> io::Result<Stat> {
+        pass()?;
+        self.file
+            .file
+            .write_all_at(format!("{uid:010}").as_bytes(), at)?;
+        keep_unread(&self.file.file, &self.before);
+        dir::stat_file(&self.file.file)
     }
 
     /// Writes behind the end. Answers where the line `From ` begins.
-    fn write(
-        &self,
-        mut file: &File,
-        before: &Stat,
-        message: &Message<'_>,
-        quoting: Quoting,
-        content_length: u64,
-    ) -> io::Result<u64> {
-        let gap = gap(file, before.size)?;
-        file.seek(SeekFrom::Start(before.size))?;
+    fn write(&self, message: &Message<'_>) -> io::Result<u64> {
+        let mut file = &self.file.file;
+        let mut notes = Notes {
+            flags: message.flags,
+            uid: message.uid,
+            content_length: 0,
+        };
+        let (_, content_length) = self.put(message, notes, io::sink())?;
+        notes.content_length = content_length;
+        let gap = gap(file, self.before.size)?;
+        file.seek(SeekFrom::Start(self.before.size))?;
         let mut out = BufWriter::with_capacity(BUFFER, Checked(file));
         out.write_all(gap)?;
         writeln!(out, "{}", message.from_line)?;
-        let notes = Notes {
-            flags: message.flags,
-            content_length,
-        };
-        let mut text = Text::new(out, quoting, notes);
+        let (mut out, _) = self.put(message, notes, out)?;
+        out.flush()?;
+        Ok(self.before.size + gap.len() as u64)
+    }
+
+    /// The message as it stands in the file, and the length of its body.
+    fn put<W: Write>(
+        &self,
+        message: &Message<'_>,
+        notes: Notes<'_>,
+        out: W,
+    ) -> io::Result<(W, u64)> {
+        let mut text = Text::new(out, self.demands.quoting, notes);
         text.take(message.header)?;
         message.body.each_piece(|piece| text.take(piece))?;
-        let (mut out, _) = text.finish()?;
-        out.flush()?;
-        Ok(before.size + gap.len() as u64)
+        text.finish()
     }
+}
+
+fn find_last_uid(start: &[u8], validity: u32) -> Option<u64> {
+    let header = memmem::find(start, b"\n\n").unwrap_or(start.len());
+    let mut at = 0;
+    for line in start[..header].split_inclusive(|&byte| byte == b'\n') {
+        let name = ["X-IMAPbase: ", "X-IMAP: "];
+        let value = name
+            .iter()
+            .find_map(|name| line.strip_prefix(name.as_bytes()));
+        if let Some(value) = value {
+            let mut words = value.split(|byte| matches!(byte, b' ' | b'\n'));
+            let is_its = words.next() == Some(validity.to_string().as_bytes());
+            let digits = words.next()?;
+            let is_whole = digits.len() == 10 && digits.iter().all(u8::is_ascii_digit);
+            let offset = line.len() - value.len() + validity.to_string().len() + 1;
+            return (is_its && is_whole).then_some((at + offset) as u64);
+        }
+        at += line.len();
+    }
+    None
 }
 
 /// What is missing between the last message and the next one: the end of its last line, and an empty line.
@@ -284,8 +338,9 @@ mod tests {
             header: b"R: p\n",
             body: &body,
             flags: Flags::default(),
+            uid: None,
         };
-        Mbox::at(path)?.append(&message, &demands, || Ok(()))
+        Mbox::at(path)?.lock(demands)?.append(&message)
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 
 use memchr::memchr;
 
-use crate::message::Flags;
+use crate::message::{Flags, Keywords};
 
 const FROM: &[u8] = b"From ";
 /// Fields that only readers write: one from outside would be believed.
@@ -23,6 +23,8 @@ const NOTES: [&str; 8] = [
 ];
 /// Longer than the longest of [`NOTES`], and blanks before the colon.
 const MAX_NAME: usize = 64;
+/// Blanks behind the keywords, as many as Dovecot leaves.
+const ROOM: usize = 71;
 
 /// Whether a line of the body that begins like a message gets a `>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,26 +42,48 @@ impl Quoting {
 
 /// What readers note about a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Notes {
+pub struct Notes<'a> {
     pub flags: Flags,
+    /// None: Dovecot gives it.
+    pub uid: Option<Uid<'a>>,
     /// Bytes of the body as it stands in the file.
     pub content_length: u64,
 }
 
-impl Notes {
-    /// The fields. A new message without flags has none but its length: Dovecot adds its own.
+/// The UID of a message, and what can be noted only with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Uid<'a> {
+    pub uid: u32,
+    /// UIDVALIDITY, in the first message of a file.
+    pub validity: Option<u32>,
+    pub keywords: &'a Keywords,
+}
+
+impl Notes<'_> {
+    /// The fields, in Dovecot's order. A message without a UID has its length, and flags if it has any: Dovecot adds the rest.
     fn fields(&self) -> String {
-        let mut fields = String::new();
         // Maildir has other letters for the same flags.
         let has = |letter: char| self.flags.letters().contains(letter);
-        if has('S') {
-            fields.push_str("Status: R\n");
-        }
         let letters = [('R', 'A'), ('F', 'F'), ('D', 'T'), ('T', 'D')];
         let letters = letters.iter().filter(|(maildir, _)| has(*maildir));
-        let letters: String = letters.map(|(_, letter)| letter).collect();
+        let letters: String = letters.map(|(_, letter)| *letter).collect();
+        let mut fields = String::new();
+        if let Some(Uid { uid, validity, .. }) = self.uid {
+            if let Some(validity) = validity {
+                fields.push_str(&format!("X-IMAPbase: {validity} {uid:010}\n"));
+            }
+            fields.push_str(&format!("X-UID: {uid}\n"));
+        }
+        if self.uid.is_some() || has('S') {
+            fields.push_str(&format!("Status: {}\n", if has('S') { "R" } else { "" }));
+        }
         if !letters.is_empty() {
             fields.push_str(&format!("X-Status: {letters}\n"));
+        }
+        if let Some(Uid { keywords, .. }) = self.uid {
+            // Room to write flags into, without moving what follows.
+            let room = " ".repeat(ROOM);
+            fields.push_str(&format!("X-Keywords: {keywords}{room}\n"));
         }
         fields.push_str(&format!("Content-Length: {}\n", self.content_length));
         fields
@@ -67,10 +91,10 @@ impl Notes {
 }
 
 /// Takes a message piece by piece, and writes what stands in the file.
-pub struct Text<W> {
+pub struct Text<'a, W> {
     out: W,
     quoting: Quoting,
-    notes: Notes,
+    notes: Notes<'a>,
     state: State,
     /// The beginning of a line that is not yet told.
     held: Vec<u8>,
@@ -94,8 +118,8 @@ enum State {
     Body,
 }
 
-impl<W: Write> Text<W> {
-    pub fn new(out: W, quoting: Quoting, notes: Notes) -> Text<W> {
+impl<'a, W: Write> Text<'a, W> {
+    pub fn new(out: W, quoting: Quoting, notes: Notes<'a>) -> Text<'a, W> {
         Text {
             out,
             quoting,
@@ -278,6 +302,7 @@ mod tests {
     fn text(message: &[u8], quoting: Quoting, cut: usize) -> Vec<u8> {
         let notes = Notes {
             flags: Flags::default(),
+            uid: None,
             content_length: 0,
         };
         let length = {
