@@ -156,6 +156,14 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// No message is in it. A list stays where the mailbox and its directory were there before: somebody may have read it.
+    pub fn leave(self) {
+        match self.made.is_some() || self.check_name().is_err() {
+            true => self.take_back(),
+            false => self.keep(),
+        }
+    }
+
     /// Nothing has come of it: what was made for it goes, and would be in the way of a mailbox that gets this name.
     pub fn take_back(self) {
         if self.has_made_list.get()

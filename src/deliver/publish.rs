@@ -145,7 +145,7 @@ impl Publishing<'_> {
         match members.is_empty() {
             true => {
                 drop(list);
-                place.take_back();
+                place.leave();
             }
             false => {
                 self.settle(list, &place, &mut members);
