@@ -150,11 +150,10 @@ fn delivery(
         recipient_headers: section
             .choice("recipient_headers", &headers, Some(RecipientHeaders::Each))
             .unwrap_or(RecipientHeaders::Each),
-        required_paths: section
-            .texts("required_paths")
-            .into_iter()
-            .filter_map(|path| absolute(&section, "required_paths", path))
-            .collect(),
+        required_paths: paths(&section, "required_paths"),
+        mail_roots: section
+            .has("mail_roots")
+            .then(|| paths(&section, "mail_roots")),
         message_size: section.size("message_size"),
         spool_dir: section
             .text("spool_dir")
@@ -204,6 +203,13 @@ fn mbox(root: &Section<'_>) -> Mbox {
         },
         quoting: quoting.unwrap_or(Quoting::Mboxrd),
     }
+}
+
+fn paths(section: &Section<'_>, key: &'static str) -> Vec<PathBuf> {
+    let paths = section.texts(key).into_iter();
+    paths
+        .filter_map(|path| absolute(section, key, path))
+        .collect()
 }
 
 fn absolute(section: &Section<'_>, key: &'static str, path: String) -> Option<PathBuf> {

@@ -32,8 +32,12 @@ pub fn add(
     };
     let header = added_headers(message, Some(&recipient.address));
     let from_line = from_line(&message.envelope.sender, &jiff::Zoned::now());
+    let locking = match target.paths.mailbox.is_symlink() {
+        true => &settings.mbox.locking.clone().of_linked(),
+        false => &settings.mbox.locking,
+    };
     let demands = Demands {
-        locking: &settings.mbox.locking,
+        locking,
         quoting: settings.mbox.quoting,
         sync: settings.mail_fsync != MailFsync::Never,
         make: plan.create.as_ref(),
@@ -46,7 +50,11 @@ pub fn add(
         uid: None,
     };
     let mut remarks: Vec<String> = plan.dropped.iter().cloned().collect();
-    let mbox = Mbox::at(&target.paths.mailbox)?;
+    let paths = &target.paths;
+    let holder = plan.links.open_holder(&paths.root, &paths.mailbox);
+    let (holder, path) =
+        holder.map_err(|error| Fault::io(format!("open {}", paths.mailbox.display()), &error))?;
+    let mbox = Mbox::at(holder, path)?;
     let open = mbox.lock(demands)?;
     transaction.check_heard()?;
     let step = Step::find(core, &target.paths, &open).unwrap_or_else(|why| {

@@ -104,7 +104,15 @@ pub fn carry_out(
         return add::add(core, transaction, recipient, plan);
     }
     let created = make(&plan)?;
-    let mailbox = Maildir::open(&plan.target.paths.mailbox)?;
+    let paths = &plan.target.paths;
+    let dir = plan.links.open(&paths.root, &paths.mailbox);
+    let dir = dir.map_err(|error| {
+        Fault::io(
+            format!("open the mailbox {}", paths.mailbox.display()),
+            &error,
+        )
+    })?;
+    let mailbox = Maildir::at(dir, &paths.mailbox)?;
     let demands = Demands {
         verified: plan.target.permissions == Permissions::Verified,
         sync: settings.mail_fsync != MailFsync::Never,

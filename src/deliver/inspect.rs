@@ -13,6 +13,7 @@ use super::resolve::{By, Target, Targets, Wanted};
 use super::settings::{NewMailboxPermissions, Permissions, Settings};
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::Rights;
+use crate::mailbox::link::Links;
 use crate::mailbox::location::Driver;
 use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
 use crate::mailbox::permission::{Permission, SETGID};
@@ -29,6 +30,8 @@ pub struct Plan {
     pub user: String,
     /// The mailbox has to be made first, with these permissions.
     pub create: Option<Permission>,
+    /// Which symlinks to it are followed.
+    pub links: Links,
     /// What the message is stored with.
     pub flags: Flags,
     pub keywords: Keywords,
@@ -236,6 +239,9 @@ impl Inspection<'_> {
         self.lines.push(Line::ok("namespace", namespace));
         self.lines
             .push(Line::ok("path", target.paths.mailbox.display().to_string()));
+        if let Some(refusal) = self.check_links(target)? {
+            return Ok(refusal);
+        }
         if target.driver == Driver::Mbox {
             return self.examine_mbox(target);
         }
@@ -245,6 +251,36 @@ impl Inspection<'_> {
             Ok(None) => self.missing_target(target),
             Err(error) => self.no_way(target, error),
         }
+    }
+
+    fn links(&self, target: &Target) -> Links {
+        let mut mail_roots = self.settings.mail_roots(self.targets.user.home.as_deref());
+        mail_roots.push(target.paths.root.clone());
+        Links {
+            uid: self.identity.uid,
+            mail_roots,
+        }
+    }
+
+    fn check_links(&mut self, target: &Target) -> Result<Option<Finding>, Fault> {
+        let paths = &target.paths;
+        let checked = self.links(target).check(&paths.root, &paths.mailbox);
+        let refused = match checked {
+            Ok(real) => {
+                let shown = real.map(|real| Line::ok("symlink", format!("-> {}", real.display())));
+                self.lines.extend(shown);
+                return Ok(None);
+            }
+            Err(refused) => refused,
+        };
+        let doing = format!("look at {}", paths.mailbox.display());
+        if self.targets.by.is_strangers() && !target.own_inbox {
+            return Ok(Some(Finding::Denied(format!("{doing}: {refused}"))));
+        }
+        self.end(
+            "path",
+            Fault::new(Code::Storage, doing, refused.to_string()),
+        )
     }
 
     /// What is gone with its root is not what is missing.
@@ -411,6 +447,7 @@ impl Inspection<'_> {
             target: target.clone(),
             user: self.targets.user.name.clone(),
             create,
+            links: self.links(target),
             flags,
             keywords,
             dropped,

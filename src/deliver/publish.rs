@@ -325,7 +325,7 @@ mod tests {
         for part in ["cur", "new", "tmp"] {
             fs::create_dir_all(path.join(part)).unwrap();
         }
-        Maildir::open(path).unwrap()
+        Maildir::at(Dir::open(path).unwrap(), path).unwrap()
     }
 
     /// Publishes messages into `mailbox`, one for each of `paths`; `meddle` comes when they are prepared.

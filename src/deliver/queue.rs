@@ -132,6 +132,7 @@ mod tests {
     use crate::maildir::save::Demands;
     use crate::message::body::{BodyWriter, Spool};
     use crate::message::{Flags, Keywords};
+    use crate::sys::dir::Dir;
 
     /// Its client was answered 451 meanwhile and sends it again: stored now, it would be there twice.
     #[test]
@@ -140,7 +141,7 @@ mod tests {
         for part in ["cur", "new", "tmp"] {
             fs::create_dir(root.path().join(part)).unwrap();
         }
-        let mailbox = Maildir::open(root.path()).unwrap();
+        let mailbox = Maildir::at(Dir::open(root.path()).unwrap(), root.path()).unwrap();
         let names = Names::new("mx", 1);
         let demands = Demands {
             verified: false,

@@ -1,6 +1,6 @@
 //! What the core needs to know: built by the config, every default filled in.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,8 @@ pub struct Settings {
     pub recipient_headers: RecipientHeaders,
     /// While one of these is missing every delivery is deferred.
     pub required_paths: Vec<PathBuf>,
+    /// What symlinks to mailboxes may lead to; none: [what the config names](Settings::mail_roots).
+    pub mail_roots: Option<Vec<PathBuf>>,
     /// Bytes; none: no limit.
     pub message_size: Option<u64>,
     /// Where bodies too big for memory wait, unlinked. None: the LDA takes the user's home, the server
@@ -56,6 +58,25 @@ pub struct Settings {
     /// How Dovecot's index logs are locked, to append to them; none: they are left alone (`index_log`).
     pub index_log: Option<LockMethod>,
     pub mbox: Mbox,
+}
+
+impl Settings {
+    /// Below which directories mailboxes lie that a symlink may lead to: those of `mail_roots`, or the fixed parts of all paths
+    /// and the directory that holds the user's home.
+    pub fn mail_roots(&self, home: Option<&Path>) -> Vec<PathBuf> {
+        if let Some(roots) = &self.mail_roots {
+            return roots.clone();
+        }
+        let paths = self.namespaces.iter().flat_map(|namespace| {
+            let location = &namespace.location;
+            std::iter::once(&location.path).chain(&location.inbox_path)
+        });
+        let fixed = paths.filter_map(|path| path.fixed_part().map(PathBuf::from));
+        let homes = home
+            .and_then(Path::parent)
+            .filter(|it| it.parent().is_some());
+        fixed.chain(homes.map(Path::to_owned)).collect()
+    }
 }
 
 /// `delivery.detail`: what `alice+Work` means.

@@ -172,7 +172,7 @@ impl Log {
 /// Whether the log of this name is still the one with this `stat`.
 fn is_in_place(dir: &Dir, pair: Pair, stat: &Stat) -> io::Result<bool> {
     match dir.stat_name(pair.log) {
-        Ok(there) => Ok((stat.dev, stat.ino) == (there.dev, there.ino)),
+        Ok(there) => Ok(stat.identity() == there.identity()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }

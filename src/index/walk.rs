@@ -39,7 +39,7 @@ impl Walks {
     pub fn walk(&self, dir: &Dir, pair: Pair, file: &File, stat: &Stat) -> Result<State, String> {
         let header = LogHeader::read(file).map_err(|error| error.to_string())?;
         let header = header.ok_or("its header is not that of version 1")?;
-        let key = (stat.dev, stat.ino);
+        let key = stat.identity();
         let known = self.lock().get(&key).copied();
         let known = known.filter(|walk| walk.header == header);
         let walk = match known.and_then(|walk| walk.go_on(file, stat.size).ok()) {

@@ -1,6 +1,7 @@
 //! Mailboxes: what they are called, where they lie, who may store in them, what their files look like.
 
 pub mod acl;
+pub mod link;
 pub mod location;
 pub mod lookup;
 pub mod name;

@@ -87,7 +87,9 @@ mod tests {
             modified: std::time::UNIX_EPOCH,
             accessed: std::time::UNIX_EPOCH,
             is_dir: true,
+            links: 2,
             is_file: false,
+            is_link: false,
         }
     }
 

@@ -131,7 +131,7 @@ impl Created {
             parent: made.parent.try_clone().map_err(failed)?,
             name: name.clone(),
             hidden: hidden.to_owned(),
-            identity: (stat.dev, stat.ino),
+            identity: stat.identity(),
         };
         match made.parent.rename_dir(hidden, &name) {
             Ok(()) => {
@@ -169,7 +169,7 @@ impl Revealed {
         let is_known = |name: &&String| KNOWN.contains(&name.as_str());
         let (known, control): (Vec<_>, Vec<_>) = names.iter().partition(is_known);
         let is_control = |name: &&String| [uidlist::FILE, keywords::FILE].contains(&name.as_str());
-        if (stat.dev, stat.ino) != self.identity || !control.iter().all(is_control) {
+        if stat.identity() != self.identity || !control.iter().all(is_control) {
             return Ok(false);
         }
         // Somebody else's message is in it: it has the letters and the UIDs of these.

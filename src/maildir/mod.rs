@@ -48,11 +48,11 @@ pub struct Maildir {
 }
 
 impl Maildir {
-    /// Opens what delivery needs. Makes a missing one of `cur`, `new`, `tmp` again, with the mailbox's permissions.
-    pub fn open(path: &Path) -> Result<Maildir, Fault> {
+    /// Opens what delivery needs of the mailbox in `dir`, whose name is `path`. Makes a missing one of `cur`, `new`, `tmp` again,
+    /// with the mailbox's permissions.
+    pub fn at(dir: Dir, path: &Path) -> Result<Maildir, Fault> {
         let failed =
             |error: io::Error| Fault::io(format!("open the mailbox {}", path.display()), &error);
-        let dir = Dir::open(path).map_err(failed)?;
         let permission = Permission::of(&dir.stat().map_err(failed)?, path);
         let open = |name: &str| match dir.open_dir(name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -90,7 +90,7 @@ impl Maildir {
 
     /// Device and inode of `new/`: equal for all names of one mailbox.
     pub fn identity(&self) -> (u64, u64) {
-        (self.new_stat.dev, self.new_stat.ino)
+        self.new_stat.identity()
     }
 
     pub fn path(&self) -> &Path {
@@ -106,7 +106,7 @@ impl Maildir {
     /// else.
     pub fn check_name(&self, path: &Path) -> Result<(), Fault> {
         let why = match dir::stat(&path.join("new")) {
-            Ok(there) if (there.dev, there.ino) == self.identity() => return Ok(()),
+            Ok(there) if there.identity() == self.identity() => return Ok(()),
             Ok(_) => "another mailbox has its name now".into(),
             Err(error) => error.to_string(),
         };

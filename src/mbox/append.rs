@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::fs::{File, FileTimes};
 use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use memchr::memmem;
 
@@ -20,6 +20,10 @@ use crate::sys::fault_point::pass;
 const BUFFER: usize = 128 * 1024;
 /// How much of the first message is looked at, bytes.
 const MAX_FIRST: usize = 4096;
+
+/// Locked by one name it can be written to by the other, and nobody knows whose mail the other is.
+pub const MORE_NAMES: &str =
+    "it has more than one name (hard links): its locks would hold for one of them only";
 
 /// An mbox, open by its real place: its locks lie beside the file, not beside a symlink to it.
 #[derive(Debug)]
@@ -74,26 +78,14 @@ pub struct Appended {
 }
 
 impl Mbox {
-    /// The mbox at `path`, which may be a symlink, or be missing.
-    pub fn at(path: &Path) -> Result<Mbox, Fault> {
-        let failed = |error: io::Error| Fault::io(format!("open {}", path.display()), &error);
-        let path = match path.canonicalize() {
-            // What a symlink to nothing is meant to be nobody knows.
-            Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => {
-                path.to_owned()
-            }
-            other => other.map_err(failed)?,
-        };
-        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(failed(ErrorKind::IsADirectory.into()));
-        };
-        let name = name.to_str();
-        let name = name.ok_or_else(|| failed(ErrorKind::InvalidFilename.into()))?;
-        Ok(Mbox {
-            dir: Dir::open(folder).map_err(failed)?,
-            name: name.to_owned(),
-            path,
-        })
+    /// The mbox in `dir`, whose real path is this one. It may be missing.
+    pub fn at(dir: Dir, path: PathBuf) -> Result<Mbox, Fault> {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.map(str::to_owned).ok_or_else(|| {
+            let error = ErrorKind::InvalidFilename.into();
+            Fault::io(format!("open {}", path.display()), &error)
+        })?;
+        Ok(Mbox { path, dir, name })
     }
 
     /// Opened under its locks, and looked at. [`Code::Storage`] when somebody holds one for too long.
@@ -148,6 +140,7 @@ impl Mbox {
         let mut start = [0; 5];
         let read = pass().and_then(|()| file.read_at(&mut start, 0));
         let why = match read {
+            Ok(_) if stat.links != 1 => MORE_NAMES.to_owned(),
             Ok(_) if stat.size == 0 => return Ok(()),
             Ok(5) if start == *b"From " => return Ok(()),
             Ok(_) => "it does not begin with \"From \": it is no mbox".to_owned(),
@@ -307,10 +300,13 @@ impl Write for Checked<'_> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::Path;
     use std::time::{Duration, SystemTime};
 
     use super::*;
+    use crate::mailbox::link::Links;
     use crate::message::body::{BodyWriter, Spool};
+    use crate::sys::credentials;
 
     const FROM: &str = "From a@b  Mon Nov 02 07:02:09 2026";
     const OLD: &str = "From x  Mon Nov 02 07:02:09 2026\nA: b\n\nold\n\n";
@@ -340,7 +336,14 @@ mod tests {
             flags: Flags::default(),
             uid: None,
         };
-        Mbox::at(path)?.lock(demands)?.append(&message)
+        let folder = path.parent().unwrap().to_owned();
+        let links = Links {
+            uid: credentials::effective().uid,
+            mail_roots: vec![folder.clone()],
+        };
+        let holder = links.open_holder(&folder, path);
+        let (dir, path) = holder.map_err(|error| Fault::io("open", &error))?;
+        Mbox::at(dir, path)?.lock(demands)?.append(&message)
     }
 
     #[test]

@@ -58,6 +58,23 @@ impl Default for Locking {
     }
 }
 
+impl Locking {
+    /// For a file that is reached by a symlink: others make their dotlock beside the link, where it is no use, so one that cannot
+    /// be made beside the file is missed by nobody, as long as the kernel locks it.
+    pub fn of_linked(mut self) -> Locking {
+        if self
+            .kinds
+            .iter()
+            .any(|kind| matches!(kind, Kind::Fcntl | Kind::Flock))
+        {
+            for kind in self.kinds.iter_mut().filter(|kind| **kind == Kind::Dotlock) {
+                *kind = Kind::DotlockTry;
+            }
+        }
+        self
+    }
+}
+
 /// An mbox that is locked. Dropped, it is not.
 #[derive(Debug)]
 pub struct Locked {
@@ -159,7 +176,7 @@ fn cannot_be_made(error: &io::Error) -> bool {
 fn is_in_place(dir: &Dir, name: &str, file: &File) -> io::Result<bool> {
     let own = dir::stat_file(file)?;
     match dir.stat_name(name) {
-        Ok(there) => Ok((own.dev, own.ino) == (there.dev, there.ino)),
+        Ok(there) => Ok(own.identity() == there.identity()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }

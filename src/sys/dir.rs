@@ -32,10 +32,21 @@ pub struct Stat {
     pub uid: u32,
     pub gid: u32,
     pub size: u64,
+    /// Names of it.
+    pub links: u64,
     pub modified: SystemTime,
     pub accessed: SystemTime,
     pub is_dir: bool,
     pub is_file: bool,
+    /// A symlink that was not followed.
+    pub is_link: bool,
+}
+
+impl Stat {
+    /// Device and inode: equal for all names of one file.
+    pub fn identity(&self) -> (u64, u64) {
+        (self.dev, self.ino)
+    }
 }
 
 impl Dir {
@@ -47,15 +58,26 @@ impl Dir {
     }
 
     /// Opens a directory right below this one; a symlink is refused (ELOOP or ENOTDIR).
-    pub fn open_dir(&self, name: &str) -> io::Result<Dir> {
+    pub fn open_dir(&self, name: impl AsRef<OsStr>) -> io::Result<Dir> {
+        self.open_dir_with(name.as_ref(), OFlag::O_NOFOLLOW)
+    }
+
+    /// The same, wherever a symlink leads.
+    pub fn open_dir_through(&self, name: impl AsRef<OsStr>) -> io::Result<Dir> {
+        self.open_dir_with(name.as_ref(), OFlag::empty())
+    }
+
+    fn open_dir_with(&self, name: &OsStr, flags: OFlag) -> io::Result<Dir> {
         pass()?;
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        Ok(Dir(openat(
-            &self.0,
-            component(name)?,
-            flags,
-            Mode::empty(),
-        )?))
+        let flags = flags | OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let name = component(&name)?;
+        Ok(Dir(openat(&self.0, name, flags, Mode::empty())?))
+    }
+
+    /// Where it is now. An error without /proc.
+    pub fn real_path(&self) -> io::Result<PathBuf> {
+        pass()?;
+        std::fs::read_link(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
     }
 
     /// A file without a name, to be [linked](Dir::link) when it is complete. EOPNOTSUPP, EISDIR or ENOENT where the
@@ -310,6 +332,12 @@ pub fn stat(path: &Path) -> io::Result<Stat> {
     Ok(nix::sys::stat::stat(path)?.into())
 }
 
+/// `stat` of the path itself: the last symlink is not followed.
+pub fn stat_link(path: &Path) -> io::Result<Stat> {
+    pass()?;
+    Ok(nix::sys::stat::lstat(path)?.into())
+}
+
 /// `fstat` of an open file.
 pub fn stat_file(file: &File) -> io::Result<Stat> {
     pass()?;
@@ -407,10 +435,12 @@ impl From<FileStat> for Stat {
             uid: stat.st_uid,
             gid: stat.st_gid,
             size: stat.st_size as u64,
+            links: stat.st_nlink,
             modified: time(stat.st_mtime, stat.st_mtime_nsec),
             accessed: time(stat.st_atime, stat.st_atime_nsec),
             is_dir: kind == libc::S_IFDIR,
             is_file: kind == libc::S_IFREG,
+            is_link: kind == libc::S_IFLNK,
         }
     }
 }

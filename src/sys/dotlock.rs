@@ -144,7 +144,7 @@ impl Dotlock {
 
     fn is_ours(&self) -> io::Result<bool> {
         match self.dir.stat_name(format!("{}.lock", self.name)) {
-            Ok(stat) => Ok((stat.dev, stat.ino) == self.identity),
+            Ok(stat) => Ok(stat.identity() == self.identity),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }

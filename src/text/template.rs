@@ -172,6 +172,19 @@ impl Template {
             .any(|part| matches!(part, Part::Variable(variable, _) if which(variable)))
     }
 
+    /// The part of a path before the first component with a variable; none where that is nothing, or `/`.
+    pub fn fixed_part(&self) -> Option<&str> {
+        let text = match self.parts.first()? {
+            Part::Literal(text) => text.as_str(),
+            Part::Variable(..) => return None,
+        };
+        let fixed = match self.parts.len() {
+            1 => text,
+            _ => &text[..text.rfind('/')?],
+        };
+        (fixed.starts_with('/') && fixed.len() > 1).then_some(fixed)
+    }
+
     /// The part of a path before the component with the last variable: `/vmail/%d/%n/Maildir` -> `/vmail/%d`.
     pub fn before_last_variable(&self) -> Option<Template> {
         let last = self

@@ -7,6 +7,7 @@ use crate::deliver::report::Line;
 use crate::deliver::resolve::Target;
 use crate::fault::{Code, Fault};
 use crate::mailbox::permission::Permission;
+use crate::mbox::append::MORE_NAMES;
 use crate::mbox::lock::Kind;
 use crate::sys;
 use crate::sys::dir::{self, Stat};
@@ -46,6 +47,13 @@ impl Inspection<'_> {
         }
         self.lines.push(Line::ok("mailbox", target.mailbox.clone()));
         let path = &target.paths.mailbox;
+        if let Some(why) = self.why_not_its(target, file) {
+            let doing = format!("write to {}", path.display());
+            if self.targets.by.is_strangers() && !target.own_inbox {
+                return Ok(Finding::Denied(format!("{doing}: {why}")));
+            }
+            return self.end("path", Fault::new(Code::Storage, doing, why));
+        }
         if let Err(error) = dir::may_change(path) {
             return self.cannot_add(target, path, error);
         }
@@ -64,15 +72,36 @@ impl Inspection<'_> {
         Ok(self.usable(target, None))
     }
 
+    /// Made before by somebody who wants to read what comes, or a second name of somebody's mail.
+    fn why_not_its(&self, target: &Target, file: &Stat) -> Option<String> {
+        let uid = self.identity.uid;
+        match file {
+            _ if file.links != 1 => Some(MORE_NAMES.to_owned()),
+            _ if target.own_inbox && ![0, uid].contains(&file.uid) => Some(format!(
+                "it belongs to uid {}, and it is the INBOX of uid {uid}",
+                file.uid
+            )),
+            _ => None,
+        }
+    }
+
     /// Where it cannot be made no delivery gets through.
     fn check_dotlock(&mut self, target: &Target, file: &Path) -> Result<Option<Finding>, Fault> {
-        let kinds = &self.settings.mbox.locking.kinds;
+        let locking = &self.settings.mbox.locking;
         let folder = file.parent().unwrap_or(Path::new("/"));
-        if !kinds.contains(&Kind::Dotlock) {
+        if !locking.kinds.contains(&Kind::Dotlock) {
             return Ok(None);
         }
         match dir::may_write(folder) {
             Ok(()) => Ok(None),
+            Err(error)
+                if target.paths.mailbox.is_symlink()
+                    && !locking.clone().of_linked().kinds.contains(&Kind::Dotlock) =>
+            {
+                let shown = format!("no dotlock in {}: {error}", folder.display());
+                self.lines.push(Line::ok("locks", shown));
+                Ok(None)
+            }
             Err(error) => self.cannot_add(target, folder, error).map(Some),
         }
     }

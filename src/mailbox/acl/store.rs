@@ -134,7 +134,7 @@ fn collect(
         match layout {
             Layout::MaildirPlusPlus => {
                 if let Some(name) = name.strip_prefix('.')
-                    && !matches!(dir.open_dir(&format!(".{name}")), Err(error) if is_none(&error))
+                    && !matches!(dir.open_dir(format!(".{name}")), Err(error) if is_none(&error))
                 {
                     found.push(name.to_owned());
                 }

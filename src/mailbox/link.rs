@@ -1,0 +1,259 @@
+//! The one rule for symlinks on the way to a mailbox (Dovecot "Mailbox Sharing with Symlinks").
+//!
+//! 1. Whatever leads to the root of a namespace, and to the directory of an INBOX outside of it, is the admin's: followed.
+//! 2. Below that, a symlink is followed when it belongs to root, to the user who delivers or to the owner of what it leads to,
+//!    and when what it leads to is there and lies below a mail root.
+//! 3. In a mailbox, and for locks and control files, nothing is followed.
+//!
+//! The rights are those of the name: of the namespace that holds the link. Modes and groups are those of what it leads to.
+
+use std::ffi::OsStr;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use crate::sys::dir::{self, Dir, Stat};
+use crate::sys::is_no_directory;
+
+/// The rule, for one user who delivers.
+#[derive(Debug)]
+pub struct Links {
+    /// Who delivers.
+    pub uid: u32,
+    /// What a symlink may lead to.
+    pub mail_roots: Vec<PathBuf>,
+}
+
+/// Why a symlink is not followed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the symlink {} {why}", .link.display())]
+pub struct Refused {
+    link: PathBuf,
+    why: String,
+}
+
+impl Links {
+    /// Looks at each symlink that is there on the way to `mailbox`, whose namespace has this `root`. A part that is missing or
+    /// cannot be looked at is not judged. What is opened later is judged again: it may have changed. Answers what the last of them
+    /// leads to.
+    pub fn check(&self, root: &Path, mailbox: &Path) -> Result<Option<PathBuf>, Refused> {
+        let (base, components) = way(root, mailbox);
+        let (mut path, mut real) = (base.to_owned(), None);
+        for component in components {
+            path.push(component);
+            match dir::stat_link(&path) {
+                Ok(stat) if stat.is_link => real = Some(self.check_link(&path, &stat)?),
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        Ok(real)
+    }
+
+    fn check_link(&self, link: &Path, own: &Stat) -> Result<PathBuf, Refused> {
+        let refused = |why: String| Refused {
+            link: link.to_owned(),
+            why,
+        };
+        let target = dir::stat(link).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => refused("leads nowhere".into()),
+            _ => refused(format!("cannot be followed: {error}")),
+        })?;
+        let real = link.canonicalize();
+        let real = real.map_err(|error| refused(format!("cannot be followed: {error}")))?;
+        self.judge(own, &target, &real).map_err(refused)?;
+        Ok(real)
+    }
+
+    /// Whether a symlink may lead to `real`.
+    fn judge(&self, link: &Stat, target: &Stat, real: &Path) -> Result<(), String> {
+        let uid = self.uid;
+        if ![0, uid, target.uid].contains(&link.uid) {
+            return Err(format!(
+                "belongs to uid {}: not to root, nor to uid {uid}, who delivers, nor to uid {}, who has what it leads to",
+                link.uid, target.uid
+            ));
+        }
+        let mut roots = self.mail_roots.iter();
+        let is_below = |root: &PathBuf| root.canonicalize().is_ok_and(|it| real.starts_with(it));
+        match roots.any(is_below) {
+            true => Ok(()),
+            false => Err(format!(
+                "leads to {}, which is below none of delivery.mail_roots",
+                real.display()
+            )),
+        }
+    }
+
+    /// Opens the directory of a mailbox by this rule: step by step, and each symlink is judged by what has been opened.
+    pub fn open(&self, root: &Path, mailbox: &Path) -> io::Result<Dir> {
+        let (base, components) = way(root, mailbox);
+        self.walk(base, &components)
+    }
+
+    /// The directory that a mailbox which is a file lies in, opened, and its name there. A symlink to it has been followed; the
+    /// file may be missing.
+    pub fn open_holder(&self, root: &Path, mailbox: &Path) -> io::Result<(Dir, PathBuf)> {
+        let (base, mut components) = way(root, mailbox);
+        let name = components.pop().ok_or(ErrorKind::IsADirectory)?;
+        let holder = self.walk(base, &components)?;
+        let link = match holder.stat_name(name) {
+            Ok(stat) if stat.is_link => stat,
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => return Ok((holder, mailbox.to_owned())),
+        };
+        let path = holder.real_path()?.join(name);
+        let real = path.canonicalize()?;
+        let (Some(folder), Some(name)) = (real.parent(), real.file_name()) else {
+            return Err(ErrorKind::IsADirectory.into());
+        };
+        let holder = Dir::open(folder)?;
+        let (target, real) = (holder.stat_name(name)?, holder.real_path()?.join(name));
+        let judged = self.judge(&link, &target, &real);
+        judged.map_err(|why| refused(&path, why))?;
+        Ok((holder, real))
+    }
+
+    fn walk(&self, base: &Path, components: &[&OsStr]) -> io::Result<Dir> {
+        let mut dir = Dir::open(base)?;
+        for name in components {
+            dir = match dir.open_dir(name) {
+                Err(error) if is_no_directory(&error) => self.open_link(&dir, name)?,
+                opened => opened?,
+            };
+        }
+        Ok(dir)
+    }
+
+    fn open_link(&self, dir: &Dir, name: &OsStr) -> io::Result<Dir> {
+        let link = dir.stat_name(name)?;
+        let opened = dir.open_dir_through(name)?;
+        if link.is_link {
+            let judged = self.judge(&link, &opened.stat()?, &opened.real_path()?);
+            judged.map_err(|why| refused(&dir.real_path().unwrap_or_default().join(name), why))?;
+        }
+        Ok(opened)
+    }
+}
+
+fn refused(link: &Path, why: String) -> io::Error {
+    let link = link.to_owned();
+    io::Error::other(Refused { link, why }.to_string())
+}
+
+/// Where the admin's part of the way ends, and the names behind it.
+fn way<'a>(root: &'a Path, mailbox: &'a Path) -> (&'a Path, Vec<&'a OsStr>) {
+    let base = match mailbox.starts_with(root) {
+        true => root,
+        false => mailbox.parent().unwrap_or(root),
+    };
+    let names = mailbox.strip_prefix(base).unwrap_or(mailbox);
+    (base, names.iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{lchown, symlink};
+
+    use super::*;
+    use crate::sys::credentials;
+
+    /// `link -> target`, by way of `link`, from `home/alice/Maildir` to `.Box`.
+    #[test]
+    fn what_is_followed() {
+        let rows = [
+            (".Box", "../../bob/Maildir/.Work", None),
+            (".Box", "ROOT/home/bob/Maildir/.Work", None),
+            (".Box", ".Other", None),
+            (".Box", "ROOT/chain", None),
+            (".Box", "ROOT/etc", Some("leads to")),
+            (".Box", "ROOT/home/bob/Maildir/.Out", Some("leads to")),
+            (".Box", "/proc/self/root/etc", Some("leads to")),
+            (".Box", "/", Some("leads to")),
+            (".Box", "ROOT/home2", Some("leads to")),
+            (".Box", "nowhere", Some("leads nowhere")),
+            (".Box", ".Box", Some("cannot be followed")),
+            ("sub", "../../bob/Maildir", None),
+            ("sub", "ROOT/etc", Some("leads to")),
+        ];
+        for (name, target, want) in rows {
+            let scratch = tempfile::tempdir().unwrap();
+            let path = |below: &str| scratch.path().join(below);
+            for folder in [
+                "etc",
+                "home2",
+                "home/bob/Maildir/.Work",
+                "home/alice/Maildir/.Other",
+            ] {
+                fs::create_dir_all(path(folder)).unwrap();
+            }
+            symlink(path("etc"), path("home/bob/Maildir/.Out")).unwrap();
+            symlink(path("home/bob/Maildir/.Work"), path("chain")).unwrap();
+            let root = path("home/alice/Maildir");
+            let text = scratch.path().to_str().unwrap();
+            symlink(target.replace("ROOT", text), root.join(name)).unwrap();
+            let mailbox = match name {
+                "sub" => root.join("sub/.Work"),
+                name => root.join(name),
+            };
+            let links = Links {
+                uid: credentials::effective().uid,
+                mail_roots: vec![path("home")],
+            };
+            let checked = links.check(&root, &mailbox);
+            let why = checked.map(drop).map_err(|refused| refused.why);
+            let opened = links.open(&root, &mailbox);
+            assert_eq!(
+                opened.is_ok(),
+                want.is_none(),
+                "{name} -> {target}: {opened:?}"
+            );
+            match want {
+                None => assert_eq!(why, Ok(()), "{name} -> {target}"),
+                Some(want) => assert!(
+                    why.as_ref().is_err_and(|why| why.contains(want)),
+                    "{name} -> {target}: {why:?}"
+                ),
+            }
+            // Whatever leads to the root is the admin's.
+            let link = path("elsewhere");
+            symlink(&root, &link).unwrap();
+            let links = Links {
+                mail_roots: Vec::new(),
+                ..links
+            };
+            assert_eq!(links.check(&link, &link.join(".Other")), Ok(None));
+            links.open(&link, &link.join(".Other")).unwrap();
+        }
+    }
+
+    #[test]
+    fn whose_links_are_followed() {
+        if !credentials::is_root() {
+            return;
+        }
+        for (owner, uid, target_uid, is_followed) in [
+            (0, 1000, 1000, true),
+            (1000, 1000, 1001, true),
+            (1001, 1000, 1001, true),
+            (1002, 1000, 1001, false),
+            (1002, 0, 0, false),
+        ] {
+            let scratch = tempfile::tempdir().unwrap();
+            let (link, target) = (scratch.path().join(".Box"), scratch.path().join("target"));
+            fs::create_dir(&target).unwrap();
+            lchown(&target, Some(target_uid), None).unwrap();
+            symlink(&target, &link).unwrap();
+            lchown(&link, Some(owner), None).unwrap();
+            let links = Links {
+                uid,
+                mail_roots: vec![scratch.path().to_owned()],
+            };
+            let checked = links.check(scratch.path(), &link);
+            let case = format!("{owner} {uid} {target_uid}: {checked:?}");
+            assert_eq!(checked.is_ok(), is_followed, "{case}");
+            let opened = links.open(scratch.path(), &link);
+            assert_eq!(opened.is_ok(), is_followed, "{case}");
+        }
+    }
+}

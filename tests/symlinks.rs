@@ -1,0 +1,443 @@
+//! Dovecot's chapter "Mailbox Sharing with Symlinks": alice is its user1, bob its user2, carol its user3.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use support::imap::Imap;
+use support::peers::{Dovecot, VERSIONS, Version};
+use support::{MAIL, Server, Store, as_user, not_root, program, run_with_input};
+
+/// How the private mailboxes of all users are kept.
+struct Format {
+    ours: &'static str,
+    location: &'static str,
+    settings: &'static str,
+}
+
+const MAILDIR: Format = Format {
+    ours: "",
+    location: "maildir:~/Maildir",
+    settings: "mail_driver = maildir\nmail_path = ~/Maildir\n",
+};
+const NESTED: Format = Format {
+    ours: "mail_path = \"~/mail\"\nmailbox_list_layout = \"fs\"\n",
+    location: "maildir:~/mail:LAYOUT=fs",
+    settings: "mail_driver = maildir\nmail_path = ~/mail\nmailbox_list_layout = fs\n",
+};
+const MBOX: Format = Format {
+    ours: "mail_driver = \"mbox\"\nmail_path = \"~/mail\"\n",
+    location: "mbox:~/mail",
+    settings: "mail_driver = mbox\nmail_path = ~/mail\n",
+};
+
+impl Format {
+    /// Only private mailboxes: their names may begin with `shared/`.
+    fn configure(&self, store: &Store) -> PathBuf {
+        store.configure("", "");
+        let text = store.config("", "");
+        let (before, from) = text.split_once("[namespace.public]").unwrap();
+        let (_, after) = from.split_once("[acl]").unwrap();
+        let text = format!("{}{before}[acl]{after}", self.ours);
+        fs::write(store.path("postroom.toml"), text).unwrap();
+        store.path("postroom.toml")
+    }
+
+    fn dovecot(&self, version: Version, store: &Store) -> Option<Dovecot> {
+        Dovecot::start_with(version, store, |text| {
+            let (before, from) = text.split_once("namespace public {").unwrap();
+            let end = from.find("  subscriptions = no\n  list = children\n}\nservice");
+            let text = format!("{before}{}", &from[end.unwrap()..]);
+            let text = text.replace(
+                "  subscriptions = no\n  list = children\n}\nservice",
+                "service",
+            );
+            let (old, new) = match version {
+                Version::V23 => (
+                    "mail_location = maildir:~/Maildir\n".to_owned(),
+                    format!("mail_location = {}\n", self.location),
+                ),
+                Version::V24 => (MAILDIR.settings.to_owned(), self.settings.to_owned()),
+            };
+            assert!(text.contains(&old), "{text}");
+            text.replace(&old, &new)
+        })
+    }
+}
+
+/// `ln -s target link`, as the user who has the directory.
+fn link(store: &Store, target: &str, name: &str) {
+    let link = store.path(name);
+    symlink(target.replace("ROOT", &store.scratch.text("")), &link).unwrap();
+    std::os::unix::fs::lchown(&link, Some(MAIL), Some(MAIL)).unwrap();
+}
+
+/// The exit code and what is said, for a message into a mailbox of Alice's.
+fn lda(config: &Path, mailbox: &str) -> (i32, String) {
+    let mut lda = program("postroom-lda");
+    lda.arg("-c").arg(config);
+    lda.args(["-d", "alice", "-m", mailbox]);
+    lda.env("POSTROOM_LOG", "json");
+    as_user(&mut lda, MAIL, MAIL, &[]);
+    let output = run_with_input(&mut lda, b"Subject: x\n\n");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code().unwrap(), said)
+}
+
+fn subjects(dovecot: &Dovecot, user: &str, mailbox: &str) -> Vec<String> {
+    let mut imap = Imap::login(dovecot.port, user);
+    imap.select(mailbox);
+    let found = imap.fetch_all();
+    let subjects = found.iter().map(|message| support::subject(&message.bytes));
+    let subjects = subjects.collect();
+    imap.command("LOGOUT");
+    subjects
+}
+
+/// One message by each name of a mailbox: the user's and the owner's. Both see both, in both Dovecots.
+fn both_names(format: &Format, lay: impl Fn(&Store), rows: &[(&str, &str, &str, &str)]) {
+    if not_root() {
+        return;
+    }
+    for version in VERSIONS {
+        let store = Store::new();
+        lay(&store);
+        let config = format.configure(&store);
+        let Some(dovecot) = format.dovecot(version, &store) else {
+            return;
+        };
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let mut client = server.client();
+        for (user, mailbox, owner, own) in rows {
+            let mut deliver = |user: &str, mailbox: &str, subject: &str| {
+                let recipient = format!("{user}+{mailbox}@example.test");
+                let message = format!("Subject: {subject}\n\nbody\n");
+                let replies = client.deliver(&[&recipient], message.as_bytes());
+                let want = format!("mailbox=\"{mailbox}\"");
+                assert!(replies[0].contains(&want), "{replies:?} {}", server.log());
+            };
+            deliver(user, mailbox, "by the link");
+            deliver(owner, own, "by its name");
+            deliver(user, mailbox, "by the link again");
+            let want = ["by the link", "by its name", "by the link again"];
+            for (user, mailbox) in [(user, mailbox), (owner, own)] {
+                assert_eq!(subjects(&dovecot, user, mailbox), want, "{version:?}");
+            }
+            // And once more, where Dovecot knows the mailbox.
+            deliver(user, mailbox, "later");
+            deliver(owner, own, "later");
+            assert_eq!(subjects(&dovecot, user, mailbox).len(), 5, "{version:?}");
+            assert_eq!(subjects(&dovecot, owner, own).len(), 5, "{version:?}");
+        }
+        assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+    }
+}
+
+#[test]
+fn mailbox_sharing_with_symlinks_maildir() {
+    let lay = |store: &Store| {
+        for (user, folder) in [("bob", ".Work"), ("carol", ".Work")] {
+            let home = format!("home/{user}/Maildir");
+            store.scratch.maildir(&home, MAIL, MAIL, 0o700);
+            // What is made through the link looks like what is there.
+            let folder = format!("{home}/{folder}");
+            store.scratch.maildir(&folder, MAIL, 100, 0o2770);
+        }
+        store
+            .scratch
+            .maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
+        for user in ["bob", "carol"] {
+            let name = format!("home/alice/Maildir/.shared.{user}");
+            link(store, &format!("ROOT/home/{user}/Maildir/.Work"), &name);
+        }
+    };
+    let rows = [
+        ("alice", "shared/bob", "bob", "Work"),
+        ("alice", "shared/carol", "carol", "Work"),
+    ];
+    both_names(&MAILDIR, lay, &rows);
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    lay(&store);
+    let config = MAILDIR.configure(&store);
+    let server = Server::start_as(
+        &config,
+        &store.path("run/lmtp"),
+        &store.path("run/log"),
+        &[100],
+    );
+    let recipient = "alice+shared/bob@example.test";
+    let replies = server.client().deliver(&[recipient], b"Subject: x\n\n");
+    assert!(
+        replies[0].starts_with("250"),
+        "{replies:?} {}",
+        server.log()
+    );
+    let mut explain = program("postroom");
+    explain.arg("-c").arg(&config).args(["explain", recipient]);
+    as_user(&mut explain, MAIL, MAIL, &[100]);
+    let shown = String::from_utf8(explain.output().unwrap().stdout).unwrap();
+    let real = format!(
+        "symlink       -> {}",
+        store.path("home/bob/Maildir/.Work").display()
+    );
+    assert!(shown.contains(&real), "{shown}");
+    let stored = support::messages(&store.path("home/bob/Maildir/.Work"));
+    let meta = fs::metadata(&stored[0].0).unwrap();
+    assert_eq!((meta.mode() & 0o7777, meta.gid()), (0o660, 100));
+}
+
+/// "With Maildir++ layout it's not possible to automatically share mailbox and its children … With the fs layout this is possible".
+#[test]
+fn mailbox_sharing_with_symlinks_and_children() {
+    let lay = |store: &Store| {
+        for part in ["alice", "bob"] {
+            let home = format!("home/{part}/mail");
+            store.scratch.maildir(&home, MAIL, MAIL, 0o700);
+        }
+        store
+            .scratch
+            .maildir("home/bob/mail/Work", MAIL, MAIL, 0o700);
+        let child = "home/bob/mail/Work/child";
+        store.scratch.maildir(child, MAIL, MAIL, 0o700);
+        store
+            .scratch
+            .dir("home/alice/mail/shared", MAIL, MAIL, 0o700);
+        link(
+            store,
+            "ROOT/home/bob/mail/Work",
+            "home/alice/mail/shared/bob",
+        );
+    };
+    let rows = [
+        ("alice", "shared/bob", "bob", "Work"),
+        ("alice", "shared/bob/child", "bob", "Work/child"),
+    ];
+    both_names(&NESTED, lay, &rows);
+}
+
+#[test]
+fn mailbox_sharing_with_symlinks_mbox() {
+    let lay = |store: &Store| {
+        for user in ["alice", "bob", "carol"] {
+            store
+                .scratch
+                .dir(&format!("home/{user}/mail"), MAIL, MAIL, 0o700);
+        }
+        store
+            .scratch
+            .file("home/bob/mail/Work", MAIL, MAIL, 0o600, "");
+        store
+            .scratch
+            .file("home/carol/mail/Work", MAIL, MAIL, 0o600, "");
+        store
+            .scratch
+            .dir("home/alice/mail/shared", MAIL, MAIL, 0o700);
+        for user in ["bob", "carol"] {
+            let name = format!("home/alice/mail/shared/{user}");
+            link(store, &format!("ROOT/home/{user}/mail/Work"), &name);
+        }
+    };
+    let rows = [
+        ("alice", "shared/bob", "bob", "Work"),
+        ("alice", "shared/carol", "carol", "Work"),
+    ];
+    both_names(&MBOX, lay, &rows);
+}
+
+/// "Alternatively instead of symlinking an mbox file, put the shared mailboxes inside a directory and symlink the entire directory."
+#[test]
+fn mailbox_sharing_with_symlinks_of_a_directory_of_mboxes() {
+    let lay = |store: &Store| {
+        for user in ["alice", "bob"] {
+            store
+                .scratch
+                .dir(&format!("home/{user}/mail"), MAIL, MAIL, 0o700);
+        }
+        store.scratch.dir("home/bob/mail/Team", MAIL, MAIL, 0o700);
+        store
+            .scratch
+            .file("home/bob/mail/Team/Work", MAIL, MAIL, 0o600, "");
+        link(store, "ROOT/home/bob/mail/Team", "home/alice/mail/bob");
+    };
+    both_names(&MBOX, lay, &[("alice", "bob/Work", "bob", "Team/Work")]);
+}
+
+/// The dotlock of an mbox is beside the file, whatever name it is reached by; where none can be made there, the kernel's locks hold.
+#[test]
+fn locks_of_a_linked_mbox() {
+    if not_root() {
+        return;
+    }
+    for (folder_mode, locks, held, want) in [
+        (0o700, "\"fcntl\", \"dotlock\"", false, 0),
+        (0o700, "\"fcntl\", \"dotlock\"", true, 75),
+        (0o555, "\"fcntl\", \"dotlock\"", false, 0),
+        (0o555, "\"flock\"", false, 0),
+        (0o555, "\"dotlock\"", false, 75),
+    ] {
+        let store = Store::new();
+        store.scratch.dir("home/alice/mail", MAIL, MAIL, 0o700);
+        let owner = if folder_mode == 0o555 { 0 } else { MAIL };
+        store.scratch.dir("home/bob/mail", owner, MAIL, folder_mode);
+        store.scratch.dir("home/bob", MAIL, MAIL, 0o755);
+        let file = store
+            .scratch
+            .file("home/bob/mail/Work", MAIL, MAIL, 0o600, "");
+        link(&store, "ROOT/home/bob/mail/Work", "home/alice/mail/shared");
+        if held {
+            let pid = std::process::id().to_string();
+            store
+                .scratch
+                .file("home/bob/mail/Work.lock", MAIL, MAIL, 0o644, &pid);
+        }
+        let config = MBOX.configure(&store);
+        let text = fs::read_to_string(&config).unwrap();
+        let more = format!("mbox_lock_timeout = \"1s\"\nmbox_write_locks = [{locks}]\n");
+        fs::write(&config, more + &text).unwrap();
+        let (code, said) = lda(&config, "shared");
+        let case = format!("{folder_mode:o} {locks} {held}: {said}");
+        assert_eq!(code, want, "{case}");
+        assert_eq!(fs::metadata(&file).unwrap().len() > 0, want == 0, "{case}");
+    }
+}
+
+/// What leads nowhere, in circles or out of the mail roots is not followed: a stranger's mail goes to INBOX, the admin's waits, and
+/// the log says which symlink it is.
+#[test]
+fn symlinks_that_are_not_followed() {
+    if not_root() {
+        return;
+    }
+    for (format, folder, name) in [
+        (&MAILDIR, "home/alice/Maildir", ".Work"),
+        (&NESTED, "home/alice/mail", "Work"),
+        (&MBOX, "home/alice/mail", "Work"),
+    ] {
+        for (what, target) in [
+            ("a loop", "Work"),
+            ("a link to nothing", "nowhere"),
+            ("out of the roots", "ROOT/elsewhere/Work"),
+            ("a chain out of the roots", "ROOT/home/chain"),
+            (
+                "by the kernel's links",
+                "/proc/self/rootROOT/elsewhere/Work",
+            ),
+            ("somebody's link", "ROOT/home/bob/target"),
+        ] {
+            let store = Store::new();
+            store.scratch.dir("home/alice/mail", MAIL, MAIL, 0o700);
+            store.scratch.dir("elsewhere", MAIL, MAIL, 0o700);
+            match format.ours == MBOX.ours {
+                true => {
+                    let text = "From x  Mon Nov 02 07:02:09 2026\n\n";
+                    store
+                        .scratch
+                        .file("elsewhere/Work", MAIL, MAIL, 0o600, text);
+                    store
+                        .scratch
+                        .file("home/bob/target", MAIL, MAIL, 0o600, text);
+                }
+                false => {
+                    store.scratch.maildir("elsewhere/Work", MAIL, MAIL, 0o700);
+                    store.scratch.maildir("home/bob/target", MAIL, MAIL, 0o700);
+                    store.scratch.maildir(folder, MAIL, MAIL, 0o700);
+                }
+            }
+            link(&store, "ROOT/elsewhere/Work", "home/chain");
+            let target = match what {
+                "a loop" => name,
+                _ => target,
+            };
+            link(&store, target, &format!("{folder}/{name}"));
+            if what == "somebody's link" {
+                let link = store.path(&format!("{folder}/{name}"));
+                std::os::unix::fs::lchown(link, Some(6001), Some(6001)).unwrap();
+            }
+            let config = format.configure(&store);
+            let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+            let before = support::tree(&store.path("elsewhere"));
+            let target_before = fs::metadata(store.path("home/bob/target")).unwrap().mtime();
+            let recipient = "alice+Work@example.test";
+            let replies = server.client().deliver(&[recipient], b"Subject: x\n\n");
+            let case = format!("{what}, {}: {replies:?} {}", format.location, server.log());
+            assert!(replies[0].contains("mailbox=\"INBOX\""), "{case}");
+            let shown = format!("the symlink {}", store.path(folder).join(name).display());
+            assert!(server.log().contains(&shown), "{case}");
+            let (code, said) = lda(&config, "Work");
+            assert_eq!(code, 75, "{case}: {said}");
+            assert!(said.contains(&shown), "{case}: {said}");
+            assert_eq!(support::tree(&store.path("elsewhere")), before, "{case}");
+            let target_after = fs::metadata(store.path("home/bob/target")).unwrap().mtime();
+            assert_eq!(target_before, target_after, "{case}");
+            // The admin may name more roots.
+            if what == "out of the roots" {
+                let roots = format!("mail_roots = [\"{}/elsewhere\"]", store.scratch.text(""));
+                let text = fs::read_to_string(&config).unwrap();
+                let text = text.replace("[delivery]\n", &format!("[delivery]\n{roots}\n"));
+                fs::write(&config, text).unwrap();
+                assert_eq!(lda(&config, "Work").0, 0, "{case}");
+            }
+        }
+    }
+}
+
+/// A symlink that changes while mail is delivered: never anything elsewhere, and nothing lost.
+#[test]
+fn a_symlink_that_changes_meanwhile() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    let folder = "home/alice/Maildir";
+    store.scratch.maildir(folder, MAIL, MAIL, 0o700);
+    store.scratch.maildir("elsewhere", MAIL, MAIL, 0o700);
+    store
+        .scratch
+        .maildir("home/bob/Maildir/.Work", MAIL, MAIL, 0o700);
+    link(
+        &store,
+        "ROOT/home/bob/Maildir/.Work",
+        &format!("{folder}/.Work"),
+    );
+    link(&store, "ROOT/elsewhere", &format!("{folder}/swap"));
+    let config = MAILDIR.configure(&store);
+    let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    let stop = AtomicBool::new(false);
+    let mut counts = (0, 0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (a, b, c) = ["swap", ".Work", "swap2"]
+                .map(|name| store.path(folder).join(name))
+                .into();
+            while !stop.load(Ordering::Relaxed) {
+                fs::rename(&b, &c).unwrap();
+                fs::rename(&a, &b).unwrap();
+                fs::rename(&c, &a).unwrap();
+            }
+        });
+        let mut client = server.client();
+        for number in 0..1500 {
+            let message = format!("Subject: {number}\n\n");
+            let recipient = "alice+Work@example.test";
+            let replies = client.deliver(&[recipient], message.as_bytes());
+            match &replies[0] {
+                reply if reply.contains("mailbox=\"Work\"") => counts.0 += 1,
+                reply if reply.contains("mailbox=\"INBOX\"") => counts.1 += 1,
+                reply if reply.starts_with("451") => counts.2 += 1,
+                reply => panic!("{reply}"),
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let there = |folder: &str| support::messages(&store.path(folder)).len();
+    assert_eq!(there("elsewhere"), 0, "{counts:?}");
+    assert_eq!(there("home/bob/Maildir/.Work"), counts.0, "{counts:?}");
+    assert_eq!(there(folder), counts.1, "{counts:?}");
+    assert!(counts.0 > 0 && counts.1 > 0, "{counts:?}");
+}
