@@ -13,7 +13,7 @@ use support::imap::Imap;
 use support::peers::{Dovecot, VERSIONS};
 use support::{MAIL, Store, as_user, installed, not_root, own, program, run_with_input, skip};
 
-const CALLS: [&str; 15] = [
+const CALLS: [&str; 17] = [
     "openat",
     "write",
     "pwrite64",
@@ -28,25 +28,26 @@ const CALLS: [&str; 15] = [
     "ftruncate",
     "fcntl",
     "utimensat",
+    "fsetxattr",
+    "fremovexattr",
     "close",
 ];
 const MESSAGE: &[u8] = b"Subject: new\n\ntext\n";
 
 /// The delivery, killed at the `nth` call of `call`. Answers its exit code, 0 where there is no such call any more.
-fn killed(store: &Store, call: &str, nth: usize) -> Option<i32> {
+fn killed(lda: &Command, message: &[u8], call: &str, nth: usize) -> Option<i32> {
     let mut command = Command::new("strace");
     let inject = format!("inject={call}:signal=KILL:when={nth}");
     command
         .args(["-f", "-qqq", "-o", "/dev/null", "-e"])
         .arg(format!("trace={call}"))
         .args(["-e", &inject, "--"]);
-    let lda = lda(store);
     command.arg(lda.get_program()).args(lda.get_args());
     for (key, value) in lda.get_envs() {
         command.env(key, value.unwrap());
     }
     as_user(&mut command, MAIL, MAIL, &[]);
-    run_with_input(&mut command, MESSAGE).status.code()
+    run_with_input(&mut command, message).status.code()
 }
 
 fn lda(store: &Store) -> Command {
@@ -146,7 +147,7 @@ fn killed_at_each_call_that_changes_a_file() {
                 copy(&template, &mailbox);
                 leave_a_lock(&mailbox);
                 let case = format!("{version:?}: killed at {call} {nth}");
-                let is_over = killed(&store, call, nth) == Some(0);
+                let is_over = killed(&lda(&store), MESSAGE, call, nth) == Some(0);
                 unfinished(&mailbox);
                 // What comes next is Dovecot, or the MTA's next try.
                 let before = match nth % 2 {
@@ -187,4 +188,84 @@ fn killed_at_each_call_that_changes_a_file() {
             "{points} points, {stored} stored"
         );
     }
+}
+
+/// An mbox is then the old one, with the whole message or with the beginning of it, which the next delivery removes.
+#[test]
+fn an_mbox_killed_at_each_call() {
+    if not_root() || !installed("strace") && skip("strace is not installed") {
+        return;
+    }
+    let big = format!("Subject: new\n\n{}", "more text\n".repeat(30_000));
+    const OLD: &str = "From x  Mon Nov 02 07:02:09 2026\nSubject: old\n\nold\n\n";
+    let store = Store::new();
+    let folder = store.scratch.dir("home/alice/mail", MAIL, MAIL, 0o700);
+    let config = store.configure("", "");
+    let text = fs::read_to_string(&config).unwrap();
+    let driver = "mail_driver = \"mbox\"\nmail_path = \"~/mail\"\n";
+    let public = "[namespace.public]\n";
+    let text = text.replace(public, &format!("{public}mail_driver = \"maildir\"\n"));
+    fs::write(&config, format!("{driver}{text}")).unwrap();
+    let file = folder.join("Work");
+    // The time in the line before a message has seconds.
+    let timeless = |text: &str| {
+        let is_from = |line: &&str| !line.starts_with("From s");
+        text.split_inclusive('\n')
+            .filter(is_from)
+            .collect::<String>()
+    };
+    let mut lda = program("postroom-lda");
+    lda.arg("-c").arg(&config);
+    lda.args(["-d", "alice", "-m", "Work", "-f", "s@else.test"]);
+    let deliver = || {
+        let mut lda = program("postroom-lda");
+        lda.arg("-c").arg(&config);
+        lda.args(["-d", "alice", "-m", "Work", "-f", "s@else.test"]);
+        as_user(&mut lda, MAIL, MAIL, &[]);
+        let output = run_with_input(&mut lda, big.as_bytes());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    };
+    let reset = || {
+        let _ = fs::remove_file(&file);
+        store
+            .scratch
+            .file("home/alice/mail/Work", MAIL, MAIL, 0o600, OLD);
+    };
+    reset();
+    deliver();
+    let whole = timeless(&fs::read_to_string(&file).unwrap());
+    let one = whole.strip_prefix(OLD).unwrap();
+    let (mut points, mut torn) = (0, 0);
+    for call in CALLS {
+        for nth in 1.. {
+            reset();
+            let case = format!("killed at {call} {nth}");
+            let is_over = killed(&lda, big.as_bytes(), call, nth) == Some(0);
+            let after = fs::read_to_string(&file).unwrap();
+            let shown = timeless(&after);
+            let is_whole = shown == whole;
+            let new = after
+                .strip_prefix(OLD)
+                .unwrap_or_else(|| panic!("{case}: {after:.200}"));
+            let is_start = one.starts_with(&timeless(new)) || "From s".starts_with(new);
+            assert!(is_start && (is_whole || !is_over), "{case}: {new:.200}");
+            torn += usize::from(!is_whole && !new.is_empty());
+            deliver();
+            let after = timeless(&fs::read_to_string(&file).unwrap());
+            let want = match is_whole {
+                true => format!("{whole}{one}"),
+                false => whole.clone(),
+            };
+            assert!(after == want, "{case}: {} bytes", after.len());
+            assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "{case}");
+            if is_over {
+                break;
+            }
+            points += 1;
+        }
+    }
+    eprintln!(
+        "an mbox: killed at {points} points, {torn} times the beginning of the message was there"
+    );
+    assert!(points > 30 && torn > 1, "{points} points, {torn} torn");
 }

@@ -10,6 +10,7 @@ use memchr::memmem;
 
 use super::lock::{Locked, Locking};
 use super::text::{Notes, Quoting, Text, Uid};
+use super::torn;
 use crate::fault::{Code, Fault};
 use crate::mailbox::permission::Permission;
 use crate::message::{Body, Flags};
@@ -96,6 +97,7 @@ impl Mbox {
         let file = file.map_err(|error| self.failed(error))?;
         let before = dir::stat_file(&file.file).map_err(|error| self.failed(error))?;
         self.check(&file.file, &before)?;
+        let before = torn::remove(&file.file, before).map_err(|error| self.failed(error))?;
         Ok(Open {
             mbox: self,
             demands,
@@ -160,16 +162,18 @@ impl Open<'_> {
     /// Adds the message. What fails leaves the file as it was.
     pub fn append(&self, message: &Message<'_>) -> Result<Appended, Fault> {
         let file = &self.file.file;
-        let written = self.write(message).and_then(|offset| {
+        let written = self.write(message).and_then(|(offset, end)| {
             if self.demands.sync {
                 dir::sync_data(file)?;
                 if self.before.size == 0 {
                     self.mbox.dir.sync()?;
                 }
             }
+            torn::forget(file);
             keep_unread(file, &self.before);
             let stat = dir::stat_file(file)?;
             let size = stat.size - offset;
+            debug_assert_eq!(stat.size, end, "what was reserved is what was written");
             Ok(Appended { offset, size, stat })
         });
         written.map_err(|error| {
@@ -200,24 +204,32 @@ impl Open<'_> {
         dir::stat_file(&self.file.file)
     }
 
-    /// Writes behind the end. Answers where the line `From ` begins.
-    fn write(&self, message: &Message<'_>) -> io::Result<u64> {
+    /// Writes behind the end. Answers where the line `From ` begins, and where the message ends.
+    fn write(&self, message: &Message<'_>) -> io::Result<(u64, u64)> {
         let mut file = &self.file.file;
         let mut notes = Notes {
             flags: message.flags,
             uid: message.uid,
             content_length: 0,
         };
-        let (_, content_length) = self.put(message, notes, io::sink())?;
+        // Twice: the length of the body stands before it.
+        let mut text = Counted(0);
+        let (_, content_length) = self.put(message, notes, &mut text)?;
         notes.content_length = content_length;
+        let digits = content_length.to_string().len() as u64;
         let gap = gap(file, self.before.size)?;
+        let offset = self.before.size + gap.len() as u64;
+        let from_line = message.from_line.len() as u64 + 1;
+        let length = gap.len() as u64 + from_line + text.0 + digits - 1;
+        dir::reserve(file, self.before.size, length)?;
+        torn::note(file, self.before.size, offset, message.from_line);
         file.seek(SeekFrom::Start(self.before.size))?;
         let mut out = BufWriter::with_capacity(BUFFER, Checked(file));
         out.write_all(gap)?;
         writeln!(out, "{}", message.from_line)?;
         let (mut out, _) = self.put(message, notes, out)?;
         out.flush()?;
-        Ok(self.before.size + gap.len() as u64)
+        Ok((offset, self.before.size + length))
     }
 
     /// The message as it stands in the file, and the length of its body.
@@ -270,8 +282,10 @@ fn gap(file: &File, size: u64) -> io::Result<&'static [u8]> {
 
 /// As it was, also on disk; nobody else has written: it is locked.
 fn take_back(file: &File, before: &Stat) {
-    // What cannot be taken back is seen as a message that ends early, and comes again whole.
-    let _ = file.set_len(before.size);
+    // What cannot be taken back now goes with the next delivery.
+    if file.set_len(before.size).is_ok() {
+        torn::forget(file);
+    }
     let _ = file.set_times(FileTimes::new().set_modified(before.modified));
     let _ = file.sync_data();
 }
@@ -280,6 +294,20 @@ fn take_back(file: &File, before: &Stat) {
 fn keep_unread(file: &File, before: &Stat) {
     // Not ours to change: then it is so.
     let _ = file.set_times(FileTimes::new().set_accessed(before.accessed));
+}
+
+/// How many bytes there would be.
+struct Counted(u64);
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Each write is a step that can fail.

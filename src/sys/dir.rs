@@ -12,7 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat, renameat2};
+use nix::errno::Errno;
+use nix::fcntl::{
+    AT_FDCWD, AtFlags, FallocateFlags, OFlag, RenameFlags, fallocate, open, openat, renameat,
+    renameat2,
+};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{AccessFlags, Gid, UnlinkatFlags, faccessat, fchown, fsync, linkat, unlinkat};
 
@@ -378,6 +382,17 @@ pub fn set_rights(file: &File, mode: u32, gid: Option<u32>) -> io::Result<()> {
     match (stat.mode, stat.gid) == (mode, gid) {
         true => Ok(()),
         false => Err(io::Error::other("it cannot have its mode and group")),
+    }
+}
+
+/// Has `length` bytes ready behind `offset`, beyond the end of the file too, where the file system can: then neither space nor
+/// quota end in the middle, and nothing has to be taken back that a full one may not let go.
+pub fn reserve(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    pass()?;
+    let (offset, length) = (offset.cast_signed(), length.cast_signed());
+    match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, length) {
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(()),
+        done => Ok(done?),
     }
 }
 

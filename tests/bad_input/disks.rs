@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::support::skip;
+use super::support::{installed, skip};
 use super::*;
 
 /// A mount in the scratch folder, gone with its value.
@@ -38,6 +38,27 @@ impl Mount {
         let options =
             format!("size={kilobytes}k,nr_inodes={files},mode=0700,uid={MAIL},gid={MAIL}");
         Mount::new(at, &["-t", "tmpfs", "-o", &options, "tmpfs"])
+    }
+
+    /// A file system where the mail user may have two megabytes.
+    fn with_quota(store: &Store, at: PathBuf) -> Option<Mount> {
+        if !installed("mkfs.btrfs") {
+            skip("btrfs-progs is not installed");
+            return None;
+        }
+        let image = store.path("image");
+        let run = |command: &mut Command| assert!(command.output().unwrap().status.success());
+        run(Command::new("truncate").args(["-s", "128M"]).arg(&image));
+        run(Command::new("mkfs.btrfs").arg(&image));
+        let mount = Mount::new(at, &["-o", "loop", image.to_str().unwrap()])?;
+        run(Command::new("btrfs")
+            .args(["quota", "enable"])
+            .arg(&mount.0));
+        run(Command::new("btrfs")
+            .args(["qgroup", "limit", "2M"])
+            .arg(&mount.0));
+        run(Command::new("chown").arg(MAIL.to_string()).arg(&mount.0));
+        Some(mount)
     }
 }
 
@@ -226,5 +247,87 @@ fn a_file_that_may_not_grow() {
         assert_eq!(output.status.code(), Some(75), "{told}");
         assert!(told.starts_with("4.2.2 "), "{told}");
         assert_eq!(picture(&store), before);
+    }
+}
+
+const MBOX: &str = "mail_driver = \"mbox\"\nmail_path = \"~/mail\"\n";
+
+/// A quota, a full disk, a limit on the size of files: an mbox is as it was, and a Maildir too.
+#[test]
+fn no_room_behind_what_is_there() {
+    if not_root() {
+        return;
+    }
+    for (top, inbox) in [("", "Maildir"), (MBOX, "mail/inbox")] {
+        for (what, reply, code) in [
+            ("a quota", "452 4.2.2 ", "4.2.2 "),
+            ("a full disk", "452 4.3.1 ", "4.3.1 "),
+        ] {
+            let store = Store::new();
+            let home = store.path("home/alice");
+            let _mount = match what {
+                "a quota" => Mount::with_quota(&store, home.clone()),
+                _ => Mount::small(home.clone(), 2048, 512),
+            };
+            let Some(_mount) = _mount else {
+                return;
+            };
+            store.scratch.dir("home/alice/mail", MAIL, MAIL, 0o700);
+            let server = serve(&store, top, "on_missing = \"create\"");
+            let message = [MESSAGE, &b"0123456789\n".repeat(25_000)].concat();
+            let deliver = || {
+                let mut client = server.client();
+                client.deliver(&["alice@x.test"], &message).remove(0)
+            };
+            let first = deliver();
+            assert!(
+                first.starts_with("250 "),
+                "{what}: {first} {}",
+                server.log()
+            );
+            let content = || match top {
+                "" => messages(&home.join(inbox)),
+                _ => vec![(home.clone(), fs::read(home.join(inbox)).unwrap())],
+            };
+            let (mut before, mut last) = (content(), String::new());
+            for _ in 0..20 {
+                last = deliver();
+                if !last.starts_with("250 ") {
+                    break;
+                }
+                before = content();
+            }
+            assert!(last.starts_with(reply), "{what}: {last} {}", server.log());
+            let after = content();
+            let sizes =
+                [&after, &before].map(|it| it.iter().map(|file| file.1.len()).sum::<usize>());
+            assert!(after == before, "{what} {inbox}: {sizes:?}");
+            let told = lda(&store, &[os(b"alice@x.test")], &message);
+            assert!(told.0 == 75 && told.1.contains(code), "{what}: {told:?}");
+            assert!(content() == before, "{what} {inbox}");
+            assert!(leftovers(&home).is_empty());
+            assert!(!home.join("mail/inbox.lock").exists());
+        }
+    }
+    let store = Store::new();
+    store.scratch.dir("home/alice/mail", MAIL, MAIL, 0o700);
+    let config = store.configure("", "");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{MBOX}{text}")).unwrap();
+    let told = lda(&store, &[os(b"alice@x.test")], MESSAGE);
+    assert_eq!(told.0, 0, "{told:?}");
+    let before = fs::read(store.path("home/alice/mail/inbox")).unwrap();
+    for size in [10_000, 3_000_000] {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "ulimit -f 8 && exec \"$@\"", "sh"]);
+        command.arg(program("postroom-lda").get_program());
+        command.arg("-c").arg(&config).arg("alice@x.test");
+        as_user(&mut command, MAIL, MAIL, &[]);
+        let output = run_with_input(&mut command, &vec![b'x'; size]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(75), "{told}");
+        assert!(told.starts_with("4.2.2 "), "{told}");
+        let after = fs::read(store.path("home/alice/mail/inbox")).unwrap();
+        assert!(after == before, "{size}");
     }
 }

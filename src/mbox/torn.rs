@@ -1,0 +1,182 @@
+//! The beginning of a message that a killed delivery has left at the end of an mbox.
+//!
+//! Who adds a message notes first, as an attribute of the file, where it begins and how. The next delivery finds the note under the
+//! lock. It removes what is there only if it is still that beginning: the same line `From `, a body that is shorter than its
+//! Content-Length says, and nothing of anybody else behind it. A file system without attributes keeps such a beginning.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use memchr::memmem;
+use xattr::FileExt as _;
+
+use crate::sys::dir::{self, Stat};
+use crate::sys::fault_point::pass;
+
+const NOTE: &str = "user.postroom.appending";
+/// How much of the message is looked at for the end of its header, bytes.
+const MAX_HEADER: usize = 1 << 20;
+const PIECE: usize = 64 * 1024;
+const FROM: &[u8] = b"From ";
+
+/// A message that is being added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Note {
+    /// The size of the file before.
+    size: u64,
+    /// Where the line `From ` begins.
+    offset: u64,
+    from_line: String,
+}
+
+/// Notes that a message is added behind `size`. What cannot be noted is not.
+pub fn note(file: &File, size: u64, offset: u64, from_line: &str) {
+    let text = format!("{size} {offset} {from_line}");
+    let _ = pass().and_then(|()| file.set_xattr(NOTE, text.as_bytes()));
+}
+
+/// The message is whole, or gone.
+pub fn forget(file: &File) {
+    let _ = file.remove_xattr(NOTE);
+}
+
+/// Removes what a killed delivery has left in the file, which is locked. Answers the file as it is now.
+pub fn remove(file: &File, stat: Stat) -> io::Result<Stat> {
+    let Some(note) = read(file) else {
+        return Ok(stat);
+    };
+    let is_torn = note.is_beginning(file, stat.size)?;
+    if is_torn {
+        pass()?;
+        file.set_len(note.size)?;
+    }
+    forget(file);
+    match is_torn {
+        true => dir::stat_file(file),
+        false => Ok(stat),
+    }
+}
+
+fn read(file: &File) -> Option<Note> {
+    let text = file.get_xattr(NOTE).ok()??;
+    let text = String::from_utf8(text).ok()?;
+    let mut words = text.splitn(3, ' ');
+    Some(Note {
+        size: words.next()?.parse().ok()?,
+        offset: words.next()?.parse().ok()?,
+        from_line: words.next()?.to_owned(),
+    })
+}
+
+impl Note {
+    /// Whether the end of the file is the beginning of the message, and no more.
+    fn is_beginning(&self, file: &File, size: u64) -> io::Result<bool> {
+        let line = format!("{}\n", self.from_line);
+        if size <= self.size || self.size > self.offset || !line.starts_with("From ") {
+            return Ok(false);
+        }
+        if size <= self.offset {
+            // Not even the line: the gap.
+            let mut gap = vec![0; (size - self.size).min(2) as usize];
+            file.read_exact_at(&mut gap, self.size)?;
+            return Ok(self.offset - self.size <= 2 && gap.iter().all(|&byte| byte == b'\n'));
+        }
+        let length = (size - self.offset).min(MAX_HEADER as u64) as usize;
+        let mut start = vec![0; length];
+        file.read_exact_at(&mut start, self.offset)?;
+        let known = start.len().min(line.len());
+        if start[..known] != line.as_bytes()[..known] {
+            return Ok(false);
+        }
+        let header = &start[known..];
+        let is_whole = match memmem::find(header, b"\n\n") {
+            Some(end) => match content_length(&header[..end + 1]) {
+                Some(body) => size >= self.offset + (known + end + 2) as u64 + body,
+                None => true,
+            },
+            // A header of this size is nobody's.
+            None => start.len() == MAX_HEADER,
+        };
+        Ok(!is_whole && !is_from_behind(file, self.offset + known as u64, size)?)
+    }
+}
+
+/// What the last field of a header says, as we write it.
+fn content_length(header: &[u8]) -> Option<u64> {
+    let line = header
+        .trim_ascii_end()
+        .rsplit(|&byte| byte == b'\n')
+        .next()?;
+    let value = line.strip_prefix(b"Content-Length: ")?;
+    str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// Whether somebody has added a message, even right behind an open line.
+fn is_from_behind(file: &File, from: u64, size: u64) -> io::Result<bool> {
+    let mut piece = vec![0; PIECE];
+    let mut at = from;
+    while at + (FROM.len() as u64) <= size {
+        let length = (size - at).min(PIECE as u64) as usize;
+        file.read_exact_at(&mut piece[..length], at)?;
+        if memmem::find(&piece[..length], FROM).is_some() {
+            return Ok(true);
+        }
+        at += (length - FROM.len() + 1) as u64;
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use super::*;
+
+    const OLD: &str = "From x  Mon Nov 02 07:02:09 2026\nA: b\n\nold\n\n";
+    const LINE: &str = "From a@b  Mon Nov 02 07:02:09 2026";
+    const NEW: &str = "S: x\nContent-Length: 12\n\nline\nline 2\n\n";
+
+    /// What is left of an mbox that ends so.
+    fn left(end: &str) -> String {
+        let root = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = root.path().join("box");
+        fs::write(&path, OLD).unwrap();
+        let mut file = File::options().read(true).append(true).open(&path).unwrap();
+        note(&file, OLD.len() as u64, OLD.len() as u64, LINE);
+        assert!(read(&file).is_some(), "no attributes in /var/tmp");
+        file.write_all(end.as_bytes()).unwrap();
+        let stat = remove(&file, dir::stat_file(&file).unwrap()).unwrap();
+        assert_eq!(read(&file), None);
+        let text = fs::read_to_string(path).unwrap();
+        assert_eq!(stat.size as usize, text.len());
+        text
+    }
+
+    #[test]
+    fn every_beginning_goes_and_the_whole_stays() {
+        let whole = format!("{LINE}\n{NEW}");
+        let is_body_whole = |length: usize| length + 1 >= whole.len();
+        for length in 0..=whole.len() {
+            let text = left(&whole[..length]);
+            let want = match is_body_whole(length) {
+                true => format!("{OLD}{}", &whole[..length]),
+                false => OLD.to_owned(),
+            };
+            assert_eq!(text, want, "{length}");
+        }
+    }
+
+    #[test]
+    fn what_somebody_else_has_added_stays() {
+        let theirs = "From z  Mon Nov 02 07:02:09 2026\nS: z\n\nz\n\n";
+        let whole = format!("{LINE}\n{NEW}");
+        for length in 0..=whole.len() {
+            for gap in ["", "\n", "\n\n"] {
+                let end = format!("{}{gap}{theirs}", &whole[..length]);
+                assert_eq!(left(&end), format!("{OLD}{end}"), "{length}");
+            }
+        }
+    }
+}
