@@ -172,8 +172,10 @@ impl Row {
         let users = [("u1", U1), ("u2", U2)]
             .map(|(user, id)| format!("{user}@d.test::{id}:{id}::{store}/home/{user}::{extra}\n"));
         scratch.file("users", 0, 0, 0o644, &users.concat());
-        let head = format!("[[userdb]]\npasswd-file = {{ path = \"{root}/users\" }}\n");
-        let config = head + &self.config.replace("{store}", &store);
+        let userdb = format!("[[userdb]]\npasswd-file = {{ path = \"{root}/users\" }}\n");
+        let config = self.config.replace("{store}", &store);
+        let (top, tables) = config.split_at(config.find('[').unwrap());
+        let config = format!("{top}{userdb}{tables}");
         scratch.file("postroom.toml", 0, 0, 0o644, &config);
     }
 
@@ -280,6 +282,13 @@ fn a_new_mailbox_is_never_wider_than_its_parent() {
 #[test]
 fn no_write_permission_on_a_root_means_no_new_mailboxes() {
     check(STORE, include_str!("permissions/closed_root.txt"));
+}
+
+/// Of mboxes and the directories that hold them.
+#[test]
+fn a_new_mbox_copies_the_root_directory() {
+    let store = format!("mail_driver = \"mbox\"\n{STORE}");
+    check(&store, include_str!("permissions/mbox.txt"));
 }
 
 /// Copies are links where mode and group are to be the same, and files of their own elsewhere.

@@ -172,6 +172,10 @@ fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
     let mut prefix: String = section.text_or("prefix", String::new).nfc().collect();
     if kind == Kind::Shared {
         prefix = owner_variables(&prefix);
+    } else if let Some(error) = namespace::bad_prefix(&prefix) {
+        let advice = error.advice.clone();
+        let advice = advice.unwrap_or_else(|| "write %{user}, or nothing that varies".into());
+        section.error("prefix", error.message, advice);
     } else if prefix.contains("%%") {
         section.warning(
             "prefix",

@@ -49,7 +49,7 @@ pub fn asked(settings: &Settings, recipient: &Recipient) -> Result<Asked, Fault>
         "user",
         format!("{}  ({})", user.name, user.origin),
     )];
-    let (by, mailbox) = wanted_name(settings, recipient, detail.as_deref());
+    let (by, mailbox) = wanted_name(settings, recipient, detail.as_deref(), &user.name);
     if by != By::Default {
         lines.push(Line::ok("wanted", format!("{mailbox}  by {}", by.text())));
     }
@@ -185,7 +185,12 @@ pub fn normalised(settings: &Settings, name: &str) -> String {
     name::normalise(name, &separators.collect::<Vec<char>>())
 }
 
-fn wanted_name(settings: &Settings, recipient: &Recipient, detail: Option<&str>) -> (By, String) {
+fn wanted_name(
+    settings: &Settings,
+    recipient: &Recipient,
+    detail: Option<&str>,
+    user: &str,
+) -> (By, String) {
     let inbox = || (By::Default, "INBOX".to_owned());
     if let Some(mailbox) = recipient.mailbox.as_deref() {
         return match normalised(settings, mailbox) {
@@ -199,13 +204,13 @@ fn wanted_name(settings: &Settings, recipient: &Recipient, detail: Option<&str>)
         return inbox();
     };
     let name = normalised(settings, detail);
-    if name == "INBOX" || lookup::is_full_name(&settings.namespaces, &name) {
+    if name == "INBOX" || lookup::is_full_name(&settings.namespaces, &name, user) {
         return (By::Detail, name);
     }
     let inbox_prefix = settings
         .namespaces
         .iter()
         .find(|namespace| namespace.inbox)
-        .map_or("", |it| it.prefix.as_str());
+        .map_or("".into(), |it| it.prefix_for(user));
     (By::Detail, format!("{inbox_prefix}{name}"))
 }

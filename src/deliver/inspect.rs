@@ -387,35 +387,8 @@ impl Inspection<'_> {
             Ok(stat) => Permission::of(&stat, &source),
             Err(_) => create::root_permission(paths),
         };
-        if existing.starts_with(&paths.root) {
-            let parent = paths
-                .above
-                .iter()
-                .find_map(|above| dir::stat(above).ok())
-                .unwrap_or(stat);
-            if !is_there && permission.wider_than(&parent) {
-                let why = format!(
-                    "{doing}: mode {:04o} would be wider than its parent's",
-                    permission.dir_mode
-                );
-                return Ok(Finding::Denied(why));
-            }
-            let Credentials { uid, gid, groups } = self.identity;
-            if self.targets.by.is_strangers()
-                && !target.own_inbox
-                && !permission.group_can_be_had(&stat, *gid, groups, *uid == 0)
-            {
-                let why = format!("{doing}: the group of {} cannot be had", source.display());
-                return Ok(Finding::Denied(why));
-            }
-            self.check_group(target, &permission, &stat, &existing, true)?;
-        } else {
-            let (mode, uid) = (permission.file_mode, self.identity.uid);
-            let gid = permission.gid.unwrap_or(self.identity.gid);
-            self.lines.push(Line::ok(
-                "new file",
-                format!("{mode:04o} uid={uid} gid={gid}"),
-            ));
+        if let Some(refusal) = self.check_new(target, &permission, (&existing, &stat))? {
+            return Ok(refusal);
         }
         self.lines.push(Line::ok(
             "mailbox",
@@ -439,6 +412,51 @@ impl Inspection<'_> {
             self.lines.push(Line::ok("subscribed", file));
         }
         Ok(self.usable(target, Some(permission)))
+    }
+
+    /// Whether what is made in `existing`, the nearest directory that is there, can have this permission, and may.
+    fn check_new(
+        &mut self,
+        target: &Target,
+        permission: &Permission,
+        (existing, stat): (&Path, &Stat),
+    ) -> Result<Option<Finding>, Fault> {
+        let paths = &target.paths;
+        let doing = format!("create {}", paths.mailbox.display());
+        if existing.starts_with(&paths.root) {
+            let parent = paths
+                .above
+                .iter()
+                .find_map(|above| dir::stat(above).ok())
+                .unwrap_or(*stat);
+            if existing != paths.mailbox && permission.wider_than(&parent) {
+                let why = format!(
+                    "{doing}: mode {:04o} would be wider than its parent's",
+                    permission.dir_mode
+                );
+                return Ok(Some(Finding::Denied(why)));
+            }
+            let Credentials { uid, gid, groups } = self.identity;
+            if self.targets.by.is_strangers()
+                && !target.own_inbox
+                && !permission.group_can_be_had(stat, *gid, groups, *uid == 0)
+            {
+                let why = format!(
+                    "{doing}: the group of {} cannot be had",
+                    permission.origin.display()
+                );
+                return Ok(Some(Finding::Denied(why)));
+            }
+            self.check_group(target, permission, stat, existing, true)?;
+        } else {
+            let (mode, uid) = (permission.file_mode, self.identity.uid);
+            let gid = permission.gid.unwrap_or(self.identity.gid);
+            self.lines.push(Line::ok(
+                "new file",
+                format!("{mode:04o} uid={uid} gid={gid}"),
+            ));
+        }
+        Ok(None)
     }
 
     fn usable(&self, target: &Target, create: Option<Permission>) -> Finding {

@@ -472,7 +472,9 @@ impl Resolver<'_> {
                 .iter()
                 .any(|it| it.eq_ignore_ascii_case(special_use))
         })
-        .map(|(namespace, block)| format!("{}{}", namespace.prefix, block.name))
+        .map(|(namespace, block)| {
+            format!("{}{}", namespace.prefix_for(&self.user.name), block.name)
+        })
     }
 
     /// The user's own INBOX.

@@ -1,5 +1,7 @@
 //! Which namespace a mailbox name belongs to, and, in a shared one, whose mailbox it is.
 
+use std::borrow::Cow;
+
 use super::namespace::{Kind, Namespace};
 
 /// A name with its namespace.
@@ -45,7 +47,7 @@ pub fn find<'a>(
     if name == "INBOX"
         || namespaces
             .iter()
-            .any(|namespace| namespace.inbox && namespace.prefix == name)
+            .any(|namespace| namespace.inbox && namespace.prefix_for(user) == name)
     {
         let namespace = namespaces
             .iter()
@@ -55,22 +57,23 @@ pub fn find<'a>(
             namespace,
             rest: "INBOX".into(),
             owner: None,
-            prefix: namespace.prefix.clone(),
+            prefix: namespace.prefix_for(user).into_owned(),
         });
     }
     let mut best: Option<&Namespace> = None;
     for namespace in namespaces
         .iter()
-        .filter(|namespace| matches(namespace, name))
+        .filter(|namespace| matches(namespace, name, user))
     {
         // At equal length the later one wins, as in Dovecot.
-        if best.is_none_or(|best| static_prefix(namespace).len() >= static_prefix(best).len()) {
+        let length = |namespace| static_prefix(namespace, user).len();
+        if best.is_none_or(|best| length(namespace) >= length(best)) {
             best = Some(namespace);
         }
     }
     let namespace = best.ok_or(NotFound::NoNamespace)?;
-    let prefix = static_prefix(namespace);
-    let rest = name.strip_prefix(prefix).unwrap_or("");
+    let prefix = static_prefix(namespace, user);
+    let rest = name.strip_prefix(&*prefix).unwrap_or("");
     if rest.is_empty() {
         return Err(NotFound::PrefixOnly(namespace.name.clone()));
     }
@@ -80,29 +83,29 @@ pub fn find<'a>(
             namespace,
             rest: rest.into(),
             owner: None,
-            prefix: prefix.into(),
+            prefix: prefix.into_owned(),
         }),
     }
 }
 
 /// Whether `name` is a full name: it begins with a prefix that is not empty.
-pub fn is_full_name(namespaces: &[Namespace], name: &str) -> bool {
-    namespaces
-        .iter()
-        .any(|namespace| !static_prefix(namespace).is_empty() && matches(namespace, name))
+pub fn is_full_name(namespaces: &[Namespace], name: &str, user: &str) -> bool {
+    namespaces.iter().any(|namespace| {
+        !static_prefix(namespace, user).is_empty() && matches(namespace, name, user)
+    })
 }
 
-/// The prefix up to its first `$` variable.
-fn static_prefix(namespace: &Namespace) -> &str {
+/// The prefix up to the first `$` variable of a shared one.
+fn static_prefix<'a>(namespace: &'a Namespace, user: &str) -> Cow<'a, str> {
     match namespace.kind {
-        Kind::Shared => namespace.prefix.split('$').next().unwrap_or(""),
-        Kind::Private | Kind::Public => &namespace.prefix,
+        Kind::Shared => namespace.prefix.split('$').next().unwrap_or("").into(),
+        Kind::Private | Kind::Public => namespace.prefix_for(user),
     }
 }
 
-fn matches(namespace: &Namespace, name: &str) -> bool {
-    let prefix = static_prefix(namespace);
-    name.starts_with(prefix) || prefix.strip_suffix(namespace.separator) == Some(name)
+fn matches(namespace: &Namespace, name: &str, user: &str) -> bool {
+    let prefix = static_prefix(namespace, user);
+    name.starts_with(&*prefix) || prefix.strip_suffix(namespace.separator) == Some(name)
 }
 
 /// Takes the owner out of `shared/bob/Work` by the template `shared/$user/` (Dovecot's way of matching).
@@ -231,6 +234,22 @@ mod tests {
                     f.owner.as_deref(),
                 )
             });
+            assert_eq!(got, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_with_variables() {
+        let mut namespaces = all();
+        namespaces.push(namespace("compat", Kind::Private, "~%{user}/mail/"));
+        for (name, want) in [
+            ("~alice@home.test/mail/Work", Some(("compat", "Work"))),
+            ("~bob/mail/Work", Some(("inbox", "~bob/mail/Work"))),
+        ] {
+            let found = find(&namespaces, name, "alice@home.test").ok();
+            let got = found
+                .as_ref()
+                .map(|it| (it.namespace.name.as_str(), it.rest.as_str()));
             assert_eq!(got, want, "{name}");
         }
     }

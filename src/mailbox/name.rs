@@ -8,7 +8,7 @@ use std::fmt;
 
 use unicode_normalization::UnicodeNormalization;
 
-use super::location::Layout;
+use super::location::{Driver, Layout};
 use super::namespace::Namespace;
 use crate::text::mutf7;
 
@@ -155,7 +155,8 @@ fn stored(part: &str, level: usize, namespace: &Namespace) -> Result<String, Bad
             part.to_owned()
         }
     };
-    let is_ours = is_reserved_file(&escaped) || escaped == location.subscriptions_filename;
+    let is_ours =
+        is_reserved_file(&escaped, location.driver) || escaped == location.subscriptions_filename;
     if location.layout == Layout::Fs && is_ours {
         return Err(bad(format!("{escaped:?} is a name of the storage's own")));
     }
@@ -174,11 +175,17 @@ fn hex_escape(c: char, escape: char) -> String {
 }
 
 /// With nested directories a mailbox must not be called like a file or folder that the storage keeps there.
-fn is_reserved_file(component: &str) -> bool {
-    matches!(
-        component,
-        ".imap" | "cur" | "new" | "tmp" | "subscriptions" | "maildirsize" | "maildirfolder"
-    ) || component.ends_with(".lock")
+fn is_reserved_file(component: &str, driver: Driver) -> bool {
+    let inside = match driver {
+        Driver::Maildir => matches!(
+            component,
+            "cur" | "new" | "tmp" | "subscriptions" | "maildirsize" | "maildirfolder"
+        ),
+        Driver::Mbox => false,
+    };
+    inside
+        || component == ".imap"
+        || component.ends_with(".lock")
         || component.starts_with("dovecot.")
         || component.starts_with("dovecot-")
 }

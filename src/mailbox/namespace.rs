@@ -1,10 +1,12 @@
 //! Namespaces: which part of the name space of mailboxes lies where (Dovecot "Namespaces").
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use super::acl::sources::Rules;
 use super::location::Location;
-use crate::text::template::Template;
+use crate::text::template::{Template, TemplateError, Variables};
 
 /// One `[namespace.NAME]` section, defaults filled in.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +34,39 @@ pub struct Namespace {
     pub on_missing: Option<OnMissing>,
     /// For its mailboxes.
     pub acl: Rules,
+}
+
+impl Namespace {
+    /// The prefix as `user` has it: `~%{user}/mail/` is another one for each.
+    pub fn prefix_for(&self, user: &str) -> Cow<'_, str> {
+        if self.kind == Kind::Shared || !self.prefix.contains('%') {
+            return Cow::Borrowed(&self.prefix);
+        }
+        let variables = Variables {
+            user,
+            ..Variables::default()
+        };
+        let template = Template::parse(&self.prefix).ok();
+        let prefix = template.and_then(|template| template.expand(&variables).ok());
+        prefix.map_or(Cow::Borrowed(&self.prefix), Cow::Owned)
+    }
+}
+
+/// Why a prefix that is not shared cannot be had: only the user's name may vary in it.
+pub fn bad_prefix(prefix: &str) -> Option<TemplateError> {
+    let template = match Template::parse(prefix) {
+        Ok(template) => template,
+        Err(error) => return Some(error),
+    };
+    let variables = Variables {
+        user: "user@domain",
+        ..Variables::default()
+    };
+    let missing = template.expand(&variables).err()?;
+    Some(TemplateError {
+        message: missing.to_string(),
+        advice: None,
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

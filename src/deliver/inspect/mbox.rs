@@ -5,8 +5,10 @@ use std::path::Path;
 use super::{Finding, Inspection};
 use crate::deliver::report::Line;
 use crate::deliver::resolve::Target;
+use crate::deliver::settings::NewMailboxPermissions;
 use crate::fault::{Code, Fault};
 use crate::mailbox::permission::Permission;
+use crate::maildir::create;
 use crate::mbox::append::MORE_NAMES;
 use crate::mbox::lock::Kind;
 use crate::sys;
@@ -124,7 +126,9 @@ impl Inspection<'_> {
             let place = place.display();
             let advice = match place.to_string() == target.paths.mailbox.display().to_string() {
                 true => {
-                    format!("give uid {uid} write permission on {place}, or take it for read-only")
+                    format!(
+                        "it is read-only for uid {uid}: give it write permission, or deliver to another mailbox"
+                    )
                 }
                 false => format!(
                     "give uid {uid} write permission on {place} for the dotlock, or set mbox_write_locks = [\"fcntl\"] everywhere"
@@ -155,21 +159,25 @@ impl Inspection<'_> {
         if let Err(error) = dir::may_write(&existing) {
             return self.cannot_add(target, &existing, error);
         }
-        let mut permission = match dir::stat(&paths.root) {
-            Ok(stat) => Permission::of(&stat, &paths.root),
-            Err(_) => Permission::private(&paths.root),
+        let parent = paths.above.iter().find(|above| above.is_dir());
+        let source = match self.settings.new_mailbox_permissions {
+            NewMailboxPermissions::Root => &paths.root,
+            NewMailboxPermissions::Parent => parent.unwrap_or(&paths.root),
+        };
+        let mut permission = match dir::stat(source) {
+            Ok(stat) => Permission::of(&stat, source),
+            Err(_) => create::root_permission(paths),
         };
         if target.is_inbox {
             (permission.file_mode, permission.gid) = (INBOX_MODE, None);
         }
-        let group = permission.gid.unwrap_or(self.identity.gid);
+        if let Some(refusal) = self.check_new(target, &permission, (&existing, &stat))? {
+            return Ok(refusal);
+        }
         self.lines.push(Line::ok(
             "mailbox",
             format!("{}  missing -> created", target.mailbox),
         ));
-        let (mode, uid) = (permission.file_mode, self.identity.uid);
-        let shown = format!("{mode:04o} uid={uid} gid={group}");
-        self.lines.push(Line::ok("new file", shown));
         Ok(self.usable(target, Some(permission)))
     }
 }
