@@ -445,3 +445,39 @@ fn copies_of_the_same_bytes_are_hard_links() {
     // INBOX and Work have one mode; the public mailbox has another, so it has a copy of its own.
     assert_eq!(links, [1, 2, 2]);
 }
+
+/// Somebody stores in the mailbox that a failing delivery has made, and when that one hides it somebody else makes one of its name:
+/// the message is in the mailbox of this name.
+#[test]
+fn a_mailbox_that_goes_keeps_no_message() {
+    use crate::mailbox::location::Layout;
+    use crate::mailbox::path::Paths;
+    use crate::mailbox::permission::Permission;
+    use crate::maildir::create::create;
+    for step in 0.. {
+        let root = tempfile::tempdir().unwrap();
+        let mailbox = root.path().join(".Work");
+        let paths = Paths {
+            mailbox: mailbox.clone(),
+            ..Paths::for_tests(root.path(), &mailbox)
+        };
+        let permission = Permission::private(root.path());
+        let created = create(&paths, &permission, Layout::MaildirPlusPlus, None).unwrap();
+        fs::write(mailbox.join("new/1.b.mx"), "answered for").unwrap();
+        fault_point::meddle(step, {
+            let mailbox = mailbox.clone();
+            move || {
+                for part in ["cur", "new", "tmp"] {
+                    fs::create_dir_all(mailbox.join(part)).unwrap();
+                }
+            }
+        });
+        drop(created);
+        let fired = !fault_point::disarm();
+        assert!(mailbox.join("new/1.b.mx").exists(), "step {step}");
+        if !fired {
+            assert!(step > 4, "only {step} steps");
+            break;
+        }
+    }
+}

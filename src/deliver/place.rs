@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::publish::Publishing;
 use crate::fault::Fault;
-use crate::index::{Log, Pair, log};
+use crate::index::{Log, Pair, State, log};
 use crate::mailbox::path::Paths;
 use crate::mailbox::permission::Permission;
 use crate::maildir::create::{self, Created};
@@ -17,6 +17,21 @@ use crate::sys::dir::Dir;
 
 /// How long its locks are waited for, all together.
 pub const TIMEOUT: Duration = uidlist::TIMEOUT;
+
+/// Why there is nothing to append to.
+pub enum NoLog {
+    /// Somebody has it, for too long.
+    Held(String),
+    Odd(String),
+}
+
+impl NoLog {
+    pub fn why(self) -> String {
+        match self {
+            NoLog::Held(why) | NoLog::Odd(why) => why,
+        }
+    }
+}
 
 pub struct Place<'a> {
     publishing: &'a Publishing<'a>,
@@ -106,9 +121,9 @@ impl<'a> Place<'a> {
     }
 
     /// The log of the index that belongs to `list`, locked. None: there is none.
-    pub fn index_log(&self, list: &List<'_>) -> Result<Option<Log>, String> {
-        let text = |error: io::Error| error.to_string();
-        let index = self.index.as_ref().map_err(String::clone)?;
+    pub fn index_log(&self, list: &List<'_>) -> Result<Option<Log>, NoLog> {
+        let odd = |why: &String| NoLog::Odd(why.clone());
+        let index = self.index.as_ref().map_err(odd)?;
         let (Some(dir), Some(method), Some(path)) =
             (index, self.publishing.index_log, &self.paths.index)
         else {
@@ -118,17 +133,28 @@ impl<'a> Place<'a> {
         let walks = self.publishing.walks;
         let take = |timeout| Log::lock(dir, Pair::MAILBOX, method, walks, timeout);
         let busy = self.publishing.busy;
-        let log = busy
-            .take(&file, log::TIMEOUT, self.until, take)
-            .map_err(text)?;
+        let taken = busy.take(&file, log::TIMEOUT, self.until, take);
+        let log = taken.map_err(|error| match error.kind() {
+            ErrorKind::TimedOut => NoLog::Held(error.to_string()),
+            _ => NoLog::Odd(error.to_string()),
+        })?;
         match log.as_ref().map(Log::state) {
-            // That of a mailbox that has just been made does not know it yet.
-            Some(state) if state.validity == 0 && state.next_uid == 1 => Ok(log),
-            Some(state) if state.validity != list.validity() => {
-                Err("its UIDVALIDITY is another one".into())
+            Some(state) if !is_of(&state, list) => {
+                Err(NoLog::Odd("its UIDVALIDITY is another one".into()))
             }
             _ => Ok(log),
         }
+    }
+
+    /// The next UID as the index has it, whose log somebody else holds.
+    pub fn look_at_index(&self, list: &List<'_>) -> Result<Option<u32>, String> {
+        let Some(dir) = self.index.as_ref().map_err(String::clone)? else {
+            return Ok(None);
+        };
+        let state = Log::look(dir, Pair::MAILBOX, self.publishing.walks);
+        let state = state.map_err(|error| format!("{}: {error}", Pair::MAILBOX.log()))?;
+        let state = state.filter(|state| is_of(state, list));
+        Ok(state.map(|state| state.next_uid))
     }
 
     /// Nobody has ever stored a message here, nor looked: one that others have filled has UIDs that only Dovecot knows.
@@ -174,6 +200,11 @@ impl<'a> Place<'a> {
         drop(self.lock);
         drop(self.made);
     }
+}
+
+/// That of a mailbox that has just been made does not know its UIDVALIDITY yet.
+fn is_of(state: &State, list: &List<'_>) -> bool {
+    (state.validity == 0 && state.next_uid == 1) || state.validity == list.validity()
 }
 
 /// The mailbox's own directory is the one that is open, whatever has its name by now. None: there is none.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::busy::Busy;
 use super::carry_out::Heard;
-use super::place::{self, Place};
+use super::place::{self, NoLog, Place};
 use crate::fault::Fault;
 use crate::index::log::LockMethod;
 use crate::index::{Log, Pair, Transaction, Walks};
@@ -231,8 +231,12 @@ impl Publishing<'_> {
         members: &mut [&mut Member],
     ) -> Result<(), String> {
         let log = place.index_log(&list);
-        let known = log.as_ref().ok().and_then(Option::as_ref);
-        let known = known.map(|log| log.state().next_uid);
+        let known = match &log {
+            Ok(log) => log.as_ref().map(|log| log.state().next_uid),
+            Err(NoLog::Held(_)) => place.look_at_index(&list)?,
+            // Dovecot makes it anew, from the list.
+            Err(NoLog::Odd(_)) => None,
+        };
         // A list that came from a backup is behind its index; so was a line of it that is lost.
         let lost = u32::from(list.is_mended());
         let known_next = known.map_or(1, |next| next.saturating_add(lost));
@@ -250,7 +254,7 @@ impl Publishing<'_> {
             let why = format!("its UID may be another one after a crash: {why}");
             remark(members, &why);
         }
-        let told = log.and_then(|log| match log {
+        let told = log.map_err(NoLog::why).and_then(|log| match log {
             Some(log) => self.tell(log, &list, missed, members),
             None => Ok(()),
         });
@@ -424,6 +428,24 @@ mod tests {
             assert!(published[0].remarks[0].contains("left to Dovecot"));
         }
         assert!(began.elapsed() < 6 * log::TIMEOUT, "{:?}", began.elapsed());
+    }
+
+    /// What the index knows counts, whoever has its log: no UID is given twice.
+    #[test]
+    fn a_log_that_is_held_and_ahead_of_the_list() {
+        let root = tempfile::tempdir().unwrap();
+        let place = root.path().join("a");
+        list(&place, 7);
+        let mut transaction = Transaction::default();
+        transaction.append(&[(20, 0)]);
+        let log = [log_for_tests(2, (0, 0), 5), transaction.into_bytes()].concat();
+        let path = place.join("dovecot.index.log");
+        fs::write(&path, log).unwrap();
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file_lock::exclusive(&file, file_lock::Method::Fcntl, Duration::ZERO).unwrap();
+        let published = published(root.path(), &Busy::default(), &["a"]);
+        assert_eq!(published[0].uid, Some(21));
+        assert!(published[0].remarks[0].contains("left to Dovecot"));
     }
 
     /// A link led to the mailbox when the message was prepared, and leads to another one when its turn comes.

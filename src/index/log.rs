@@ -127,6 +127,23 @@ impl Log {
         Err(io::Error::other("a new one took its place"))
     }
 
+    /// What a log says that somebody else has locked. None: there is no log.
+    ///
+    /// He may be adding to it; UIDs only who has the list of UIDs gives.
+    pub fn look(dir: &Dir, pair: Pair, walks: &Walks) -> io::Result<Option<State>> {
+        let file = match dir.read(pair.log) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let stat = dir::stat_file(&file)?;
+        let state = walks.walk(dir, pair, &file, &stat);
+        let state = state.map_err(io::Error::other)?;
+        match is_in_place(dir, pair, &stat)? {
+            true => Ok(Some(state)),
+            false => Err(io::Error::other("a new one took its place")),
+        }
+    }
+
     fn open(
         dir: &Dir,
         pair: Pair,

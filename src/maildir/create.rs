@@ -154,11 +154,10 @@ impl Revealed {
         if self.parent.rename_dir(&self.name, &self.hidden).is_err() {
             return false;
         }
-        let is_ours = self.is_ours().unwrap_or(false);
-        if !is_ours {
-            self.show();
+        match self.is_ours() {
+            Ok(true) => true,
+            _ => !self.show() && self.is_ours().unwrap_or(false),
         }
-        is_ours
     }
 
     fn is_ours(&self) -> io::Result<bool> {
@@ -185,9 +184,28 @@ impl Revealed {
         Ok(true)
     }
 
-    fn show(&self) {
-        // Who has taken the name meanwhile has made a mailbox of his own: nothing of ours is in this one.
-        let _ = self.parent.rename_dir(&self.hidden, &self.name);
+    /// False: somebody has made another mailbox of this name meanwhile. Messages of others that are in this one go there: they
+    /// were answered for by this name.
+    fn show(&self) -> bool {
+        let shown = self.parent.rename_dir(&self.hidden, &self.name).is_ok();
+        if !shown {
+            // What cannot be moved stays, and is not removed.
+            let _ = self.hand_over();
+        }
+        shown
+    }
+
+    fn hand_over(&self) -> io::Result<()> {
+        let hidden = self.parent.open_dir(&self.hidden)?;
+        let there = self.parent.open_dir(&self.name)?;
+        for part in ["new", "cur"] {
+            let (from, to) = (hidden.open_dir(part)?, there.open_dir(part)?);
+            for name in from.names()? {
+                from.rename(&name, &to, &name)?;
+            }
+            to.sync()?;
+        }
+        Ok(())
     }
 }
 

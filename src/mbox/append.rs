@@ -1,6 +1,5 @@
 //! A message added to an mbox: whole and synced, or the file is as it was.
 
-use std::cell::Cell;
 use std::fs::{File, FileTimes};
 use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -14,6 +13,7 @@ use super::torn;
 use crate::fault::{Code, Fault};
 use crate::mailbox::permission::Permission;
 use crate::message::{Body, Flags};
+use crate::sys;
 use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::fault_point::pass;
 
@@ -64,7 +64,6 @@ pub struct Open<'a> {
     demands: Demands<'a>,
     file: Locked,
     before: Stat,
-    is_made: bool,
 }
 
 /// A message that is in the file.
@@ -91,8 +90,7 @@ impl Mbox {
 
     /// Opened under its locks, and looked at. [`Code::Storage`] when somebody holds one for too long.
     pub fn lock<'a>(&'a self, demands: Demands<'a>) -> Result<Open<'a>, Fault> {
-        let is_made = Cell::new(false);
-        let open = || self.open(demands.make, &is_made);
+        let open = || self.open(demands.make);
         let file = demands.locking.lock(&self.dir, &self.name, open);
         let file = file.map_err(|error| self.failed(error))?;
         let before = dir::stat_file(&file.file).map_err(|error| self.failed(error))?;
@@ -103,7 +101,6 @@ impl Mbox {
             demands,
             file,
             before,
-            is_made: is_made.get(),
         })
     }
 
@@ -116,24 +113,34 @@ impl Mbox {
     }
 
     /// The file, for reading and writing; made where it is missing and may be.
-    fn open(&self, make: Option<&Permission>, is_made: &Cell<bool>) -> io::Result<File> {
-        match (self.dir.open_to_change(&self.name), make) {
+    fn open(&self, make: Option<&Permission>) -> io::Result<File> {
+        let opened = self.dir.open_to_change(&self.name);
+        match (opened, make) {
             (Err(error), Some(permission)) if error.kind() == ErrorKind::NotFound => {
-                match self.dir.create_new(&self.name, permission.file_mode) {
-                    Ok(file) => {
-                        is_made.set(true);
-                        // Nobody has seen it with a message in it.
-                        dir::set_rights(&file, permission.file_mode, permission.gid)
-                            .or_else(|error| self.dir.unlink(&self.name).and(Err(error)))?;
-                        Ok(file)
-                    }
-                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                        self.dir.open_to_change(&self.name)
-                    }
-                    Err(error) => Err(error),
+                match self.make(permission) {
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                    made => made?,
                 }
+                self.dir.open_to_change(&self.name)
             }
             (opened, _) => opened,
+        }
+    }
+
+    /// Whoever sees it may wait for its locks, and then write to it: it stays, whatever becomes of the message.
+    fn make(&self, permission: &Permission) -> io::Result<()> {
+        let mode = permission.file_mode;
+        match self.dir.unnamed_file(mode) {
+            Err(error) if sys::is_unsupported(&error) => {
+                let file = self.dir.create_new(&self.name, mode)?;
+                dir::set_rights(&file, mode, permission.gid)
+                    .inspect_err(|_| drop(self.dir.unlink(&self.name)))
+            }
+            file => {
+                let file = file?;
+                dir::set_rights(&file, mode, permission.gid)?;
+                self.dir.link(&file, &self.name)
+            }
         }
     }
 
@@ -178,10 +185,6 @@ impl Open<'_> {
         });
         written.map_err(|error| {
             take_back(file, &self.before);
-            if self.is_made && self.before.size == 0 {
-                // Whoever waits for it finds that it is another one, or none.
-                let _ = self.mbox.dir.unlink(&self.mbox.name);
-            }
             self.mbox.failed(error)
         })
     }

@@ -230,7 +230,8 @@ impl Dir {
     pub fn make_dir(&self, name: &str, mode: u32) -> io::Result<Dir> {
         pass()?;
         mkdirat(&self.0, component(name)?, mode_bits(mode))?;
-        self.open_dir(name)
+        // Nobody would know of it.
+        self.open_dir(name).inspect_err(|_| drop(self.rmdir(name)))
     }
 
     /// Another handle on the same directory.

@@ -160,6 +160,7 @@ pub struct Asking<'a> {
     holds: Holds,
     seen: Option<(Version, Option<Version>)>,
     waiting: Option<Dotlock>,
+    is_repeated: bool,
 }
 
 impl<'a> Asking<'a> {
@@ -170,6 +171,7 @@ impl<'a> Asking<'a> {
             mode,
             holds,
             seen: None,
+            is_repeated: false,
             waiting: match holds {
                 Holds::Pid => Dotlock::without_name(dir, name, mode)?,
                 Holds::Content => None,
@@ -182,7 +184,14 @@ impl<'a> Asking<'a> {
         let lock = format!("{}.lock", self.name);
         loop {
             let made = match &mut self.waiting {
-                Some(waiting) => waiting.give_name(),
+                Some(waiting) => {
+                    if self.is_repeated {
+                        // By its age others tell whether it is nobody's: that begins now.
+                        waiting.file.set_modified(SystemTime::now())?;
+                    }
+                    self.is_repeated = true;
+                    waiting.give_name()
+                }
                 None => Dotlock::create(self.dir, self.name, self.mode, self.holds)
                     .map(|made| self.waiting = Some(made)),
             };
@@ -484,5 +493,22 @@ mod tests {
         assert_eq!(busy.kind(), ErrorKind::TimedOut);
         drop(other);
         Dotlock::take(&dir, "f", 0o600, Holds::Pid, SHORT).unwrap();
+    }
+
+    /// However long it was waited for.
+    #[test]
+    fn a_lock_that_has_just_been_taken_is_young() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        let held = Dotlock::take(&dir, "f", 0o600, Holds::Pid, SHORT).unwrap();
+        let mut asking = Asking::new(&dir, "f", 0o600, Holds::Pid).unwrap();
+        assert!(asking.ask(LONG.stale).unwrap().is_none());
+        let waiting = &asking.waiting.as_ref().unwrap().file;
+        let long_ago = SystemTime::now() - Duration::from_secs(200);
+        waiting.set_modified(long_ago).unwrap();
+        drop(held);
+        let lock = asking.ask(LONG.stale).unwrap();
+        let age = age(&version(&dir, "f.lock").unwrap());
+        assert!(lock.is_some() && age < Duration::from_secs(60), "{age:?}");
     }
 }
