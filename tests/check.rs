@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use support::{MAIL, Store, program};
+use support::{MAIL, Store, not_root, program};
 
 /// Exit code, and all that was printed, without the scratch folder's path.
 fn postroom(store: &Store, arguments: &[&str]) -> (Option<i32>, String) {
@@ -153,4 +153,45 @@ fn a_closed_directory() {
     }
     let (code, said) = postroom(&store, &["share", "verify", "nobody-here"]);
     assert_eq!(code, Some(67), "{said}");
+}
+
+/// Where the dotlocks of mboxes cannot be made no mail gets through, or they do not keep others out.
+#[test]
+fn locks_that_cannot_be_made() {
+    if not_root() {
+        return;
+    }
+    #[rustfmt::skip]
+    let cases = [
+        (0, 7001, 0o2775, "", "mail_privileged_group = 7001"),
+        (0, 7001, 0o2775, "mail_privileged_group = 7001", ""),
+        (0, 7001, 0o2775, "mail_uid = 8\nmail_gid = 7001", ""),
+        (0, 7001, 0o2775, "mbox_write_locks = [\"fcntl\"]", ""),
+        (0, 0, 0o755, "", "fcntl or flock alone lock it"),
+        (0, 0, 0o755, "mbox_write_locks = [\"dotlock\"]", "no other lock"),
+        (0, 0, 0o1777, "", ""),
+        (MAIL, MAIL, 0o755, "mail_uid = 8\nmail_gid = 8", ""),
+    ];
+    for (uid, gid, mode, settings, want) in cases {
+        let store = Store::with_inbox();
+        let spool = store.scratch.dir("spool", uid, gid, mode);
+        fs::write(spool.join("box"), "").unwrap();
+        store.scratch.dir("public-mbox", MAIL, MAIL, 0o777);
+        symlink(spool.join("box"), store.path("public-mbox/box")).unwrap();
+        let config = store.configure("", "");
+        let text = fs::read_to_string(&config).unwrap();
+        let text = text.replace("first_valid_uid", &format!("{settings}\nfirst_valid_uid"));
+        let root = store.scratch.text("");
+        let mboxes = format!(
+            "[namespace.spool]\nseparator = \"/\"\nprefix = \"spool/\"\nmail_driver = \"mbox\"\n\
+             mail_path = \"{root}/public-mbox\"\nmail_inbox_path = \"{root}/spool/%{{user}}\"\n"
+        );
+        fs::write(&config, format!("{text}{mboxes}")).unwrap();
+        let (_, said) = postroom(&store, &["check"]);
+        let case = format!("{uid}:{gid} {mode:o} {settings}: {said}");
+        match want {
+            "" => assert!(!said.contains("dotlock"), "{case}"),
+            want => assert!(said.contains(want), "{case}"),
+        }
+    }
 }

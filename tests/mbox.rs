@@ -4,11 +4,13 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use support::imap::Imap;
-use support::peers::{Dovecot, VERSIONS, Version};
+use support::peers::{Dovecot, Exim, VERSIONS, Version};
 use support::{MAIL, Server, Store, corpus, installed, not_root, skip};
 
 /// The documents' "Mixed mbox and Maildir": INBOX is an mbox in a spool, folders are Maildirs, and `#mbox/` has mboxes too.
@@ -48,7 +50,10 @@ fn dovecot(version: Version, store: &Store) -> Option<Dovecot> {
             "namespace mbox {{\n  separator = /\n  prefix = \"#mbox/\"\n{place}  inbox = yes\n  hidden = yes\n  list = no\n}}\n\
              namespace inbox {{\n  separator = /\n  prefix =\n}}\n"
         );
-        text.replace(inbox, &both)
+        // As procmail and Exim: those and a Dovecot with Debian's order wait for each other for minutes.
+        let locks = "mbox_write_locks = dotlock fcntl\n";
+        let (first, rest) = text.split_once("base_dir").unwrap();
+        format!("{first}{locks}base_dir{}", rest.replace(inbox, &both))
     })
 }
 
@@ -262,10 +267,11 @@ fn uids_flags_and_keywords() {
     }
 }
 
-/// Appends a message under all three locks, as other programs do.
+/// Appends messages under all three locks, as other programs do, so many or for so many seconds; says how many.
 const APPENDER: &str = "import fcntl, mailbox, sys, time\n\
     box = mailbox.mbox(sys.argv[1])\n\
-    for number in range(int(sys.argv[3])):\n\
+    count, until, number = int(sys.argv[3]), time.time() + float(sys.argv[4]), 0\n\
+    while number < count or time.time() < until:\n\
     \twhile True:\n\
     \t\ttry:\n\
     \t\t\tbox.lock()\n\
@@ -278,15 +284,32 @@ const APPENDER: &str = "import fcntl, mailbox, sys, time\n\
     \tfile.write(text.encode())\n\
     \tfile.flush()\n\
     \tbox.unlock()\n\
-    \tfile.close()\n";
+    \tfile.close()\n\
+    \tnumber += 1\n\
+    print(number)\n";
+
+/// Subject and body of each message in an mbox, by the lines `From ` behind an empty line.
+fn split(text: &[u8]) -> Vec<(String, &[u8])> {
+    let starts = memchr::memmem::find_iter(text, b"\n\nFrom ").map(|at| at + 2);
+    let starts: Vec<usize> = [0].into_iter().chain(starts).collect();
+    let ends = starts.iter().copied().skip(1).chain([text.len()]);
+    let messages = starts.iter().zip(ends).map(|(start, end)| {
+        let message = &text[*start..end];
+        let header = memchr::memmem::find(message, b"\n\n").unwrap();
+        (support::subject(&message[..header]), &message[header + 2..])
+    });
+    messages.collect()
+}
 
 /// All kinds of programs add to one mbox, while a client of Dovecot's takes messages out: each is there once, and whole.
+///
+/// `POSTROOM_STRESS_SECONDS`: for so long, on an mbox of a gigabyte (`tests/stress` does a minute).
 #[test]
 fn many_writers() {
-    const EACH: usize = 12;
     if not_root() {
         return;
     }
+    let seconds = std::env::var("POSTROOM_STRESS_SECONDS").map_or(0, |it| it.parse().unwrap());
     for version in VERSIONS {
         let store = Store::new();
         let config = mixed(&store);
@@ -294,12 +317,31 @@ fn many_writers() {
             return;
         };
         let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
-        let file = store.path("spool/alice");
-        lda(&config, "INBOX", b"Subject: first\n\n");
-        let filler = "From here on it is text.\n".repeat(400);
-        let message = |name: &str, number: usize| {
-            format!("Subject: {name}-{number}\n\n{filler}").into_bytes()
+        let spool = store.path("spool");
+        let Some(exim) = Exim::new(&store.scratch, &server.socket, "/bin/false", &spool) else {
+            return;
         };
+        let file = spool.join("alice");
+        lda(&config, "INBOX", b"Subject: first\n\n");
+        let old = match seconds {
+            0 => 20,
+            _ => 1000,
+        };
+        let padding = "text of an old message\n".repeat(if seconds > 0 { 45_000 } else { 10 });
+        let mut text = fs::read(&file).unwrap();
+        for number in 0..old {
+            text.extend(
+                format!("From old  Mon Nov 02 07:02:09 2026\nSubject: old-{number}\n\n{padding}\n")
+                    .bytes(),
+            );
+        }
+        fs::write(&file, &text).unwrap();
+        drop(text);
+        let filler = "From here on it is text.\n".repeat(400);
+        // What it does not quote it knows by the length only.
+        let plain = filler.replace("From", "Text");
+        let text_of =
+            |name: &str, filler: &str| format!("Subject: {name}\n\n{filler}").into_bytes();
         let procmailrc = format!(
             "SHELL=/bin/sh\nDEFAULT={0}\nORGMAIL={0}\nLOGFILE=/dev/null\nLOCKSLEEP=1\n:0:\n{0}\n",
             file.display()
@@ -307,117 +349,151 @@ fn many_writers() {
         let procmailrc = store
             .scratch
             .file("procmailrc", MAIL, MAIL, 0o600, &procmailrc);
+        let began = std::time::Instant::now();
+        let is_over =
+            |number: usize, least: usize| number >= least && began.elapsed().as_secs() >= seconds;
+        // How many of each name were stored.
+        let stored = Mutex::new(vec![("first".to_owned(), 0), ("old".into(), old)]);
+        let store_until_over = |name: String, least: usize, deliver: &mut dyn FnMut(&str)| {
+            let mut number = 0;
+            while !is_over(number, least) {
+                deliver(&format!("{name}-{number}"));
+                number += 1;
+            }
+            stored.lock().unwrap().push((name, number));
+        };
         let mut expunged = Vec::new();
         std::thread::scope(|scope| {
+            let store_until_over = &store_until_over;
             for writer in 0..4 {
-                let (server, message) = (&server, &message);
+                let (server, filler) = (&server, &filler);
                 scope.spawn(move || {
                     let mut client = server.client();
-                    for number in 0..EACH {
-                        let message = message(&format!("lmtp{writer}"), number);
+                    store_until_over(format!("lmtp{writer}"), 12, &mut |name| {
+                        let message = text_of(name, filler);
                         let replies = client.deliver(&["alice@example.test"], &message);
                         assert!(replies[0].starts_with("250 "), "{replies:?}");
-                    }
+                    });
+                });
+            }
+            for writer in 0..3 {
+                let (config, filler) = (&config, &filler);
+                scope.spawn(move || {
+                    store_until_over(format!("lda{writer}"), 12, &mut |name| {
+                        lda(config, "INBOX", &text_of(name, filler));
+                    });
                 });
             }
             for writer in 0..2 {
-                let (config, message, dovecot, procmailrc) =
-                    (&config, &message, &dovecot, &procmailrc);
+                let (dovecot, plain, filler) = (&dovecot, &plain, &filler);
                 scope.spawn(move || {
-                    for number in 0..EACH {
-                        lda(config, "INBOX", &message(&format!("lda{writer}"), number));
-                    }
+                    store_until_over(format!("dovecot{writer}"), 3, &mut |name| {
+                        assert_eq!(
+                            dovecot.lda("alice", "INBOX", &text_of(name, plain)),
+                            Some(0)
+                        );
+                    });
                 });
+                let procmailrc = &procmailrc;
                 scope.spawn(move || {
-                    for number in 0..EACH / 4 {
-                        let message = message(&format!("dovecot{writer}"), number);
-                        assert_eq!(dovecot.lda("alice", "INBOX", &message), Some(0));
-                    }
-                });
-                scope.spawn(move || {
-                    for number in 0..EACH / 4 {
+                    store_until_over(format!("procmail{writer}"), 3, &mut |name| {
                         let mut procmail = Command::new("procmail");
                         procmail.args(["-f", "a@b", "-m"]).arg(procmailrc);
                         support::as_user(&mut procmail, MAIL, MAIL, &[]);
-                        let message = message(&format!("procmail{writer}"), number);
-                        let output = support::run_with_input(&mut procmail, &message);
+                        let output = support::run_with_input(&mut procmail, &text_of(name, filler));
                         assert_eq!(output.status.code(), Some(0), "{output:?}");
-                    }
+                    });
                 });
-                let file = &file;
+                let exim = &exim;
                 scope.spawn(move || {
+                    store_until_over(format!("exim{writer}"), 3, &mut |name| {
+                        exim.send(&["alice@mbox.test"], &text_of(name, filler));
+                    });
+                });
+            }
+            for writer in 0..3 {
+                let (file, stored) = (&file, &stored);
+                scope.spawn(move || {
+                    let name = format!("python{writer}");
                     let mut python = Command::new("/usr/bin/python3");
                     python.args(["-c", APPENDER]).arg(file);
-                    python.args([format!("python{writer}"), EACH.to_string()]);
+                    python.args([&name, "12", &seconds.to_string()]);
                     support::as_user(&mut python, MAIL, MAIL, &[]);
                     let output = python.output().unwrap();
                     assert!(output.status.success(), "{output:?}");
+                    let said = String::from_utf8(output.stdout).unwrap();
+                    let count = said.trim().parse().unwrap();
+                    stored.lock().unwrap().push((name, count));
                 });
             }
-            // Takes out what it sees, now and then.
+            // Takes out some of the last that it sees, now and then.
             let (dovecot, expunged) = (&dovecot, &mut expunged);
             scope.spawn(move || {
-                for _ in 0..6 {
+                let mut rounds = 0;
+                while !is_over(rounds, 6) {
                     let mut imap = Imap::login(dovecot.port, "alice");
-                    imap.select("INBOX");
-                    let seen = imap.fetch_all();
-                    for message in seen.iter().skip(1).step_by(4) {
-                        expunged.push((message.uid, support::subject(&message.bytes)));
-                        imap.command(&format!("UID STORE {} +FLAGS (\\Deleted)", message.uid));
+                    let count = imap.select("INBOX");
+                    let recent = format!("{}:*", count.saturating_sub(20).max(2));
+                    let lines = imap.command(&format!("FETCH {recent} (UID)"));
+                    let uids = lines.iter().filter_map(|line| line.split("UID ").nth(1));
+                    let uids: Vec<u32> = uids
+                        .filter_map(|it| it.trim_end_matches(')').parse().ok())
+                        .collect();
+                    for uid in uids.iter().step_by(4) {
+                        let what = "BODY.PEEK[HEADER.FIELDS (SUBJECT)]";
+                        for message in imap.fetch(&uid.to_string(), what) {
+                            expunged.push(support::subject(&message.bytes));
+                        }
+                        imap.command(&format!("UID STORE {uid} +FLAGS (\\Deleted)"));
                     }
                     imap.command("EXPUNGE");
                     imap.command("LOGOUT");
                     std::thread::sleep(std::time::Duration::from_millis(200));
+                    rounds += 1;
                 }
             });
         });
-        let mut imap = Imap::login(dovecot.port, "alice");
-        imap.select("INBOX");
-        let left = imap.fetch_all();
-        let whole = |message: &support::imap::Fetched| {
-            let name = support::subject(&message.bytes);
-            let body = body(&message.bytes);
-            match name.split(['0', '1', '2', '3']).next().unwrap() {
-                "python" => body == b"body\n",
-                "lmtp" | "lda" => body == quoted(filler.as_bytes()),
-                "dovecot" => body == filler.as_bytes(),
-                _ => body.len() >= filler.len() || name == "first",
-            }
-        };
-        for message in &left {
-            assert!(
-                whole(message),
-                "{version:?}: {}",
-                support::subject(&message.bytes)
-            );
+        exim.drain();
+        let text = fs::read(&file).unwrap();
+        let left = split(&text);
+        for (name, body) in &left {
+            let kind = name.split(|c: char| c.is_ascii_digit() || c == '-').next();
+            let body = body.trim_ascii_end();
+            let is_whole = match kind.unwrap() {
+                "python" => body == b"body",
+                "lmtp" | "lda" => body == quoted(filler.as_bytes()).trim_ascii_end(),
+                "dovecot" => body == plain.trim_ascii_end().as_bytes(),
+                "old" => body == padding.trim_ascii_end().as_bytes(),
+                "first" => body.is_empty(),
+                _ => body.len() >= filler.trim_ascii_end().len(),
+            };
+            assert!(is_whole, "{version:?}: {name}");
         }
-        let names = left.iter().map(|message| support::subject(&message.bytes));
-        let all = count(
-            names
-                .chain(expunged.iter().map(|(_, name)| name.clone()))
-                .map(String::into_bytes),
-        );
+        let names = left.iter().map(|(name, _)| name).chain(&expunged);
+        let mut all: BTreeMap<&str, usize> = BTreeMap::new();
+        names.for_each(|name| *all.entry(name).or_default() += 1);
+        let stored = stored.into_inner().unwrap();
         let mut wanted = vec!["first".to_owned()];
-        for (kind, writers, each) in [
-            ("lmtp", 4, EACH),
-            ("lda", 2, EACH),
-            ("dovecot", 2, EACH / 4),
-            ("procmail", 2, EACH / 4),
-            ("python", 2, EACH),
-        ] {
-            for writer in 0..writers {
-                wanted.extend((0..each).map(|number| format!("{kind}{writer}-{number}")));
-            }
+        for (name, count) in &stored {
+            wanted.extend((0..*count).map(|number| format!("{name}-{number}")));
         }
-        let wanted = count(wanted.into_iter().map(String::into_bytes));
-        for (name, times) in &wanted {
-            let name = String::from_utf8_lossy(name);
-            assert_eq!(all.get(name.as_bytes()), Some(times), "{version:?}: {name}");
+        for name in &wanted {
+            assert_eq!(all.get(name.as_str()), Some(&1), "{version:?}: {name}");
         }
         assert_eq!(all.len(), wanted.len());
-        let spool = fs::read_dir(store.path("spool")).unwrap();
-        let names: Vec<_> = spool.map(|it| it.unwrap().file_name()).collect();
+        eprintln!(
+            "{version:?}: {} bytes, {} expunged, in {} s: {stored:?}",
+            text.len(),
+            expunged.len(),
+            began.elapsed().as_secs()
+        );
+        let names: Vec<_> = fs::read_dir(&spool)
+            .unwrap()
+            .map(|it| it.unwrap().file_name())
+            .collect();
         assert_eq!(names, ["alice"], "no lock is left");
+        let mut imap = Imap::login(dovecot.port, "alice");
+        assert_eq!(imap.select("INBOX"), left.len(), "{version:?}");
         assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
     }
 }
@@ -458,4 +534,87 @@ fn read_by_others(folder: &Path, config: &Path, messages: &[Vec<u8>]) {
     formail.stdin(fs::File::open(&own).unwrap());
     let said = String::from_utf8(formail.output().unwrap().stdout).unwrap();
     assert_eq!(said.lines().count(), messages.len());
+}
+
+/// /var/mail is root's and its group's: mail_privileged_group makes the locks and new INBOXes there, and nothing else.
+#[test]
+fn a_spool_of_the_privileged_group() {
+    const USER: u32 = 6001;
+    const SPOOL: u32 = 7001;
+    if not_root() {
+        return;
+    }
+    let scratch = support::Scratch::new();
+    scratch.dir("spool", 0, SPOOL, 0o2775);
+    scratch.dir("home", 0, 0, 0o755);
+    scratch.dir("home/u1", USER, USER, 0o700);
+    scratch.dir("home/u1/mail", USER, USER, 0o700);
+    let others = scratch.file("spool/u2", 6002, SPOOL, 0o660, "");
+    std::os::unix::fs::symlink(&others, scratch.path("home/u1/mail/other")).unwrap();
+    std::os::unix::fs::lchown(scratch.path("home/u1/mail/other"), Some(USER), None).unwrap();
+    let root = scratch.text("");
+    let users = format!("u1::{USER}:{USER}::{root}/home/u1::\n");
+    scratch.file("users", 0, 0, 0o644, &users);
+    let lda = |group: &str, as_root: bool, mailbox: &str| {
+        let config = format!(
+            "{group}\n[[userdb]]\npasswd-file = {{ path = \"{root}/users\" }}\n[namespace.inbox]\ninbox = true\n\
+             mail_driver = \"mbox\"\nmail_path = \"~/mail\"\nmail_inbox_path = \"{root}/spool/%{{user}}\"\n"
+        );
+        let config = scratch.file("postroom.toml", 0, 0, 0o644, &config);
+        let mut lda = support::program("postroom-lda");
+        lda.arg("-c").arg(config).args(["-d", "u1", "-m", mailbox]);
+        lda.env("POSTROOM_LOG", "json");
+        if !as_root {
+            support::as_user(&mut lda, USER, USER, &[]);
+        }
+        let output = support::run_with_input(&mut lda, b"Subject: x\n\n");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code().unwrap(), said)
+    };
+    const GROUP: &str = "mail_privileged_group = 7001";
+    const BIG: &str = "mail_privileged_group = 7001\nmbox_lock_timeout = \"1s\"";
+    for (group, as_root, mailbox, code, why) in [
+        ("", true, "INBOX", 75, "Permission denied"),
+        // Whoever is not root has no group to put aside.
+        (GROUP, false, "INBOX", 75, "Permission denied"),
+        (GROUP, true, "INBOX", 0, ""),
+        (GROUP, true, "INBOX", 0, ""),
+        // A user's symlink to what only the group may open.
+        (GROUP, true, "other", 75, "Permission denied"),
+    ] {
+        let (exit, said) = lda(group, as_root, mailbox);
+        assert_eq!(exit, code, "{group} {as_root} {mailbox}: {said}");
+        assert!(said.contains(why), "{group} {as_root} {mailbox}: {said}");
+    }
+    let spool = |name: &str| fs::metadata(scratch.path("spool").join(name));
+    let inbox = spool("u1").unwrap();
+    assert_eq!(
+        (inbox.uid(), inbox.gid(), inbox.mode() & 0o7777),
+        (USER, SPOOL, 0o600)
+    );
+    assert_eq!(
+        fs::read_to_string(scratch.path("spool/u1"))
+            .unwrap()
+            .matches("Subject: x")
+            .count(),
+        2
+    );
+    assert_eq!(spool("u2").unwrap().len(), 0);
+    assert!(spool("u1.lock").is_err());
+    // The lock of a living process is waited for, that of a dead one taken away.
+    let lock = scratch.path("spool/u1.lock");
+    fs::write(&lock, std::process::id().to_string()).unwrap();
+    assert_eq!(lda(BIG, true, "INBOX").0, 75);
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    fs::write(&lock, format!("999999999:{}", host.trim())).unwrap();
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(10);
+    fs::File::options()
+        .write(true)
+        .open(&lock)
+        .unwrap()
+        .set_modified(old)
+        .unwrap();
+    let (exit, said) = lda(BIG, true, "INBOX");
+    assert_eq!(exit, 0, "{said}");
+    assert!(spool("u1.lock").is_err());
 }

@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::process::Command;
 
-use support::peers::{self, Postfix};
+use support::peers::{Exim, Postfix};
 use support::{MAIL, Store, as_user, installed, leftovers, messages, not_root, program, skip};
 
 /// The command line of the LDA for this store. `user` is the MTA's word for the user.
@@ -38,15 +38,11 @@ fn exim_over_the_socket() {
         "nobody-here@example.test",
     ];
     let message = b"Subject: exim\n\n.dot\nlast";
-    let Some(log) = peers::exim(
-        &store.scratch,
-        &server.socket,
-        "/bin/false",
-        &recipients,
-        message,
-    ) else {
+    let spool = store.path("spool");
+    let Some(exim) = Exim::new(&store.scratch, &server.socket, "/bin/false", &spool) else {
         return;
     };
+    let log = exim.send(&recipients, message);
     for folder in ["home/alice/Maildir", "home/bob/Maildir"] {
         let text = body(&store, folder);
         assert!(
@@ -75,15 +71,11 @@ fn exim_through_a_pipe() {
     let socket = store.path("run/nothing");
     // The sender comes in $SENDER: Exim lets no address of a stranger onto a command line.
     let command = lda(&store, "", "$local_part_data");
-    let Some(log) = peers::exim(
-        &store.scratch,
-        &socket,
-        &command,
-        &["alice@lda.test", "nobody-here@lda.test"],
-        b"Subject: x\n\ny\n",
-    ) else {
+    let Some(exim) = Exim::new(&store.scratch, &socket, &command, &store.path("spool")) else {
         return;
     };
+    let recipients = ["alice@lda.test", "nobody-here@lda.test"];
+    let log = exim.send(&recipients, b"Subject: x\n\ny\n");
     // Its `From ` line is not stored; the empty line at the end is.
     let text = body(&store, "home/alice/Maildir");
     assert!(

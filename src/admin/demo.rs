@@ -129,11 +129,7 @@ pub fn run(once: bool, out: &mut impl Write) -> io::Result<u8> {
             out,
             "Root never touches mail: going on as uid {NOBODY} (nobody).\n"
         )?;
-        credentials::become_forever(&Credentials {
-            uid: NOBODY,
-            gid: NOBODY,
-            groups: vec![],
-        })?;
+        credentials::become_forever(&Credentials::new(NOBODY, NOBODY, vec![]))?;
     }
     process::clear_umask();
     let root = Root::make()?;

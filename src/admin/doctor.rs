@@ -169,21 +169,17 @@ fn become_owner(path: &Path, config: Option<&Config>) -> Result<(), Failed> {
     let limits = limits.filter(|limits| limits.mail_uid == Some(uid));
     let account = nss::account_of_uid(uid).map_err(failed)?;
     let mut who = match (limits, account) {
-        (Some(limits), _) => Credentials {
+        (Some(limits), _) => Credentials::new(
             uid,
-            gid: limits.mail_gid.unwrap_or(gid),
-            groups: limits.mail_access_groups.clone(),
-        },
-        (None, Some(account)) => Credentials {
+            limits.mail_gid.unwrap_or(gid),
+            limits.mail_access_groups.clone(),
+        ),
+        (None, Some(account)) => Credentials::new(
             uid,
-            gid: account.gid,
-            groups: nss::groups(&account.name, account.gid).map_err(failed)?,
-        },
-        (None, None) => Credentials {
-            uid,
-            gid,
-            groups: Vec::new(),
-        },
+            account.gid,
+            nss::groups(&account.name, account.gid).map_err(failed)?,
+        ),
+        (None, None) => Credentials::new(uid, gid, Vec::new()),
     };
     // That of root is nobody's who delivers.
     who.groups.retain(|group| *group != 0);

@@ -231,11 +231,7 @@ fn write(map: &Map, owners: &BTreeSet<String>, wanted: &BTreeSet<Share>) -> Answ
     let Some(owner) = owner else {
         return map.replace(owners, wanted).map_err(text);
     };
-    let identity = Credentials {
-        uid: owner.uid,
-        gid: owner.gid,
-        groups: Vec::new(),
-    };
+    let identity = Credentials::new(owner.uid, owner.gid, Vec::new());
     let write = |out: &mut std::fs::File| {
         let difference = map
             .replace(owners, wanted)

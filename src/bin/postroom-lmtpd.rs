@@ -108,7 +108,10 @@ fn leave_root(config: &Config) -> io::Result<()> {
     match (config.service.mail_uid, config.service.mail_gid) {
         (Some(uid), Some(gid)) => {
             let groups = config.service.groups.clone();
-            credentials::become_forever(&Credentials { uid, gid, groups })
+            credentials::become_forever(&Credentials {
+                privileged: config.service.privileged,
+                ..Credentials::new(uid, gid, groups)
+            })
         }
         _ => Err(io::Error::other(
             "root never touches mail: set mail_uid and mail_gid to whom the server shall become, or start it as that user",

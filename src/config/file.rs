@@ -28,6 +28,7 @@ pub fn read(root: &Section<'_>) -> Config {
         mail_uid: limits.mail_uid,
         mail_gid: limits.mail_gid,
         groups: limits.mail_access_groups.clone(),
+        privileged: limits.mail_privileged_group,
     };
     let location = location(root, None);
     let namespaces = namespaces(root, &location);

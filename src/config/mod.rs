@@ -56,6 +56,8 @@ pub struct Service {
     pub mail_gid: Option<u32>,
     /// `mail_access_groups`
     pub groups: Vec<u32>,
+    /// `mail_privileged_group`
+    pub privileged: Option<u32>,
 }
 
 /// `path` (`-c`), else `$POSTROOM_CONFIG`, else [`DEFAULT_PATH`]. Only where the last does not exist, and for an

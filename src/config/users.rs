@@ -57,6 +57,13 @@ pub fn limits(root: &Section<'_>, hostname: &str) -> Limits {
         mail_gid: id(root, "mail_gid", GROUP),
         mail_home: root.path_template("mail_home"),
         mail_access_groups: groups.collect(),
+        mail_privileged_group: id(root, "mail_privileged_group", GROUP).filter(|gid| {
+            if *gid == 0 {
+                let advice = "write the group of the spool: \"mail\"";
+                root.error("mail_privileged_group", "that of root is nobody's", advice);
+            }
+            *gid != 0
+        }),
         first_valid_uid: root
             .number("first_valid_uid", Some(defaults.first_valid_uid))
             .unwrap_or_default(),

@@ -436,7 +436,9 @@ impl Inspection<'_> {
                 );
                 return Ok(Some(Finding::Denied(why)));
             }
-            let Credentials { uid, gid, groups } = self.identity;
+            let Credentials {
+                uid, gid, groups, ..
+            } = self.identity;
             if self.targets.by.is_strangers()
                 && !target.own_inbox
                 && !permission.group_can_be_had(stat, *gid, groups, *uid == 0)
@@ -488,6 +490,7 @@ impl Inspection<'_> {
             uid,
             gid: egid,
             groups,
+            ..
         } = self.identity;
         let fits = permission.group_can_be_had(parent, *egid, groups, *uid == 0);
         let gid = permission.gid.unwrap_or(if parent.mode & SETGID != 0 {

@@ -85,6 +85,8 @@ impl Mbox {
             let error = ErrorKind::InvalidFilename.into();
             Fault::io(format!("open {}", path.display()), &error)
         })?;
+        let dir = dir.with_privileged_group();
+        let dir = dir.map_err(|error| Fault::io(format!("open {}", path.display()), &error))?;
         Ok(Mbox { path, dir, name })
     }
 

@@ -1,9 +1,13 @@
 //! Who a process is to the kernel, and how it becomes someone else for good.
 
 use std::io;
+use std::marker::PhantomData;
 
 use nix::sys::prctl;
-use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setgroups, setresgid, setresuid};
+use nix::sys::signal::Signal;
+use nix::unistd::{
+    Gid, Uid, getegid, geteuid, getgroups, getresgid, setgroups, setresgid, setresuid,
+};
 use serde::{Deserialize, Serialize};
 
 /// Numeric ids. `groups` are the supplementary ones.
@@ -12,6 +16,19 @@ pub struct Credentials {
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
+    /// `mail_privileged_group`: not one of the groups, but one that [can be borrowed](borrow_group).
+    pub privileged: Option<u32>,
+}
+
+impl Credentials {
+    pub fn new(uid: u32, gid: u32, groups: Vec<u32>) -> Credentials {
+        Credentials {
+            uid,
+            gid,
+            groups,
+            privileged: None,
+        }
+    }
 }
 
 /// The effective ids of this process.
@@ -22,6 +39,56 @@ pub fn effective() -> Credentials {
         uid: geteuid().as_raw(),
         gid: getegid().as_raw(),
         groups: groups.into_iter().map(Gid::as_raw).collect(),
+        privileged: privileged_group(),
+    }
+}
+
+/// The group that this process has put aside, to borrow it.
+pub fn privileged_group() -> Option<u32> {
+    let ids = getresgid().ok()?;
+    let is_aside = ids.saved != ids.effective && ids.saved != ids.real;
+    is_aside.then_some(ids.saved.as_raw())
+}
+
+/// The privileged group as the effective one of this thread, until it is dropped. Other threads do not have it.
+#[derive(Debug)]
+pub struct BorrowedGroup {
+    own: u32,
+    death: Option<Signal>,
+    /// It is given back where it was borrowed.
+    of_this_thread: PhantomData<*const ()>,
+}
+
+/// For the moment in which a name changes in a directory that root has given to this group.
+pub fn borrow_group(gid: u32) -> io::Result<BorrowedGroup> {
+    // A change of credentials forgets with whom this thread dies.
+    let death = prctl::get_pdeathsig()?;
+    let own = getegid().as_raw();
+    set_effective_group(gid)?;
+    Ok(BorrowedGroup {
+        own,
+        death,
+        of_this_thread: PhantomData,
+    })
+}
+
+impl Drop for BorrowedGroup {
+    fn drop(&mut self) {
+        // Nothing may go on with a group that is not its own.
+        if set_effective_group(self.own).is_err() || prctl::set_pdeathsig(self.death).is_err() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Of this thread alone: the C library's function changes all of them.
+fn set_effective_group(gid: u32) -> io::Result<()> {
+    const AS_IT_IS: libc::gid_t = libc::gid_t::MAX;
+    // SAFETY: three numbers, no memory.
+    let done = unsafe { libc::syscall(libc::SYS_setresgid, AS_IT_IS, gid, AS_IT_IS) };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -38,13 +105,13 @@ pub fn become_forever(who: &Credentials) -> io::Result<()> {
             why.to_owned(),
         ))
     };
-    if who.uid == 0 || who.gid == 0 || who.groups.contains(&0) {
+    if who.uid == 0 || who.gid == 0 || who.groups.contains(&0) || who.privileged == Some(0) {
         return refused("root never touches mail: no uid, gid or group may be 0");
     }
     let groups: Vec<Gid> = who.groups.iter().copied().map(Gid::from_raw).collect();
     let (uid, gid) = (Uid::from_raw(who.uid), Gid::from_raw(who.gid));
     setgroups(&groups)?;
-    setresgid(gid, gid, gid)?;
+    setresgid(gid, gid, who.privileged.map_or(gid, Gid::from_raw))?;
     setresuid(uid, uid, uid)?;
     if setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok() {
         return refused("this process can still become root");

@@ -20,11 +20,16 @@ use nix::fcntl::{
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{AccessFlags, Gid, UnlinkatFlags, faccessat, fchown, fsync, linkat, unlinkat};
 
+use super::credentials::{self, BorrowedGroup};
 use super::fault_point::pass;
 
 /// An open directory.
 #[derive(Debug)]
-pub struct Dir(OwnedFd);
+pub struct Dir {
+    fd: OwnedFd,
+    /// The group that is borrowed whenever a name changes in it.
+    group: Option<u32>,
+}
 
 /// What delivery wants to know of a file or directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,12 +58,43 @@ impl Stat {
     }
 }
 
+impl From<OwnedFd> for Dir {
+    fn from(fd: OwnedFd) -> Dir {
+        Dir { fd, group: None }
+    }
+}
+
 impl Dir {
+    /// The same directory; where root has given it to the privileged group, and only that may change names in it, with that
+    /// group. Never one that a user has made: then its names may be anybody's.
+    pub fn with_privileged_group(mut self) -> io::Result<Dir> {
+        if let Some(gid) = credentials::privileged_group()
+            && self.may_change().is_err()
+        {
+            let stat = self.stat()?;
+            let is_its = stat.uid == 0 && stat.gid == gid && stat.mode & 0o020 != 0;
+            self.group = is_its.then_some(gid);
+        }
+        Ok(self)
+    }
+
+    /// Whether this process may create and remove names in it: EACCES, EROFS say why not.
+    pub fn may_change(&self) -> io::Result<()> {
+        pass()?;
+        let _group = self.borrow_group()?;
+        let wanted = AccessFlags::W_OK | AccessFlags::X_OK | AccessFlags::R_OK;
+        Ok(faccessat(&self.fd, ".", wanted, AtFlags::AT_EACCESS)?)
+    }
+
+    fn borrow_group(&self) -> io::Result<Option<BorrowedGroup>> {
+        self.group.map(credentials::borrow_group).transpose()
+    }
+
     /// Opens a configured path; symlinks on the way are the admin's.
     pub fn open(path: &Path) -> io::Result<Dir> {
         pass()?;
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        Ok(Dir(open(path, flags, Mode::empty())?))
+        Ok(open(path, flags, Mode::empty())?.into())
     }
 
     /// Opens a directory right below this one; a symlink is refused (ELOOP or ENOTDIR).
@@ -75,13 +111,13 @@ impl Dir {
         pass()?;
         let flags = flags | OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let name = component(&name)?;
-        Ok(Dir(openat(&self.0, name, flags, Mode::empty())?))
+        Ok(openat(&self.fd, name, flags, Mode::empty())?.into())
     }
 
     /// Where it is now. An error without /proc.
     pub fn real_path(&self) -> io::Result<PathBuf> {
         pass()?;
-        std::fs::read_link(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+        std::fs::read_link(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
 
     /// A file without a name, to be [linked](Dir::link) when it is complete. EOPNOTSUPP, EISDIR or ENOENT where the
@@ -91,8 +127,9 @@ impl Dir {
         if !proc_is_mounted() {
             return Err(io::ErrorKind::Unsupported.into());
         }
+        let _group = self.borrow_group()?;
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-        Ok(openat(&self.0, ".", flags, mode_bits(mode))?.into())
+        Ok(openat(&self.fd, ".", flags, mode_bits(mode))?.into())
     }
 
     /// A file without a name that never gets one: gone with its descriptor, whatever happens.
@@ -111,9 +148,10 @@ impl Dir {
     /// A new file; EEXIST when the name is taken.
     pub fn create_new(&self, name: &str, mode: u32) -> io::Result<File> {
         pass()?;
+        let _group = self.borrow_group()?;
         let flags =
             OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        Ok(openat(&self.0, component(name)?, flags, mode_bits(mode))?.into())
+        Ok(openat(&self.fd, component(name)?, flags, mode_bits(mode))?.into())
     }
 
     /// Opens a regular file for reading without following a symlink or waiting on a FIFO.
@@ -134,7 +172,7 @@ impl Dir {
     fn open_file(&self, name: &OsStr, flags: OFlag) -> io::Result<File> {
         pass()?;
         let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let file = File::from(openat(&self.0, component(name)?, flags, Mode::empty())?);
+        let file = File::from(openat(&self.fd, component(name)?, flags, Mode::empty())?);
         match file.metadata()?.is_file() {
             true => Ok(file),
             false => Err(io::Error::other("not a regular file")),
@@ -144,12 +182,13 @@ impl Dir {
     /// Gives an open file (another) name here; EEXIST when the name is taken.
     pub fn link(&self, file: &File, name: &str) -> io::Result<()> {
         pass()?;
+        let _group = self.borrow_group()?;
         // By /proc: AT_EMPTY_PATH without privilege needs Linux 6.10, Debian 12 has 6.1.
         let source = format!("/proc/self/fd/{}", file.as_raw_fd());
         Ok(linkat(
             AT_FDCWD,
             source.as_str(),
-            &self.0,
+            &self.fd,
             component(name)?,
             AtFlags::AT_SYMLINK_FOLLOW,
         )?)
@@ -160,9 +199,9 @@ impl Dir {
         pass()?;
         let (from, new) = (component(name)?, component(new_name)?);
         Ok(renameat2(
-            &self.0,
+            &self.fd,
             from,
-            &to.0,
+            &to.fd,
             new,
             RenameFlags::RENAME_NOREPLACE,
         )?)
@@ -172,7 +211,13 @@ impl Dir {
     pub fn replace(&self, name: &str, to: &str) -> io::Result<()> {
         pass()?;
         let (from, to) = (component(name)?, component(to)?);
-        Ok(renameat2(&self.0, from, &self.0, to, RenameFlags::empty())?)
+        Ok(renameat2(
+            &self.fd,
+            from,
+            &self.fd,
+            to,
+            RenameFlags::empty(),
+        )?)
     }
 
     /// Writes `name` anew, durable: `fill` gets the file that takes its place, which nobody else can open until `fill`
@@ -201,9 +246,9 @@ impl Dir {
         match self.rename(name, self, new_name) {
             // NFS; a directory replaces at most an empty one.
             Err(error) if super::is_unsupported(&error) => Ok(renameat(
-                &self.0,
+                &self.fd,
                 component(name)?,
-                &self.0,
+                &self.fd,
                 component(new_name)?,
             )?),
             other => other,
@@ -211,8 +256,9 @@ impl Dir {
     }
 
     pub fn unlink(&self, name: &str) -> io::Result<()> {
+        let _group = self.borrow_group()?;
         Ok(unlinkat(
-            &self.0,
+            &self.fd,
             component(name)?,
             UnlinkatFlags::NoRemoveDir,
         )?)
@@ -220,7 +266,7 @@ impl Dir {
 
     pub fn rmdir(&self, name: &str) -> io::Result<()> {
         Ok(unlinkat(
-            &self.0,
+            &self.fd,
             component(name)?,
             UnlinkatFlags::RemoveDir,
         )?)
@@ -229,14 +275,17 @@ impl Dir {
     /// A new directory, opened. The mode is exact while the umask is 0; a setgid parent passes its bit on.
     pub fn make_dir(&self, name: &str, mode: u32) -> io::Result<Dir> {
         pass()?;
-        mkdirat(&self.0, component(name)?, mode_bits(mode))?;
+        mkdirat(&self.fd, component(name)?, mode_bits(mode))?;
         // Nobody would know of it.
         self.open_dir(name).inspect_err(|_| drop(self.rmdir(name)))
     }
 
     /// Another handle on the same directory.
     pub fn try_clone(&self) -> io::Result<Dir> {
-        Ok(Dir(self.0.try_clone()?))
+        Ok(Dir {
+            fd: self.fd.try_clone()?,
+            group: self.group,
+        })
     }
 
     /// Whoever has it does alone here what only one may do, until it is dropped. None: somebody has it.
@@ -244,7 +293,7 @@ impl Dir {
         pass()?;
         // Opened anew: a copy of the descriptor would share its lock.
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let own = File::from(openat(&self.0, ".", flags, Mode::empty())?);
+        let own = File::from(openat(&self.fd, ".", flags, Mode::empty())?);
         match own.try_lock() {
             Ok(()) => Ok(Some(own)),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -254,29 +303,29 @@ impl Dir {
 
     pub fn stat(&self) -> io::Result<Stat> {
         pass()?;
-        Ok(fstat(&self.0)?.into())
+        Ok(fstat(&self.fd)?.into())
     }
 
     pub fn set_mode(&self, mode: u32) -> io::Result<()> {
         pass()?;
-        Ok(fchmod(&self.0, mode_bits(mode))?)
+        Ok(fchmod(&self.fd, mode_bits(mode))?)
     }
 
     pub fn set_group(&self, gid: u32) -> io::Result<()> {
         pass()?;
-        Ok(fchown(&self.0, None, Some(Gid::from_raw(gid)))?)
+        Ok(fchown(&self.fd, None, Some(Gid::from_raw(gid)))?)
     }
 
     /// Makes the names in this directory durable.
     pub fn sync(&self) -> io::Result<()> {
         pass()?;
-        Ok(fsync(&self.0)?)
+        Ok(fsync(&self.fd)?)
     }
 
     /// Whether `name` exists here as what: a symlink is not followed.
     pub fn stat_name(&self, name: impl AsRef<OsStr>) -> io::Result<Stat> {
         pass()?;
-        Ok(fstatat(&self.0, component(&name)?, AtFlags::AT_SYMLINK_NOFOLLOW)?.into())
+        Ok(fstatat(&self.fd, component(&name)?, AtFlags::AT_SYMLINK_NOFOLLOW)?.into())
     }
 
     /// The names in this directory, without `.` and `..`; those that are not UTF-8 are left out.
@@ -298,7 +347,7 @@ impl Dir {
     /// Whether nothing is in it. Looks no further than the first name, and takes the directory: its offset has moved.
     pub fn is_empty(self) -> io::Result<bool> {
         pass()?;
-        let mut dir = nix::dir::Dir::from_fd(self.0)?;
+        let mut dir = nix::dir::Dir::from_fd(self.fd)?;
         for entry in dir.iter() {
             if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
                 return Ok(false);
@@ -310,7 +359,7 @@ impl Dir {
     /// Also at those that are not UTF-8.
     pub fn each_raw_name(&self, mut look: impl FnMut(&OsStr)) -> io::Result<()> {
         pass()?;
-        let mut dir = nix::dir::Dir::from_fd(self.0.try_clone()?)?;
+        let mut dir = nix::dir::Dir::from_fd(self.fd.try_clone()?)?;
         for entry in dir.iter() {
             let entry = entry?;
             let name = entry.file_name().to_bytes();

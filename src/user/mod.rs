@@ -77,6 +77,8 @@ pub struct Limits {
     pub mail_home: Option<Template>,
     /// Supplementary groups that every user has while mail is delivered.
     pub mail_access_groups: Vec<u32>,
+    /// Of a spool that root has given to a group: for the locks and the new INBOXes in it.
+    pub mail_privileged_group: Option<u32>,
     pub first_valid_uid: u32,
     /// 0: no limit.
     pub last_valid_uid: u32,
@@ -93,6 +95,7 @@ impl Default for Limits {
             mail_gid: None,
             mail_home: None,
             mail_access_groups: Vec::new(),
+            mail_privileged_group: None,
             first_valid_uid: 500,
             last_valid_uid: 0,
             first_valid_gid: 1,
@@ -280,7 +283,10 @@ impl Limits {
         } = answer;
         Ok(User {
             name,
-            credentials: Credentials { uid, gid, groups },
+            credentials: Credentials {
+                privileged: self.mail_privileged_group,
+                ..Credentials::new(uid, gid, groups)
+            },
             home,
             extra,
             origin,
@@ -369,14 +375,7 @@ mod tests {
         let user = find(vec![fixed(None, None, "/srv/%d/%n")], limits, "bob@d1.test")
             .unwrap()
             .unwrap();
-        assert_eq!(
-            user.credentials,
-            Credentials {
-                uid: 5000,
-                gid: 5001,
-                groups: vec![7]
-            }
-        );
+        assert_eq!(user.credentials, Credentials::new(5000, 5001, vec![7]));
         assert_eq!(user.home.unwrap().to_str(), Some("/srv/d1.test/bob"));
     }
 

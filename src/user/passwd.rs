@@ -43,7 +43,9 @@ pub fn current() -> Result<User, Unavailable> {
         userdb: Passwd::NAME.into(),
         why,
     };
-    let Credentials { uid, gid, groups } = crate::sys::credentials::effective();
+    let Credentials {
+        uid, gid, groups, ..
+    } = crate::sys::credentials::effective();
     let account = nss::account_of_uid(uid).map_err(|error| unavailable(error.to_string()))?;
     let account = account.ok_or_else(|| unavailable(format!("there is no user with uid {uid}")))?;
     let own = |home: &PathBuf| {
@@ -52,7 +54,7 @@ pub fn current() -> Result<User, Unavailable> {
     let home = env::var_os("HOME").map(PathBuf::from).filter(own);
     Ok(User {
         name: account.name,
-        credentials: Credentials { uid, gid, groups },
+        credentials: Credentials::new(uid, gid, groups),
         home: Some(home.unwrap_or(account.home)),
         extra: Default::default(),
         origin: "this process".into(),

@@ -495,36 +495,34 @@ impl Drop for Postfix {
     }
 }
 
-/// One message through Exim, at once and without a daemon: `*@example.test` over the LMTP socket, `*@lda.test` to a command
-/// (`$local_part_data` in it is the user). Answers what the log says.
-pub fn exim(
-    scratch: &Scratch,
-    socket: &Path,
-    lda: &str,
-    recipients: &[&str],
-    message: &[u8],
-) -> Option<String> {
-    let unpacked = cache().join("exim");
-    let program = unpacked.join("usr/sbin/exim4");
-    if !program.exists() {
-        skip("Exim is not there (tests/run unpacks it)");
-        return None;
-    }
-    let root = scratch.dir("exim", MAIL, MAIL, 0o755);
-    // With a config of ours it gives its privileges up, and then runs itself again: from where everybody can.
-    for part in ["usr/sbin/exim4", "usr/lib"] {
-        lines_of(
-            Command::new("cp")
-                .arg("-r")
-                .arg(unpacked.join(part))
-                .arg(&root),
-        );
-    }
-    let program = root.join("exim4");
-    make_executable(&program);
-    let libraries = root.join("lib/x86_64-linux-gnu");
-    let text = format!(
-        r#"exim_path = {program}
+/// Exim, without a daemon: a message is delivered at once.
+pub struct Exim {
+    root: PathBuf,
+}
+
+impl Exim {
+    /// `*@example.test` goes over the LMTP socket, `*@lda.test` to a command (`$local_part_data` in it is the user),
+    /// `*@mbox.test` to an mbox in `spool`. `None`, with the reason, where it is not there.
+    pub fn new(scratch: &Scratch, socket: &Path, lda: &str, spool: &Path) -> Option<Exim> {
+        let unpacked = cache().join("exim");
+        if !unpacked.join("usr/sbin/exim4").exists() {
+            skip("Exim is not there (tests/run unpacks it)");
+            return None;
+        }
+        let root = scratch.dir("exim", MAIL, MAIL, 0o755);
+        // With a config of ours it gives its privileges up, and then runs itself again: from where everybody can.
+        for part in ["usr/sbin/exim4", "usr/lib"] {
+            lines_of(
+                Command::new("cp")
+                    .arg("-r")
+                    .arg(unpacked.join(part))
+                    .arg(&root),
+            );
+        }
+        let program = root.join("exim4");
+        make_executable(&program);
+        let text = format!(
+            r#"exim_path = {program}
 exim_user = {MAIL}
 exim_group = {MAIL}
 spool_directory = {root}/spool
@@ -540,6 +538,11 @@ lda:
   domains = lda.test
   local_parts = alice : bob : nobody-here
   transport = lda
+mbox:
+  driver = accept
+  domains = mbox.test
+  local_parts = alice : bob
+  transport = mbox
 lmtp:
   driver = accept
   domains = example.test
@@ -559,25 +562,57 @@ lda:
   temp_errors = 75
   return_fail_output
   log_output
+mbox:
+  driver = appendfile
+  file = {spool}/$local_part_data
+  user = {MAIL}
+  group = {MAIL}
+  lock_retries = 2
+  lock_interval = 1s
 begin retry
 * * F,1h,5s
 "#,
-        program = program.display(),
-        root = root.display(),
-        socket = socket.display(),
-    );
-    scratch.file("exim/conf", 0, 0, 0o644, &text);
-    let mut command = Command::new(&program);
-    command.arg("-C").arg(root.join("conf"));
-    command
-        .args(["-v", "-odf", "-oi", "-f", "sender@else.test"])
-        .args(recipients);
-    command.env("LD_LIBRARY_PATH", libraries);
-    let output = super::run_with_input(&mut command, message);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    // Without its privileges it writes its log there.
-    Some(said.into_owned())
+            program = program.display(),
+            root = root.display(),
+            socket = socket.display(),
+            spool = spool.display(),
+        );
+        scratch.file("exim/conf", 0, 0, 0o644, &text);
+        Some(Exim { root })
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.root.join("exim4"));
+        command
+            .arg("-C")
+            .arg(self.root.join("conf"))
+            .args(arguments);
+        let libraries = self.root.join("lib/x86_64-linux-gnu");
+        command.env("LD_LIBRARY_PATH", libraries);
+        command
+    }
+
+    /// Tries until nothing is in the queue.
+    pub fn drain(&self) {
+        let began = Instant::now();
+        while lines_of(&mut self.command(&["-bpc"])) != ["0"] {
+            assert!(
+                began.elapsed() < 4 * PATIENCE,
+                "Exim's queue does not empty"
+            );
+            lines_of(&mut self.command(&["-qff"]));
+        }
+    }
+
+    /// Answers what the log says: without its privileges it writes that to stderr.
+    pub fn send(&self, recipients: &[&str], message: &[u8]) -> String {
+        let mut command = self.command(&["-v", "-odf", "-oi", "-f", "sender@else.test"]);
+        command.args(recipients);
+        let output = super::run_with_input(&mut command, message);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    }
 }
 
 fn count_files(folder: &Path) -> usize {

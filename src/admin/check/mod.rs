@@ -1,6 +1,7 @@
 //! `postroom check`: every problem of the config and of what it points to, with advice.
 
 mod addresses;
+mod mboxes;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -32,6 +33,7 @@ pub fn check(path: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
     for namespace in &config.delivery.namespaces {
         findings.namespace(namespace)?;
     }
+    findings.mboxes(&config)?;
     findings.userdbs(&config)?;
     findings.addresses(&config)?;
     findings.routes(&config)?;

@@ -12,7 +12,7 @@ use crate::maildir::create;
 use crate::mbox::append::MORE_NAMES;
 use crate::mbox::lock::Kind;
 use crate::sys;
-use crate::sys::dir::{self, Stat};
+use crate::sys::dir::{self, Dir, Stat};
 
 /// Of an INBOX, whatever its directory is like: that of /var/mail is everybody's.
 const INBOX_MODE: u32 = 0o600;
@@ -94,7 +94,7 @@ impl Inspection<'_> {
         if !locking.kinds.contains(&Kind::Dotlock) {
             return Ok(None);
         }
-        match dir::may_write(folder) {
+        match may_change(folder) {
             Ok(()) => Ok(None),
             Err(error)
                 if target.paths.mailbox.is_symlink()
@@ -156,7 +156,12 @@ impl Inspection<'_> {
                 existing.display()
             )));
         }
-        if let Err(error) = dir::may_write(&existing) {
+        // Only in the spool itself, not in a folder below it, which users make.
+        let may = match existing == folder {
+            true => may_change(folder),
+            false => dir::may_write(&existing),
+        };
+        if let Err(error) = may {
             return self.cannot_add(target, &existing, error);
         }
         let parent = paths.above.iter().find(|above| above.is_dir());
@@ -180,4 +185,9 @@ impl Inspection<'_> {
         ));
         Ok(self.usable(target, Some(permission)))
     }
+}
+
+/// Whether names in it can be changed, with the privileged group where it is needed.
+fn may_change(folder: &Path) -> std::io::Result<()> {
+    Dir::open(folder)?.with_privileged_group()?.may_change()
 }

@@ -162,11 +162,7 @@ mod tests {
             keywords: keywords[0].clone().with(&keywords[1]),
             ..Recipient::of_user("alice")
         };
-        let identity = Credentials {
-            uid: 6001,
-            gid: 6001,
-            groups: vec![],
-        };
+        let identity = Credentials::new(6001, 6001, vec![]);
         let targets = resolve(&settings, &recipient, None).unwrap();
         inspect(&settings, &targets, &identity).0.unwrap()
     }
