@@ -168,10 +168,10 @@ fn delivery(
     settings
 }
 
-fn mbox(root: &Section<'_>) -> Mbox {
-    let defaults = Locking::default();
+/// The locks that a setting names, each once.
+fn mbox_locks(root: &Section<'_>, key: &'static str) -> Vec<Kind> {
     let mut kinds = Vec::new();
-    let words = root.texts("mbox_write_locks");
+    let words = root.texts(key);
     for word in &words {
         let found = Kind::WORDS.iter().find(|(known, _)| known == word);
         match found {
@@ -180,25 +180,36 @@ fn mbox(root: &Section<'_>) -> Mbox {
             None => {
                 let known = Kind::WORDS.map(|(known, _)| known).join(", ");
                 let message = format!("{word:?} is no lock of an mbox");
-                root.error(
-                    "mbox_write_locks",
-                    message,
-                    format!("write some of {known}"),
-                );
+                root.error(key, message, format!("write some of {known}"));
             }
         }
     }
-    if root.has("mbox_write_locks") && words.is_empty() {
+    if root.has(key) && words.is_empty() {
         let advice = "write the locks of the other programs: [\"fcntl\", \"dotlock\"]";
-        root.error("mbox_write_locks", "an mbox needs a lock", advice);
+        root.error(key, "an mbox needs a lock", advice);
+    }
+    kinds
+}
+
+fn mbox(root: &Section<'_>) -> Mbox {
+    let defaults = Locking::default();
+    let kinds = mbox_locks(root, "mbox_write_locks");
+    let kinds = match kinds.is_empty() {
+        true => defaults.kinds,
+        false => kinds,
+    };
+    let readers = mbox_locks(root, "mbox_read_locks");
+    if !readers.is_empty() && !readers.iter().any(|kind| kinds.contains(kind)) {
+        root.warning(
+            "mbox_read_locks",
+            "whoever reads takes no lock that a delivery takes: he may see half a message",
+            "write one of them in mbox_write_locks too",
+        );
     }
     let quoting = root.choice("mbox_quoting", &Quoting::WORDS, Some(Quoting::Mboxrd));
     Mbox {
         locking: Locking {
-            kinds: match kinds.is_empty() {
-                true => defaults.kinds,
-                false => kinds,
-            },
+            kinds,
             timeout: root.duration("mbox_lock_timeout", defaults.timeout),
             stale: root.duration("mbox_dotlock_change_timeout", defaults.stale),
         },

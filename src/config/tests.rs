@@ -85,7 +85,9 @@ fn each_problem_with_its_line() {
             1,
             "\"dot\" is no lock of an mbox",
         ),
+        ("mbox_read_locks = []", 1, "an mbox needs a lock"),
         ("mail_driver = \"dbox\"", 1, "\"dbox\" is no value"),
+        ("mail_privileged_group = 0", 1, "that of root is nobody's"),
         (
             "[[userdb]]\npasswd = {}\nstatic = {}",
             1,
