@@ -182,6 +182,8 @@ fn sockets_have_the_mode_and_group_of_the_config() {
         (meta.mode() & 0o7777, meta.uid(), meta.gid()),
         (0o660, 1, 100)
     );
+    // With its greeting.
+    drop(server.client());
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     assert!(
         status.contains(&format!("Uid:\t{MAIL}\t{MAIL}\t{MAIL}\t{MAIL}")),

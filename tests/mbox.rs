@@ -659,3 +659,106 @@ fn a_spool_of_the_privileged_group() {
     assert_eq!(exit, 0, "{said}");
     assert!(spool("u1.lock").is_err());
 }
+
+/// What other programs lock we leave alone, and take when they let it go.
+#[test]
+fn locks_of_other_programs() {
+    if not_root() {
+        return;
+    }
+    const PYTHON: &str = "import fcntl, sys, time\n\
+        file = open(sys.argv[1], 'r+b')\n\
+        fcntl.lockf(file, fcntl.LOCK_EX)\n\
+        print(flush=True)\n\
+        sys.stdin.read()\n";
+    // The program, what it is told with FILE for the mbox, our locks, and how it lets go.
+    #[rustfmt::skip]
+    let rows = [
+        ("dotlockfile", "dotlockfile -l FILE.lock; echo; cat; dotlockfile -u FILE.lock", "\"fcntl\", \"dotlock\""),
+        ("lockfile", "lockfile FILE.lock; echo; cat; rm -f FILE.lock", "\"dotlock\""),
+        ("mutt_dotlock", "mutt_dotlock -r1 FILE; echo; cat; mutt_dotlock -u FILE", "\"dotlock\", \"fcntl\""),
+        ("flock", "flock FILE sh -c 'echo; cat'", "\"flock\", \"dotlock\""),
+        ("flock", "flock FILE sh -c 'echo; cat'", "\"fcntl\", \"flock\""),
+        ("python3", "python3 -c \"$PYTHON\" FILE", "\"lockf\""),
+        ("python3", "python3 -c \"$PYTHON\" FILE", "\"dotlock\", \"fcntl\""),
+    ];
+    for (program, script, locks) in rows {
+        if !installed(program) && skip(&format!("{program} is not installed")) {
+            continue;
+        }
+        let store = Store::new();
+        let config = mixed(&store);
+        lda(&config, "INBOX", b"Subject: first\n\n");
+        let file = store.path("spool/alice");
+        let text = fs::read_to_string(&config).unwrap();
+        let settings = format!("mbox_write_locks = [{locks}]\nmbox_lock_timeout = \"1s\"\n{text}");
+        fs::write(&config, settings).unwrap();
+        let before = fs::read(&file).unwrap();
+        let mut holder = Command::new("sh");
+        holder
+            .arg("-c")
+            .arg(script.replace("FILE", file.to_str().unwrap()));
+        holder.env("PYTHON", PYTHON).env("PATH", "/usr/bin:/bin");
+        support::as_user(&mut holder, MAIL, MAIL, &[]);
+        holder.stdin(std::process::Stdio::piped());
+        let mut holder = holder.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut said = [0];
+        std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut said).unwrap();
+        let deliver = || {
+            let mut lda = support::program("postroom-lda");
+            lda.arg("-c").arg(&config).args(["-d", "alice"]);
+            support::as_user(&mut lda, MAIL, MAIL, &[]);
+            let output = support::run_with_input(&mut lda, b"Subject: second\n\n");
+            output.status.code().unwrap()
+        };
+        assert_eq!(deliver(), 75, "{script}");
+        assert!(fs::read(&file).unwrap() == before, "{script}");
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
+        assert_eq!(deliver(), 0, "{script}");
+        assert!(fs::read(&file).unwrap().len() > before.len(), "{script}");
+        assert!(!file.with_extension("lock").exists(), "{script}");
+    }
+}
+
+/// c-client's and Dovecot's first message that is none: it keeps the last UID.
+#[test]
+fn a_pseudo_message_stays() {
+    if not_root() {
+        return;
+    }
+    for version in VERSIONS {
+        let store = Store::new();
+        let config = mixed(&store);
+        let Some(dovecot) = dovecot(version, &store) else {
+            return;
+        };
+        let pseudo = "From MAILER-DAEMON Mon Nov 02 07:02:09 2026\n\
+            Date: 02 Nov 2026 07:02:09 +0000\n\
+            From: Mail System Internal Data <MAILER-DAEMON@example.test>\n\
+            Subject: DON'T DELETE THIS MESSAGE -- FOLDER INTERNAL DATA\n\
+            Message-ID: <1@example.test>\n\
+            X-IMAP: 1795600000 0000000007\n\
+            Status: RO\n\n\
+            This text is part of the internal format of your mail folder.\n\n";
+        let file = store.scratch.file("spool/alice", MAIL, MAIL, 0o600, pseudo);
+        let mut uids = Vec::new();
+        for number in 0..3 {
+            lda(
+                &config,
+                "INBOX",
+                format!("Subject: {number}\n\n").as_bytes(),
+            );
+            let mut imap = Imap::login(dovecot.port, "alice");
+            assert_eq!(imap.select("INBOX"), number + 1, "{version:?}");
+            uids = imap.fetch_all().iter().map(|message| message.uid).collect();
+            imap.command("LOGOUT");
+        }
+        assert_eq!(uids, [8, 9, 10], "{version:?}");
+        let text = fs::read_to_string(&file).unwrap();
+        let (start, end) = pseudo.split_once("0000000007").unwrap();
+        assert!(text.starts_with(start), "{version:?}: {text}");
+        assert!(text.contains(end), "{version:?}: {text}");
+        assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+    }
+}
