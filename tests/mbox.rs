@@ -185,12 +185,16 @@ fn mixed_mbox_and_maildir() {
 
 /// Into a mailbox of Alice's.
 fn lda(config: &Path, mailbox: &str, message: &[u8]) {
+    assert_eq!(lda_exit(config, mailbox, message), 0, "{mailbox}");
+}
+
+fn lda_exit(config: &Path, mailbox: &str, message: &[u8]) -> i32 {
     let mut lda = support::program("postroom-lda");
     lda.arg("-c").arg(config);
     lda.args(["-d", "alice", "-m", mailbox, "-f", "a@b"]);
     support::as_user(&mut lda, MAIL, MAIL, &[]);
     let output = support::run_with_input(&mut lda, message);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    output.status.code().unwrap()
 }
 
 /// Where Dovecot has looked at the file since it was last written, the UID is known at once, and so are flags and keywords.
@@ -704,13 +708,7 @@ fn locks_of_other_programs() {
         let mut holder = holder.stdout(std::process::Stdio::piped()).spawn().unwrap();
         let mut said = [0];
         std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut said).unwrap();
-        let deliver = || {
-            let mut lda = support::program("postroom-lda");
-            lda.arg("-c").arg(&config).args(["-d", "alice"]);
-            support::as_user(&mut lda, MAIL, MAIL, &[]);
-            let output = support::run_with_input(&mut lda, b"Subject: second\n\n");
-            output.status.code().unwrap()
-        };
+        let deliver = || lda_exit(&config, "INBOX", b"Subject: second\n\n");
         assert_eq!(deliver(), 75, "{script}");
         assert!(fs::read(&file).unwrap() == before, "{script}");
         drop(holder.stdin.take());
