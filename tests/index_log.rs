@@ -47,7 +47,7 @@ fn opened(version: Version, more: &str, dovecot: &str) -> Option<(Store, Dovecot
     deliver(&server, "alice+Work@x");
     let mut imap = Imap::login(dovecot.port, "alice");
     assert_eq!(imap.select("Work"), 1);
-    imap.command("CLOSE");
+    imap.logout();
     Some((store, dovecot, server))
 }
 

@@ -68,6 +68,12 @@ impl Imap {
         }
     }
 
+    /// Until the server has put everything away.
+    pub fn logout(mut self) {
+        self.command("LOGOUT");
+        let _ = self.stream.read_to_end(&mut Vec::new());
+    }
+
     pub fn append(&mut self, mailbox: &str, message: &str) {
         self.tag += 1;
         let tag = format!("a{}", self.tag);
