@@ -143,7 +143,7 @@ fn where_addresses_and_headers_lead() {
         let config = store.configure("", MAP);
         let mut users = fs::read_to_string(store.path("users")).unwrap();
         users.push_str("nouid::::::\n");
-        fs::write(store.path("users"), users).unwrap();
+        support::write_long_ago(&store.path("users"), &users);
         let server =
             support::Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
         let message = format!("{fields}Subject: x\n\ny\n");

@@ -463,7 +463,7 @@ fn as_root_each_user_is_himself() {
         .iter()
         .map(|(user, uid)| format!("{user}::{uid}:{uid}::{root}/home/{user}::\n"))
         .collect();
-    fs::write(store.path("users"), users.concat()).unwrap();
+    support::write_long_ago(&store.path("users"), &users.concat());
     store.scratch.dir("home/alice", 6001, 6001, 0o700);
     fs::remove_dir_all(store.path("home/bob")).unwrap();
     store.scratch.dir("home/bob", 6002, 6002, 0o700);

@@ -760,3 +760,29 @@ fn a_pseudo_message_stays() {
         assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
     }
 }
+
+/// A new mbox is told of like any other new mailbox.
+#[test]
+fn a_new_mbox_is_subscribed_to() {
+    if not_root() {
+        return;
+    }
+    for version in VERSIONS {
+        let store = Store::new();
+        let config = mixed(&store);
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, format!("lda_mailbox_autosubscribe = true\n{text}")).unwrap();
+        let Some(dovecot) = dovecot(version, &store) else {
+            return;
+        };
+        let subscribed = || {
+            let mut imap = Imap::login(dovecot.port, "alice");
+            let lines = imap.command("LSUB \"\" \"#mbox/*\"");
+            lines.iter().filter(|line| line.contains("#mbox/a")).count()
+        };
+        assert_eq!(subscribed(), 0, "{version:?}");
+        lda(&config, "#mbox/a", b"Subject: x\n\n");
+        assert_eq!(subscribed(), 1, "{version:?}");
+        assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+    }
+}

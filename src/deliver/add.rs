@@ -1,6 +1,7 @@
 //! The doing, for an mbox: one message behind the others, and Dovecot's index told of it where it is in step with the file.
 
 use super::Core;
+use super::announce;
 use super::carry_out::Transaction;
 use super::header::added_headers;
 use super::inspect::Plan;
@@ -55,6 +56,7 @@ pub fn add(
     let (holder, path) =
         holder.map_err(|error| Fault::io(format!("open {}", paths.mailbox.display()), &error))?;
     let mbox = Mbox::at(holder, path)?;
+    transaction.check_heard()?;
     let open = mbox.lock(demands)?;
     transaction.check_heard()?;
     let step = Step::find(core, &target.paths, &open).unwrap_or_else(|why| {
@@ -78,6 +80,8 @@ pub fn add(
     }
     if let Some(folders) = folders {
         folders.keep();
+        remarks.extend(announce::to_list_index(core, &target.paths));
+        remarks.extend(announce::to_subscriptions(target));
     }
     Ok(Saved {
         file: format!("{}@{}", target.paths.mailbox.display(), appended.offset),
@@ -121,9 +125,14 @@ impl Step {
         if state.validity == 0 || !state.mbox.is_up_to_date(open.stat()) {
             return Ok(None);
         }
-        let last_uid_at = open.last_uid_at(state.validity);
-        let last_uid_at = last_uid_at.map_err(|error| error.to_string())?;
-        let is_known = open.stat().size == 0 || last_uid_at.is_some();
+        let last_uid = open.last_uid(state.validity);
+        let last_uid = last_uid.map_err(|error| error.to_string())?;
+        // Written by somebody who has given more: a UID is never lowered.
+        let is_known = match last_uid {
+            None => open.stat().size == 0,
+            Some((_, last)) => last < state.next_uid,
+        };
+        let last_uid_at = last_uid.map(|(at, _)| at);
         Ok(is_known.then_some(Step {
             log,
             state,

@@ -11,27 +11,13 @@ use crate::index::{Log, Pair, State, log};
 use crate::mailbox::path::Paths;
 use crate::mailbox::permission::Permission;
 use crate::maildir::create::{self, Created};
+use crate::maildir::keywords;
 use crate::maildir::uidlist::{self, List, Lock};
 use crate::maildir::uidvalidity;
 use crate::sys::dir::Dir;
 
 /// How long its locks are waited for, all together.
 pub const TIMEOUT: Duration = uidlist::TIMEOUT;
-
-/// Why there is nothing to append to.
-pub enum NoLog {
-    /// Somebody has it, for too long.
-    Held(String),
-    Odd(String),
-}
-
-impl NoLog {
-    pub fn why(self) -> String {
-        match self {
-            NoLog::Held(why) | NoLog::Odd(why) => why,
-        }
-    }
-}
 
 pub struct Place<'a> {
     publishing: &'a Publishing<'a>,
@@ -86,7 +72,11 @@ impl<'a> Place<'a> {
                 control
             }
         };
-        let is_needed = wants_keywords || control.stat_name(uidlist::FILE).is_ok();
+        let has_list = match control.stat_name(uidlist::FILE) {
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            there => there.map(|_| true).map_err(text)?,
+        };
+        let is_needed = wants_keywords || has_list;
         if !is_needed && !self.is_untouched() {
             return Ok(None);
         }
@@ -120,10 +110,9 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// The log of the index that belongs to `list`, locked. None: there is none.
-    pub fn index_log(&self, list: &List<'_>) -> Result<Option<Log>, NoLog> {
-        let odd = |why: &String| NoLog::Odd(why.clone());
-        let index = self.index.as_ref().map_err(odd)?;
+    /// The log of the index that belongs to `list`, locked. None: there is none, or it is left alone.
+    pub fn index_log(&self, list: &List<'_>) -> Result<Option<Log>, String> {
+        let index = self.index.as_ref().map_err(String::clone)?;
         let (Some(dir), Some(method), Some(path)) =
             (index, self.publishing.index_log, &self.paths.index)
         else {
@@ -133,21 +122,25 @@ impl<'a> Place<'a> {
         let walks = self.publishing.walks;
         let take = |timeout| Log::lock(dir, Pair::MAILBOX, method, walks, timeout);
         let busy = self.publishing.busy;
-        let taken = busy.take(&file, log::TIMEOUT, self.until, take);
-        let log = taken.map_err(|error| match error.kind() {
-            ErrorKind::TimedOut => NoLog::Held(error.to_string()),
-            _ => NoLog::Odd(error.to_string()),
-        })?;
+        let log = busy
+            .take(&file, log::TIMEOUT, self.until, take)
+            .map_err(|error| error.to_string())?;
         match log.as_ref().map(Log::state) {
-            Some(state) if !is_of(&state, list) => {
-                Err(NoLog::Odd("its UIDVALIDITY is another one".into()))
-            }
+            Some(state) if !is_of(&state, list) => Err("its UIDVALIDITY is another one".into()),
             _ => Ok(log),
         }
     }
 
-    /// The next UID as the index has it, whose log somebody else holds.
-    pub fn look_at_index(&self, list: &List<'_>) -> Result<Option<u32>, String> {
+    /// The next UID as the index has it, whether its log can be appended to or not. None: it knows none. Err: nobody can tell,
+    /// so no UID can be given.
+    pub fn next_of_index(
+        &self,
+        list: &List<'_>,
+        log: &Result<Option<Log>, String>,
+    ) -> Result<Option<u32>, String> {
+        if let Ok(Some(log)) = log {
+            return Ok(Some(log.state().next_uid));
+        }
         let Some(dir) = self.index.as_ref().map_err(String::clone)? else {
             return Ok(None);
         };
@@ -196,6 +189,11 @@ impl<'a> Place<'a> {
             && let Ok(Some(lock)) = &self.lock
         {
             lock.unmake_list();
+        }
+        if self.made.is_some()
+            && let Ok(Some(lock)) = &self.lock
+        {
+            lock.remove(keywords::FILE);
         }
         drop(self.lock);
         drop(self.made);

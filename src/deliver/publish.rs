@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::busy::Busy;
 use super::carry_out::Heard;
-use super::place::{self, NoLog, Place};
+use super::place::{self, Place};
 use crate::fault::Fault;
 use crate::index::log::LockMethod;
 use crate::index::{Log, Pair, Transaction, Walks};
@@ -231,12 +231,7 @@ impl Publishing<'_> {
         members: &mut [&mut Member],
     ) -> Result<(), String> {
         let log = place.index_log(&list);
-        let known = match &log {
-            Ok(log) => log.as_ref().map(|log| log.state().next_uid),
-            Err(NoLog::Held(_)) => place.look_at_index(&list)?,
-            // Dovecot makes it anew, from the list.
-            Err(NoLog::Odd(_)) => None,
-        };
+        let known = place.next_of_index(&list, &log)?;
         // A list that came from a backup is behind its index; so was a line of it that is lost.
         let lost = u32::from(list.is_mended());
         let known_next = known.map_or(1, |next| next.saturating_add(lost));
@@ -254,7 +249,7 @@ impl Publishing<'_> {
             let why = format!("its UID may be another one after a crash: {why}");
             remark(members, &why);
         }
-        let told = log.map_err(NoLog::why).and_then(|log| match log {
+        let told = log.and_then(|log| match log {
             Some(log) => self.tell(log, &list, missed, members),
             None => Ok(()),
         });

@@ -17,6 +17,11 @@ pub const TIMEOUT: Duration = Duration::from_millis(500);
 /// Dovecot's own for this file.
 const STALE: Duration = Duration::from_secs(180);
 
+/// What has grown by more since the index was written is left to Dovecot, bytes: its own limit before it starts a new log.
+const MAX_WALK: u64 = 1024 * 1024;
+/// And what is read of it nevertheless, to know the next UID.
+const MAX_LOOK: u64 = 16 * MAX_WALK;
+
 /// An index and its log: that of a mailbox, or of a namespace's list of mailboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pair {
@@ -115,7 +120,7 @@ impl Log {
                 continue;
             }
             let state = walks
-                .walk(dir, pair, &file, &stat)
+                .walk(dir, pair, &file, &stat, MAX_WALK)
                 .map_err(io::Error::other)?;
             return Ok(Some(Log {
                 file,
@@ -127,7 +132,7 @@ impl Log {
         Err(io::Error::other("a new one took its place"))
     }
 
-    /// What a log says that somebody else has locked. None: there is no log.
+    /// What a log says that cannot be appended to: somebody else has locked it, or it has grown for too long. None: there is none.
     ///
     /// He may be adding to it; UIDs only who has the list of UIDs gives.
     pub fn look(dir: &Dir, pair: Pair, walks: &Walks) -> io::Result<Option<State>> {
@@ -136,7 +141,7 @@ impl Log {
             other => other?,
         };
         let stat = dir::stat_file(&file)?;
-        let state = walks.walk(dir, pair, &file, &stat);
+        let state = walks.walk(dir, pair, &file, &stat, MAX_LOOK);
         let state = state.map_err(io::Error::other)?;
         match is_in_place(dir, pair, &stat)? {
             true => Ok(Some(state)),

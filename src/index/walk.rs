@@ -12,8 +12,6 @@ use super::record::State;
 use crate::sys::dir::{Dir, Stat};
 use crate::sys::fault_point;
 
-/// What has grown by more since the index was written is left to Dovecot, bytes: its own limit before it starts a new log.
-const MAX_WALK: u64 = 1024 * 1024;
 /// Remembered to tell that a log is still the one that was walked, bytes. Every log's header is longer.
 const FINGERPRINT: usize = 16;
 /// Logs whose end is remembered.
@@ -36,15 +34,23 @@ struct Walk {
 
 impl Walks {
     /// What the locked log in `dir` says at its end. Err: why it is left to Dovecot.
-    pub fn walk(&self, dir: &Dir, pair: Pair, file: &File, stat: &Stat) -> Result<State, String> {
+    /// More than `limit` bytes behind the index are too many.
+    pub fn walk(
+        &self,
+        dir: &Dir,
+        pair: Pair,
+        file: &File,
+        stat: &Stat,
+        limit: u64,
+    ) -> Result<State, String> {
         let header = LogHeader::read(file).map_err(|error| error.to_string())?;
         let header = header.ok_or("its header is not that of version 1")?;
         let key = stat.identity();
         let known = self.lock().get(&key).copied();
         let known = known.filter(|walk| walk.header == header);
-        let walk = match known.and_then(|walk| walk.go_on(file, stat.size).ok()) {
+        let walk = match known.and_then(|walk| walk.go_on(file, stat.size, limit).ok()) {
             Some(walk) => walk,
-            None => Walk::begin(dir, pair, &header)?.go_on(file, stat.size)?,
+            None => Walk::begin(dir, pair, &header)?.go_on(file, stat.size, limit)?,
         };
         let mut walks = self.lock();
         if walks.len() >= MAX_KNOWN && !walks.contains_key(&key) {
@@ -97,13 +103,13 @@ impl Walk {
     }
 
     /// To the end of the log, which is `size` bytes long.
-    fn go_on(self, file: &File, size: u64) -> Result<Walk, String> {
+    fn go_on(self, file: &File, size: u64, limit: u64) -> Result<Walk, String> {
         let text = |error: io::Error| error.to_string();
         if self.end > size {
             return Err("it is shorter than the index says".into());
         }
         // However much of it is known here: whoever opens the mailbox has to read it.
-        if size - self.start > MAX_WALK {
+        if size - self.start > limit {
             return Err("Dovecot has not looked for too long".into());
         }
         // Its last bytes again, to see that it is the same log.

@@ -81,6 +81,9 @@ fn count_nested(dir: &Dir, levels: usize) -> usize {
         .sum::<usize>()
 }
 
+/// What a delivery writes beside the messages.
+const CONTROL: [&str; 2] = [uidlist::FILE, keywords::FILE];
+
 /// What was made for a mailbox, in its order. Dropped before [`Created::keep`], it is removed again.
 #[derive(Debug, Default)]
 pub struct Created {
@@ -119,29 +122,31 @@ impl Created {
 
     /// Gives an assembled directory its name. Where another delivery was faster its directory stays, and what was made here
     /// goes.
-    fn reveal(&mut self, hidden: &str, path: &Path) -> Result<Option<Revealed>, Fault> {
+    fn reveal(&mut self, hidden: &str, path: &Path, is_mailbox: bool) -> Result<(), Fault> {
         let failed = |error: io::Error| Fault::io(format!("create {}", path.display()), &error);
         let made = self.made.iter_mut().find(|made| made.name == hidden);
         let (Some(made), Some(name)) = (made, path.file_name()) else {
-            return Ok(None);
+            return Ok(());
         };
         let name = name.to_string_lossy().into_owned();
         let stat = made.parent.stat_name(hidden).map_err(failed)?;
+        let parent = made.parent.try_clone().map_err(failed)?;
         let revealed = Revealed {
-            parent: made.parent.try_clone().map_err(failed)?,
+            parent: parent.try_clone().map_err(failed)?,
             name: name.clone(),
             hidden: hidden.to_owned(),
             identity: stat.identity(),
         };
-        match made.parent.rename_dir(hidden, &name) {
+        match parent.rename_dir(hidden, &name) {
             Ok(()) => {
                 made.name = name;
-                made.parent.sync().map_err(failed)?;
-                Ok(Some(revealed))
+                // From here on others see it, whatever fails.
+                self.mailbox = is_mailbox.then_some(revealed);
+                parent.sync().map_err(failed)
             }
             Err(error) if dir::is_taken(&error) => {
                 drop(std::mem::take(self));
-                Ok(None)
+                Ok(())
             }
             Err(error) => Err(failed(error)),
         }
@@ -151,27 +156,31 @@ impl Created {
 impl Revealed {
     /// Nobody sees it any more, and nothing is in it but what we have made. False: it is somebody else's by now.
     fn hide(&self) -> bool {
-        if self.parent.rename_dir(&self.name, &self.hidden).is_err() {
+        if !self.is_ours(&self.name).unwrap_or(false)
+            || self.parent.rename_dir(&self.name, &self.hidden).is_err()
+        {
             return false;
         }
-        match self.is_ours() {
+        // Whoever had it open may have stored something since.
+        match self.is_ours(&self.hidden) {
             Ok(true) => true,
-            _ => !self.show() && self.is_ours().unwrap_or(false),
+            _ => !self.show() && self.is_ours(&self.hidden).unwrap_or(false),
         }
     }
 
-    fn is_ours(&self) -> io::Result<bool> {
+    /// Whether the directory of this name is the one that was made, without anybody's message: that has the letters and the UIDs
+    /// of its control files.
+    fn is_ours(&self, name: &str) -> io::Result<bool> {
         const KNOWN: [&str; 5] = ["cur", "new", "tmp", FOLDER_MARK, ACL_FILE];
-        let dir = self.parent.open_dir(&self.hidden)?;
+        let dir = self.parent.open_dir(name)?;
         let stat = dir.stat()?;
         let names = dir.names()?;
         let is_known = |name: &&String| KNOWN.contains(&name.as_str());
         let (known, control): (Vec<_>, Vec<_>) = names.iter().partition(is_known);
-        let is_control = |name: &&String| [uidlist::FILE, keywords::FILE].contains(&name.as_str());
+        let is_control = |name: &&String| CONTROL.contains(&name.as_str());
         if stat.identity() != self.identity || !control.iter().all(is_control) {
             return Ok(false);
         }
-        // Somebody else's message is in it: it has the letters and the UIDs of these.
         for part in known
             .iter()
             .filter(|name| ["cur", "new"].contains(&name.as_str()))
@@ -180,8 +189,14 @@ impl Revealed {
                 return Ok(false);
             }
         }
-        control.iter().try_for_each(|name| dir.unlink(name))?;
         Ok(true)
+    }
+
+    /// Its parts are gone: nobody can store in it any more.
+    fn remove_control_files(&self) {
+        if let Ok(dir) = self.parent.open_dir(&self.hidden) {
+            CONTROL.iter().for_each(|name| drop(dir.unlink(name)));
+        }
     }
 
     /// False: somebody has made another mailbox of this name meanwhile. Messages of others that are in this one go there: they
@@ -201,7 +216,14 @@ impl Revealed {
         for part in ["new", "cur"] {
             let (from, to) = (hidden.open_dir(part)?, there.open_dir(part)?);
             for name in from.names()? {
-                from.rename(&name, &to, &name)?;
+                // Letters are keywords of the mailbox that it was in.
+                let (base, flags) = name.split_once(":2,").unwrap_or((&name, ""));
+                let flags: String = flags.chars().filter(char::is_ascii_uppercase).collect();
+                let new = match part {
+                    "cur" => format!("{base}:2,{flags}"),
+                    _ => name.clone(),
+                };
+                from.rename(&name, &to, &new)?;
             }
             to.sync()?;
         }
@@ -224,6 +246,9 @@ impl Drop for Created {
         }
         // Latest first: `new`, which another delivery may have begun to use. Then everything stays, its ACL above all.
         for made in self.made.drain(..).rev() {
+            if let Some(mailbox) = mailbox.as_ref().filter(|it| it.hidden == made.name) {
+                mailbox.remove_control_files();
+            }
             let removed = match made.is_dir {
                 true => made.parent.rmdir(&made.name),
                 false => made.parent.unlink(&made.name),
@@ -280,7 +305,7 @@ pub fn create(
         .sync()
         .map_err(|error| Fault::io(format!("sync {}", paths.mailbox.display()), &error))?;
     if is_new {
-        created.mailbox = created.reveal(&hidden, &paths.mailbox)?;
+        created.reveal(&hidden, &paths.mailbox, true)?;
     }
     Ok(created)
 }
@@ -400,7 +425,7 @@ fn make_path(
         // Whoever sees it sees it with its group.
         let hidden = hidden_name();
         make(&dir, &hidden, &choose(&at), &at, created)?;
-        created.reveal(&hidden, &at)?;
+        created.reveal(&hidden, &at, false)?;
         dir = dir.open_dir(name).map_err(failed)?;
     }
     Ok(dir)
@@ -415,9 +440,10 @@ fn make(
     created: &mut Created,
 ) -> Result<Dir, Fault> {
     let failed = |error: io::Error| Fault::io(format!("create {}", path.display()), &error);
+    // Before there is something that a shortage of descriptors could leave behind.
+    let at = parent.try_clone().map_err(failed)?;
     match parent.make_dir(name, permission.dir_mode) {
         Ok(made) => {
-            let at = parent.try_clone().map_err(failed)?;
             created.made.push(Made {
                 parent: at,
                 name: name.to_owned(),
@@ -485,12 +511,12 @@ fn make_file(
             &error,
         )
     };
+    let at = mailbox.try_clone().map_err(failed)?;
     let mut file = match mailbox.create_new(name, permission.file_mode) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
-    let at = mailbox.try_clone().map_err(failed)?;
     created.made.push(Made {
         parent: at,
         name: name.to_owned(),

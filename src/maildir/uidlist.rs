@@ -108,9 +108,14 @@ impl Lock {
 
     /// Takes a list away that was [made](Lock::make_list) for nothing.
     pub fn unmake_list(&self) {
+        self.remove(FILE);
+    }
+
+    /// Takes a control file away that nothing has come of.
+    pub fn remove(&self, file: &str) {
         if self.lock.check().is_ok() {
             // It is as good as none.
-            let _ = self.control.unlink(FILE);
+            let _ = self.control.unlink(file);
         }
     }
 }

@@ -191,8 +191,9 @@ impl Open<'_> {
         })
     }
 
-    /// Where the first message of the file has the last UID, if it is one of this UIDVALIDITY: ten digits, to be written over.
-    pub fn last_uid_at(&self, validity: u32) -> io::Result<Option<u64>> {
+    /// Where the first message of the file has the last UID, and which, if it is one of this UIDVALIDITY: ten digits, to be written
+    /// over.
+    pub fn last_uid(&self, validity: u32) -> io::Result<Option<(u64, u32)>> {
         let mut start = vec![0; MAX_FIRST];
         pass()?;
         let length = self.file.file.read_at(&mut start, 0)?;
@@ -251,7 +252,7 @@ impl Open<'_> {
     }
 }
 
-fn find_last_uid(start: &[u8], validity: u32) -> Option<u64> {
+fn find_last_uid(start: &[u8], validity: u32) -> Option<(u64, u32)> {
     let header = memmem::find(start, b"\n\n").unwrap_or(start.len());
     let mut at = 0;
     for line in start[..header].split_inclusive(|&byte| byte == b'\n') {
@@ -265,7 +266,8 @@ fn find_last_uid(start: &[u8], validity: u32) -> Option<u64> {
             let digits = words.next()?;
             let is_whole = digits.len() == 10 && digits.iter().all(u8::is_ascii_digit);
             let offset = line.len() - value.len() + validity.to_string().len() + 1;
-            return (is_its && is_whole).then_some((at + offset) as u64);
+            let last = str::from_utf8(digits).ok()?.parse().ok()?;
+            return (is_its && is_whole).then_some(((at + offset) as u64, last));
         }
         at += line.len();
     }

@@ -131,7 +131,11 @@ impl Locking {
         asking: &mut Option<Asking<'a>>,
     ) -> io::Result<Asked> {
         let mut dotlock = None;
-        for kind in &self.kinds {
+        // Nothing is held while one waits, so the order means nothing to others. But a dotlock that looks like nobody's is taken
+        // away only by who has the other locks: a living holder has those too.
+        let is_kernels = |kind: &&Kind| matches!(kind, Kind::Fcntl | Kind::Flock);
+        let (kernels, dotlocks): (Vec<_>, Vec<_>) = self.kinds.iter().partition(is_kernels);
+        for kind in kernels.into_iter().chain(dotlocks) {
             match kind {
                 Kind::Fcntl if !file_lock::try_lock(file, Method::Fcntl)? => {
                     return Ok(Asked::Busy("a process with a fcntl lock"));
@@ -143,7 +147,7 @@ impl Locking {
                 Kind::Dotlock | Kind::DotlockTry => match self.ask_for_dotlock(dir, name, asking) {
                     Ok(Some(lock)) => dotlock = Some(lock),
                     Ok(None) => return Ok(Asked::Busy("a process with a dotlock")),
-                    Err(error) if *kind == Kind::DotlockTry && cannot_be_made(&error) => {}
+                    Err(error) if kind == Kind::DotlockTry && cannot_be_made(&error) => {}
                     Err(error) => {
                         let why = format!("{name}.lock: {error}");
                         return Err(io::Error::new(error.kind(), why));

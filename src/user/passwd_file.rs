@@ -1,7 +1,8 @@
 //! Dovecot's passwd-file: `user:password:uid:gid:(gecos):home:(shell):extra_fields`.
 //!
 //! The file is read again when it has changed. A line that makes no sense concerns its own user only, and for him the
-//! answer is "cannot tell".
+//! answer is "cannot tell". So it is for whoever is not in a file that is being written: one that has just changed, or whose last
+//! line does not end.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -9,6 +10,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use super::{Answer, Unavailable};
 use crate::sys::nss;
@@ -22,8 +24,18 @@ pub struct PasswdFile {
 
 /// Inode, size and modification time: what tells one version of the file from the next.
 type Version = (u64, u64, i64, i64);
-/// By user name: the rest of his line.
-type Lines = HashMap<String, String>;
+
+/// The file, read.
+#[derive(Debug, Default)]
+struct Lines {
+    /// By user name: the rest of his line.
+    users: HashMap<String, String>,
+    /// Its last line ends: nobody is writing it.
+    is_whole: bool,
+}
+
+/// How long after a change somebody may be missing who is about to be written.
+const YOUNG: Duration = Duration::from_secs(2);
 
 impl PasswdFile {
     pub fn new(path: PathBuf) -> PasswdFile {
@@ -45,12 +57,27 @@ impl PasswdFile {
         let lines = self
             .lines()
             .map_err(|error| unavailable(error.to_string()))?;
-        let Some(line) = lines.get(name) else {
-            return Ok(None);
-        };
-        parse(name, line, self.name())
-            .map(Some)
-            .map_err(unavailable)
+        match lines.users.get(name) {
+            Some(line) => parse(name, line, self.name())
+                .map(Some)
+                .map_err(unavailable),
+            None if !lines.is_whole => {
+                let why =
+                    "its last line does not end: it is being written, or the newline is missing";
+                Err(unavailable(why.into()))
+            }
+            None if self.is_young() => {
+                let why = format!("it has just changed, and {name:?} is not in it yet");
+                Err(unavailable(why))
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn is_young(&self) -> bool {
+        let modified = fs::metadata(&self.path).and_then(|meta| meta.modified());
+        let age = modified.map(|modified| SystemTime::now().duration_since(modified));
+        matches!(age, Ok(Ok(age)) if age < YOUNG)
     }
 
     pub fn names(&self) -> Result<Vec<String>, Unavailable> {
@@ -58,7 +85,7 @@ impl PasswdFile {
             userdb: self.name(),
             why: error.to_string(),
         })?;
-        Ok(lines.keys().cloned().collect())
+        Ok(lines.users.keys().cloned().collect())
     }
 
     /// The file as it is now.
@@ -73,7 +100,7 @@ impl PasswdFile {
         }
         let text = fs::read(&self.path)?;
         let lines = Arc::new(split(&String::from_utf8_lossy(&text)));
-        if lines.is_empty() {
+        if lines.users.is_empty() {
             // Truncated, or about to be written: nobody in it is no answer about anybody.
             return Err(io::Error::other("nobody is in it"));
         }
@@ -84,13 +111,19 @@ impl PasswdFile {
 
 /// The first line of a name counts.
 fn split(text: &str) -> Lines {
-    let mut lines = Lines::new();
-    for line in text
+    let mut lines = Lines {
+        is_whole: text.ends_with('\n'),
+        ..Lines::default()
+    };
+    // What does not end is not a line yet.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    for line in whole
         .lines()
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
     {
         let (name, rest) = line.split_once(':').unwrap_or((line, ""));
         lines
+            .users
             .entry(name.to_owned())
             .or_insert_with(|| rest.to_owned());
     }
@@ -195,12 +228,26 @@ mod tests {
             "# users\nann:x:no-such-user:1::/h::\nbob:x:5000:5000::/h::\nbob:x:1:1::/other::\n",
         )
         .unwrap();
+        let long_ago = || {
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.set_modified(SystemTime::now() - 2 * YOUNG).unwrap();
+        };
+        long_ago();
         let file = PasswdFile::new(path.clone());
         assert!(file.find("ann").unwrap_err().why.contains("no-such-user"));
         assert_eq!(file.find("bob").unwrap().unwrap().uid, Some(5000));
         assert_eq!(file.find("Bob").unwrap(), None);
         fs::write(&path, "carl:x:5000:5000::/h::\n").unwrap();
+        let why = file.find("bob").unwrap_err().why;
+        assert!(why.contains("just changed"), "{why}");
+        long_ago();
         assert_eq!(file.find("bob").unwrap(), None);
+        fs::write(&path, "carl:x:5000:5000::/h::\nbob:x:5000:5000::/h").unwrap();
+        long_ago();
+        for name in ["bob", "dora"] {
+            let why = file.find(name).unwrap_err().why;
+            assert!(why.contains("does not end"), "{why}");
+        }
         assert!(file.find("carl").unwrap().is_some());
         fs::remove_file(&path).unwrap();
         assert!(file.find("carl").is_err());
@@ -209,7 +256,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_file_has_an_answer(text in "[a-z:=# \\n0-9]{0,80}") {
-            for (name, line) in split(&text) {
+            for (name, line) in split(&text).users {
                 let _ = parse(&name, &line, "t".into());
             }
         }

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The user and group that mail is delivered as: Debian's `mail`.
 pub const MAIL: u32 = 8;
@@ -88,11 +88,19 @@ impl Scratch {
 
     pub fn file(&self, below: &str, owner: u32, group: u32, mode: u32, text: &str) -> PathBuf {
         let path = self.path(below);
-        fs::write(&path, text).unwrap();
+        write_long_ago(&path, text);
         own(&path, owner, group);
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         path
     }
+}
+
+/// As a file that nobody is writing any more.
+pub fn write_long_ago(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    let file = fs::File::options().write(true).open(path).unwrap();
+    let long_ago = SystemTime::now() - Duration::from_secs(60);
+    file.set_modified(long_ago).unwrap();
 }
 
 pub fn own(path: &Path, owner: u32, group: u32) {
@@ -198,7 +206,7 @@ spool_dir = "{root}/run"
         let root = self.scratch.text("");
         let users = ["alice", "bob", "carol"]
             .map(|user| format!("{user}::{MAIL}:{MAIL}::{root}/home/{user}::\n"));
-        fs::write(self.path("users"), users.concat()).unwrap();
+        write_long_ago(&self.path("users"), &users.concat());
         fs::write(self.path("postroom.toml"), self.config(delivery, more)).unwrap();
         self.path("postroom.toml")
     }

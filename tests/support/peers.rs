@@ -519,6 +519,10 @@ impl Exim {
                     .arg(&root),
             );
         }
+        // Two that start at once make them with modes of the one and owners of the other.
+        for part in ["", "/input", "/msglog", "/db"] {
+            scratch.dir(&format!("exim/spool{part}"), MAIL, MAIL, 0o750);
+        }
         let program = root.join("exim4");
         make_executable(&program);
         let text = format!(

@@ -35,7 +35,7 @@ fuzz_target!(|both: (&[u8], &[u8])| {
     };
     let open = mbox.lock(demands).unwrap();
     let validity = u32::from_be_bytes([0, 0, 0, file.len() as u8]);
-    if let Some(at) = open.last_uid_at(validity).unwrap() {
+    if let Some((at, _)) = open.last_uid(validity).unwrap() {
         let digits = &before[at as usize..at as usize + 10];
         assert!(digits.iter().all(u8::is_ascii_digit));
     }
