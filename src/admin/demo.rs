@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
@@ -233,6 +233,9 @@ impl Root {
                 .create(root.0.join("home").join(user))?;
         }
         write(&root.0.join("users"), &users)?;
+        // Nobody is writing it any more: whoever is not in it does not exist.
+        let file = fs::File::options().write(true).open(root.0.join("users"))?;
+        file.set_modified(SystemTime::now() - Duration::from_secs(60))?;
         root.mailbox("home/alice/Maildir/.Work", 0o700, None)?;
         root.mailbox(
             "home/bob/Maildir/.Projects",
