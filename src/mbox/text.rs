@@ -21,7 +21,7 @@ const NOTES: [&str; 8] = [
     "X-Status",
     "X-UID",
 ];
-/// Longer than the longest of [`NOTES`], and blanks before the colon.
+/// Longer than the longest of [`NOTES`]; what is a note so far, with blanks up to here, is one.
 const MAX_NAME: usize = 64;
 /// Blanks behind the keywords, as many as Dovecot leaves.
 const ROOM: usize = 71;
@@ -183,7 +183,8 @@ impl<'a, W: Write> Text<'a, W> {
             .position(|byte| matches!(byte, b':' | b'\n'));
         let taken = end.map_or(looked_at.len(), |end| end + 1);
         self.held.extend_from_slice(&bytes[..taken]);
-        if self.held == b"\n" {
+        // Dovecot strips a CR before it looks for the empty line.
+        if self.held == b"\n" || self.held == b"\r\n" {
             self.held.clear();
             self.end_of_header()?;
             self.state = State::Start;
@@ -207,9 +208,12 @@ impl<'a, W: Write> Text<'a, W> {
         if matches!(self.held.first(), Some(b' ' | b'\t')) {
             return before;
         }
-        let name = self.held.split(|&byte| byte == b':').next();
+        // As a C program reads it: up to a NUL.
+        let name = self.held.split(|&byte| matches!(byte, b':' | 0)).next();
         let name = name.unwrap_or_default().trim_ascii_end();
-        let is_note = self.held.contains(&b':')
+        // A colon, or so many blanks that it may still come.
+        let is_field = self.held.contains(&b':') || self.held.len() >= MAX_NAME;
+        let is_note = is_field
             && NOTES
                 .iter()
                 .any(|note| name.eq_ignore_ascii_case(note.as_bytes()));
@@ -353,6 +357,32 @@ mod tests {
         }
         let same = text(b"A: b\n\nFrom x\n>From y\n", Quoting::None, 3);
         assert!(same.ends_with(b"\n\nFrom x\n>From y\n\n"));
+    }
+
+    /// What readers take for their own notes, however it is written, and the end of a header as they see it.
+    #[test]
+    fn notes_in_disguise() {
+        let blanks = " ".repeat(200);
+        for (header, left) in [
+            (format!("Status{blanks}: RO\n"), ""),
+            (format!("X-IMAPbase{}: 7 4294967290\n", "\t".repeat(58)), ""),
+            (format!("Content-Length{blanks}: 5\n folded\n"), ""),
+            ("Status\0: RO\nX-Status\0x: F\n".into(), ""),
+            (format!("X-UID\0{blanks}: 7\n"), ""),
+            ("STATUS\t: RO\n".into(), ""),
+            ("Status\nA: b\n".into(), "Status\nA: b\n"),
+        ] {
+            for cut in [1, 7, 1000] {
+                let got = text(format!("{header}\nx\n").as_bytes(), Quoting::Mboxrd, cut);
+                let want = format!("{left}Content-Length: 2\n\nx\n\n");
+                assert_eq!(String::from_utf8(got).unwrap(), want, "{header:?} {cut}");
+            }
+        }
+        for cut in [1, 2, 1000] {
+            let got = text(b"A: b\n\r\nStatus: RO\nFrom x\n", Quoting::Mboxrd, cut);
+            let want = "A: b\nContent-Length: 19\n\nStatus: RO\n>From x\n\n";
+            assert_eq!(String::from_utf8(got).unwrap(), want, "{cut}");
+        }
     }
 
     proptest! {
