@@ -42,6 +42,7 @@ pub fn add(
         quoting: settings.mbox.quoting,
         sync: settings.mail_fsync != MailFsync::Never,
         make: plan.create.as_ref(),
+        owner: target.own_inbox.then_some(plan.links.uid),
     };
     let added = Message {
         from_line: &from_line,
@@ -57,7 +58,7 @@ pub fn add(
         holder.map_err(|error| Fault::io(format!("open {}", paths.mailbox.display()), &error))?;
     let mbox = Mbox::at(holder, path)?;
     transaction.check_heard()?;
-    let open = mbox.lock(demands)?;
+    let open = mbox.lock(demands, |size| has_seen(core, paths, size))?;
     transaction.check_heard()?;
     let step = Step::find(core, &target.paths, &open).unwrap_or_else(|why| {
         remarks.push(format!("no UID yet: {why}"));
@@ -94,6 +95,21 @@ pub fn add(
         gid: appended.stat.gid,
         remarks,
     })
+}
+
+/// Whether Dovecot may know more than `size` bytes of the file.
+fn has_seen(core: &Core, paths: &Paths, size: u64) -> bool {
+    let dir = match paths.index.as_deref().map(Dir::open) {
+        Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => return false,
+        // Nobody can tell; an index in memory least of all.
+        None | Some(Err(_)) => return true,
+        Some(Ok(dir)) => dir,
+    };
+    match Log::look(&dir, Pair::MAILBOX, &core.walks) {
+        Ok(None) => false,
+        Ok(Some(state)) => state.mbox.size() > size,
+        Err(_) => true,
+    }
 }
 
 /// An index that knows all of the file: then the next UID is known too. Its log is locked behind the file, as by Dovecot.

@@ -96,6 +96,12 @@ impl Synced {
         }
     }
 
+    /// Of the file, when it was looked at last.
+    pub fn size(&self) -> u64 {
+        let size = self.header.first_chunk().copied().unwrap_or_default();
+        u64::from_le_bytes(size)
+    }
+
     /// Whether every message of the file is in the index.
     pub fn is_up_to_date(&self, file: &Stat) -> bool {
         let has_guid = self.header[AT_GUID..] != [0; HEADER - AT_GUID];

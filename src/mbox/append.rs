@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use memchr::memmem;
 
-use super::lock::{Locked, Locking};
+use super::lock::{Locked, Locking, is_in_place};
 use super::text::{Notes, Quoting, Text, Uid};
 use super::torn;
 use crate::fault::{Code, Fault};
@@ -43,6 +43,8 @@ pub struct Demands<'a> {
     pub sync: bool,
     /// For a file that is missing; none: it must be there.
     pub make: Option<&'a Permission>,
+    /// Whose INBOX it is: nobody else but root may have it.
+    pub owner: Option<u32>,
 }
 
 /// What is added.
@@ -90,14 +92,20 @@ impl Mbox {
         Ok(Mbox { path, dir, name })
     }
 
-    /// Opened under its locks, and looked at. [`Code::Storage`] when somebody holds one for too long.
-    pub fn lock<'a>(&'a self, demands: Demands<'a>) -> Result<Open<'a>, Fault> {
+    /// Opened under its locks, and looked at. [`Code::Storage`] when somebody holds one for too long. `has_seen`: whether a reader
+    /// may know more than so many bytes of it; then what a killed delivery has left stays.
+    pub fn lock<'a>(
+        &'a self,
+        demands: Demands<'a>,
+        has_seen: impl FnOnce(u64) -> bool,
+    ) -> Result<Open<'a>, Fault> {
         let open = || self.open(demands.make);
         let file = demands.locking.lock(&self.dir, &self.name, open);
         let file = file.map_err(|error| self.failed(error))?;
         let before = dir::stat_file(&file.file).map_err(|error| self.failed(error))?;
-        self.check(&file.file, &before)?;
-        let before = torn::remove(&file.file, before).map_err(|error| self.failed(error))?;
+        let before = torn::remove(&file.file, before, has_seen);
+        let before = before.map_err(|error| self.failed(error))?;
+        self.check(&file.file, &before, demands.owner)?;
         Ok(Open {
             mbox: self,
             demands,
@@ -147,11 +155,14 @@ impl Mbox {
     }
 
     /// Whether it is an mbox at all: anything else is somebody's file.
-    fn check(&self, file: &File, stat: &Stat) -> Result<(), Fault> {
+    fn check(&self, file: &File, stat: &Stat, owner: Option<u32>) -> Result<(), Fault> {
         let mut start = [0; 5];
         let read = pass().and_then(|()| file.read_at(&mut start, 0));
         let why = match read {
             Ok(_) if stat.links != 1 => MORE_NAMES.to_owned(),
+            Ok(_) if owner.is_some_and(|owner| ![0, owner].contains(&stat.uid)) => {
+                format!("it belongs to uid {}, and it is another's INBOX", stat.uid)
+            }
             Ok(_) if stat.size == 0 => return Ok(()),
             Ok(5) if start == *b"From " => return Ok(()),
             Ok(_) => "it does not begin with \"From \": it is no mbox".to_owned(),
@@ -171,6 +182,9 @@ impl Open<'_> {
     /// Adds the message. What fails leaves the file as it was.
     pub fn append(&self, message: &Message<'_>) -> Result<Appended, Fault> {
         let file = &self.file.file;
+        let failed = |error| self.mbox.failed(error);
+        // A dotlock that somebody has broken holds nobody off.
+        self.file.check().map_err(failed)?;
         let written = self.write(message).and_then(|(offset, end)| {
             if self.demands.sync {
                 dir::sync_data(file)?;
@@ -180,14 +194,20 @@ impl Open<'_> {
             }
             torn::forget(file);
             keep_unread(file, &self.before);
+            if !is_in_place(&self.mbox.dir, &self.mbox.name, file)? {
+                return Err(io::Error::other("it was removed or renamed meanwhile"));
+            }
             let stat = dir::stat_file(file)?;
             let size = stat.size - offset;
             debug_assert_eq!(stat.size, end, "what was reserved is what was written");
             Ok(Appended { offset, size, stat })
         });
         written.map_err(|error| {
-            take_back(file, &self.before);
-            self.mbox.failed(error)
+            // Whatever is there by now is not ours alone.
+            if self.file.check().is_ok() {
+                take_back(file, &self.before);
+            }
+            failed(error)
         })
     }
 
@@ -334,7 +354,7 @@ impl Write for Checked<'_> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::path::Path;
     use std::time::{Duration, SystemTime};
 
@@ -362,6 +382,7 @@ mod tests {
             quoting: Quoting::Mboxrd,
             sync: true,
             make,
+            owner: None,
         };
         let body = body(text);
         let message = Message {
@@ -378,7 +399,9 @@ mod tests {
         };
         let holder = links.open_holder(&folder, path);
         let (dir, path) = holder.map_err(|error| Fault::io("open", &error))?;
-        Mbox::at(dir, path)?.lock(demands)?.append(&message)
+        Mbox::at(dir, path)?
+            .lock(demands, |_| false)?
+            .append(&message)
     }
 
     #[test]
@@ -473,6 +496,76 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// Locked by one who has lost his lock, or gone while it is written to: then nothing is promised, and nothing of others goes.
+    #[test]
+    fn what_happens_behind_the_lock() {
+        let setups: [(&str, fn(&Path)); 3] = [
+            ("broken", |path| {
+                fs::remove_file(path.with_extension("lock")).unwrap();
+                let mut file = File::options().append(true).open(path).unwrap();
+                file.write_all(OLD.as_bytes()).unwrap();
+            }),
+            ("unlinked", |path| fs::remove_file(path).unwrap()),
+            ("renamed", |path| {
+                fs::rename(path, path.with_extension("else")).unwrap();
+            }),
+        ];
+        for (case, setup) in setups {
+            let root = tempfile::tempdir().unwrap();
+            let path = root.path().join("box");
+            fs::write(&path, OLD).unwrap();
+            let locking = Locking::default();
+            let demands = Demands {
+                locking: &locking,
+                quoting: Quoting::Mboxrd,
+                sync: true,
+                make: None,
+                owner: None,
+            };
+            let body = body("S: x\n\ny\n");
+            let message = Message {
+                from_line: FROM,
+                header: b"",
+                body: &body,
+                flags: Flags::default(),
+                uid: None,
+            };
+            let mbox = Mbox::at(Dir::open(root.path()).unwrap(), path.clone()).unwrap();
+            let open = mbox.lock(demands, |_| false).unwrap();
+            setup(&path);
+            let fault = open.append(&message).unwrap_err();
+            assert!(fault.code.is_temporary(), "{case}");
+            let left = fs::read_to_string(&path);
+            let left = left.or_else(|_| fs::read_to_string(path.with_extension("else")));
+            let want = match case {
+                "broken" => OLD.repeat(2),
+                "renamed" => OLD.into(),
+                _ => String::new(),
+            };
+            assert_eq!(left.unwrap_or_default(), want, "{case}");
+        }
+    }
+
+    #[test]
+    fn an_inbox_of_somebody_else() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("box");
+        fs::write(&path, OLD).unwrap();
+        let own = fs::metadata(&path).unwrap().uid();
+        let locking = Locking::default();
+        for (owner, is_taken) in [(None, true), (Some(own), true), (Some(own + 7), own == 0)] {
+            let demands = Demands {
+                locking: &locking,
+                quoting: Quoting::Mboxrd,
+                sync: true,
+                make: None,
+                owner,
+            };
+            let mbox = Mbox::at(Dir::open(root.path()).unwrap(), path.clone()).unwrap();
+            assert_eq!(mbox.lock(demands, |_| false).is_ok(), is_taken, "{owner:?}");
         }
     }
 

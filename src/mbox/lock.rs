@@ -79,8 +79,15 @@ impl Locking {
 #[derive(Debug)]
 pub struct Locked {
     // Released by its end: after the dotlock.
-    _dotlock: Option<Dotlock>,
+    dotlock: Option<Dotlock>,
     pub file: File,
+}
+
+impl Locked {
+    /// An error when somebody has taken the dotlock over.
+    pub fn check(&self) -> io::Result<()> {
+        self.dotlock.as_ref().map_or(Ok(()), Dotlock::check)
+    }
 }
 
 /// What came of asking.
@@ -105,8 +112,8 @@ impl Locking {
         loop {
             let file = open()?;
             let busy = match self.ask(dir, name, &file, &mut asking)? {
-                Asked::Locked(_dotlock) if is_in_place(dir, name, &file)? => {
-                    return Ok(Locked { _dotlock, file });
+                Asked::Locked(dotlock) if is_in_place(dir, name, &file)? => {
+                    return Ok(Locked { dotlock, file });
                 }
                 // Somebody has written it anew meanwhile.
                 Asked::Locked(_) => "another writer",
@@ -177,7 +184,7 @@ fn cannot_be_made(error: &io::Error) -> bool {
 }
 
 /// Whether the file of this name is still the one that is open.
-fn is_in_place(dir: &Dir, name: &str, file: &File) -> io::Result<bool> {
+pub fn is_in_place(dir: &Dir, name: &str, file: &File) -> io::Result<bool> {
     let own = dir::stat_file(file)?;
     match dir.stat_name(name) {
         Ok(there) => Ok(own.identity() == there.identity()),

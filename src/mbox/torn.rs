@@ -41,12 +41,13 @@ pub fn forget(file: &File) {
     let _ = file.remove_xattr(NOTE);
 }
 
-/// Removes what a killed delivery has left in the file, which is locked. Answers the file as it is now.
-pub fn remove(file: &File, stat: Stat) -> io::Result<Stat> {
+/// Removes what a killed delivery has left in the file, which is locked, unless a reader `has_seen` more than what was there before:
+/// then it has a UID, which is not the next message's. Answers the file as it is now.
+pub fn remove(file: &File, stat: Stat, has_seen: impl FnOnce(u64) -> bool) -> io::Result<Stat> {
     let Some(note) = read(file) else {
         return Ok(stat);
     };
-    let is_torn = note.is_beginning(file, stat.size)?;
+    let is_torn = note.is_beginning(file, stat.size)? && !has_seen(note.size);
     if is_torn {
         pass()?;
         file.set_len(note.size)?;
@@ -112,19 +113,46 @@ fn content_length(header: &[u8]) -> Option<u64> {
     str::from_utf8(value).ok()?.parse().ok()
 }
 
-/// Whether somebody has added a message, even right behind an open line.
+/// Whether somebody has added a message, even right behind an open line: a line `From ` that has a time in it. Ours of the body are
+/// quoted.
 fn is_from_behind(file: &File, from: u64, size: u64) -> io::Result<bool> {
     let mut piece = vec![0; PIECE];
-    let mut at = from;
-    while at + (FROM.len() as u64) <= size {
+    let mut at = from.saturating_sub(1);
+    while at < size {
         let length = (size - at).min(PIECE as u64) as usize;
         file.read_exact_at(&mut piece[..length], at)?;
-        if memmem::find(&piece[..length], FROM).is_some() {
-            return Ok(true);
+        let bytes = &piece[..length];
+        let is_last = at + length as u64 == size;
+        let mut next = length.saturating_sub(FROM.len());
+        for start in memmem::find_iter(bytes, FROM) {
+            let line = &bytes[start..];
+            let end = memchr::memchr(b'\n', line);
+            if end.is_none() && !is_last && start > 1 {
+                // With the rest of its line, and what is before it.
+                next = start - 1;
+                break;
+            }
+            let line = &line[..end.unwrap_or(line.len())];
+            let is_quoted = start > 0 && bytes[start - 1] == b'>';
+            if !is_quoted && has_time(line) {
+                return Ok(true);
+            }
         }
-        at += (length - FROM.len() + 1) as u64;
+        at = match is_last {
+            true => size,
+            false => at + next.max(1) as u64,
+        };
     }
     Ok(false)
+}
+
+/// `07:02`, as in every line `From `.
+fn has_time(line: &[u8]) -> bool {
+    let is_time = |it: &[u8]| {
+        let digits = [it[0], it[1], it[3], it[4]];
+        it[2] == b':' && digits.iter().all(u8::is_ascii_digit)
+    };
+    line.windows(5).any(is_time)
 }
 
 #[cfg(test)]
@@ -136,7 +164,7 @@ mod tests {
 
     const OLD: &str = "From x  Mon Nov 02 07:02:09 2026\nA: b\n\nold\n\n";
     const LINE: &str = "From a@b  Mon Nov 02 07:02:09 2026";
-    const NEW: &str = "S: x\nContent-Length: 12\n\nline\nline 2\n\n";
+    const NEW: &str = "S: Letter From me\nContent-Length: 22\n\nI am From B\n>From x 7\n\n";
 
     /// What is left of an mbox that ends so.
     fn left(end: &str) -> String {
@@ -147,7 +175,7 @@ mod tests {
         note(&file, OLD.len() as u64, OLD.len() as u64, LINE);
         assert!(read(&file).is_some(), "no attributes in /var/tmp");
         file.write_all(end.as_bytes()).unwrap();
-        let stat = remove(&file, dir::stat_file(&file).unwrap()).unwrap();
+        let stat = remove(&file, dir::stat_file(&file).unwrap(), |_| false).unwrap();
         assert_eq!(read(&file), None);
         let text = fs::read_to_string(path).unwrap();
         assert_eq!(stat.size as usize, text.len());
