@@ -110,6 +110,7 @@ impl Links {
         let (target, real) = (holder.stat_name(name)?, holder.real_path()?.join(name));
         let judged = self.judge(&link, &target, &real);
         judged.map_err(|why| refused(&path, why))?;
+        is_still(&link, &path)?;
         Ok((holder, real))
     }
 
@@ -129,9 +130,19 @@ impl Links {
         let opened = dir.open_dir_through(name)?;
         if link.is_link {
             let judged = self.judge(&link, &opened.stat()?, &opened.real_path()?);
-            judged.map_err(|why| refused(&dir.real_path().unwrap_or_default().join(name), why))?;
+            let path = dir.real_path()?.join(name);
+            judged.map_err(|why| refused(&path, why))?;
+            is_still(&link, &path)?;
         }
         Ok(opened)
+    }
+}
+
+/// An error when the link that was judged is not the one that was followed.
+fn is_still(link: &Stat, path: &Path) -> io::Result<()> {
+    match dir::stat_link(path)?.identity() == link.identity() {
+        true => Ok(()),
+        false => Err(refused(path, "is another one by now".into())),
     }
 }
 

@@ -85,6 +85,7 @@ mod tests {
             gid,
             size: 0,
             modified: std::time::UNIX_EPOCH,
+            changed: std::time::UNIX_EPOCH,
             accessed: std::time::UNIX_EPOCH,
             is_dir: true,
             links: 2,

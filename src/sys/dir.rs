@@ -44,6 +44,8 @@ pub struct Stat {
     /// Names of it.
     pub links: u64,
     pub modified: SystemTime,
+    /// When anything about it changed, its names too: nobody can set it back.
+    pub changed: SystemTime,
     pub accessed: SystemTime,
     pub is_dir: bool,
     pub is_file: bool,
@@ -503,6 +505,7 @@ impl From<FileStat> for Stat {
             size: stat.st_size as u64,
             links: stat.st_nlink,
             modified: time(stat.st_mtime, stat.st_mtime_nsec),
+            changed: time(stat.st_ctime, stat.st_ctime_nsec),
             accessed: time(stat.st_atime, stat.st_atime_nsec),
             is_dir: kind == libc::S_IFDIR,
             is_file: kind == libc::S_IFREG,

@@ -245,6 +245,14 @@ fn age(version: &Version) -> Duration {
     age.unwrap_or_default()
 }
 
+/// Nor has it got its name since: some programs link a lock that is older than their having it.
+fn is_unchanged_for(dir: &Dir, name: &str, time: Duration) -> bool {
+    dir.stat_name(name).is_ok_and(|stat| {
+        let last = stat.modified.max(stat.changed);
+        SystemTime::now().duration_since(last).unwrap_or_default() > time
+    })
+}
+
 /// Who holds a lock, for a human.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
@@ -306,7 +314,8 @@ fn stale(
     let protected = version(dir, name);
     // Looked at twice before it is overridden: the file may be changing.
     let before = seen.replace((now, protected));
-    let is_old = age(&now) > stale && protected.is_none_or(|file| age(&file) > stale);
+    let is_old = is_unchanged_for(dir, lock, stale)
+        && (protected.is_none() || is_unchanged_for(dir, name, stale));
     (before == Some((now, protected)) && is_old).then_some(now)
 }
 
@@ -369,24 +378,45 @@ mod tests {
         Dotlock::take(&dir, "f", 0o600, Holds::Pid, SHORT).unwrap();
     }
 
+    /// A second without a change is long.
+    const HASTY: Patience = Patience {
+        timeout: Duration::from_millis(300),
+        stale: Duration::from_secs(1),
+    };
+
+    fn let_it_age() {
+        thread::sleep(HASTY.stale + Duration::from_millis(100));
+    }
+
     #[test]
     fn what_is_stale() {
-        for (content, age, is_free) in [
-            (format!("999999999:{}", hostname()), 10, true),
-            (format!("999999999:{}", hostname()), 0, false),
-            (format!("1:{}", hostname()), 1000, false),
-            (format!("{}:{}", std::process::id(), hostname()), 10, true),
-            ("999999999:elsewhere".into(), 10, false),
-            ("999999999:elsewhere".into(), 1000, true),
-            (String::new(), 1000, true),
-            ("new content".into(), 60, false),
+        let elsewhere = || "999999999:elsewhere".to_owned();
+        for (content, age, patience, is_free) in [
+            (format!("999999999:{}", hostname()), 10, SHORT, true),
+            (format!("999999999:{}", hostname()), 0, SHORT, false),
+            (format!("1:{}", hostname()), 1000, HASTY, false),
+            (
+                format!("{}:{}", std::process::id(), hostname()),
+                10,
+                SHORT,
+                true,
+            ),
+            (elsewhere(), 10, SHORT, false),
+            (elsewhere(), 1000, HASTY, true),
+            // Made long ago, and linked just now.
+            (elsewhere(), 1000, SHORT, false),
+            (String::new(), 1000, HASTY, true),
+            ("new content".into(), 60, SHORT, false),
         ] {
             let root = tempfile::tempdir().unwrap();
             let dir = Dir::open(root.path()).unwrap();
             let path = root.path().join("f.lock");
             fs::write(&path, &content).unwrap();
             old(&path, age);
-            let taken = Dotlock::take(&dir, "f", 0o600, Holds::Pid, SHORT);
+            if patience == HASTY {
+                let_it_age();
+            }
+            let taken = Dotlock::take(&dir, "f", 0o600, Holds::Pid, patience);
             assert_eq!(taken.is_ok(), is_free, "{content:?} {age}");
         }
     }
@@ -394,15 +424,19 @@ mod tests {
     /// Its holder may be dead, or be at work: then the file changes.
     #[test]
     fn the_file_tells_too() {
-        for (age, is_free) in [(1000, true), (60, false)] {
+        for is_changed in [false, true] {
             let root = tempfile::tempdir().unwrap();
             let dir = Dir::open(root.path()).unwrap();
-            for (name, age) in [("f", age), ("f.lock", 1000)] {
+            for name in ["f", "f.lock"] {
                 fs::write(root.path().join(name), "").unwrap();
-                old(&root.path().join(name), age);
+                old(&root.path().join(name), 1000);
             }
-            let taken = Dotlock::take(&dir, "f", 0o600, Holds::Content, SHORT);
-            assert_eq!(taken.is_ok(), is_free, "{age}");
+            let_it_age();
+            if is_changed {
+                fs::write(root.path().join("f"), "x").unwrap();
+            }
+            let taken = Dotlock::take(&dir, "f", 0o600, Holds::Content, HASTY);
+            assert_eq!(taken.is_ok(), !is_changed);
         }
     }
 
@@ -418,7 +452,8 @@ mod tests {
             .arg(&lock)
             .status();
         assert!(touched.unwrap().success());
-        Dotlock::take(&dir, "f", 0o600, Holds::Content, SHORT).unwrap();
+        let_it_age();
+        Dotlock::take(&dir, "f", 0o600, Holds::Content, HASTY).unwrap();
     }
 
     #[test]

@@ -14,6 +14,8 @@ use crate::mbox::lock::Kind;
 use crate::sys;
 use crate::sys::dir::{self, Dir, Stat};
 
+/// How deep below a root mboxes are counted.
+const MAX_LEVELS: usize = 32;
 /// Of an INBOX, whatever its directory is like: that of /var/mail is everybody's.
 const INBOX_MODE: u32 = 0o600;
 
@@ -144,6 +146,11 @@ impl Inspection<'_> {
         if let Some(refusal) = self.check_rights_to_create(target)? {
             return Ok(refusal);
         }
+        let max = self.settings.max_mailboxes as usize;
+        if !target.own_inbox && count(&paths.root, MAX_LEVELS, max) >= max {
+            let why = format!("does not exist, and delivery.max_mailboxes = {max} is reached");
+            return Ok(Finding::Missing(why));
+        }
         let doing = format!("create {}", paths.mailbox.display());
         let folder = paths.mailbox.parent().unwrap_or(Path::new("/"));
         let (existing, stat) = match dir::nearest_existing(folder) {
@@ -190,4 +197,23 @@ impl Inspection<'_> {
 /// Whether names in it can be changed, with the privileged group where it is needed.
 fn may_change(folder: &Path) -> std::io::Result<()> {
     Dir::open(folder)?.with_privileged_group()?.may_change()
+}
+
+/// How many files lie below `folder`, up to `max`. What cannot be looked at counts as none, and what belongs to mboxes too.
+fn count(folder: &Path, levels: usize, max: usize) -> usize {
+    let names = Dir::open(folder).and_then(|dir| dir.names());
+    let names = names.unwrap_or_default().into_iter();
+    let mut found = 0;
+    for name in names.filter(|name| !name.starts_with('.')) {
+        let path = folder.join(name);
+        found += match dir::stat_link(&path) {
+            Ok(stat) if stat.is_dir && levels > 0 => count(&path, levels - 1, max - found),
+            Ok(stat) => usize::from(!stat.is_dir),
+            Err(_) => 0,
+        };
+        if found >= max {
+            return max;
+        }
+    }
+    found
 }
