@@ -502,7 +502,8 @@ mod tests {
     /// Locked by one who has lost his lock, or gone while it is written to: then nothing is promised, and nothing of others goes.
     #[test]
     fn what_happens_behind_the_lock() {
-        let setups: [(&str, fn(&Path)); 3] = [
+        type Meddle = fn(&Path);
+        let setups: [(&str, Meddle); 3] = [
             ("broken", |path| {
                 fs::remove_file(path.with_extension("lock")).unwrap();
                 let mut file = File::options().append(true).open(path).unwrap();
