@@ -87,6 +87,11 @@ impl Note {
         let mut start = vec![0; length];
         file.read_exact_at(&mut start, self.offset)?;
         let known = start.len().min(line.len());
+        let after = self.offset + known as u64;
+        if start[..known].iter().all(|&byte| byte == 0) {
+            // A power cut: room was had, and nothing was written to it yet.
+            return Ok(!is_from_behind(file, after, size)?);
+        }
         if start[..known] != line.as_bytes()[..known] {
             return Ok(false);
         }
@@ -99,7 +104,7 @@ impl Note {
             // A header of this size is nobody's.
             None => start.len() == MAX_HEADER,
         };
-        Ok(!is_whole && !is_from_behind(file, self.offset + known as u64, size)?)
+        Ok(!is_whole && !is_from_behind(file, after, size)?)
     }
 }
 
@@ -193,6 +198,15 @@ mod tests {
                 false => OLD.to_owned(),
             };
             assert_eq!(text, want, "{length}");
+        }
+    }
+
+    #[test]
+    fn room_that_was_never_written_to_goes() {
+        for length in [1, 4, 40, 100_000] {
+            assert_eq!(left(&"\0".repeat(length)), OLD, "{length}");
+            let theirs = format!("{}\n\n{OLD}", "\0".repeat(length));
+            assert_eq!(left(&theirs), format!("{OLD}{theirs}"), "{length}");
         }
     }
 
