@@ -173,7 +173,7 @@ impl Locking {
     ) -> io::Result<Option<Dotlock>> {
         let asking = match asking {
             Some(asking) => asking,
-            none => none.insert(Asking::new(dir, name, DOTLOCK_MODE, Holds::Pid)?),
+            none => none.insert(Asking::new(dir, name, DOTLOCK_MODE, Holds::Pid)?.of_any_program()),
         };
         asking.ask(self.stale)
     }

@@ -161,6 +161,8 @@ pub struct Asking<'a> {
     seen: Option<(Version, Option<Version>)>,
     waiting: Option<Dotlock>,
     is_repeated: bool,
+    /// A lock is not older than its name.
+    by_name: bool,
 }
 
 impl<'a> Asking<'a> {
@@ -172,11 +174,18 @@ impl<'a> Asking<'a> {
             holds,
             seen: None,
             is_repeated: false,
+            by_name: false,
             waiting: match holds {
                 Holds::Pid => Dotlock::without_name(dir, name, mode)?,
                 Holds::Content => None,
             },
         })
+    }
+
+    /// Among programs that link a lock which is older than their having it: its age is that of its name.
+    pub fn of_any_program(mut self) -> Asking<'a> {
+        self.by_name = true;
+        self
     }
 
     /// None: somebody has it. A lock that does not change for `stale` is nobody's.
@@ -204,12 +213,36 @@ impl<'a> Asking<'a> {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
-            let stale = stale(self.dir, self.name, &lock, &mut self.seen, stale_after);
+            let stale = self.stale(&lock, stale_after);
             match stale {
                 Some(stale) if take_away(self.dir, &lock, stale)? => {}
                 _ => return Ok(None),
             }
         }
+    }
+
+    /// The version of the lock that is nobody's any more; none while it may be somebody's.
+    fn stale(&mut self, lock: &str, stale: Duration) -> Option<Version> {
+        let now = version(self.dir, lock).filter(|now| age(now) >= YOUNG)?;
+        if let Some((pid, host)) = read_holder(self.dir, lock)
+            && host == hostname()
+        {
+            let is_dead = match pid == std::process::id() as i32 {
+                true => !held().contains(&(now.0, now.1)),
+                false => is_gone(pid),
+            };
+            return is_dead.then_some(now);
+        }
+        let protected = version(self.dir, self.name);
+        // Looked at twice before it is overridden: the file may be changing.
+        let before = self.seen.replace((now, protected));
+        let is_old = age(&now) > stale && protected.is_none_or(|file| age(&file) > stale);
+        let is_named_long_ago = || {
+            let named = self.dir.stat_name(lock).map(|stat| stat.changed);
+            named.is_ok_and(|named| named.elapsed().unwrap_or_default() > stale)
+        };
+        let is_old = is_old && (!self.by_name || is_named_long_ago());
+        (before == Some((now, protected)) && is_old).then_some(now)
     }
 }
 
@@ -243,14 +276,6 @@ fn version(dir: &Dir, name: &str) -> Option<Version> {
 fn age(version: &Version) -> Duration {
     let age = SystemTime::now().duration_since(version.3);
     age.unwrap_or_default()
-}
-
-/// Nor has it got its name since: some programs link a lock that is older than their having it.
-fn is_unchanged_for(dir: &Dir, name: &str, time: Duration) -> bool {
-    dir.stat_name(name).is_ok_and(|stat| {
-        let last = stat.modified.max(stat.changed);
-        SystemTime::now().duration_since(last).unwrap_or_default() > time
-    })
 }
 
 /// Who holds a lock, for a human.
@@ -291,32 +316,6 @@ fn read_holder(dir: &Dir, lock: &str) -> Option<(i32, String)> {
 
 fn is_gone(pid: i32) -> bool {
     kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
-}
-
-/// The version of the lock that is nobody's any more; none while it may be somebody's. `seen`: what was there before.
-fn stale(
-    dir: &Dir,
-    name: &str,
-    lock: &str,
-    seen: &mut Option<(Version, Option<Version>)>,
-    stale: Duration,
-) -> Option<Version> {
-    let now = version(dir, lock).filter(|now| age(now) >= YOUNG)?;
-    if let Some((pid, host)) = read_holder(dir, lock)
-        && host == hostname()
-    {
-        let is_dead = match pid == std::process::id() as i32 {
-            true => !held().contains(&(now.0, now.1)),
-            false => is_gone(pid),
-        };
-        return is_dead.then_some(now);
-    }
-    let protected = version(dir, name);
-    // Looked at twice before it is overridden: the file may be changing.
-    let before = seen.replace((now, protected));
-    let is_old = is_unchanged_for(dir, lock, stale)
-        && (protected.is_none() || is_unchanged_for(dir, name, stale));
-    (before == Some((now, protected)) && is_old).then_some(now)
 }
 
 /// Takes the stale lock away, unless it is another one by now. True: one can ask for it again.
@@ -403,8 +402,6 @@ mod tests {
             ),
             (elsewhere(), 10, SHORT, false),
             (elsewhere(), 1000, HASTY, true),
-            // Made long ago, and linked just now.
-            (elsewhere(), 1000, SHORT, false),
             (String::new(), 1000, HASTY, true),
             ("new content".into(), 60, SHORT, false),
         ] {
@@ -418,6 +415,25 @@ mod tests {
             }
             let taken = Dotlock::take(&dir, "f", 0o600, Holds::Pid, patience);
             assert_eq!(taken.is_ok(), is_free, "{content:?} {age}");
+        }
+    }
+
+    /// Made long ago, and linked just now.
+    #[test]
+    fn a_lock_is_not_older_than_its_name() {
+        for (by_name, is_free) in [(false, true), (true, false)] {
+            let root = tempfile::tempdir().unwrap();
+            let dir = Dir::open(root.path()).unwrap();
+            let path = root.path().join("f.lock");
+            fs::write(&path, "17").unwrap();
+            old(&path, 1000);
+            let asking = Asking::new(&dir, "f", 0o600, Holds::Pid).unwrap();
+            let mut asking = match by_name {
+                true => asking.of_any_program(),
+                false => asking,
+            };
+            let asked = [(); 2].map(|()| asking.ask(SHORT.stale).unwrap().is_some());
+            assert_eq!(asked, [false, is_free], "{by_name}");
         }
     }
 
