@@ -1,5 +1,7 @@
 //! The doing, for an mbox: one message behind the others, and Dovecot's index told of it where it is in step with the file.
 
+use std::io::{self, ErrorKind};
+
 use super::Core;
 use super::announce;
 use super::carry_out::Transaction;
@@ -66,7 +68,10 @@ pub fn add(
     });
     let uid = step.as_ref().map(|step| step.uid(&plan, &open));
     let appended = open.append(&Message { uid, ..added })?;
-    let uid = uid.map(|uid| uid.uid);
+    let uid = uid.map(|uid| uid.uid).filter(|_| appended.is_last);
+    if !appended.is_last {
+        remarks.push("no UID yet: somebody has added behind it without a lock".into());
+    }
     match (step, uid) {
         (Some(step), Some(uid)) => {
             if let Err(why) = step.tell(&plan, &open, &appended, uid) {
@@ -97,18 +102,20 @@ pub fn add(
     })
 }
 
-/// Whether Dovecot may know more than `size` bytes of the file.
-fn has_seen(core: &Core, paths: &Paths, size: u64) -> bool {
+/// Whether Dovecot may know more than `size` bytes of the file. Err: nobody can tell now.
+fn has_seen(core: &Core, paths: &Paths, size: u64) -> io::Result<bool> {
     let dir = match paths.index.as_deref().map(Dir::open) {
-        Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => return false,
-        // Nobody can tell; an index in memory least of all.
-        None | Some(Err(_)) => return true,
-        Some(Ok(dir)) => dir,
+        Some(Err(error)) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        // An index in memory: nobody can tell, ever.
+        None => return Ok(true),
+        Some(dir) => dir?,
     };
     match Log::look(&dir, Pair::MAILBOX, &core.walks) {
-        Ok(None) => false,
-        Ok(Some(state)) => state.mbox.size() > size,
-        Err(_) => true,
+        Ok(None) => Ok(false),
+        Ok(Some(state)) => Ok(state.mbox.size() > size),
+        // Of a later Dovecot, or broken: mail does not wait for it.
+        Err(error) if error.kind() == ErrorKind::InvalidData => Ok(true),
+        Err(error) => Err(error),
     }
 }
 
@@ -127,7 +134,7 @@ impl Step {
             return Ok(None);
         };
         let dir = match Dir::open(index) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             other => other.map_err(|error| error.to_string())?,
         };
         let file = index.join(Pair::MAILBOX.log());
@@ -172,7 +179,7 @@ impl Step {
         appended: &Appended,
         uid: u32,
     ) -> Result<(), String> {
-        let text = |error: std::io::Error| error.to_string();
+        let text = |error: io::Error| error.to_string();
         let stat = match self.last_uid_at {
             Some(at) => open.set_last_uid(at, uid).map_err(text)?,
             None => appended.stat,

@@ -133,20 +133,23 @@ impl Log {
     }
 
     /// What a log says that cannot be appended to: somebody else has locked it, or it has grown for too long. None: there is none.
+    /// [`ErrorKind::InvalidData`]: it is not understood.
     ///
     /// He may be adding to it; UIDs only who has the list of UIDs gives.
     pub fn look(dir: &Dir, pair: Pair, walks: &Walks) -> io::Result<Option<State>> {
-        let file = match dir.read(pair.log) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            other => other?,
-        };
-        let stat = dir::stat_file(&file)?;
-        let state = walks.walk(dir, pair, &file, &stat, MAX_LOOK);
-        let state = state.map_err(io::Error::other)?;
-        match is_in_place(dir, pair, &stat)? {
-            true => Ok(Some(state)),
-            false => Err(io::Error::other("a new one took its place")),
+        for _ in 0..3 {
+            let file = match dir.read(pair.log) {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                other => other?,
+            };
+            let stat = dir::stat_file(&file)?;
+            let state = walks.walk(dir, pair, &file, &stat, MAX_LOOK);
+            if is_in_place(dir, pair, &stat)? {
+                let not_understood = |why| io::Error::new(ErrorKind::InvalidData, why);
+                return state.map(Some).map_err(not_understood);
+            }
         }
+        Err(io::Error::other("a new one took its place"))
     }
 
     fn open(

@@ -2,7 +2,8 @@
 //!
 //! 1. Whatever leads to the root of a namespace, and to the directory of an INBOX outside of it, is the admin's: followed.
 //! 2. Below that, a symlink is followed when it belongs to root, to the user who delivers or to the owner of what it leads to,
-//!    and when what it leads to is there and lies below a mail root.
+//!    and when what it leads to is there and lies below a mail root. Where it leads to another symlink, the owner of that one
+//!    does not matter: only where both end does.
 //! 3. In a mailbox, and for locks and control files, nothing is followed.
 //!
 //! The rights are those of the name: of the namespace that holds the link. Modes and groups are those of what it leads to.
@@ -95,22 +96,22 @@ impl Links {
     pub fn open_holder(&self, root: &Path, mailbox: &Path) -> io::Result<(Dir, PathBuf)> {
         let (base, mut components) = way(root, mailbox);
         let name = components.pop().ok_or(ErrorKind::IsADirectory)?;
-        let holder = self.walk(base, &components)?;
-        let link = match holder.stat_name(name) {
+        let dir = self.walk(base, &components)?;
+        let link = match dir.stat_name(name) {
             Ok(stat) if stat.is_link => stat,
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => return Ok((holder, mailbox.to_owned())),
+            _ => return Ok((dir, mailbox.to_owned())),
         };
-        let path = holder.real_path()?.join(name);
+        let path = dir.real_path()?.join(name);
         let real = path.canonicalize()?;
-        let (Some(folder), Some(name)) = (real.parent(), real.file_name()) else {
+        let (Some(folder), Some(file)) = (real.parent(), real.file_name()) else {
             return Err(ErrorKind::IsADirectory.into());
         };
         let holder = Dir::open(folder)?;
-        let (target, real) = (holder.stat_name(name)?, holder.real_path()?.join(name));
+        let (target, real) = (holder.stat_name(file)?, holder.real_path()?.join(file));
         let judged = self.judge(&link, &target, &real);
         judged.map_err(|why| refused(&path, why))?;
-        is_still(&link, &path)?;
+        is_still(&dir, name, &link, &path)?;
         Ok((holder, real))
     }
 
@@ -132,15 +133,17 @@ impl Links {
             let judged = self.judge(&link, &opened.stat()?, &opened.real_path()?);
             let path = dir.real_path()?.join(name);
             judged.map_err(|why| refused(&path, why))?;
-            is_still(&link, &path)?;
+            is_still(dir, name, &link, &path)?;
         }
         Ok(opened)
     }
 }
 
 /// An error when the link that was judged is not the one that was followed.
-fn is_still(link: &Stat, path: &Path) -> io::Result<()> {
-    match dir::stat_link(path)?.identity() == link.identity() {
+fn is_still(dir: &Dir, name: &OsStr, link: &Stat, path: &Path) -> io::Result<()> {
+    let now = dir.stat_name(name)?;
+    // An inode number is soon another's; a time of change with it is not.
+    match (now.identity(), now.changed) == (link.identity(), link.changed) {
         true => Ok(()),
         false => Err(refused(path, "is another one by now".into())),
     }

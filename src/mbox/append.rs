@@ -77,6 +77,20 @@ pub struct Appended {
     pub size: u64,
     /// The file as it is now.
     pub stat: Stat,
+    /// Nobody has added to the file meanwhile, as one may who knows none of its locks.
+    pub is_last: bool,
+}
+
+/// Where a message goes, and what is in it.
+struct Room {
+    /// What comes before its line `From `.
+    gap: &'static [u8],
+    /// Where that line begins.
+    offset: u64,
+    /// Where the message ends.
+    end: u64,
+    /// Bytes of its body.
+    content_length: u64,
 }
 
 impl Mbox {
@@ -97,21 +111,32 @@ impl Mbox {
     pub fn lock<'a>(
         &'a self,
         demands: Demands<'a>,
-        has_seen: impl FnOnce(u64) -> bool,
+        has_seen: impl FnOnce(u64) -> io::Result<bool>,
     ) -> Result<Open<'a>, Fault> {
         let open = || self.open(demands.make);
         let file = demands.locking.lock(&self.dir, &self.name, open);
         let file = file.map_err(|error| self.failed(error))?;
         let before = dir::stat_file(&file.file).map_err(|error| self.failed(error))?;
+        let checked = check_whose(&before, demands.owner);
+        checked.map_err(|why| self.refused(why))?;
         let before = torn::remove(&file.file, before, has_seen);
         let before = before.map_err(|error| self.failed(error))?;
-        self.check(&file.file, &before, demands.owner)?;
+        let is_mbox = is_mbox(&file.file, &before);
+        if !is_mbox.map_err(|error| self.failed(error))? {
+            let why = "it does not begin with \"From \": it is no mbox";
+            return Err(self.refused(why.into()));
+        }
         Ok(Open {
             mbox: self,
             demands,
             file,
             before,
         })
+    }
+
+    fn refused(&self, why: String) -> Fault {
+        let doing = format!("append to {}", self.path.display());
+        Fault::new(Code::Storage, doing, why)
     }
 
     fn failed(&self, error: io::Error) -> Fault {
@@ -153,24 +178,26 @@ impl Mbox {
             }
         }
     }
+}
 
-    /// Whether it is an mbox at all: anything else is somebody's file.
-    fn check(&self, file: &File, stat: &Stat, owner: Option<u32>) -> Result<(), Fault> {
-        let mut start = [0; 5];
-        let read = pass().and_then(|()| file.read_at(&mut start, 0));
-        let why = match read {
-            Ok(_) if stat.links != 1 => MORE_NAMES.to_owned(),
-            Ok(_) if owner.is_some_and(|owner| ![0, owner].contains(&stat.uid)) => {
-                format!("it belongs to uid {}, and it is another's INBOX", stat.uid)
-            }
-            Ok(_) if stat.size == 0 => return Ok(()),
-            Ok(5) if start == *b"From " => return Ok(()),
-            Ok(_) => "it does not begin with \"From \": it is no mbox".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        let doing = format!("append to {}", self.path.display());
-        Err(Fault::new(Code::Storage, doing, why))
+/// An error says why nothing is written to such a file.
+fn check_whose(stat: &Stat, owner: Option<u32>) -> Result<(), String> {
+    match owner {
+        _ if stat.links != 1 => Err(MORE_NAMES.into()),
+        Some(owner) if ![0, owner].contains(&stat.uid) => Err(format!(
+            "it belongs to uid {}, and it is another's INBOX",
+            stat.uid
+        )),
+        _ => Ok(()),
     }
+}
+
+/// Whether it is an mbox at all: anything else is somebody's file.
+fn is_mbox(file: &File, stat: &Stat) -> io::Result<bool> {
+    let mut start = [0; 5];
+    pass()?;
+    let length = file.read_at(&mut start, 0)?;
+    Ok(stat.size == 0 || start[..length] == *b"From ")
 }
 
 impl Open<'_> {
@@ -181,34 +208,58 @@ impl Open<'_> {
 
     /// Adds the message. What fails leaves the file as it was.
     pub fn append(&self, message: &Message<'_>) -> Result<Appended, Fault> {
-        let file = &self.file.file;
         let failed = |error| self.mbox.failed(error);
-        // A dotlock that somebody has broken holds nobody off.
-        self.file.check().map_err(failed)?;
-        let written = self.write(message).and_then(|(offset, end)| {
-            if self.demands.sync {
-                dir::sync_data(file)?;
-                if self.before.size == 0 {
-                    self.mbox.dir.sync()?;
-                }
-            }
-            torn::forget(file);
-            keep_unread(file, &self.before);
-            if !is_in_place(&self.mbox.dir, &self.mbox.name, file)? {
-                return Err(io::Error::other("it was removed or renamed meanwhile"));
-            }
-            let stat = dir::stat_file(file)?;
-            let size = stat.size - offset;
-            debug_assert_eq!(stat.size, end, "what was reserved is what was written");
-            Ok(Appended { offset, size, stat })
-        });
-        written.map_err(|error| {
-            // Whatever is there by now is not ours alone.
-            if self.file.check().is_ok() {
-                take_back(file, &self.before);
-            }
+        let room = self.room(message).map_err(failed)?;
+        let appended = self
+            .write(message, &room)
+            .and_then(|()| self.make_sure(&room));
+        appended.map_err(|error| {
+            self.take_back(room.end);
             failed(error)
         })
+    }
+
+    /// It is there, it stays, and whoever opens the file finds it.
+    fn make_sure(&self, room: &Room) -> io::Result<Appended> {
+        let file = &self.file.file;
+        if self.demands.sync {
+            dir::sync_data(file)?;
+            if self.before.size == 0 {
+                self.mbox.dir.sync()?;
+            }
+        }
+        torn::forget(file);
+        keep_unread(file, &self.before);
+        if !is_in_place(&self.mbox.dir, &self.mbox.name, file)? {
+            return Err(io::Error::other("it was removed or renamed meanwhile"));
+        }
+        self.file.check()?;
+        let stat = dir::stat_file(file)?;
+        if stat.size < room.end {
+            let why = "somebody has cut or rewritten it meanwhile, without its locks";
+            return Err(io::Error::other(why));
+        }
+        Ok(Appended {
+            offset: room.offset,
+            size: room.end - room.offset,
+            stat,
+            is_last: stat.size == room.end,
+        })
+    }
+
+    /// The file as it was, also on disk; not where there may be what others have written.
+    fn take_back(&self, end: u64) {
+        let file = &self.file.file;
+        let is_ours = |stat: Stat| self.before.size < stat.size && stat.size <= end;
+        if self.file.check().is_err() || !dir::stat_file(file).is_ok_and(is_ours) {
+            return;
+        }
+        // What cannot be taken back now goes with the next delivery.
+        if file.set_len(self.before.size).is_ok() {
+            torn::forget(file);
+        }
+        let _ = file.set_times(FileTimes::new().set_modified(self.before.modified));
+        let _ = file.sync_data();
     }
 
     /// Where the first message of the file has the last UID, and which, if it is one of this UIDVALIDITY: ten digits, to be written
@@ -222,6 +273,7 @@ impl Open<'_> {
 
     /// Writes the last UID at `at`. Answers the file as it is now.
     pub fn set_last_uid(&self, at: u64, uid: u32) -> io::Result<Stat> {
+        self.file.check()?;
         pass()?;
         self.file
             .file
@@ -230,41 +282,51 @@ impl Open<'_> {
         dir::stat_file(&self.file.file)
     }
 
-    /// Writes behind the end. Answers where the line `From ` begins, and where the message ends.
-    fn write(&self, message: &Message<'_>) -> io::Result<(u64, u64)> {
-        let mut file = &self.file.file;
-        let mut notes = Notes {
-            flags: message.flags,
-            uid: message.uid,
-            content_length: 0,
-        };
-        // Twice: the length of the body stands before it.
+    /// What there is to write, and where.
+    fn room(&self, message: &Message<'_>) -> io::Result<Room> {
+        // Written twice: the length of the body stands before it.
         let mut text = Counted(0);
-        let (_, content_length) = self.put(message, notes, &mut text)?;
-        notes.content_length = content_length;
+        let (_, content_length) = self.put(message, 0, &mut text)?;
         let digits = content_length.to_string().len() as u64;
-        let gap = gap(file, self.before.size)?;
+        let gap = gap(&self.file.file, self.before.size)?;
         let offset = self.before.size + gap.len() as u64;
         let from_line = message.from_line.len() as u64 + 1;
-        let length = gap.len() as u64 + from_line + text.0 + digits - 1;
-        dir::reserve(file, self.before.size, length)?;
-        torn::note(file, self.before.size, offset, message.from_line);
-        file.seek(SeekFrom::Start(self.before.size))?;
-        let mut out = BufWriter::with_capacity(BUFFER, Checked(file));
-        out.write_all(gap)?;
+        Ok(Room {
+            gap,
+            offset,
+            end: offset + from_line + text.0 + digits - 1,
+            content_length,
+        })
+    }
+
+    /// Writes behind the end.
+    fn write(&self, message: &Message<'_>, room: &Room) -> io::Result<()> {
+        let mut file = &self.file.file;
+        let size = self.before.size;
+        // A dotlock that somebody has broken holds nobody off.
+        self.file.check()?;
+        dir::reserve(file, size, room.end - size)?;
+        torn::note(file, size, room.offset, message.from_line);
+        file.seek(SeekFrom::Start(size))?;
+        let mut out = BufWriter::with_capacity(BUFFER, Checked(&self.file));
+        out.write_all(room.gap)?;
         writeln!(out, "{}", message.from_line)?;
-        let (mut out, _) = self.put(message, notes, out)?;
-        out.flush()?;
-        Ok((offset, self.before.size + length))
+        let (mut out, _) = self.put(message, room.content_length, out)?;
+        out.flush()
     }
 
     /// The message as it stands in the file, and the length of its body.
     fn put<W: Write>(
         &self,
         message: &Message<'_>,
-        notes: Notes<'_>,
+        content_length: u64,
         out: W,
     ) -> io::Result<(W, u64)> {
+        let notes = Notes {
+            flags: message.flags,
+            uid: message.uid,
+            content_length,
+        };
         let mut text = Text::new(out, self.demands.quoting, notes);
         text.take(message.header)?;
         message.body.each_piece(|piece| text.take(piece))?;
@@ -307,16 +369,6 @@ fn gap(file: &File, size: u64) -> io::Result<&'static [u8]> {
     })
 }
 
-/// As it was, also on disk; nobody else has written: it is locked.
-fn take_back(file: &File, before: &Stat) {
-    // What cannot be taken back now goes with the next delivery.
-    if file.set_len(before.size).is_ok() {
-        torn::forget(file);
-    }
-    let _ = file.set_times(FileTimes::new().set_modified(before.modified));
-    let _ = file.sync_data();
-}
-
 /// Shells and biff tell new mail by an mbox that was read before it was written.
 fn keep_unread(file: &File, before: &Stat) {
     // Not ours to change: then it is so.
@@ -337,13 +389,14 @@ impl Write for Counted {
     }
 }
 
-/// Each write is a step that can fail.
-struct Checked<'a>(&'a File);
+/// Each write is a step that can fail, and nothing is written without the dotlock.
+struct Checked<'a>(&'a Locked);
 
 impl Write for Checked<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.check()?;
         pass()?;
-        self.0.write(bytes)
+        (&self.0.file).write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -361,7 +414,7 @@ mod tests {
     use super::*;
     use crate::mailbox::link::Links;
     use crate::message::body::{BodyWriter, Spool};
-    use crate::sys::credentials;
+    use crate::sys::{credentials, fault_point};
 
     const FROM: &str = "From a@b  Mon Nov 02 07:02:09 2026";
     const OLD: &str = "From x  Mon Nov 02 07:02:09 2026\nA: b\n\nold\n\n";
@@ -400,7 +453,7 @@ mod tests {
         let holder = links.open_holder(&folder, path);
         let (dir, path) = holder.map_err(|error| Fault::io("open", &error))?;
         Mbox::at(dir, path)?
-            .lock(demands, |_| false)?
+            .lock(demands, |_| Ok(false))?
             .append(&message)
     }
 
@@ -463,7 +516,7 @@ mod tests {
     #[test]
     fn every_step_fails_once() {
         let text = format!("S: x\n\n{}", "line\n".repeat(27_000));
-        for errno in crate::sys::fault_point::ERRNOS.into_iter().take(4) {
+        for errno in fault_point::ERRNOS.into_iter().take(4) {
             for before in [None, Some(""), Some(OLD)] {
                 for step in 0.. {
                     let root = tempfile::tempdir().unwrap();
@@ -472,9 +525,9 @@ mod tests {
                         fs::write(&path, before).unwrap();
                     }
                     let permission = Permission::private(root.path());
-                    crate::sys::fault_point::arm(step, errno);
+                    fault_point::arm(step, errno);
                     let appended = append(&path, &text, Some(&permission));
-                    let fired = !crate::sys::fault_point::disarm();
+                    let fired = !fault_point::disarm();
                     let case = format!("{before:?}, step {step}, errno {errno}: {appended:?}");
                     let after = fs::read_to_string(&path).ok();
                     match appended {
@@ -535,7 +588,7 @@ mod tests {
                 uid: None,
             };
             let mbox = Mbox::at(Dir::open(root.path()).unwrap(), path.clone()).unwrap();
-            let open = mbox.lock(demands, |_| false).unwrap();
+            let open = mbox.lock(demands, |_| Ok(false)).unwrap();
             setup(&path);
             let fault = open.append(&message).unwrap_err();
             assert!(fault.code.is_temporary(), "{case}");
@@ -550,14 +603,71 @@ mod tests {
         }
     }
 
+    /// What those do who know none of our locks, before each step: a promise holds, and nothing goes that they have added behind it.
+    #[test]
+    fn what_others_do_without_locks() {
+        type Meddle = fn(&Path);
+        let add: Meddle = |path| {
+            let mut file = File::options().append(true).open(path).unwrap();
+            file.write_all(OLD.as_bytes()).unwrap();
+        };
+        let cut: Meddle = |path| File::create(path).unwrap().set_len(0).unwrap();
+        let unlock: Meddle = |path| {
+            let _ = fs::remove_file(path.with_extension("lock"));
+        };
+        for (case, meddle) in [("add", add), ("cut", cut), ("unlock", unlock)] {
+            let (mut refused, mut not_last) = (0, 0);
+            for step in 0.. {
+                let root = tempfile::tempdir().unwrap();
+                let path = root.path().join("box");
+                fs::write(&path, OLD).unwrap();
+                let theirs = path.clone();
+                fault_point::meddle(step, move || meddle(&theirs));
+                let appended = append(&path, "S: x\n\ny\n", None);
+                let fired = !fault_point::disarm();
+                let case = format!("{case}, step {step}: {appended:?}");
+                let after = fs::read_to_string(&path).unwrap();
+                match appended {
+                    // Behind the last look at it: its reader's to do.
+                    Ok(_) if after.is_empty() => {}
+                    Ok(appended) => {
+                        let (from, size) = (appended.offset as usize, appended.size as usize);
+                        let new = format!("{FROM}\nR: p\nS: x\nContent-Length: 2\n\ny\n\n");
+                        assert_eq!(after[from..from + size], new, "{case}");
+                        let seen = appended.stat.size as usize;
+                        assert_eq!(appended.is_last, seen == from + size, "{case}");
+                        not_last += usize::from(!appended.is_last);
+                        assert!(appended.is_last || after.ends_with(OLD), "{case}");
+                    }
+                    Err(fault) => {
+                        refused += 1;
+                        assert!(fault.code.is_temporary(), "{case}");
+                        assert!(!after.contains(FROM) || step > 12, "{case}");
+                    }
+                }
+                if !fired {
+                    break;
+                }
+            }
+            match case {
+                "add" => assert!(refused == 0 && not_last > 0, "{not_last}"),
+                _ => assert!(refused > 1 && not_last == 0, "{case}: {refused}"),
+            }
+        }
+    }
+
+    /// It is not touched, whatever was left in it.
     #[test]
     fn an_inbox_of_somebody_else() {
-        let root = tempfile::tempdir().unwrap();
+        let root = tempfile::tempdir_in("/var/tmp").unwrap();
         let path = root.path().join("box");
-        fs::write(&path, OLD).unwrap();
+        let begun = format!("{OLD}{FROM}\nS: cut");
+        fs::write(&path, &begun).unwrap();
         let own = fs::metadata(&path).unwrap().uid();
         let locking = Locking::default();
         for (owner, is_taken) in [(None, true), (Some(own), true), (Some(own + 7), own == 0)] {
+            let file = File::options().write(true).open(&path).unwrap();
+            torn::note(&file, OLD.len() as u64, OLD.len() as u64, FROM);
             let demands = Demands {
                 locking: &locking,
                 quoting: Quoting::Mboxrd,
@@ -566,7 +676,14 @@ mod tests {
                 owner,
             };
             let mbox = Mbox::at(Dir::open(root.path()).unwrap(), path.clone()).unwrap();
-            assert_eq!(mbox.lock(demands, |_| false).is_ok(), is_taken, "{owner:?}");
+            assert_eq!(
+                mbox.lock(demands, |_| Ok(false)).is_ok(),
+                is_taken,
+                "{owner:?}"
+            );
+            let left = if is_taken { OLD } else { &begun };
+            assert_eq!(fs::read_to_string(&path).unwrap(), left, "{owner:?}");
+            fs::write(&path, &begun).unwrap();
         }
     }
 

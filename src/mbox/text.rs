@@ -147,6 +147,8 @@ impl<'a, W: Write> Text<'a, W> {
     /// body.
     pub fn finish(mut self) -> io::Result<(W, u64)> {
         match self.state {
+            // The rest of an empty line, as anywhere else.
+            State::Name { .. } if self.held == b"\r" => self.held.clear(),
             State::Name { is_kept } if !self.held.is_empty() => {
                 self.state = State::Line {
                     is_kept: self.is_kept(is_kept),
@@ -326,12 +328,13 @@ mod tests {
     #[test]
     fn messages() {
         #[rustfmt::skip]
-        let cases: [(&str, &str); 12] = [
+        let cases: [(&str, &str); 13] = [
             ("A: b\n\nx\n", "A: b\nContent-Length: 2\n\nx\n\n"),
             ("A: b\n\nx", "A: b\nContent-Length: 2\n\nx\n\n"),
             ("A: b\n\n", "A: b\nContent-Length: 0\n\n\n"),
             ("A: b\n", "A: b\nContent-Length: 0\n\n\n"),
             ("A: b", "A: b\nContent-Length: 0\n\n\n"),
+            ("A: b\n\r", "A: b\nContent-Length: 0\n\n\n"),
             ("", "Content-Length: 0\n\n\n"),
             ("\nx\n", "Content-Length: 2\n\nx\n\n"),
             ("Status: RO\nX-Status : A\nx-uid:\n 7\n\t8\nA: b\n c\nFrom x\n>From y\n\n\n",

@@ -2,7 +2,8 @@
 //!
 //! Who adds a message notes first, as an attribute of the file, where it begins and how. The next delivery finds the note under the
 //! lock. It removes what is there only if it is still that beginning: the same line `From `, a body that is shorter than its
-//! Content-Length says, and nothing of anybody else behind it. A file system without attributes keeps such a beginning.
+//! Content-Length says, and nothing of anybody else behind it. It stays where that cannot be told: on a file system without
+//! attributes, where Dovecot keeps its index in memory, and where a line of the body could be somebody else's `From `.
 
 use std::fs::File;
 use std::io;
@@ -42,12 +43,16 @@ pub fn forget(file: &File) {
 }
 
 /// Removes what a killed delivery has left in the file, which is locked, unless a reader `has_seen` more than what was there before:
-/// then it has a UID, which is not the next message's. Answers the file as it is now.
-pub fn remove(file: &File, stat: Stat, has_seen: impl FnOnce(u64) -> bool) -> io::Result<Stat> {
+/// then it has a UID, which is not the next message's. Answers the file as it is now; after an error the note is still there.
+pub fn remove(
+    file: &File,
+    stat: Stat,
+    has_seen: impl FnOnce(u64) -> io::Result<bool>,
+) -> io::Result<Stat> {
     let Some(note) = read(file) else {
         return Ok(stat);
     };
-    let is_torn = note.is_beginning(file, stat.size)? && !has_seen(note.size);
+    let is_torn = note.is_beginning(file, stat.size)? && !has_seen(note.size)?;
     if is_torn {
         pass()?;
         file.set_len(note.size)?;
@@ -118,11 +123,11 @@ fn content_length(header: &[u8]) -> Option<u64> {
     str::from_utf8(value).ok()?.parse().ok()
 }
 
-/// Whether somebody has added a message, even right behind an open line: a line `From ` that has a time in it. Ours of the body are
-/// quoted.
+/// Whether somebody has added a message, perhaps right behind an open line: a line `From ` with a date in it. One of the body is
+/// quoted, but its `>` may be where the message was cut.
 fn is_from_behind(file: &File, from: u64, size: u64) -> io::Result<bool> {
     let mut piece = vec![0; PIECE];
-    let mut at = from.saturating_sub(1);
+    let mut at = from;
     while at < size {
         let length = (size - at).min(PIECE as u64) as usize;
         file.read_exact_at(&mut piece[..length], at)?;
@@ -132,14 +137,12 @@ fn is_from_behind(file: &File, from: u64, size: u64) -> io::Result<bool> {
         for start in memmem::find_iter(bytes, FROM) {
             let line = &bytes[start..];
             let end = memchr::memchr(b'\n', line);
-            if end.is_none() && !is_last && start > 1 {
-                // With the rest of its line, and what is before it.
-                next = start - 1;
+            if end.is_none() && !is_last && start > 0 {
+                // With the rest of its line.
+                next = start;
                 break;
             }
-            let line = &line[..end.unwrap_or(line.len())];
-            let is_quoted = start > 0 && bytes[start - 1] == b'>';
-            if !is_quoted && has_time(line) {
+            if has_date(&line[..end.unwrap_or(line.len())]) {
                 return Ok(true);
             }
         }
@@ -151,13 +154,19 @@ fn is_from_behind(file: &File, from: u64, size: u64) -> io::Result<bool> {
     Ok(false)
 }
 
-/// `07:02`, as in every line `From `.
-fn has_time(line: &[u8]) -> bool {
+/// `Mon Nov 02 07:02`, in any order: every line `From ` has it.
+fn has_date(line: &[u8]) -> bool {
+    const DAYS: [&[u8]; 7] = [b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun"];
+    const MONTHS: [&[u8]; 12] = [
+        b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov",
+        b"Dec",
+    ];
+    let has = |names: &[&[u8]]| names.iter().any(|name| memmem::find(line, name).is_some());
     let is_time = |it: &[u8]| {
         let digits = [it[0], it[1], it[3], it[4]];
         it[2] == b':' && digits.iter().all(u8::is_ascii_digit)
     };
-    line.windows(5).any(is_time)
+    has(&DAYS) && has(&MONTHS) && line.windows(5).any(is_time)
 }
 
 #[cfg(test)]
@@ -169,7 +178,8 @@ mod tests {
 
     const OLD: &str = "From x  Mon Nov 02 07:02:09 2026\nA: b\n\nold\n\n";
     const LINE: &str = "From a@b  Mon Nov 02 07:02:09 2026";
-    const NEW: &str = "S: Letter From me\nContent-Length: 22\n\nI am From B\n>From x 7\n\n";
+    const NEW: &str =
+        "S: Letter From me\nContent-Length: 33\n\nI am From B\n>From x at 07:02 Mon\n\n";
 
     /// What is left of an mbox that ends so.
     fn left(end: &str) -> String {
@@ -180,7 +190,7 @@ mod tests {
         note(&file, OLD.len() as u64, OLD.len() as u64, LINE);
         assert!(read(&file).is_some(), "no attributes in /var/tmp");
         file.write_all(end.as_bytes()).unwrap();
-        let stat = remove(&file, dir::stat_file(&file).unwrap(), |_| false).unwrap();
+        let stat = remove(&file, dir::stat_file(&file).unwrap(), |_| Ok(false)).unwrap();
         assert_eq!(read(&file), None);
         let text = fs::read_to_string(path).unwrap();
         assert_eq!(stat.size as usize, text.len());
@@ -215,7 +225,7 @@ mod tests {
         let theirs = "From z  Mon Nov 02 07:02:09 2026\nS: z\n\nz\n\n";
         let whole = format!("{LINE}\n{NEW}");
         for length in 0..=whole.len() {
-            for gap in ["", "\n", "\n\n"] {
+            for gap in ["", "\n", "\n\n", ">", "\n>"] {
                 let end = format!("{}{gap}{theirs}", &whole[..length]);
                 assert_eq!(left(&end), format!("{OLD}{end}"), "{length}");
             }
