@@ -34,7 +34,7 @@ fuzz_target!(|both: (&[u8], &[u8])| {
         make: None,
         owner: None,
     };
-    let open = mbox.lock(demands, |_| false).unwrap();
+    let open = mbox.lock(demands, |_| Ok(false)).unwrap();
     let validity = u32::from_be_bytes([0, 0, 0, file.len() as u8]);
     if let Some((at, _)) = open.last_uid(validity).unwrap() {
         let digits = &before[at as usize..at as usize + 10];
