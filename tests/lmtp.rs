@@ -169,9 +169,10 @@ fn sockets_have_the_mode_and_group_of_the_config() {
         ),
     );
     // Started by root, it gives root away for good before it serves.
+    let isolation = "[workers]\nisolation = \"none\"\n";
     fs::write(
         &config,
-        format!("mail_uid = \"mail\"\nmail_gid = \"mail\"\n{text}"),
+        format!("mail_uid = \"mail\"\nmail_gid = \"mail\"\n{text}{isolation}"),
     )
     .unwrap();
     let log = store.path("run/log");

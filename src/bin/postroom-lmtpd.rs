@@ -1,20 +1,26 @@
 //! `postroom-lmtpd`: the LMTP server. Exit codes: 0 ended on request, 64 wrong usage, 75 cannot serve.
 
+use std::cell::RefCell;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use postroom::config::{self, Config};
-use postroom::deliver::Core;
-use postroom::lmtp;
+use postroom::config::{self, Config, Isolation, Service, Workers};
+use postroom::deliver::{Core, Settings};
+use postroom::lmtp::listeners::Listeners;
+use postroom::lmtp::{self, Bound};
 use postroom::log;
 use postroom::run::Runner;
+use postroom::run::monitor::{self, Generation};
+use postroom::run::pool::Pool;
 use postroom::socketmap;
 use postroom::sys::credentials::{self, Credentials};
-use postroom::sys::process;
+use postroom::sys::packet::Packets;
+use postroom::sys::{nss, process};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -46,81 +52,160 @@ fn main() -> ExitCode {
         }
     };
     log::init(log::Target::from_environment(log::Target::Text));
-    match serve(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "postroom-lmtpd: {error}");
-            ExitCode::from(TEMPFAIL)
-        }
+    match start(&arguments) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => ExitCode::from(complain(&error)),
     }
 }
 
-fn serve(arguments: &Arguments) -> io::Result<()> {
-    let config = config::load(arguments.config.as_deref())
-        .map_err(|errors| io::Error::other(errors.to_string()))?;
+fn complain(error: &io::Error) -> u8 {
+    let _ = writeln!(io::stderr(), "postroom-lmtpd: {error}");
+    TEMPFAIL
+}
+
+/// Root binds the sockets, forks and touches no mail; anybody else does all of it in this process. There is one thread yet.
+fn start(arguments: &Arguments) -> io::Result<u8> {
+    process::clear_umask();
+    process::ignore_file_size_signal()?;
+    let config = load(arguments)?;
+    if !credentials::is_root() || config.workers.isolation == Isolation::None {
+        let (server, settings) = Server::new(config, &mut Listeners::default(), arguments.stdio)?;
+        if credentials::is_root() {
+            become_one(&server.service)?;
+        }
+        return server.serve(settings, None).map(|()| 0);
+    }
+    let mut first = Some(config);
+    let listeners = Rc::new(RefCell::new(Listeners::default()));
+    monitor::run(&mut || {
+        let config = first.take().map_or_else(|| load(arguments), Ok)?;
+        let (server, settings) = Server::new(config, &mut listeners.borrow_mut(), arguments.stdio)?;
+        server.generation(settings)
+    })
+}
+
+fn load(arguments: &Arguments) -> io::Result<Config> {
+    let path: Option<&Path> = arguments.config.as_deref();
+    let config = config::load(path).map_err(|errors| io::Error::other(errors.to_string()))?;
     if let Some(warnings) = &config.warnings {
         let _ = write!(io::stderr(), "{warnings}");
     }
-    if !arguments.stdio && config.lmtp.listen.is_empty() {
-        let advice = "there is nothing to listen on: write [lmtp] listen = [{ unix = \"/run/postroom/lmtp\" }]";
-        return Err(io::Error::other(advice));
-    }
-    process::clear_umask();
-    process::ignore_file_size_signal()?;
-    let (bound, maps) = match arguments.stdio {
-        true => (Vec::new(), Vec::new()),
-        false => (
-            lmtp::bind(&config.lmtp.listen)?,
-            lmtp::bind(&config.socketmap)?,
-        ),
-    };
-    leave_root(&config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    // It outlives the runtime: what it holds may wait when it goes.
-    let core = Arc::new(Core::new(config.delivery));
-    let served = runtime.block_on(async {
-        let (stop, stopped) = watch::channel(false);
-        tokio::spawn(stop_on_signal(stop));
-        let runner = Runner::new(Arc::clone(&core));
-        let settings = Arc::new(config.lmtp);
-        match arguments.stdio {
-            true => lmtp::serve_stdio(runner, settings, stopped).await,
-            false => {
-                let maps = socketmap::serve(maps, runner.clone(), stopped.clone());
-                let mails = lmtp::serve(bound, runner, settings, stopped);
-                let (mails, maps) = tokio::join!(mails, maps);
-                mails.and(maps)?;
-            }
-        }
-        Ok(())
-    });
-    runtime.shutdown_timeout(LEAVE);
-    served
+    Ok(config)
 }
 
-/// Root binds the sockets and touches no mail. There is one thread yet.
-fn leave_root(config: &Config) -> io::Result<()> {
-    if !credentials::is_root() {
-        return Ok(());
-    }
-    match (config.service.mail_uid, config.service.mail_gid) {
-        (Some(uid), Some(gid)) => {
-            let groups = config.service.groups.clone();
-            credentials::become_forever(&Credentials {
-                privileged: config.service.privileged,
-                ..Credentials::new(uid, gid, groups)
-            })
+/// What a server has beside the settings of its deliveries.
+struct Server {
+    lmtp: Arc<lmtp::Settings>,
+    mails: Vec<Bound>,
+    maps: Vec<Bound>,
+    service: Service,
+    workers: Workers,
+    stdio: bool,
+}
+
+impl Server {
+    fn new(
+        config: Config,
+        listeners: &mut Listeners,
+        stdio: bool,
+    ) -> io::Result<(Server, Settings)> {
+        let (mails, maps) = match stdio {
+            true => (&[][..], &[][..]),
+            false => (&config.lmtp.listen[..], &config.socketmap[..]),
+        };
+        if !stdio && mails.is_empty() {
+            let advice = "there is nothing to listen on: write [lmtp] listen = [{ unix = \"/run/postroom/lmtp\" }]";
+            return Err(io::Error::other(advice));
         }
+        listeners.change(&[mails, maps].concat())?;
+        let server = Server {
+            mails: listeners.of(mails)?,
+            maps: listeners.of(maps)?,
+            lmtp: Arc::new(config.lmtp),
+            service: config.service,
+            workers: config.workers,
+            stdio,
+        };
+        Ok((server, config.delivery))
+    }
+
+    /// This server as the monitor starts it.
+    fn generation(self, settings: Settings) -> io::Result<Generation> {
+        let front = front(&self.workers.front_user)?;
+        let bound = self.mails.iter().chain(&self.maps);
+        let descriptors = bound.map(Bound::descriptor).collect();
+        Ok(Generation {
+            front,
+            descriptors,
+            settings,
+            serve: Box::new(
+                move |settings, monitor| match self.serve(settings, Some(monitor)) {
+                    Ok(()) => 0,
+                    Err(error) => complain(&error),
+                },
+            ),
+        })
+    }
+
+    /// `monitor`: where workers come from. None: everything in this process.
+    fn serve(self, settings: Settings, monitor: Option<Packets>) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?;
+        // It outlives the runtime: what it holds may wait when it goes.
+        let core = Arc::new(Core::new(settings));
+        let served = runtime.block_on(async {
+            let (stop, stopped) = watch::channel(false);
+            tokio::spawn(stop_on_signal(stop, monitor.is_some()));
+            let runner = match monitor {
+                None => Runner::new(Arc::clone(&core)),
+                Some(monitor) => {
+                    let pool = Pool::new(monitor, self.workers.limits)?;
+                    Runner::with_workers(Arc::clone(&core), pool)
+                }
+            };
+            if self.stdio {
+                lmtp::serve_stdio(runner, self.lmtp, stopped).await;
+                return Ok(());
+            }
+            let maps = socketmap::serve(self.maps, runner.clone(), stopped.clone());
+            let mails = lmtp::serve(self.mails, runner, self.lmtp, stopped);
+            let (mails, maps) = tokio::join!(mails, maps);
+            mails.and(maps)
+        });
+        runtime.shutdown_timeout(LEAVE);
+        served
+    }
+}
+
+/// One process for everything.
+fn become_one(service: &Service) -> io::Result<()> {
+    match (service.mail_uid, service.mail_gid) {
+        (Some(uid), Some(gid)) => credentials::become_forever(&Credentials {
+            privileged: service.privileged,
+            ..Credentials::new(uid, gid, service.groups.clone())
+        }),
         _ => Err(io::Error::other(
-            "root never touches mail: set mail_uid and mail_gid to whom the server shall become, or start it as that user",
+            "root never touches mail: with workers.isolation = \"none\" set mail_uid and mail_gid to whom the server shall become",
         )),
     }
 }
 
-/// SIGTERM and SIGINT end the server gracefully. SIGHUP ends nothing: whoever sends it wants another config.
-async fn stop_on_signal(stop: watch::Sender<bool>) {
+/// The identity that clients talk to, with its groups.
+fn front(name: &str) -> io::Result<Credentials> {
+    let refused = |why: &str| io::Error::other(format!("workers.front_user {name:?}: {why}"));
+    let account = nss::account(name)?.ok_or_else(|| refused("there is no such user"))?;
+    if account.uid == 0 || account.gid == 0 {
+        return Err(refused("root talks to nobody"));
+    }
+    let groups = nss::groups(name, account.gid)?;
+    let groups = groups.into_iter().filter(|gid| *gid != 0).collect();
+    Ok(Credentials::new(account.uid, account.gid, groups))
+}
+
+/// SIGTERM and SIGINT end the server gracefully. SIGHUP ends nothing: whoever sends it wants another config, and the monitor
+/// reads it.
+async fn stop_on_signal(stop: watch::Sender<bool>, has_monitor: bool) {
     let (Ok(mut term), Ok(mut int), Ok(mut hup)) = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
@@ -133,7 +218,9 @@ async fn stop_on_signal(stop: watch::Sender<bool>) {
         tokio::select! {
             _ = term.recv() => break,
             _ = int.recv() => break,
-            _ = hup.recv() => tracing::warn!("the configuration is read at the start only: restart to change it"),
+            _ = hup.recv() => if !has_monitor {
+                tracing::warn!("the configuration is read at the start only: restart to change it");
+            },
         }
     }
     stop.send_replace(true);

@@ -8,6 +8,7 @@ use super::places::{location, namespaces};
 use super::rights::{acl, sharing_map};
 use super::section::Section;
 use super::users::{limits, userdbs};
+use super::workers::workers;
 use super::{Config, Service};
 use crate::deliver::settings::{
     Acl, Detail, MailFsync, Mbox, NewMailboxPermissions, Permissions, RecipientHeaders, Settings,
@@ -47,12 +48,14 @@ pub fn read(root: &Section<'_>) -> Config {
     let lmtp = lmtp(root, hostname, &delivery);
     let sharing_map = sharing_map(root);
     let socketmap = socketmap(root);
+    let workers = workers(root);
     root.finish();
     Config {
         delivery,
         lmtp,
         socketmap,
         service,
+        workers,
         sharing_map,
         path: None,
         settings: Vec::new(),

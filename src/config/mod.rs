@@ -10,6 +10,7 @@ pub mod report;
 mod rights;
 mod section;
 mod users;
+mod workers;
 
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use overrides::Overrides;
 pub use report::{Errors, Problem};
 pub use section::Setting;
 use section::{Notes, Section};
+pub use workers::{Isolation, Workers};
 
 use crate::deliver;
 use crate::lmtp::{self, Listen};
@@ -39,6 +41,7 @@ pub struct Config {
     /// Where Postfix asks about recipients.
     pub socketmap: Vec<Listen>,
     pub service: Service,
+    pub workers: Workers,
     /// None: nobody is told who shares what.
     pub sharing_map: Option<SharingMap>,
     /// The file; none for the built-in defaults.
@@ -49,7 +52,7 @@ pub struct Config {
     pub warnings: Option<Errors>,
 }
 
-/// Whom a server that was started by root becomes.
+/// Whom a server of one process that was started by root becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     pub mail_uid: Option<u32>,

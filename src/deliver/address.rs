@@ -1,5 +1,6 @@
 //! From an address to a user and the name of the mailbox that is wanted: the address map, the userdbs, the detail.
 
+use super::directory::Directory;
 use super::map::Rule;
 use super::report::Line;
 use super::resolve::By;
@@ -24,24 +25,25 @@ pub struct Asked {
 }
 
 /// The map before the userdbs, `*@domain` only after "no such user", and never after "cannot tell".
-pub fn asked(settings: &Settings, recipient: &Recipient) -> Result<Asked, Fault> {
-    if let Some((rule, detail)) = exact_rule(settings, recipient)? {
-        return of_rule(settings, recipient, rule, detail.as_deref());
+pub fn asked(
+    settings: &Settings,
+    directory: &dyn Directory,
+    recipient: &Recipient,
+) -> Result<Asked, Fault> {
+    if let Some((rule, detail)) = exact_rule(settings, directory, recipient)? {
+        return of_rule(settings, directory, recipient, rule, detail.as_deref());
     }
     let (name, detail) = split(settings, recipient);
-    let Some(user) = find_user(settings, &name)? else {
+    let Some(user) = directory.user(&name)? else {
         let domain = recipient
             .address
             .domain
             .as_deref()
             .filter(|_| recipient.user.is_none());
         let rule = domain.map(|domain| format!("*@{}", domain.to_lowercase()));
-        let rule = rule
-            .map(|key| settings.addresses.rule(&key))
-            .transpose()?
-            .flatten();
+        let rule = rule.map(|key| directory.rule(&key)).transpose()?.flatten();
         return match rule {
-            Some(rule) => of_rule(settings, recipient, rule, None),
+            Some(rule) => of_rule(settings, directory, recipient, rule, None),
             None => Err(unknown(&name)),
         };
     };
@@ -64,7 +66,7 @@ pub fn asked(settings: &Settings, recipient: &Recipient) -> Result<Asked, Fault>
 
 /// The user whose mail this is: no such user and cannot tell are faults.
 pub fn user_of(settings: &Settings, recipient: &Recipient) -> Result<User, Fault> {
-    asked(settings, recipient).map(|asked| asked.user)
+    asked(settings, settings, recipient).map(|asked| asked.user)
 }
 
 fn unknown(name: &str) -> Fault {
@@ -75,6 +77,7 @@ fn unknown(name: &str) -> Fault {
 /// The rule of the whole address, or else of the address without its detail, and that detail.
 fn exact_rule(
     settings: &Settings,
+    directory: &dyn Directory,
     recipient: &Recipient,
 ) -> Result<Option<(Rule, Option<String>)>, Fault> {
     // `*@domain` is a pattern, not somebody's address.
@@ -82,7 +85,7 @@ fn exact_rule(
     if recipient.user.is_some() || settings.addresses.is_empty() || is_pattern {
         return Ok(None);
     }
-    let rule = |address: &Address| settings.addresses.rule(&address.to_string().to_lowercase());
+    let rule = |address: &Address| directory.rule(&address.to_string().to_lowercase());
     if let Some(rule) = rule(&recipient.address)? {
         return Ok(Some((rule, None)));
     }
@@ -98,11 +101,12 @@ fn exact_rule(
 /// The mailbox of a rule, or the child of it that a detail names where that is a name at all.
 fn of_rule(
     settings: &Settings,
+    directory: &dyn Directory,
     recipient: &Recipient,
     rule: Rule,
     detail: Option<&str>,
 ) -> Result<Asked, Fault> {
-    let Some(user) = find_user(settings, &rule.user)? else {
+    let Some(user) = directory.user(&rule.user)? else {
         let doing = format!("deliver as {:?}, by {}", rule.user, rule.from);
         return Err(Fault::new(
             Code::CannotTell,
@@ -166,17 +170,6 @@ fn split(settings: &Settings, recipient: &Recipient) -> (String, Option<String>)
             .filter(|detail| !detail.is_empty())
             .or_else(|| recipient.detail.clone()),
     )
-}
-
-/// Found, no such user, or a fault for "cannot tell".
-pub fn find_user(settings: &Settings, name: &str) -> Result<Option<User>, Fault> {
-    settings.userdbs.find(name).map_err(|unavailable| {
-        Fault::new(
-            Code::CannotTell,
-            format!("look up the user {name:?}"),
-            unavailable.to_string(),
-        )
-    })
 }
 
 /// A mailbox name as somebody wrote it, in NFC, with INBOX in capitals.

@@ -7,12 +7,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::settings::Subject;
+use serde::{Deserialize, Serialize};
+
 use crate::database::{Database, Row};
 use crate::fault::{Code, Fault};
 use crate::mailbox::namespace::OnMissing;
 
 /// What an address leads to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// The mailbox by the full name that `user` has for it.
     pub mailbox: String,

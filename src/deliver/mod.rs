@@ -12,6 +12,7 @@ pub mod address;
 pub mod announce;
 pub mod busy;
 pub mod carry_out;
+pub mod directory;
 pub mod header;
 pub mod inspect;
 pub mod map;
@@ -26,14 +27,17 @@ pub mod settings;
 
 use std::sync::{Arc, OnceLock};
 
+use crate::fault::Fault;
 use crate::index::Walks;
 use crate::maildir::filename::Names;
 use crate::message::{Message, Recipient};
 use crate::sys;
 use crate::sys::credentials::{self, Credentials};
+use crate::user::User;
 
 pub use address::user_of;
 pub use carry_out::Transaction;
+pub use directory::{Answers, Directory};
 pub use outcome::{Outcome, Saved};
 pub use report::{Line, Report};
 pub use resolve::{Target, Targets, mailbox_of, mailboxes_of, roots_of};
@@ -75,10 +79,27 @@ impl Core {
 
     /// What a delivery to `recipient` would do, and answer. Nothing is opened for writing.
     pub fn inspect(&self, recipient: &Recipient) -> Report {
-        match resolve::resolve(&self.settings, recipient, None) {
+        self.inspect_with(&self.settings, recipient)
+    }
+
+    /// [`Core::inspect`], with the answers of `directory`.
+    pub fn inspect_with(&self, directory: &dyn Directory, recipient: &Recipient) -> Report {
+        match resolve::resolve(&self.settings, directory, recipient, None) {
             Ok(targets) => inspect::inspect(&self.settings, &targets, self.identity()).1,
             Err(fault) => Report::failed(recipient.shown(), fault),
         }
+    }
+
+    /// Whose identity delivers, and all that a delivery by another process must be told. `head`: the start of the message; none
+    /// before there is one.
+    pub fn look_up(
+        &self,
+        recipient: &Recipient,
+        head: Option<&[u8]>,
+    ) -> Result<(User, Answers), Fault> {
+        let recorder = directory::Recorder::new(&self.settings);
+        let targets = resolve::resolve(&self.settings, &recorder, recipient, head)?;
+        Ok((targets.user, recorder.answers()))
     }
 
     /// The start of a transaction: one message for `recipients` recipients.
@@ -88,8 +109,18 @@ impl Core {
 
     /// The whole delivery to one recipient.
     pub fn deliver(&self, transaction: &Transaction, recipient: &Recipient) -> Outcome {
+        self.deliver_with(&self.settings, transaction, recipient)
+    }
+
+    /// [`Core::deliver`], with the answers of `directory`.
+    pub fn deliver_with(
+        &self,
+        directory: &dyn Directory,
+        transaction: &Transaction,
+        recipient: &Recipient,
+    ) -> Outcome {
         let head = transaction.message().body.head();
-        let targets = match resolve::resolve(&self.settings, recipient, Some(head)) {
+        let targets = match resolve::resolve(&self.settings, directory, recipient, Some(head)) {
             Ok(targets) => targets,
             Err(fault) => return Outcome::refused(fault),
         };

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::address::{self, Asked, find_user};
+use super::address::{self, Asked};
+use super::directory::Directory;
 use super::report::Line;
 use super::route::Route;
 use super::settings::{self, AclDriver, Detail, Dovecot, Permissions, Settings};
@@ -21,7 +22,6 @@ use crate::mailbox::path::{NoPlace, Paths};
 use crate::mailbox::subscriptions::{self, Subscription};
 use crate::maildir::create::exists;
 use crate::message::{Flags, Keywords, Recipient};
-use crate::sys::nss;
 use crate::text::template::{Template, Variables};
 use crate::user::{Credentials, User};
 
@@ -128,6 +128,7 @@ pub struct Subject {
 /// routes; none before there is one.
 pub fn resolve(
     settings: &Settings,
+    directory: &dyn Directory,
     recipient: &Recipient,
     head: Option<&[u8]>,
 ) -> Result<Targets, Fault> {
@@ -137,9 +138,10 @@ pub fn resolve(
         mailbox,
         rule,
         mut lines,
-    } = address::asked(settings, recipient)?;
+    } = address::asked(settings, directory, recipient)?;
     let resolver = Resolver {
         settings,
+        directory,
         user: &user,
         subject: rule
             .as_ref()
@@ -230,7 +232,7 @@ pub fn mailbox_of(
         mailbox: Some(mailbox.into()),
         ..Recipient::of_user(user)
     };
-    let targets = resolve(settings, &recipient, None)?;
+    let targets = resolve(settings, settings, &recipient, None)?;
     let target = match targets.wanted {
         Wanted::Target(target) => Some(*target),
         Wanted::Missing { .. } | Wanted::Denied { .. } => None,
@@ -325,6 +327,7 @@ pub fn mailboxes_of(
 /// Makes targets for one user.
 struct Resolver<'a> {
     settings: &'a Settings,
+    directory: &'a dyn Directory,
     user: &'a User,
     subject: settings::Subject,
     /// Who sends, as a trusted peer knows for sure.
@@ -514,7 +517,7 @@ impl Resolver<'_> {
     ) -> Result<Option<Target>, Fault> {
         let namespace = found.namespace;
         let owner = match &found.owner {
-            Some(owner) => match find_user(self.settings, owner)? {
+            Some(owner) => match self.directory.user(owner)? {
                 Some(owner) => Some(owner),
                 None => return Ok(None),
             },
@@ -631,7 +634,7 @@ impl Resolver<'_> {
                 let Some(name) = self.authenticated else {
                     return Ok(nobody);
                 };
-                let (name, groups) = match find_user(self.settings, name)? {
+                let (name, groups) = match self.directory.user(name)? {
                     Some(user) => (user.name.clone(), self.groups(&user)?),
                     None => (name.to_owned(), Vec::new()),
                 };
@@ -660,11 +663,7 @@ impl Resolver<'_> {
                 gid, groups: more, ..
             } = &user.credentials;
             for gid in more.iter().chain([gid]) {
-                let name = nss::group_name(*gid).map_err(|error| {
-                    let doing = format!("look up the name of group {gid}");
-                    Fault::new(Code::CannotTell, doing, error.to_string())
-                })?;
-                groups.extend(name);
+                groups.extend(self.directory.group_name(*gid)?);
             }
         }
         Ok(groups)

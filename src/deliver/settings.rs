@@ -147,7 +147,7 @@ pub struct Acl {
 }
 
 /// Whose rights count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Subject {
     /// The user who gets the message, as in Dovecot.
     Recipient,

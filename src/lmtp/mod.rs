@@ -7,12 +7,14 @@
 //! | [`session`] | the dialogue: (state, command) -> step; pure |
 //! | [`reply`] | reply lines, always whole and printable |
 //! | [`incoming`] | a body between wire and spool |
+//! | [`listeners`] | the sockets, from one configuration to the next |
 //! | [`connection`] | one client's bytes, session and deliveries together |
 
 pub mod codec;
 pub mod command;
 pub mod connection;
 pub mod incoming;
+pub mod listeners;
 pub mod reply;
 pub mod session;
 

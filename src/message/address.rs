@@ -5,6 +5,8 @@
 
 use std::fmt::{self, Write as _};
 
+use serde::{Deserialize, Serialize};
+
 /// The longest local part, unquoted. RFC 5321 says 64 and mailing lists do not care; with everything quoted a header
 /// line still stays below 998 bytes.
 pub const MAX_LOCAL: usize = 320;
@@ -14,14 +16,14 @@ pub const MAX_DOMAIN: usize = 255;
 const MAX_ROUTE: usize = 1024;
 
 /// A mailbox address. The local part is unquoted; the domain may be missing (LMTP, Dovecot).
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Address {
     pub local: String,
     pub domain: Option<String>,
 }
 
 /// MAIL FROM.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReversePath {
     /// `<>`
     Null,

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use memchr::memchr;
 
 use crate::sys::dir::Dir;
+use crate::sys::packet;
 
 /// The largest message that stays in memory in any case, bytes.
 const SMALL: usize = 256 * 1024;
@@ -221,6 +222,33 @@ impl Spool {
 }
 
 impl Body {
+    /// The message that another process has [given](Body::handle). `size`, `virtual_size`: what it says of it.
+    pub fn from_file(file: File, size: u64, virtual_size: u64) -> io::Result<Body> {
+        let start = match size {
+            size if size <= SMALL as u64 => size as usize,
+            _ => HEAD,
+        };
+        let mut head = vec![0; start];
+        file.read_exact_at(&mut head, 0)?;
+        Ok(Body {
+            storage: match head.len() as u64 == size {
+                true => Storage::Memory(head),
+                false => Storage::File { file, head },
+            },
+            _room: None,
+            size,
+            virtual_size,
+        })
+    }
+
+    /// The message for another process, which can read it only.
+    pub fn handle(&self) -> io::Result<File> {
+        match &self.storage {
+            Storage::Memory(bytes) => packet::sealed(bytes),
+            Storage::File { file, .. } => packet::read_only(file),
+        }
+    }
+
     /// Bytes as stored.
     pub fn size(&self) -> u64 {
         self.size

@@ -6,6 +6,8 @@ pub mod flags;
 pub mod header;
 pub mod keywords;
 
+use serde::{Deserialize, Serialize};
+
 pub use address::{Address, ReversePath};
 pub use body::Body;
 pub use flags::Flags;
@@ -20,7 +22,7 @@ pub struct Message {
 }
 
 /// MAIL FROM and what came with it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Envelope {
     pub sender: ReversePath,
     /// Postfix's queue id, where a trusted peer gave one.
@@ -28,7 +30,7 @@ pub struct Envelope {
 }
 
 /// How the message came in: what `Received:` and the log line are made of.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Trace {
     /// The id that the replies carry, e.g. `k3Jx…:T2`.
     pub session: String,
@@ -36,7 +38,7 @@ pub struct Trace {
 }
 
 /// The parts of a `Received:` field that an LMTP transaction adds. The LDA adds none: the MTA did.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Received {
     /// The argument of LHLO as it was parsed, `unknown` when it did not.
     pub helo: String,
@@ -48,7 +50,7 @@ pub struct Received {
 }
 
 /// One accepted RCPT, or one target of the LDA.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recipient {
     /// The address that delivery goes by.
     pub address: Address,

@@ -1,32 +1,67 @@
-//! Where a delivery runs. Today: in this process, on a pool of blocking threads.
+//! Where a delivery runs: in this process on a pool of threads, or in worker processes, one for each identity.
 //!
-//! What goes in and comes out ([`crate::deliver::Targets`], [`Report`], [`Outcome`]) is plain data, so that
-//! processes of other uids can take over the second half without the callers noticing.
+//! ```text
+//! monitor   root, one thread, no network: forks, reads the configuration
+//!   ├─ front     an identity that owns no mail: clients, userdbs, logs
+//!   ├─ worker    uid 1007: inspects and carries out
+//!   └─ worker    uid 1008
+//! ```
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`monitor`] | the parent of all: who may be forked, and what ends when |
+//! | [`pool`] | the workers as the front sees them |
+//! | [`worker`] | one identity at work |
+//! | [`dispatch`] | one message on its way to the workers |
+//! | [`wire`] | what they say to each other |
+
+pub mod dispatch;
+pub mod monitor;
+pub mod pool;
+pub mod wire;
+pub mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
 
 use crate::deliver::{Core, Outcome, Report, Transaction};
 use crate::fault::{Code, Fault};
 use crate::message::{Message, Recipient};
+use dispatch::Dispatch;
+use pool::Pool;
+use wire::{Answer, Request};
 
-/// Deliveries that may be at work at once: enough threads in sync to let the kernel group their commits.
+/// Deliveries that may be at work at once in one process: enough threads in sync to let the kernel group their commits.
 const AT_ONCE: usize = 64;
+/// Look-ups at once, where workers do the rest: those of a slow userdb leave room for others.
+const LOOK_UPS: usize = 256;
+/// How long RCPT waits for a mailbox that may be on a dead file server.
+const INSPECTION: Duration = Duration::from_secs(60);
 
 /// The outcomes of one message, as they happen. Dropped early, nothing more is made visible: nobody would be told.
 #[derive(Debug)]
 pub struct Outcomes {
     receive: mpsc::Receiver<(usize, Outcome)>,
-    transaction: Option<Arc<Transaction>>,
+    from: From,
 }
 
-impl From<mpsc::Receiver<(usize, Outcome)>> for Outcomes {
+/// Who would make something visible.
+#[derive(Debug)]
+enum From {
+    Elsewhere,
+    Here(Arc<Transaction>),
+    Workers(Arc<Dispatch>),
+}
+
+impl std::convert::From<mpsc::Receiver<(usize, Outcome)>> for Outcomes {
     /// Outcomes that come from elsewhere: there is nothing to abandon.
     fn from(receive: mpsc::Receiver<(usize, Outcome)>) -> Outcomes {
         Outcomes {
             receive,
-            transaction: None,
+            from: From::Elsewhere,
         }
     }
 }
@@ -36,13 +71,13 @@ impl Outcomes {
     pub async fn recv(&mut self) -> Option<(usize, Outcome)> {
         self.receive.recv().await
     }
-}
 
-impl Outcomes {
     /// Nobody hears the answers any more: what is not visible yet stays so, and the MTA sends it again.
     pub fn abandon(&self) {
-        if let Some(transaction) = &self.transaction {
-            transaction.abandon();
+        match &self.from {
+            From::Elsewhere => {}
+            From::Here(transaction) => transaction.abandon(),
+            From::Workers(dispatch) => dispatch.abandon(),
         }
     }
 }
@@ -58,52 +93,117 @@ impl Drop for Outcomes {
 pub struct Runner {
     core: Arc<Core>,
     slots: Arc<Semaphore>,
+    /// None: everything in this process.
+    workers: Option<Arc<Pool>>,
 }
 
 impl Runner {
+    /// Everything in this process, under its identity.
     pub fn new(core: Arc<Core>) -> Runner {
         Runner {
             core,
             slots: Arc::new(Semaphore::new(AT_ONCE)),
+            workers: None,
         }
     }
 
-    pub fn core(&self) -> &Arc<Core> {
-        &self.core
+    /// Here only what touches no mail.
+    pub fn with_workers(core: Arc<Core>, workers: Arc<Pool>) -> Runner {
+        Runner {
+            core,
+            slots: Arc::new(Semaphore::new(LOOK_UPS)),
+            workers: Some(workers),
+        }
     }
 
     /// RCPT: resolve and inspect, nothing is opened for writing. A panic becomes a temporary fault.
     pub async fn inspect(&self, recipient: Recipient) -> Report {
+        let shown = recipient.shown();
+        let report = match &self.workers {
+            None => {
+                let core = Arc::clone(&self.core);
+                self.blocking(move || core.inspect(&recipient)).await
+            }
+            Some(workers) => {
+                let asked = timeout(INSPECTION, self.ask(workers, recipient)).await;
+                asked.unwrap_or_else(|_| {
+                    let why = "its file system does not answer";
+                    Err(Fault::new(Code::Storage, "look at the mailbox", why))
+                })
+            }
+        };
+        report.unwrap_or_else(|fault| Report::failed(shown, fault))
+    }
+
+    async fn ask(&self, workers: &Arc<Pool>, recipient: Recipient) -> Result<Report, Fault> {
         let core = Arc::clone(&self.core);
-        let shown = recipient.address.to_string();
-        self.blocking(move || core.inspect(&recipient))
-            .await
-            .unwrap_or_else(|fault| Report::failed(shown, fault))
+        let looked_up = self.blocking(move || {
+            core.look_up(&recipient, None)
+                .map(|(user, answers)| (user, answers, recipient))
+        });
+        let (user, answers, recipient) = looked_up.await??;
+        let lease = workers.lease(&user.credentials).await?;
+        let answer = lease.ask(|id| Request::Inspect {
+            id,
+            recipient,
+            answers,
+        });
+        match answer.await? {
+            Answer::Report { report, .. } => Ok(report),
+            Answer::Outcome { .. } => Err(out_of_step()),
+        }
     }
 
     /// DATA: resolve and inspect anew, then carry out, for each recipient. Outcomes come as they happen, each with
     /// the index of its recipient; a closed channel means that all have come.
     pub fn deliver(&self, message: Arc<Message>, recipients: Vec<Recipient>) -> Outcomes {
         let (send, receive) = mpsc::channel(recipients.len().max(1));
-        let transaction = Arc::new(self.core.transaction(message, recipients.len()));
-        for (index, recipient) in recipients.into_iter().enumerate() {
-            let (runner, send, transaction) =
-                (self.clone(), send.clone(), Arc::clone(&transaction));
-            tokio::spawn(async move {
-                let core = Arc::clone(&runner.core);
-                let outcome = runner
-                    .blocking(move || core.deliver(&transaction, &recipient))
-                    .await;
-                // The session may be gone; what is stored stays stored.
-                let _ = send
-                    .send((index, outcome.unwrap_or_else(Outcome::Deferred)))
-                    .await;
-            });
-        }
-        Outcomes {
-            receive,
-            transaction: Some(transaction),
-        }
+        let from = match &self.workers {
+            None => {
+                let transaction = Arc::new(self.core.transaction(message, recipients.len()));
+                for (index, recipient) in recipients.into_iter().enumerate() {
+                    let (runner, send) = (self.clone(), send.clone());
+                    let transaction = Arc::clone(&transaction);
+                    tokio::spawn(async move {
+                        let core = Arc::clone(&runner.core);
+                        let work = move || core.deliver(&transaction, &recipient);
+                        let outcome = runner.blocking(work).await;
+                        // The session may be gone; what is stored stays stored.
+                        let outcome = outcome.unwrap_or_else(Outcome::Deferred);
+                        let _ = send.send((index, outcome)).await;
+                    });
+                }
+                From::Here(transaction)
+            }
+            Some(workers) => {
+                let dispatch = Dispatch::new(Arc::clone(workers), message, recipients.len());
+                let dispatch = Arc::new(dispatch);
+                for (index, recipient) in recipients.into_iter().enumerate() {
+                    let (runner, send) = (self.clone(), send.clone());
+                    let dispatch = Arc::clone(&dispatch);
+                    tokio::spawn(async move {
+                        let outcome = runner.send_off(&dispatch, recipient).await;
+                        dispatch.is_answered().await;
+                        let outcome = outcome.unwrap_or_else(Outcome::refused);
+                        let _ = send.send((index, outcome)).await;
+                    });
+                }
+                From::Workers(dispatch)
+            }
+        };
+        Outcomes { receive, from }
+    }
+
+    async fn send_off(&self, dispatch: &Dispatch, recipient: Recipient) -> Result<Outcome, Fault> {
+        let (core, message) = (Arc::clone(&self.core), Arc::clone(&dispatch.message));
+        let looked_up = self.blocking(move || {
+            core.look_up(&recipient, Some(message.body.head()))
+                .map(|(user, answers)| (user, answers, recipient))
+        });
+        let (user, answers, recipient) = looked_up.await??;
+        dispatch
+            .deliver(&user.credentials, recipient, answers)
+            .await
     }
 
     async fn blocking<T: Send + 'static>(
@@ -118,4 +218,13 @@ impl Runner {
         done.await
             .map_err(|error| Fault::new(Code::Internal, "deliver", format!("panicked: {error}")))
     }
+}
+
+/// An answer to another question.
+fn out_of_step() -> Fault {
+    Fault::new(
+        Code::Internal,
+        "hear a worker",
+        "it answers another question",
+    )
 }

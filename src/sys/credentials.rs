@@ -11,7 +11,7 @@ use nix::unistd::{
 use serde::{Deserialize, Serialize};
 
 /// Numeric ids. `groups` are the supplementary ones.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Credentials {
     pub uid: u32,
     pub gid: u32,

@@ -1,12 +1,15 @@
 //! System calls: the only place with `unsafe`, nix and libc.
 #![allow(unsafe_code)]
 
+pub mod channel;
+pub mod children;
 pub mod credentials;
 pub mod dir;
 pub mod dotlock;
 pub mod fault_point;
 pub mod file_lock;
 pub mod nss;
+pub mod packet;
 pub mod process;
 pub mod socket;
 

@@ -77,19 +77,7 @@ pub fn in_child(identity: Option<&Credentials>, work: impl FnOnce() -> u8) -> io
     let parent = getpid();
     // SAFETY: one thread, so the child may do all that the parent could.
     match unsafe { fork() }? {
-        ForkResult::Child => {
-            let code = catch_unwind(AssertUnwindSafe(|| match begin_child(identity, parent) {
-                Ok(()) => work(),
-                Err(error) => {
-                    tracing::error!(error = error.to_string().as_str(), "cannot begin to work");
-                    FAILED
-                }
-            }));
-            // What cannot be said has nobody to hear it.
-            let _ = io::stdout().flush();
-            // SAFETY: the child leaves without running what the parent registered for its own end.
-            unsafe { libc::_exit(code.unwrap_or(FAILED).into()) }
-        }
+        ForkResult::Child => be_child(identity, parent, work),
         ForkResult::Parent { child } => {
             let end = wait_for(child, &awaited);
             before.thread_set_mask()?;
@@ -121,6 +109,25 @@ pub fn ask_child(
         }
         other => Err(io::Error::other(format!("the child ended with {other:?}"))),
     }
+}
+
+/// The rest of a child's life.
+pub(super) fn be_child(
+    identity: Option<&Credentials>,
+    parent: Pid,
+    work: impl FnOnce() -> u8,
+) -> ! {
+    let code = catch_unwind(AssertUnwindSafe(|| match begin_child(identity, parent) {
+        Ok(()) => work(),
+        Err(error) => {
+            tracing::error!(error = error.to_string().as_str(), "cannot begin to work");
+            FAILED
+        }
+    }));
+    // What cannot be said has nobody to hear it.
+    let _ = io::stdout().flush();
+    // SAFETY: the child leaves without running what the parent registered for its own end.
+    unsafe { libc::_exit(code.unwrap_or(FAILED).into()) }
 }
 
 fn begin_child(identity: Option<&Credentials>, parent: Pid) -> io::Result<()> {
@@ -172,7 +179,7 @@ fn next_of(awaited: &SigSet) -> Option<i32> {
     (signal > 0).then_some(signal)
 }
 
-fn set_handler(signal: Signal, handler: SigHandler) -> io::Result<()> {
+pub(super) fn set_handler(signal: Signal, handler: SigHandler) -> io::Result<()> {
     let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
     // SAFETY: neither the default nor ignoring runs code of ours.
     unsafe { sigaction(signal, &action) }?;

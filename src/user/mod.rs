@@ -222,6 +222,25 @@ impl Limits {
             && (self.last_valid_gid == 0 || gid <= self.last_valid_gid)
     }
 
+    /// Whether a process may take on this identity to deliver; an error says why not.
+    pub fn check_identity(&self, who: &Credentials) -> Result<(), String> {
+        if !self.uid_is_valid(who.uid) {
+            return Err(format!("uid {} may not have mail", who.uid));
+        }
+        let is_access_group = |gid: &u32| self.mail_access_groups.contains(gid);
+        let all = who.groups.iter().chain([&who.gid]);
+        if let Some(gid) = all
+            .filter(|gid| !is_access_group(gid))
+            .find(|gid| !self.gid_is_valid(**gid))
+        {
+            return Err(format!("gid {gid} may not have mail"));
+        }
+        match who.privileged == self.mail_privileged_group {
+            true => Ok(()),
+            false => Err("its privileged group is not that of the configuration".into()),
+        }
+    }
+
     /// Fills in what the userdb left open. An answer that cannot be used is "cannot tell", not "no such user".
     fn complete(&self, answer: Answer) -> Result<User, Unavailable> {
         let unavailable = |why: String| Unavailable {

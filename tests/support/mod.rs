@@ -332,7 +332,8 @@ impl Server {
         Server::spawn(command, socket, log)
     }
 
-    fn spawn(mut command: Command, socket: &Path, log: &Path) -> Server {
+    /// A command that becomes the server.
+    pub fn spawn(mut command: Command, socket: &Path, log: &Path) -> Server {
         let file = fs::File::create(log).unwrap();
         command
             .stdin(Stdio::null())

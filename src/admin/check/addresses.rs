@@ -53,7 +53,7 @@ impl<W: Write> Findings<'_, W> {
 
 /// Why mail for `recipient` has no place, whatever is there.
 fn leads_nowhere(settings: &Settings, recipient: &Recipient) -> Option<String> {
-    match resolve(settings, recipient, None) {
+    match resolve(settings, settings, recipient, None) {
         Err(fault) => Some(fault.to_string()),
         Ok(targets) => match targets.wanted {
             Wanted::Target(_) => None,

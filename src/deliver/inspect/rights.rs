@@ -163,7 +163,7 @@ mod tests {
             ..Recipient::of_user("alice")
         };
         let identity = Credentials::new(6001, 6001, vec![]);
-        let targets = resolve(&settings, &recipient, None).unwrap();
+        let targets = resolve(&settings, &settings, &recipient, None).unwrap();
         inspect(&settings, &targets, &identity).0.unwrap()
     }
 

@@ -1,0 +1,256 @@
+//! The parent of all processes: root, one thread, no network. It forks the front and the workers, and knows who may be forked.
+//!
+//! From the front it reads a few numbers. No byte of a message, no name of a mailbox and no path of a user comes here.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
+
+use super::wire::{self, Made, Order};
+use super::worker;
+use crate::deliver::Settings;
+use crate::sys::children::{Child, Parent, Wish};
+use crate::sys::credentials::Credentials;
+use crate::sys::packet::{self, Packets};
+use crate::sys::process::End;
+
+/// How long workers may take to finish what they have when their front is gone.
+const FINISH: Duration = Duration::from_secs(60);
+/// How often an end is looked for when nothing happens.
+const ROUND: Duration = Duration::from_secs(60);
+
+/// One reading of the configuration.
+pub struct Generation {
+    pub settings: Settings,
+    /// Whom the front becomes.
+    pub front: Credentials,
+    /// The sockets that it listens on.
+    pub descriptors: Vec<RawFd>,
+    /// The front's whole life, with its end of the monitor's socket. Answers its exit code.
+    pub serve: Serve,
+}
+
+pub type Serve = Box<dyn FnOnce(Settings, Packets) -> u8>;
+
+/// A generation at work.
+struct Running {
+    /// Taken by a child, never here.
+    generation: Option<Generation>,
+    front: Child,
+    /// None: it gives no more.
+    orders: Option<Packets>,
+    workers: Vec<Child>,
+    /// Its front is gone.
+    has_ended: bool,
+}
+
+/// Runs until the last front has ended; `load` reads the configuration, now and at each SIGHUP. Answers the exit code: that of
+/// the front; an error where a front died, or where the first configuration is of no use.
+pub fn run(load: &mut dyn FnMut() -> io::Result<Generation>) -> io::Result<u8> {
+    let parent = Parent::new()?;
+    let mut monitor = Monitor {
+        running: Vec::new(),
+        parent,
+        is_stopping: false,
+        end: Ok(0),
+    };
+    let first = load()?;
+    monitor.start(first)?;
+    while !monitor.running.iter().all(|it| it.has_ended) {
+        monitor.step(load)?;
+    }
+    monitor.wait_for_workers();
+    monitor.end
+}
+
+struct Monitor {
+    parent: Parent,
+    /// The last one is the one that takes new clients.
+    running: Vec<Running>,
+    is_stopping: bool,
+    end: io::Result<u8>,
+}
+
+impl Monitor {
+    fn start(&mut self, generation: Generation) -> io::Result<()> {
+        let (here, there) = packet::pair()?;
+        let mut kept = generation.descriptors.clone();
+        kept.push(there.as_raw_fd());
+        let identity = generation.front.clone();
+        let (mut there, mut generation) = (Some(there), Some(generation));
+        let front = self.parent.fork(c"postroom-front", &identity, &kept, || {
+            match (generation.take(), there.take()) {
+                (Some(generation), Some(there)) => (generation.serve)(generation.settings, there),
+                _ => unreachable!("the child has what its parent has"),
+            }
+        })?;
+        self.running.push(Running {
+            generation,
+            front,
+            orders: Some(here),
+            workers: Vec::new(),
+            has_ended: false,
+        });
+        Ok(())
+    }
+
+    fn step(&mut self, load: &mut dyn FnMut() -> io::Result<Generation>) -> io::Result<()> {
+        let sockets = self.running.iter().enumerate();
+        let sockets = sockets.filter_map(|(at, it)| Some((at, it.orders.as_ref()?)));
+        let (open, sockets): (Vec<usize>, Vec<&Packets>) = sockets.unzip();
+        let events = self.parent.wait(&sockets, ROUND)?;
+        for ready in events.ready {
+            self.obey(open[ready]);
+        }
+        for wish in events.wishes {
+            match wish {
+                Wish::Stop => self.stop(),
+                Wish::Reload if self.is_stopping => {}
+                Wish::Reload => self.reload(load),
+            }
+        }
+        self.bury();
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        self.is_stopping = true;
+        let living = self.running.iter().filter(|it| !it.has_ended);
+        living.for_each(|it| it.front.stop());
+    }
+
+    /// The new front listens before the old one stops to.
+    fn reload(&mut self, load: &mut dyn FnMut() -> io::Result<Generation>) {
+        let old: Vec<Child> = self.living().map(|it| it.front).collect();
+        match load().and_then(|generation| self.start(generation)) {
+            Ok(()) => {
+                old.into_iter().for_each(Child::stop);
+                tracing::info!("the configuration was read again");
+            }
+            Err(error) => {
+                let error = error.to_string();
+                tracing::error!(
+                    error = error.as_str(),
+                    "the new configuration is of no use, the old one stays"
+                );
+            }
+        }
+    }
+
+    fn living(&self) -> impl Iterator<Item = &Running> {
+        self.running.iter().filter(|it| !it.has_ended)
+    }
+
+    /// One order of a front.
+    fn obey(&mut self, at: usize) {
+        let running = &mut self.running[at];
+        let Some(orders) = &running.orders else {
+            return;
+        };
+        let mut packet = Vec::new();
+        let order = match orders.receive(&mut packet) {
+            Ok(Some(_)) => wire::unpacked(&packet),
+            Ok(None) => {
+                running.orders = None;
+                return;
+            }
+            Err(error) => Err(error),
+        };
+        let made = match order {
+            Ok(Order::Kill(pid)) => {
+                let worker = running.workers.iter().find(|it| it.pid() == pid);
+                if let Some(worker) = worker {
+                    worker.kill();
+                }
+                return;
+            }
+            Ok(Order::Fork(who)) => self.fork(at, &who),
+            Err(error) => Err(error.to_string()),
+        };
+        let (made, socket) = match made {
+            Ok((worker, socket)) => (Made::Worker(worker.pid()), Some(socket)),
+            Err(why) => {
+                tracing::warn!(why = why.as_str(), "no worker process");
+                (Made::Refused(why), None)
+            }
+        };
+        let socket = socket.as_ref().map(|it| it as &dyn AsRawFd);
+        if let (Ok(packet), Some(orders)) = (wire::packed(&made), &self.running[at].orders) {
+            // A front that does not hear is gone or going; without its socket the worker ends.
+            let _ = orders.send(&packet, socket);
+        }
+    }
+
+    fn fork(&mut self, at: usize, who: &Credentials) -> Result<(Child, Packets), String> {
+        let text = |error: io::Error| error.to_string();
+        let running = &mut self.running[at];
+        let Some(generation) = &running.generation else {
+            return Err("its configuration is gone".into());
+        };
+        generation.settings.userdbs.limits.check_identity(who)?;
+        let (here, there) = packet::pair().map_err(text)?;
+        let kept = [there.as_raw_fd()];
+        let (mut there, generation) = (Some(there), &mut running.generation);
+        let worker = self.parent.fork(c"postroom-worker", who, &kept, || {
+            match (generation.take(), there.take()) {
+                (Some(generation), Some(there)) => {
+                    // Its sockets are closed here already, and must not be so again.
+                    std::mem::forget(generation.serve);
+                    worker::work(generation.settings, there)
+                }
+                _ => unreachable!("the child has what its parent has"),
+            }
+        });
+        let worker = worker.map_err(text)?;
+        running.workers.push(worker);
+        Ok((worker, here))
+    }
+
+    /// Takes note of who has ended.
+    fn bury(&mut self) {
+        for (child, end) in self.parent.ended() {
+            for running in &mut self.running {
+                running.workers.retain(|it| *it != child);
+            }
+            let count = self.running.len();
+            let front = self.running.iter_mut().position(|it| it.front == child);
+            let Some(at) = front else { continue };
+            self.running[at].has_ended = true;
+            let is_current = at + 1 == count;
+            if is_current {
+                self.end = match end {
+                    End::Exit(0) if self.is_stopping => Ok(0),
+                    End::Exit(code @ 0..=255) => Ok(code as u8),
+                    other => Err(io::Error::other(format!("the front ended: {other:?}"))),
+                };
+                // The others are on their way down already.
+                self.stop();
+            }
+        }
+        // What has nobody left is over; the last one says how it ended.
+        let last = self.running.len().saturating_sub(1);
+        let mut at = 0;
+        self.running.retain(|it| {
+            at += 1;
+            !it.has_ended || !it.workers.is_empty() || at - 1 == last
+        });
+    }
+
+    /// They have read the end of their sockets, and finish.
+    fn wait_for_workers(&mut self) {
+        let begun = Instant::now();
+        let has_workers = |it: &Running| !it.workers.is_empty();
+        while self.running.iter().any(has_workers) {
+            if begun.elapsed() > FINISH {
+                let workers = self.running.iter().flat_map(|it| &it.workers);
+                workers.for_each(|it| it.kill());
+                return;
+            }
+            let waited = self.parent.wait(&[], Duration::from_secs(1));
+            if waited.is_err() {
+                return;
+            }
+            self.bury();
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! The worker processes as the front sees them: one for each identity that is at work, kept for the next delivery, counted.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::time::{interval, timeout};
+
+use super::AT_ONCE;
+use super::wire::{self, Answer, Made, Order};
+use crate::fault::{Code, Fault};
+use crate::sys::channel::Channel;
+use crate::sys::credentials::Credentials;
+use crate::sys::packet::Packets;
+
+/// How long a delivery waits for a worker, or for its turn at one.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A worker that has owed an answer for so long is ended: longer than any delivery waits.
+const STUCK: Duration = Duration::from_secs(330);
+/// How often idle and stuck workers are looked for.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// `[workers]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Processes at once, whoever they are.
+    pub max: usize,
+    /// One that had nothing to do for so long ends.
+    pub idle: Duration,
+    /// Deliveries until another process takes over.
+    pub deliveries: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            max: 64,
+            idle: Duration::from_secs(60),
+            deliveries: 10_000,
+        }
+    }
+}
+
+/// All workers.
+#[derive(Debug)]
+pub struct Pool {
+    limits: Limits,
+    /// One order at a time.
+    monitor: tokio::sync::Mutex<Channel>,
+    table: Mutex<Table>,
+    /// A worker has become idle, or has gone.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    workers: HashMap<Credentials, Arc<Worker>>,
+    /// Those that get nothing new.
+    leaving: Vec<Arc<Worker>>,
+    /// Processes, those among them that only finish what they have.
+    alive: usize,
+}
+
+/// Who waits for which answer, and since when.
+type Pending = HashMap<u64, (Instant, oneshot::Sender<Answer>)>;
+
+/// One process.
+#[derive(Debug)]
+pub struct Worker {
+    pid: i32,
+    uid: u32,
+    channel: Channel,
+    /// None: the process is gone.
+    pending: Mutex<Option<Pending>>,
+    next: AtomicU64,
+    /// Requests that it may have at once.
+    turns: Semaphore,
+    leases: AtomicUsize,
+    deliveries: AtomicU64,
+    is_retired: AtomicBool,
+    last_used: Mutex<Instant>,
+}
+
+/// A worker that stays until this is dropped.
+#[derive(Debug)]
+pub struct Lease {
+    worker: Arc<Worker>,
+    pool: Arc<Pool>,
+}
+
+impl Pool {
+    /// To be called in a runtime. `monitor`: the front's end of the monitor's socket.
+    pub fn new(monitor: Packets, limits: Limits) -> io::Result<Arc<Pool>> {
+        let pool = Arc::new(Pool {
+            limits,
+            monitor: tokio::sync::Mutex::new(Channel::new(monitor)?),
+            table: Mutex::default(),
+            changed: Notify::new(),
+        });
+        tokio::spawn(look_after(Arc::clone(&pool)));
+        Ok(pool)
+    }
+
+    /// A worker of this identity.
+    pub async fn lease(self: &Arc<Pool>, who: &Credentials) -> Result<Lease, Fault> {
+        let doing = || format!("find a worker of uid {}", who.uid);
+        let worker = match timeout(PATIENCE, self.find(who)).await {
+            Ok(found) => found.map_err(|why| Fault::new(Code::Resources, doing(), why))?,
+            Err(_) => {
+                let why = format!("all {} workers are busy", self.limits.max);
+                return Err(Fault::new(Code::Resources, doing(), why)
+                    .with_advice("give it more: workers.max"));
+            }
+        };
+        Ok(Lease {
+            worker,
+            pool: Arc::clone(self),
+        })
+    }
+
+    async fn find(self: &Arc<Pool>, who: &Credentials) -> Result<Arc<Worker>, String> {
+        loop {
+            if let Some(worker) = self.table().take(who) {
+                return Ok(worker);
+            }
+            let changed = self.changed.notified();
+            // Whoever forks first may have made the one that is wanted here.
+            let monitor = self.monitor.lock().await;
+            let room = {
+                let mut table = self.table();
+                if let Some(worker) = table.take(who) {
+                    return Ok(worker);
+                }
+                match table.alive < self.limits.max {
+                    true => {
+                        table.alive += 1;
+                        true
+                    }
+                    false => {
+                        table.retire_oldest();
+                        false
+                    }
+                }
+            };
+            if !room {
+                drop(monitor);
+                changed.await;
+                continue;
+            }
+            let made = self.fork(&monitor, who).await;
+            if made.is_err() {
+                self.gone(None);
+            }
+            return made;
+        }
+    }
+
+    async fn fork(
+        self: &Arc<Pool>,
+        monitor: &Channel,
+        who: &Credentials,
+    ) -> Result<Arc<Worker>, String> {
+        let text = |error: io::Error| error.to_string();
+        let order = wire::packed(&Order::Fork(who.clone())).map_err(text)?;
+        monitor.send(&order, None).await.map_err(text)?;
+        let mut packet = Vec::new();
+        let received = monitor.receive(&mut packet).await.map_err(text)?;
+        let made = wire::unpacked(&packet).map_err(text)?;
+        let (pid, socket) = match (made, received.flatten()) {
+            (Made::Worker(pid), Some(socket)) => (pid, Packets::from(socket)),
+            (Made::Refused(why), _) => return Err(why),
+            (Made::Worker(_), None) => return Err("its socket did not come".into()),
+        };
+        let worker = Arc::new(Worker {
+            pid,
+            uid: who.uid,
+            channel: Channel::new(socket).map_err(text)?,
+            pending: Mutex::new(Some(HashMap::new())),
+            next: AtomicU64::new(0),
+            turns: Semaphore::new(AT_ONCE),
+            leases: AtomicUsize::new(1),
+            deliveries: AtomicU64::new(0),
+            is_retired: AtomicBool::new(false),
+            last_used: Mutex::new(Instant::now()),
+        });
+        tokio::spawn(listen(Arc::clone(self), Arc::clone(&worker)));
+        let mut table = self.table();
+        table.workers.insert(who.clone(), Arc::clone(&worker));
+        Ok(worker)
+    }
+
+    /// A process has ended, or was never made.
+    fn gone(&self, worker: Option<&Arc<Worker>>) {
+        let mut table = self.table();
+        table.alive -= 1;
+        if let Some(gone) = worker {
+            table.workers.retain(|_, it| !Arc::ptr_eq(it, gone));
+            table.leaving.retain(|it| !Arc::ptr_eq(it, gone));
+        }
+        drop(table);
+        self.changed.notify_waiters();
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn take(&mut self, who: &Credentials) -> Option<Arc<Worker>> {
+        let worker = self.workers.get(who)?;
+        worker.leases.fetch_add(1, Ordering::Relaxed);
+        Some(Arc::clone(worker))
+    }
+
+    /// Makes room: the one that has been idle for longest ends.
+    fn retire_oldest(&mut self) {
+        let idle = self.workers.iter().filter(|(_, worker)| worker.is_idle());
+        let oldest = idle.min_by_key(|(_, worker)| worker.last_used());
+        if let Some(who) = oldest.map(|(who, _)| who.clone()) {
+            self.retire(&who);
+        }
+    }
+
+    /// It gets nothing new, and ends when it has nothing left.
+    fn retire(&mut self, who: &Credentials) {
+        if let Some(worker) = self.workers.remove(who) {
+            worker.is_retired.store(true, Ordering::Relaxed);
+            if worker.is_idle() {
+                worker.channel.say_no_more();
+            }
+            self.leaving.push(worker);
+        }
+    }
+}
+
+impl Worker {
+    fn is_idle(&self) -> bool {
+        self.leases.load(Ordering::Relaxed) == 0
+    }
+
+    fn last_used(&self) -> Instant {
+        *self
+            .last_used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_stuck(&self) -> bool {
+        let pending = self.pending();
+        let mut waiting = pending.iter().flat_map(HashMap::values);
+        waiting.any(|(since, _)| since.elapsed() > STUCK)
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Option<Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ended(&self) -> Fault {
+        let doing = format!("deliver as uid {}", self.uid);
+        Fault::new(Code::Internal, doing, "its worker process has ended")
+    }
+}
+
+impl Lease {
+    /// One worker each.
+    pub fn pid(&self) -> i32 {
+        self.worker.pid
+    }
+
+    /// A packet that is not answered.
+    pub async fn tell(
+        &self,
+        request: &impl Serialize,
+        descriptor: Option<&(dyn AsRawFd + Sync)>,
+    ) -> Result<(), Fault> {
+        let packet = wire::packed(request);
+        let packet = packet.map_err(|error| Fault::io("address a worker", &error))?;
+        let sent = self.worker.channel.send(&packet, descriptor).await;
+        sent.map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidInput => Fault::io("address a worker", &error),
+            _ => self.worker.ended(),
+        })
+    }
+
+    /// A request by its number, and what the worker says to it.
+    pub async fn ask<R: Serialize>(&self, request: impl FnOnce(u64) -> R) -> Result<Answer, Fault> {
+        let worker = &self.worker;
+        let Ok(Ok(_turn)) = timeout(PATIENCE, worker.turns.acquire()).await else {
+            let doing = format!("deliver as uid {}", worker.uid);
+            let why = format!("{AT_ONCE} deliveries wait for it already");
+            return Err(Fault::new(Code::Resources, doing, why));
+        };
+        let id = worker.next.fetch_add(1, Ordering::Relaxed);
+        let (send, receive) = oneshot::channel();
+        match worker.pending().as_mut() {
+            Some(pending) => pending.insert(id, (Instant::now(), send)),
+            None => return Err(worker.ended()),
+        };
+        if let Err(fault) = self.tell(&request(id), None).await {
+            if let Some(pending) = worker.pending().as_mut() {
+                pending.remove(&id);
+            }
+            return Err(fault);
+        }
+        receive.await.map_err(|_| worker.ended())
+    }
+
+    /// After enough of them the next delivery gets another process.
+    pub fn count_delivery(&self) {
+        let before = self.worker.deliveries.fetch_add(1, Ordering::Relaxed);
+        if before + 1 == self.pool.limits.deliveries {
+            let mut table = self.pool.table();
+            let same = |it: &&Arc<Worker>| Arc::ptr_eq(it, &self.worker);
+            let who = table.workers.iter().find(|(_, it)| same(it));
+            if let Some(who) = who.map(|(who, _)| who.clone()) {
+                table.retire(&who);
+            }
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let worker = &self.worker;
+        *worker
+            .last_used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        // Under the lock: nobody takes it meanwhile.
+        let table = self.pool.table();
+        let left = worker.leases.fetch_sub(1, Ordering::Relaxed) - 1;
+        if left == 0 && worker.is_retired.load(Ordering::Relaxed) {
+            worker.channel.say_no_more();
+        }
+        drop(table);
+        if left == 0 {
+            self.pool.changed.notify_waiters();
+        }
+    }
+}
+
+/// Hands out the answers of a worker until it has gone.
+async fn listen(pool: Arc<Pool>, worker: Arc<Worker>) {
+    let mut packet = Vec::new();
+    while let Ok(Some(_)) = worker.channel.receive(&mut packet).await {
+        let Ok(answer) = wire::unpacked::<Answer>(&packet) else {
+            break;
+        };
+        let waiting = worker
+            .pending()
+            .as_mut()
+            .and_then(|it| it.remove(&answer.id()));
+        if let Some((_, waiting)) = waiting {
+            // It may have given up.
+            let _ = waiting.send(answer);
+        }
+    }
+    let unanswered = worker.pending().take();
+    if unanswered.is_some_and(|it| !it.is_empty()) {
+        tracing::warn!(uid = worker.uid, pid = worker.pid, "a worker process died");
+    }
+    pool.gone(Some(&worker));
+}
+
+/// Ends the workers that nobody needs, and those that do not answer.
+async fn look_after(pool: Arc<Pool>) {
+    let mut rounds = interval(ROUND);
+    loop {
+        rounds.tick().await;
+        let mut stuck = Vec::new();
+        {
+            let mut table = pool.table();
+            let idle = table.workers.iter().filter(|(_, worker)| {
+                worker.is_idle() && worker.last_used().elapsed() > pool.limits.idle
+            });
+            let idle: Vec<Credentials> = idle.map(|(who, _)| who.clone()).collect();
+            idle.iter().for_each(|who| table.retire(who));
+            let workers = table.workers.values().chain(&table.leaving);
+            let workers = workers.filter(|it| it.is_stuck());
+            stuck.extend(workers.map(|it| (it.pid, it.uid)));
+        }
+        for (pid, uid) in stuck {
+            tracing::warn!(uid, pid, "a worker process does not answer, and is ended");
+            if let Ok(order) = wire::packed(&Order::Kill(pid)) {
+                let _ = pool.monitor.lock().await.send(&order, None).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,713 @@
+//! A server that was started by root: who its processes are, what each of them can open, and what happens when one of them dies,
+//! hangs, or is told to read its configuration again.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::{
+    Lmtp, PATIENCE, Scratch, Server, leftovers, messages, messages_below, not_root, program,
+    signal, write_long_ago,
+};
+
+const LETTER: &[u8] = b"Subject: x\n\nhello\n";
+
+/// Users of the machine, as only the server sees them: u0 has uid 20000 and so on, each in one of four groups.
+struct Site {
+    scratch: Scratch,
+    users: u32,
+}
+
+const UID: u32 = 20_000;
+const GROUP: u32 = 30_000;
+
+impl Site {
+    fn new(users: u32) -> Site {
+        let scratch = Scratch::new();
+        scratch.dir("run", 0, 0, 0o755);
+        scratch.dir("home", 0, 0, 0o755);
+        let mut passwd = String::from(
+            "root:x:0:0::/root:/bin/sh\nmail:x:8:8::/var/mail:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/sh\n",
+        );
+        let mut members = vec![Vec::new(); 4];
+        for number in 0..users {
+            let (uid, home) = (UID + number, scratch.text(&format!("home/u{number}")));
+            scratch.dir(&format!("home/u{number}"), uid, uid, 0o700);
+            passwd += &format!("u{number}:x:{uid}:{uid}::{home}:/bin/sh\n");
+            members[number as usize % 4].push(format!("u{number}"));
+        }
+        let mut group = String::from("root:x:0:\nmail:x:8:\nnogroup:x:65534:\n");
+        for (number, members) in members.iter().enumerate() {
+            group += &format!(
+                "g{number}:x:{}:{}\n",
+                GROUP + number as u32,
+                members.join(",")
+            );
+        }
+        fs::write(scratch.path("passwd"), passwd).unwrap();
+        fs::write(scratch.path("group"), group).unwrap();
+        // A public tree of one group, and a folder that u5 shares with his.
+        scratch.dir("public", UID, GROUP, 0o2770);
+        scratch.maildir("public/.info", UID, GROUP, 0o2770);
+        scratch.file(
+            "public/.info/dovecot-acl",
+            UID,
+            GROUP,
+            0o660,
+            "anyone lrwip\n",
+        );
+        scratch.dir("shared", 0, 0, 0o755);
+        if users > 5 {
+            scratch.dir("shared/u5", UID + 5, GROUP + 1, 0o2770);
+            scratch.maildir("shared/u5/.Team", UID + 5, GROUP + 1, 0o2770);
+            let acl = "shared/u5/.Team/dovecot-acl";
+            scratch.file(acl, UID + 5, GROUP + 1, 0o660, "anyone lrwip\n");
+        }
+        Site { scratch, users }
+    }
+
+    fn configure(&self, more: &str) -> PathBuf {
+        self.configure_with(more, "1000000")
+    }
+
+    fn configure_with(&self, more: &str, message_size: &str) -> PathBuf {
+        let root = self.scratch.text("");
+        let text = format!(
+            r#"
+hostname = "mx.example.test"
+auth_username_format = "%{{user | username | lower}}"
+mail_path = "~/Maildir"
+[[userdb]]
+passwd = {{}}
+[namespace.own]
+inbox = true
+separator = "/"
+[namespace.public]
+type = "public"
+prefix = "Public/"
+separator = "/"
+mail_path = "{root}/public"
+[namespace.shared]
+type = "shared"
+prefix = "shared/$user/"
+separator = "/"
+mail_path = "{root}/shared/%{{owner_user}}"
+[acl]
+driver = "vfile"
+[delivery]
+detail = "mailbox"
+spool_dir = "/var/tmp"
+message_size = {message_size}
+[lmtp]
+listen = [{{ unix = "{root}/run/lmtp", mode = "0666" }}]
+{more}
+"#
+        );
+        let path = self.scratch.path("postroom.toml");
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Root's server, in a name space where the site's users are those of the machine.
+    fn serve(&self, more: &str) -> Server {
+        let config = self.configure(more);
+        let server = program("postroom-lmtpd");
+        let mut command = Command::new("unshare");
+        let start = "mount --bind $1 /etc/passwd && mount --bind $2 /etc/group && exec $3 -c $4";
+        command
+            .args([
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                start,
+                "sh",
+            ])
+            .args([self.scratch.path("passwd"), self.scratch.path("group")])
+            .arg(server.get_program())
+            .arg(config);
+        for (key, value) in server.get_envs() {
+            command.env(key, value.unwrap());
+        }
+        let log = self.scratch.path("run/log");
+        Server::spawn(command, &self.scratch.path("run/lmtp"), &log)
+    }
+
+    fn home(&self, number: u32) -> PathBuf {
+        self.scratch.path(&format!("home/u{number}"))
+    }
+}
+
+/// A process, as the kernel describes it.
+struct Process {
+    pid: u32,
+    name: String,
+    status: BTreeMap<String, String>,
+}
+
+impl Process {
+    fn of(pid: u32) -> Option<Process> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let fields = status.lines().filter_map(|line| line.split_once(':'));
+        let status: BTreeMap<String, String> = fields
+            .map(|(key, value)| {
+                (
+                    key.to_owned(),
+                    value.split_whitespace().collect::<Vec<_>>().join(" "),
+                )
+            })
+            .collect();
+        Some(Process {
+            pid,
+            name: status["Name"].clone(),
+            status,
+        })
+    }
+
+    fn uid(&self) -> u32 {
+        self.status["Uid"]
+            .split(' ')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap()
+    }
+
+    /// Whether somebody with exactly its identity can do this.
+    fn can(&self, test: &str, path: &Path) -> bool {
+        let mut command = Command::new("setpriv");
+        let word = |key: &str| self.status[key].split(' ').next().unwrap().to_owned();
+        command.arg(format!("--reuid={}", word("Uid")));
+        command.arg(format!("--regid={}", word("Gid")));
+        match self.status["Groups"].as_str() {
+            "" => command.arg("--clear-groups"),
+            groups => command.arg(format!("--groups={}", groups.replace(' ', ","))),
+        };
+        command.args(["--no-new-privs", "test", test]).arg(path);
+        command.status().unwrap().success()
+    }
+}
+
+/// The children of the monitor.
+fn children(server: &Server) -> Vec<Process> {
+    let path = format!("/proc/{0}/task/{0}/children", server.pid());
+    let pids = fs::read_to_string(path).unwrap_or_default();
+    let pids = pids.split_whitespace().map(|pid| pid.parse().unwrap());
+    pids.filter_map(Process::of).collect()
+}
+
+fn front(server: &Server) -> Process {
+    let mut all = children(server).into_iter();
+    all.find(|it| it.name == "postroom-front").unwrap()
+}
+
+fn worker(server: &Server, uid: u32) -> Option<Process> {
+    let mut all = children(server).into_iter();
+    all.find(|it| it.name == "postroom-worker" && it.uid() == uid)
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < PATIENCE, "not yet: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn facts(path: &Path) -> (u32, u32, u32) {
+    let meta = fs::symlink_metadata(path).unwrap();
+    (meta.uid(), meta.gid(), meta.mode() & 0o7777)
+}
+
+/// Sixteen clients at once; each address gets a letter, and its reply is looked at.
+fn deliver_all(server: &Server, addresses: &[String], check: impl Fn(&str, &str) + Sync) {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                let mut client = server.client();
+                while let Some(address) = addresses.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let reply = client.deliver(&[address], LETTER).remove(0);
+                    check(address, &reply);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn two_hundred_users_with_uids_of_their_own() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(200);
+    let server = site.serve("[workers]\nmax = 32");
+    let users = 0..site.users;
+    let own = users.clone().map(|number| format!("u{number}@x"));
+    let public = users
+        .clone()
+        .map(|number| format!("u{number}+Public/info@x"));
+    let shared = users
+        .clone()
+        .map(|number| format!("u{number}+shared/u5/Team@x"));
+    let all: Vec<String> = own.chain(public).chain(shared).collect();
+    deliver_all(&server, &all, |address, reply| {
+        let number: u32 = address[1..]
+            .split(['+', '@'])
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
+        let mailbox = match address.split_once('+') {
+            Some((_, name)) if name.starts_with("Public") && number % 4 == 0 => "Public/info",
+            Some((_, name)) if name.starts_with("shared") && number % 4 == 1 => "shared/u5/Team",
+            // The directory is closed to him: what a detail names and cannot be had is in INBOX.
+            _ => "INBOX",
+        };
+        let want = format!("mailbox=\"{mailbox}\"");
+        assert!(
+            reply.starts_with("250 ") && reply.contains(&want),
+            "{address}: {reply}"
+        );
+    });
+    assert!(
+        children(&server).len() <= 33,
+        "workers: {}",
+        children(&server).len() - 1
+    );
+    for number in 0..site.users {
+        let own = messages(&site.home(number).join("Maildir"));
+        let shared = usize::from(number % 4 < 2);
+        assert_eq!(own.len(), 3 - shared, "u{number}");
+        let uid = UID + number;
+        for (path, _) in own {
+            assert_eq!(facts(&path), (uid, uid, 0o600), "{}", path.display());
+        }
+        assert_eq!(facts(&site.home(number).join("Maildir")), (uid, uid, 0o700));
+    }
+    for (tree, group, first) in [
+        ("public/.info", GROUP, 0),
+        ("shared/u5/.Team", GROUP + 1, 1),
+    ] {
+        let stored = messages(&site.scratch.path(tree));
+        let mut owners: Vec<u32> = stored.iter().map(|(path, _)| facts(path).0).collect();
+        owners.sort_unstable();
+        let members = (0..site.users)
+            .filter(|it| it % 4 == first)
+            .map(|it| UID + it);
+        assert_eq!(owners, members.collect::<Vec<_>>(), "{tree}");
+        for (path, _) in stored {
+            let (_, gid, mode) = facts(&path);
+            assert_eq!((gid, mode), (group, 0o660), "{}", path.display());
+        }
+    }
+    assert_eq!(leftovers(&site.scratch.path("")), Vec::<PathBuf>::new());
+}
+
+/// Who each process is, to the kernel; and what somebody with this identity can open.
+#[test]
+fn nobody_can_open_what_is_not_his() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(8);
+    let server = site.serve("");
+    let sent = server.client().deliver(&["u1@x", "u2@x"], LETTER);
+    assert!(sent.iter().all(|it| it.starts_with("250")), "{sent:?}");
+    let letter = |number: u32| messages(&site.home(number).join("Maildir")).remove(0).0;
+    let (front, one, two) = (
+        front(&server),
+        worker(&server, UID + 1).unwrap(),
+        worker(&server, UID + 2).unwrap(),
+    );
+    for process in [&front, &one, &two] {
+        for (key, want) in [
+            ("CapEff", "0000000000000000"),
+            ("CapPrm", "0000000000000000"),
+            ("CapInh", "0000000000000000"),
+            ("CapAmb", "0000000000000000"),
+            ("NoNewPrivs", "1"),
+        ] {
+            assert_eq!(process.status[key], want, "{} {key}", process.name);
+        }
+        for key in ["Uid", "Gid"] {
+            let ids: Vec<&str> = process.status[key].split(' ').collect();
+            assert!(ids.iter().all(|id| *id == ids[0] && *id != "0"), "{ids:?}");
+        }
+        assert!(!process.status["Groups"].split(' ').any(|gid| gid == "0"));
+    }
+    assert_eq!(front.uid(), 65534);
+    let groups = format!("{} {}", UID + 1, GROUP + 1);
+    assert_eq!(one.status["Groups"], groups);
+    for (process, path, is_open) in [
+        (&one, letter(1), true),
+        (&one, letter(2), false),
+        (&two, letter(2), true),
+        (&two, letter(1), false),
+        (&front, letter(1), false),
+        (&front, letter(2), false),
+        (&front, site.scratch.path("public/.info"), false),
+    ] {
+        let name = format!("{} {}: {}", process.name, process.uid(), path.display());
+        assert_eq!(process.can("-r", &path), is_open, "{name}");
+    }
+    // No descriptor of another process came along: three standard ones, and the socket to the front.
+    for worker in [&one, &two] {
+        let open = fs::read_dir(format!("/proc/{}/fd", worker.pid)).unwrap();
+        let open: Vec<PathBuf> = open
+            .filter_map(|it| fs::read_link(it.unwrap().path()).ok())
+            .filter(|it| it.to_string_lossy().starts_with("socket:"))
+            .collect();
+        assert_eq!(open.len(), 1, "{open:?}");
+    }
+}
+
+/// The one who is waiting is told to try again, nobody else notices.
+#[test]
+fn a_worker_that_hangs_and_dies() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(4);
+    let server = site.serve("");
+    assert!(server.client().deliver(&["u1@x"], LETTER)[0].starts_with("250"));
+    let hanging = worker(&server, UID + 1).unwrap().pid;
+    signal(hanging, "STOP");
+    let mut waiting = server.client();
+    waiting.say("MAIL FROM:<a@b>");
+    waiting.send(b"RCPT TO:<u1@x>\r\n");
+    let mut others = server.client();
+    for _ in 0..3 {
+        let replies = others.deliver(&["u2@x", "u3@x"], LETTER);
+        assert!(
+            replies.iter().all(|it| it.starts_with("250")),
+            "{replies:?}"
+        );
+    }
+    signal(hanging, "KILL");
+    let refused = waiting.reply();
+    assert!(refused.starts_with("451 4.3.0 "), "{refused}");
+    assert!(!refused.contains("worker"), "{refused}");
+    assert!(server.client().deliver(&["u1@x"], LETTER)[0].starts_with("250"));
+    assert_ne!(worker(&server, UID + 1).unwrap().pid, hanging);
+    assert_eq!(messages(&site.home(1).join("Maildir")).len(), 2);
+    assert!(
+        server.log().contains("a worker process died"),
+        "{}",
+        server.log()
+    );
+}
+
+/// In the middle of a delivery: answered, and what it had begun is swept up or whole.
+#[test]
+fn a_worker_that_dies_while_it_stores() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(4);
+    let server = site.serve("");
+    let mut told = 0;
+    for round in 0..20 {
+        let mut client = server.client();
+        let mail = client.say("MAIL FROM:<a@b>");
+        assert!(mail.starts_with("250"), "{mail}");
+        assert!(client.say("RCPT TO:<u1@x>").starts_with("250"));
+        let pid = worker(&server, UID + 1).unwrap().pid;
+        client.say("DATA");
+        client.send(b"Subject: x\r\n\r\nhello\r\n.\r\n");
+        thread::sleep(Duration::from_micros(300 * round));
+        let _ = Command::new("kill")
+            .args(["-KILL", &pid.to_string()])
+            .stderr(Stdio::null())
+            .status();
+        let reply = client.reply();
+        told += usize::from(reply.starts_with("250"));
+        assert!(
+            reply.starts_with("250") || reply.starts_with("451 4.3.0"),
+            "{reply}"
+        );
+        wait_until("the worker is gone", || {
+            Process::of(pid).is_none_or(|it| it.status["State"].starts_with('Z'))
+        });
+    }
+    let stored = messages(&site.home(1).join("Maildir"));
+    assert!(stored.len() >= told, "{} of {told}", stored.len());
+    assert!(stored.iter().all(|(_, text)| text.ends_with(b"hello\n")));
+}
+
+#[test]
+fn the_end_of_the_front_is_the_end_of_all() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(4);
+    for (how, code) in [("KILL", 75), ("TERM", 0)] {
+        let mut server = site.serve("");
+        assert!(server.client().deliver(&["u1@x"], LETTER)[0].starts_with("250"));
+        let all = children(&server);
+        assert_eq!(all.len(), 2);
+        match how {
+            "KILL" => signal(front(&server).pid, how),
+            _ => server.terminate(),
+        }
+        assert_eq!(server.wait(), Some(code), "{}", server.log());
+        let left: Vec<u32> = all.iter().map(|it| it.pid).collect();
+        assert!(
+            left.iter().all(|pid| Process::of(*pid).is_none()),
+            "{left:?}"
+        );
+    }
+}
+
+#[test]
+fn the_configuration_is_read_again() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(4);
+    let server = site.serve("");
+    let size = |client: &mut Lmtp| client.say("LHLO me");
+    // Begun before, and ended behind the change.
+    let mut old = server.client();
+    assert_eq!(size(&mut old), "250 SIZE 1000000");
+    old.say("MAIL FROM:<a@b>");
+    assert!(old.say("RCPT TO:<u1@x>").starts_with("250"));
+    let first = front(&server).pid;
+    site.configure_with("", "2000000");
+    signal(server.pid(), "HUP");
+    wait_until("the new size", || {
+        size(&mut server.client()) == "250 SIZE 2000000"
+    });
+    assert_eq!(old.say("DATA"), "354 OK");
+    old.send(b"Subject: x\r\n\r\nhello\r\n.\r\n");
+    let reply = old.reply();
+    assert!(reply.starts_with("250 2.0.0"), "{reply}");
+    wait_until("the old front is gone", || Process::of(first).is_none());
+    // What is wrong is said, and changes nothing.
+    let second = front(&server).pid;
+    site.configure_with("", "\"large\"");
+    signal(server.pid(), "HUP");
+    wait_until("a word about it", || {
+        server.log().contains("the old one stays")
+    });
+    assert_eq!(front(&server).pid, second);
+    assert_eq!(size(&mut server.client()), "250 SIZE 2000000");
+    // A socket that cannot be had is one of these mistakes too.
+    let config = site.configure_with("", "3000000");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("/run/lmtp", "/nowhere/lmtp")).unwrap();
+    signal(server.pid(), "HUP");
+    wait_until("a word about it", || {
+        server.log().matches("the old one stays").count() == 2
+    });
+    let reply = server.client().deliver(&["u1@x"], LETTER).remove(0);
+    assert!(reply.starts_with("250"), "{reply}");
+    // And where it moves, the old one is closed.
+    fs::write(&config, text.replace("/run/lmtp", "/run/other")).unwrap();
+    signal(server.pid(), "HUP");
+    let other = site.scratch.path("run/other");
+    wait_until("the new socket", || {
+        std::os::unix::net::UnixStream::connect(&other).is_ok()
+    });
+    assert_eq!(size(&mut Lmtp::connect(&other)), "250 SIZE 3000000");
+    wait_until("the old socket is closed", || {
+        std::os::unix::net::UnixStream::connect(site.scratch.path("run/lmtp")).is_err()
+    });
+    wait_until("one front", || {
+        children(&server)
+            .iter()
+            .filter(|it| it.name == "postroom-front")
+            .count()
+            == 1
+    });
+    assert_eq!(messages_below(&site.home(1)).len(), 2);
+}
+
+/// More users than processes: each has his mail, and no more processes than allowed ever live.
+#[test]
+fn a_thousand_users_and_a_few_processes() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(1000);
+    let server = site.serve("[workers]\nmax = 12\nidle_timeout = \"1s\"");
+    let all: Vec<String> = (0..site.users)
+        .map(|number| format!("u{number}@x"))
+        .collect();
+    let most = AtomicUsize::new(0);
+    deliver_all(&server, &all, |address, reply| {
+        assert!(reply.starts_with("250 2.0.0"), "{address}: {reply}");
+        most.fetch_max(children(&server).len(), Ordering::Relaxed);
+    });
+    // The front, and one that has ended and is not buried yet.
+    assert!(
+        (12..=14).contains(&most.load(Ordering::Relaxed)),
+        "{most:?}"
+    );
+    for number in 0..site.users {
+        assert_eq!(
+            messages(&site.home(number).join("Maildir")).len(),
+            1,
+            "u{number}"
+        );
+    }
+    wait_until("idle workers end", || children(&server).len() == 1);
+    let memory = |pid: u32| -> u64 {
+        let peak = Process::of(pid).unwrap().status["VmHWM"].clone();
+        peak.split(' ').next().unwrap().parse().unwrap()
+    };
+    let (monitor, front) = (memory(server.pid()), memory(front(&server).pid));
+    assert!(monitor < 40_000 && front < 80_000, "KiB: {monitor} {front}");
+    drop(server);
+    // After so many deliveries another process takes over.
+    let server = site.serve("[workers]\nmax_deliveries = 2");
+    let mut pids: Vec<u32> = Vec::new();
+    for _ in 0..6 {
+        assert!(server.client().deliver(&["u1@x"], LETTER)[0].starts_with("250"));
+        pids.extend(worker(&server, UID + 1).map(|it| it.pid));
+    }
+    pids.dedup();
+    assert!(pids.len() >= 3, "{pids:?}");
+}
+
+/// What a user can do to his own home: the right answer, no other file touched, nobody else delayed.
+#[test]
+fn hostile_homes() {
+    if not_root() {
+        return;
+    }
+    type Spoil = fn(&Site, &Path);
+    let spoilers: [(&str, Spoil); 8] = [
+        ("Maildir leads to another's", |site, home| {
+            symlink(site.home(2).join("Maildir"), home.join("Maildir")).unwrap();
+        }),
+        ("Maildir leads to /etc", |_, home| {
+            symlink("/etc", home.join("Maildir")).unwrap();
+        }),
+        ("new is a FIFO", |site, home| {
+            site.scratch
+                .maildir("home/u1/Maildir", UID + 1, UID + 1, 0o700);
+            fs::remove_dir(home.join("Maildir/new")).unwrap();
+            assert!(
+                Command::new("mkfifo")
+                    .arg(home.join("Maildir/new"))
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+        }),
+        ("Maildir is a FIFO", |_, home| {
+            assert!(
+                Command::new("mkfifo")
+                    .arg(home.join("Maildir"))
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+        }),
+        ("the list of UIDs is another's file", |site, home| {
+            site.scratch
+                .maildir("home/u1/Maildir", UID + 1, UID + 1, 0o700);
+            fs::hard_link(
+                site.scratch.path("precious"),
+                home.join("Maildir/dovecot-uidlist"),
+            )
+            .unwrap();
+        }),
+        ("no way in", |site, _| {
+            site.scratch.dir("home/u1/Maildir", UID + 1, UID + 1, 0o600);
+        }),
+        ("Maildir is somebody else's", |site, _| {
+            site.scratch
+                .maildir("home/u1/Maildir", UID + 3, UID + 3, 0o700);
+        }),
+        ("the home is not there", |_, home| {
+            fs::remove_dir(home).unwrap()
+        }),
+    ];
+    for (case, spoil) in spoilers {
+        let site = Site::new(4);
+        site.scratch
+            .file("precious", UID + 2, UID + 2, 0o644, "precious\n");
+        let server = site.serve("");
+        assert!(
+            server.client().deliver(&["u2@x"], LETTER)[0].starts_with("250"),
+            "{case}"
+        );
+        let before = support::tree(&site.home(2));
+        spoil(&site, &site.home(1));
+        let began = Instant::now();
+        let replies = server.client().deliver(&["u1@x", "u3@x"], LETTER);
+        assert!(replies[1].starts_with("250"), "{case}: {replies:?}");
+        assert!(
+            began.elapsed() < PATIENCE / 3,
+            "{case}: {:?}",
+            began.elapsed()
+        );
+        match case {
+            // It is only not written to.
+            "the list of UIDs is another's file" => {
+                assert!(replies[0].starts_with("250"), "{case}: {replies:?}")
+            }
+            _ => assert!(replies[0].starts_with("451"), "{case}: {replies:?}"),
+        }
+        assert_eq!(support::tree(&site.home(2)), before, "{case}");
+        assert_eq!(
+            fs::read_to_string(site.scratch.path("precious")).unwrap(),
+            "precious\n"
+        );
+        assert!(!Path::new("/etc/new").exists() && !Path::new("/etc/tmp").exists());
+    }
+}
+
+/// Identities that have no mail, whatever the userdb says.
+#[test]
+fn nobody_becomes_root() {
+    if not_root() {
+        return;
+    }
+    for (line, extra) in [
+        ("0:20001", ""),
+        ("20001:0", ""),
+        ("100:20001", ""),
+        ("20001:20001", "userdb_mail_access_groups=root"),
+    ] {
+        let site = Site::new(4);
+        let home = site.scratch.text("home/u1");
+        let users = site.scratch.path("users");
+        write_long_ago(
+            &users,
+            &format!("u1::{line}::{home}::{extra}\nu2::20002:20002::{home}2::\n"),
+        );
+        let config = site.configure("");
+        let text = fs::read_to_string(&config).unwrap();
+        let path = users.display();
+        fs::write(
+            &config,
+            text.replace(
+                "passwd = {}",
+                &format!("passwd-file = {{ path = \"{path}\" }}"),
+            ),
+        )
+        .unwrap();
+        let (socket, log) = (site.scratch.path("run/lmtp"), site.scratch.path("run/log"));
+        let server = Server::start_as_root(&config, &socket, &log);
+        let reply = server.client().deliver(&["u1@x"], LETTER).remove(0);
+        match extra {
+            // A group of root's is only left out.
+            "" => assert!(reply.starts_with("451 4.3.0"), "{line}: {reply}"),
+            _ => {
+                assert!(reply.starts_with("250"), "{line}: {reply}");
+                assert_eq!(worker(&server, 20_001).unwrap().status["Groups"], "");
+            }
+        }
+    }
+}
