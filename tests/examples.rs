@@ -21,9 +21,22 @@ struct Example {
 impl Example {
     /// A server and a Dovecot on the same store; None, with the reason, where there is no Dovecot.
     fn run(&self, version: Version, store: &Store) -> Option<(Server, Dovecot)> {
+        self.run_with(version, store, &FIELDS)
+    }
+
+    fn run_with(
+        &self,
+        version: Version,
+        store: &Store,
+        fields: &Fields,
+    ) -> Option<(Server, Dovecot)> {
         let root = store.scratch.text("");
         let config = store.configure("", "");
-        let text = store.config("", "");
+        let roots = match fields.ours {
+            "" => "",
+            _ => "mail_roots = [\"ROOT\"]",
+        };
+        let text = store.config(roots, "");
         let (before, from) = text.split_once("[namespace.inbox]").unwrap();
         let (_, after) = from.split_once("[acl]").unwrap();
         let (above, namespaces) = match self.ours.find("[namespace") {
@@ -36,6 +49,15 @@ impl Example {
                 &after[after.find("[lmtp]").unwrap()..]
             ),
             false => format!("{above}{before}{namespaces}\n[acl]{after}"),
+        };
+        let text = match fields.ours {
+            "" => text,
+            ours => {
+                let (before, from) = text.split_once("passwd-file = ").unwrap();
+                let (_, after) = from.split_once('\n').unwrap();
+                let home = "uid = 8, gid = 8, home = \"ROOT/home/%{user}\"";
+                format!("{before}static = {{ {home}, {ours} }}\n{after}")
+            }
         };
         fs::write(&config, text.replace("ROOT", &root)).unwrap();
         let dovecot = Dovecot::start_with(version, store, |text| {
@@ -55,12 +77,43 @@ impl Example {
                 }
             }
             let location = location.replace("ROOT", &root);
+            let home = match version {
+                Version::V23 => ("home/%n\n", fields.old),
+                Version::V24 => ("home/%{user | username}\n  }", fields.new),
+            };
+            let told = home.0.replace('\n', &format!(" {}\n", home.1));
+            let told = match version {
+                Version::V23 => told,
+                Version::V24 => home.0.replace("\n  }", &format!("\n{}\n  }}", home.1)),
+            };
+            let before = match home.1 {
+                "" => before,
+                _ => {
+                    let at = before.rfind(home.0).unwrap();
+                    let (start, end) = before.split_at(at);
+                    format!("{start}{}", end.replacen(home.0, &told, 1))
+                }
+            };
+            let before = before.replace("ROOT", &root);
             format!("{before}{location}\n{}", &from[end..])
         })?;
         let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
         Some((server, dovecot))
     }
 }
+
+/// What the userdb says of every user, beside his home.
+struct Fields {
+    ours: &'static str,
+    old: &'static str,
+    new: &'static str,
+}
+
+const FIELDS: Fields = Fields {
+    ours: "",
+    old: "",
+    new: "",
+};
 
 /// A message for a mailbox of Alice's, by its name.
 fn lda(store: &Store, mailbox: &str, subject: &str) -> (i32, String) {
@@ -425,5 +478,152 @@ fn read_only_mailboxes_mbox() {
         assert_eq!(fs::read_to_string(&file).unwrap(), text);
         assert_eq!(subjects(&dovecot, "Public/info"), ["old"], "{version:?}");
         assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+    }
+}
+
+const FROM_USERDB: Example = Example {
+    ours: r#"
+[namespace.inbox]
+separator = "/"
+prefix = ""
+inbox = true
+[namespace.unused]
+separator = "/"
+prefix = "unused/"
+mail_path = "ROOT/unused/%{user}"
+"#,
+    old: r#"
+mail_location = maildir:~/Maildir
+namespace inbox {
+  separator = /
+  prefix =
+  inbox = yes
+}
+namespace unused {
+  separator = /
+  prefix = unused/
+  location = maildir:ROOT/unused/%u
+}
+"#,
+    new: r#"
+mail_driver = maildir
+mail_path = ~/Maildir
+namespace inbox {
+  separator = /
+  prefix =
+  inbox = yes
+}
+namespace unused {
+  separator = /
+  prefix = unused/
+  mail_path = ROOT/unused/%{user}
+}
+"#,
+};
+
+#[test]
+fn values_from_userdb() {
+    if not_root() {
+        return;
+    }
+    for version in VERSIONS {
+        let store = Store::with_inbox();
+        store.scratch.dir("special", MAIL, MAIL, 0o755);
+        store.scratch.maildir("special/alice", MAIL, MAIL, 0o700);
+        store
+            .scratch
+            .maildir("special/alice/.Box", MAIL, MAIL, 0o700);
+        let fields = Fields {
+            ours: r#"namespace = "inbox,special", "namespace/special/location" = "maildir:ROOT/special/%u", "namespace/special/prefix" = "special/", "namespace/special/separator" = "/""#,
+            old: "namespace=inbox,special namespace/special/location=maildir:ROOT/special/%u namespace/special/prefix=special/ namespace/special/separator=/",
+            new: "    namespace = inbox special\n    namespace/special/mail_path = ROOT/special/%{user}\n    namespace/special/prefix = special/\n    namespace/special/separator = /",
+        };
+        let Some((_server, dovecot)) = FROM_USERDB.run_with(version, &store, &fields) else {
+            return;
+        };
+        one_mailbox(&store, &dovecot, &["special/Box"]);
+        one_mailbox(&store, &dovecot, &["INBOX"]);
+        assert_eq!(
+            support::messages(&store.path("special/alice/.Box")).len(),
+            1
+        );
+        // What the list leaves out is not there.
+        let (code, said) = lda(&store, "unused/x", "elsewhere");
+        assert_eq!(code, 0, "{said}");
+        assert!(said.contains("\"mailbox\":\"INBOX\""), "{said}");
+        assert!(!store.path("unused").exists());
+    }
+}
+
+/// For all namespaces that say nothing else, in the words of either version.
+#[test]
+fn a_place_from_userdb() {
+    if not_root() {
+        return;
+    }
+    for version in VERSIONS {
+        let rows = [
+            ("mail = \"maildir:ROOT/special/%u\"", "", "special/alice"),
+            ("mail_path = \"ROOT/special/%u\"", "", "special/alice"),
+            // Its own path comes first.
+            (
+                "mail_path = \"ROOT/special/%u\"",
+                "ROOT/unused/%u",
+                "unused/alice",
+            ),
+            (
+                "\"namespace/inbox/mail_path\" = \"ROOT/special/%u\"",
+                "ROOT/unused/%u",
+                "special/alice",
+            ),
+        ];
+        for (ours, own, place) in rows {
+            let store = Store::with_inbox();
+            for folder in ["special", "unused"] {
+                store.scratch.dir(folder, MAIL, MAIL, 0o755);
+                let folder = format!("{folder}/alice");
+                store.scratch.maildir(&folder, MAIL, MAIL, 0o700);
+                let folder = format!("{folder}/.Box");
+                store.scratch.maildir(&folder, MAIL, MAIL, 0o700);
+            }
+            let set = |before: &str, after: &str| match own {
+                "" => String::new(),
+                own => format!("{before}{own}{after}\n"),
+            };
+            let leak = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
+            let namespace = "separator = /\n  inbox = yes\n";
+            let example = Example {
+                ours: leak(format!(
+                    "[namespace.inbox]\nseparator = \"/\"\ninbox = true\n{}",
+                    set("mail_path = \"", "\"")
+                )),
+                old: leak(format!(
+                    "mail_location = maildir:~/Maildir\nnamespace inbox {{\n  {namespace}{}}}\n",
+                    set("  location = maildir:", "")
+                )),
+                new: leak(format!(
+                    "mail_driver = maildir\nmail_path = ~/Maildir\nnamespace inbox {{\n  {namespace}{}}}\n",
+                    set("  mail_path = ", "").replace("%u", "%{user}")
+                )),
+            };
+            let path = "maildir:ROOT/special/%u";
+            let fields = Fields {
+                ours,
+                old: match ours.contains("namespace/") {
+                    true => leak(format!("namespace/inbox/location={path}")),
+                    false => leak(format!("mail={path}")),
+                },
+                new: match ours.contains("namespace/") {
+                    true => "    namespace/inbox/mail_path = ROOT/special/%{user}",
+                    false => "    mail_path = ROOT/special/%{user}",
+                },
+            };
+            let Some((_server, dovecot)) = example.run_with(version, &store, &fields) else {
+                return;
+            };
+            one_mailbox(&store, &dovecot, &["Box"]);
+            let stored = support::messages(&store.path(&format!("{place}/.Box"))).len();
+            assert_eq!(stored, 1, "{version:?} {ours} {own}");
+        }
     }
 }

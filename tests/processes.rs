@@ -540,7 +540,7 @@ fn a_thousand_users_and_a_few_processes() {
         return;
     }
     let site = Site::new(1000);
-    let server = site.serve("[workers]\nmax = 12\nidle_timeout = \"1s\"");
+    let mut server = site.serve("[workers]\nmax = 12\nidle_timeout = \"1s\"");
     let all: Vec<String> = (0..site.users)
         .map(|number| format!("u{number}@x"))
         .collect();
@@ -568,7 +568,8 @@ fn a_thousand_users_and_a_few_processes() {
     };
     let (monitor, front) = (memory(server.pid()), memory(front(&server).pid));
     assert!(monitor < 40_000 && front < 80_000, "KiB: {monitor} {front}");
-    drop(server);
+    server.terminate();
+    assert_eq!(server.wait(), Some(0));
     // After so many deliveries another process takes over.
     let server = site.serve("[workers]\nmax_deliveries = 2");
     let mut pids: Vec<u32> = Vec::new();

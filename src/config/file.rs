@@ -1,6 +1,7 @@
 //! The file as written, turned into settings: the whole of it, and `[delivery]`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::listeners::{lmtp, socketmap};
 use super::map::{addresses, routes};
@@ -11,7 +12,8 @@ use super::users::{limits, userdbs};
 use super::workers::workers;
 use super::{Config, Service};
 use crate::deliver::settings::{
-    Acl, Detail, MailFsync, Mbox, NewMailboxPermissions, Permissions, RecipientHeaders, Settings,
+    Acl, Detail, MailFsync, Mbox, NewMailboxPermissions, OwnNamespaces, Permissions,
+    RecipientHeaders, Settings,
 };
 use crate::index::log::LockMethod;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
@@ -42,7 +44,7 @@ pub fn read(root: &Section<'_>) -> Config {
             limits,
             username_format: root.template_or("auth_username_format", "%{user | lower}"),
         },
-        namespaces,
+        Arc::new(namespaces),
         acl,
     );
     let lmtp = lmtp(root, hostname, &delivery);
@@ -67,7 +69,7 @@ fn delivery(
     root: &Section<'_>,
     hostname: String,
     userdbs: Userdbs,
-    namespaces: Vec<Namespace>,
+    namespaces: Arc<Vec<Namespace>>,
     acl: Acl,
 ) -> Settings {
     let section = root.section("delivery");
@@ -131,6 +133,7 @@ fn delivery(
         addresses: addresses(root),
         routes: routes(root),
         namespaces,
+        own: OwnNamespaces::default(),
         acl,
         recipient_delimiter: section.text_or("recipient_delimiter", || "+".into()),
         detail: section

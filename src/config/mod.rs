@@ -3,8 +3,10 @@
 
 mod file;
 mod listeners;
+mod mail_location;
 mod map;
 mod overrides;
+mod own;
 mod places;
 pub mod report;
 mod rights;
@@ -18,6 +20,7 @@ mod tests;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use overrides::Overrides;
 pub use report::{Errors, Problem};
@@ -26,6 +29,7 @@ use section::{Notes, Section};
 pub use workers::{Isolation, Workers};
 
 use crate::deliver;
+use crate::deliver::settings::OwnNamespaces;
 use crate::lmtp::{self, Listen};
 use crate::sharing::SharingMap;
 use crate::sys::credentials;
@@ -136,6 +140,8 @@ impl Config {
             problems,
         };
         config.settings = notes.settings.take();
+        let usual = Arc::clone(&config.delivery.namespaces);
+        config.delivery.own = OwnNamespaces::new(own::maker(text.to_owned(), usual));
         match (errors.is_fatal(), errors.problems.is_empty()) {
             (true, _) => Err(errors),
             (false, true) => Ok(config),

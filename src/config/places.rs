@@ -64,6 +64,7 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
         );
     }
     Location {
+        is_users: false,
         subscriptions_filename: subscriptions,
         driver,
         path: match above {

@@ -4,6 +4,7 @@
 //! known; [`Section::finish`] reports the others, with the nearest known name.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ pub struct Section<'t> {
     path: String,
     table: Option<&'t DeTable<'t>>,
     place: Range<usize>,
-    known: RefCell<Vec<&'static str>>,
+    known: RefCell<Vec<&'t str>>,
 }
 
 impl<'t> Section<'t> {
@@ -373,6 +374,33 @@ impl<'t> Section<'t> {
             }
         }
         texts
+    }
+
+    /// The settings whose keys are `taken`, with variables in their texts.
+    pub fn free_templates(&self, taken: impl Fn(&str) -> bool) -> BTreeMap<String, Template> {
+        let mut templates = BTreeMap::new();
+        for (name, value) in self.table.into_iter().flat_map(|table| table.iter()) {
+            let key: &'t str = name.get_ref();
+            if !taken(key) {
+                continue;
+            }
+            self.known.borrow_mut().push(key);
+            let template = match value.get_ref().as_str() {
+                Some(text) => Template::parse(text),
+                None => {
+                    self.error(key, format!("{key} is a text"), "write it in quotes");
+                    continue;
+                }
+            };
+            match template {
+                Ok(template) => drop(templates.insert(key.to_owned(), template)),
+                Err(error) => {
+                    let advice = error.advice.clone().unwrap_or_default();
+                    self.error(key, format!("{key}: {error}"), advice);
+                }
+            }
+        }
+        templates
     }
 
     /// Reports the keys that nobody asked for.

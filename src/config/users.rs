@@ -8,7 +8,7 @@ use crate::sys::nss;
 use crate::user::fixed::Static;
 use crate::user::passwd::Passwd;
 use crate::user::passwd_file::PasswdFile;
-use crate::user::{Limits, Userdb};
+use crate::user::{self, Limits, Userdb};
 
 /// What a setting names, and how it is looked up.
 type IdKind = (&'static str, fn(&str) -> io::Result<Option<u32>>);
@@ -123,17 +123,15 @@ fn userdb(section: &Section<'_>) -> Option<Userdb> {
         }
         return None;
     }
-    const EXTRA: [&str; 5] = [
-        "mail_access_groups",
-        "system_groups_user",
-        "acl_groups",
-        "acl_user",
-        "master_user",
-    ];
-    let extra = EXTRA
-        .into_iter()
-        .filter_map(|key| Some((key.to_owned(), fixed.template(key)?)))
-        .collect();
+    let extra = fixed.free_templates(|key| {
+        let known = [
+            "system_groups_user",
+            "acl_groups",
+            "acl_user",
+            "master_user",
+        ];
+        known.contains(&key) || key == "mail_access_groups" || user::is_place(key)
+    });
     let (uid, gid) = (id(&fixed, "uid", USER), id(&fixed, "gid", GROUP));
     let home = fixed.template("home");
     fixed.finish();

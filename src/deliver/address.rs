@@ -1,5 +1,7 @@
 //! From an address to a user and the name of the mailbox that is wanted: the address map, the userdbs, the detail.
 
+use std::sync::Arc;
+
 use super::directory::Directory;
 use super::map::Rule;
 use super::report::Line;
@@ -8,6 +10,7 @@ use super::settings::{Detail, Settings};
 use crate::fault::{Code, Fault};
 use crate::mailbox::lookup;
 use crate::mailbox::name::{self, StorageName};
+use crate::mailbox::namespace::Namespace;
 use crate::message::{Address, Recipient};
 use crate::user::User;
 
@@ -15,6 +18,8 @@ use crate::user::User;
 #[derive(Debug)]
 pub struct Asked {
     pub user: User,
+    /// As he has them.
+    pub namespaces: Arc<Vec<Namespace>>,
     pub by: By,
     /// By its full name.
     pub mailbox: String,
@@ -47,16 +52,24 @@ pub fn asked(
             None => Err(unknown(&name)),
         };
     };
+    let namespaces = settings.namespaces_of(&user)?;
     let mut lines = vec![Line::ok(
         "user",
         format!("{}  ({})", user.name, user.origin),
     )];
-    let (by, mailbox) = wanted_name(settings, recipient, detail.as_deref(), &user.name);
+    let (by, mailbox) = wanted_name(
+        settings,
+        &namespaces,
+        recipient,
+        detail.as_deref(),
+        &user.name,
+    );
     if by != By::Default {
         lines.push(Line::ok("wanted", format!("{mailbox}  by {}", by.text())));
     }
     Ok(Asked {
         user,
+        namespaces,
         by,
         mailbox,
         rule: None,
@@ -114,14 +127,15 @@ fn of_rule(
             "no userdb has this user",
         ));
     };
+    let namespaces = settings.namespaces_of(&user)?;
     let own = normalised(
-        settings,
+        &namespaces,
         recipient.mailbox.as_deref().unwrap_or(&rule.mailbox),
     );
     let child = detail
         .filter(|detail| !detail.is_empty() && settings.detail != Detail::Ignore)
         .filter(|_| recipient.mailbox.is_none())
-        .and_then(|detail| child(settings, &user, &own, detail));
+        .and_then(|detail| child(&namespaces, &user, &own, detail));
     let by = if child.is_some() { By::Child } else { By::Map };
     let mailbox = child.unwrap_or(own);
     let lines = vec![
@@ -133,6 +147,7 @@ fn of_rule(
     ];
     Ok(Asked {
         user,
+        namespaces,
         by,
         mailbox,
         rule: Some(rule),
@@ -140,13 +155,13 @@ fn of_rule(
     })
 }
 
-fn child(settings: &Settings, user: &User, parent: &str, detail: &str) -> Option<String> {
-    let above = lookup::find(&settings.namespaces, parent, &user.name).ok()?;
+fn child(namespaces: &[Namespace], user: &User, parent: &str, detail: &str) -> Option<String> {
+    let above = lookup::find(namespaces, parent, &user.name).ok()?;
     let name = normalised(
-        settings,
+        namespaces,
         &format!("{parent}{}{detail}", above.namespace.separator),
     );
-    let found = lookup::find(&settings.namespaces, &name, &user.name).ok()?;
+    let found = lookup::find(namespaces, &name, &user.name).ok()?;
     let is_below = found.namespace.name == above.namespace.name && found.owner == above.owner;
     let is_name = is_below && StorageName::parse(&found.rest, found.namespace).is_ok();
     is_name.then_some(name)
@@ -173,20 +188,21 @@ fn split(settings: &Settings, recipient: &Recipient) -> (String, Option<String>)
 }
 
 /// A mailbox name as somebody wrote it, in NFC, with INBOX in capitals.
-pub fn normalised(settings: &Settings, name: &str) -> String {
-    let separators = settings.namespaces.iter().map(|it| it.separator);
+pub fn normalised(namespaces: &[Namespace], name: &str) -> String {
+    let separators = namespaces.iter().map(|it| it.separator);
     name::normalise(name, &separators.collect::<Vec<char>>())
 }
 
 fn wanted_name(
     settings: &Settings,
+    namespaces: &[Namespace],
     recipient: &Recipient,
     detail: Option<&str>,
     user: &str,
 ) -> (By, String) {
     let inbox = || (By::Default, "INBOX".to_owned());
     if let Some(mailbox) = recipient.mailbox.as_deref() {
-        return match normalised(settings, mailbox) {
+        return match normalised(namespaces, mailbox) {
             name if name.is_empty() => inbox(),
             name => (By::Flag, name),
         };
@@ -196,12 +212,11 @@ fn wanted_name(
     else {
         return inbox();
     };
-    let name = normalised(settings, detail);
-    if name == "INBOX" || lookup::is_full_name(&settings.namespaces, &name, user) {
+    let name = normalised(namespaces, detail);
+    if name == "INBOX" || lookup::is_full_name(namespaces, &name, user) {
         return (By::Detail, name);
     }
-    let inbox_prefix = settings
-        .namespaces
+    let inbox_prefix = namespaces
         .iter()
         .find(|namespace| namespace.inbox)
         .map_or("".into(), |it| it.prefix_for(user));

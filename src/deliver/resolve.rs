@@ -2,7 +2,7 @@
 //!
 //! Asks userdbs; touches no mail. What comes out is plain data: the second half of a delivery may run elsewhere.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -134,6 +134,7 @@ pub fn resolve(
 ) -> Result<Targets, Fault> {
     let Asked {
         user,
+        namespaces,
         by,
         mailbox,
         rule,
@@ -142,6 +143,7 @@ pub fn resolve(
     let resolver = Resolver {
         settings,
         directory,
+        namespaces: &namespaces,
         user: &user,
         subject: rule
             .as_ref()
@@ -149,7 +151,7 @@ pub fn resolve(
             .unwrap_or(settings.acl.subject),
         authenticated: recipient.authenticated.as_deref(),
     };
-    let found = lookup::find(&settings.namespaces, &mailbox, &user.name);
+    let found = lookup::find(&namespaces, &mailbox, &user.name);
     let of_namespace = found
         .as_ref()
         .ok()
@@ -249,7 +251,8 @@ pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(Paths, Layout)>
         hostname: &settings.hostname,
         ..Variables::default()
     };
-    let own = settings.namespaces.iter();
+    let namespaces = settings.namespaces_of(user)?;
+    let own = namespaces.iter();
     let own = own.filter(|it| it.kind == Kind::Private && it.alias_for.is_none());
     let mut roots = Vec::new();
     for namespace in own {
@@ -328,6 +331,8 @@ pub fn mailboxes_of(
 struct Resolver<'a> {
     settings: &'a Settings,
     directory: &'a dyn Directory,
+    /// As the user has them.
+    namespaces: &'a [Namespace],
     user: &'a User,
     subject: settings::Subject,
     /// Who sends, as a trusted peer knows for sure.
@@ -436,7 +441,7 @@ impl Resolver<'_> {
         };
         let name = match route.mailbox.starts_with('\\') {
             true => self.by_special_use(&route.mailbox),
-            false => Some(address::normalised(self.settings, &route.mailbox)),
+            false => Some(address::normalised(self.namespaces, &route.mailbox)),
         };
         let Some(name) = name else {
             let text = format!("{}: no mailbox is {}", route.from, route.mailbox);
@@ -447,7 +452,7 @@ impl Resolver<'_> {
             "route",
             format!("{}: {} -> {name}", route.from, route.header),
         ));
-        let found = lookup::find(&self.settings.namespaces, &name, &self.user.name);
+        let found = lookup::find(self.namespaces, &name, &self.user.name);
         let wanted = self.wanted(found, &name, By::Route, OnMissing::Inbox);
         let wanted = wanted.unwrap_or_else(|fault| Wanted::Missing {
             mailbox: name,
@@ -459,7 +464,6 @@ impl Resolver<'_> {
     /// The full name of the user's own mailbox with this special use.
     fn by_special_use(&self, special_use: &str) -> Option<String> {
         let own = self
-            .settings
             .namespaces
             .iter()
             .filter(|it| it.kind == Kind::Private && it.alias_for.is_none());
@@ -482,7 +486,7 @@ impl Resolver<'_> {
 
     /// The user's own INBOX.
     fn inbox(&self) -> Result<Target, Fault> {
-        let found = lookup::find(&self.settings.namespaces, "INBOX", &self.user.name);
+        let found = lookup::find(self.namespaces, "INBOX", &self.user.name);
         let found =
             found.map_err(|_| Fault::new(Code::Internal, "find INBOX", "no namespace has it"))?;
         let target = self.target("INBOX", &found, &StorageName::Inbox, OnMissing::Inbox)?;
@@ -493,9 +497,9 @@ impl Resolver<'_> {
     fn parents(&self, mailbox: &str, by: By) -> Result<Vec<Target>, Fault> {
         let mut parents = Vec::new();
         let mut name = mailbox;
-        while let Ok(found) = lookup::find(&self.settings.namespaces, name, &self.user.name)
+        while let Ok(found) = lookup::find(self.namespaces, name, &self.user.name)
             && let Some((parent, _)) = name.rsplit_once(found.namespace.separator)
-            && let Ok(above) = lookup::find(&self.settings.namespaces, parent, &self.user.name)
+            && let Ok(above) = lookup::find(self.namespaces, parent, &self.user.name)
             && above.namespace.name == found.namespace.name
             && let Ok(storage) = StorageName::parse(&above.rest, above.namespace)
         {
@@ -544,6 +548,7 @@ impl Resolver<'_> {
                 return Err(Fault::new(Code::CannotTell, doing, why));
             }
         };
+        self.check_place(&paths)?;
         let own_inbox = namespace.kind == Kind::Private && *storage == StorageName::Inbox;
         let auto = namespace.kind == Kind::Private
             && namespace
@@ -581,6 +586,33 @@ impl Resolver<'_> {
         }))
     }
 
+    /// What a userdb says of places holds below the mail roots only.
+    fn check_place(&self, paths: &Paths) -> Result<(), Fault> {
+        if self.user.places().is_empty() {
+            return Ok(());
+        }
+        let roots = self.settings.mail_roots(self.user.home.as_deref());
+        let places = [&paths.root, &paths.mailbox, &paths.inbox, &paths.control];
+        let places = places
+            .into_iter()
+            .chain(&paths.index)
+            .chain(&paths.index_private);
+        let is_below = |place: &Path| {
+            let climbs = place.components().any(|it| it == Component::ParentDir);
+            !climbs && roots.iter().any(|root| place.starts_with(root))
+        };
+        let Some(place) = places.into_iter().find(|place| !is_below(place)) else {
+            return Ok(());
+        };
+        let doing = format!(
+            "use what the userdb says of the mailboxes of {}",
+            self.user.name
+        );
+        let why = format!("{} is not below a mail root", place.display());
+        let fault = Fault::new(Code::CannotTell, doing, why);
+        Err(fault.with_advice("name the directory in delivery.mail_roots"))
+    }
+
     /// The line of a subscriptions file for this mailbox. Dovecot shows one with `auto = subscribe` without a line.
     fn subscription(
         &self,
@@ -597,7 +629,7 @@ impl Resolver<'_> {
         if !self.settings.autosubscribe || is_shown {
             return None;
         }
-        let holder = subscriptions::holder(&self.settings.namespaces, found.namespace)?;
+        let holder = subscriptions::holder(self.namespaces, found.namespace)?;
         Some(Subscription {
             name: subscriptions::Name::of(found, storage, holder)?,
             filename: holder.location.subscriptions_filename.clone(),

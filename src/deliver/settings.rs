@@ -1,18 +1,22 @@
 //! What the core needs to know: built by the config, every default filled in.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use super::map::AddressMap;
 use super::route::Route;
+use crate::fault::{Code, Fault};
 use crate::index::log::LockMethod;
 use crate::mailbox::acl::Rights;
 use crate::mailbox::acl::sources::Rules;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
 use crate::mbox::lock::Locking;
 use crate::mbox::text::Quoting;
-use crate::user::Userdbs;
+use crate::user::{Field, User, Userdbs};
 
 /// How messages are added to an mbox.
 #[derive(Debug)]
@@ -26,7 +30,9 @@ pub struct Settings {
     pub hostname: String,
     pub userdbs: Userdbs,
     /// All that are not disabled, in the order of the file.
-    pub namespaces: Vec<Namespace>,
+    pub namespaces: Arc<Vec<Namespace>>,
+    /// Those of users whose userdb says more of their mailboxes.
+    pub own: OwnNamespaces,
     pub acl: Acl,
     /// Mailboxes with an address of their own.
     pub addresses: AddressMap,
@@ -61,6 +67,18 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The namespaces as this user has them.
+    pub fn namespaces_of(&self, user: &User) -> Result<Arc<Vec<Namespace>>, Fault> {
+        let fields = user.places();
+        if fields.is_empty() {
+            return Ok(Arc::clone(&self.namespaces));
+        }
+        self.own.of(&fields).map_err(|why| {
+            let doing = format!("use what the userdb says of the mailboxes of {}", user.name);
+            Fault::new(Code::CannotTell, doing, why)
+        })
+    }
+
     /// Below which directories mailboxes lie that a symlink may lead to: those of `mail_roots`, or the fixed parts of all paths
     /// and the directory that holds the user's home.
     pub fn mail_roots(&self, home: Option<&Path>) -> Vec<PathBuf> {
@@ -76,6 +94,53 @@ impl Settings {
             .and_then(Path::parent)
             .filter(|it| it.parent().is_some());
         fixed.chain(homes.map(Path::to_owned)).collect()
+    }
+}
+
+/// Makes namespaces from the fields of a userdb; an error says what is wrong with these.
+pub type MakeOwn = Box<dyn Fn(&[Field]) -> Result<Vec<Namespace>, String> + Send + Sync>;
+
+/// Namespaces of some users only, by what their userdb says.
+pub struct OwnNamespaces {
+    make: MakeOwn,
+    known: Mutex<HashMap<Vec<Field>, Arc<Vec<Namespace>>>>,
+}
+
+/// How many of them are kept.
+const KNOWN: usize = 1000;
+
+impl OwnNamespaces {
+    pub fn new(make: MakeOwn) -> OwnNamespaces {
+        OwnNamespaces {
+            make,
+            known: Mutex::default(),
+        }
+    }
+
+    fn of(&self, fields: &[Field]) -> Result<Arc<Vec<Namespace>>, String> {
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(namespaces) = known().get(fields) {
+            return Ok(Arc::clone(namespaces));
+        }
+        let namespaces = Arc::new((self.make)(fields)?);
+        let mut known = known();
+        if known.len() >= KNOWN {
+            known.clear();
+        }
+        known.insert(fields.to_vec(), Arc::clone(&namespaces));
+        Ok(namespaces)
+    }
+}
+
+impl Default for OwnNamespaces {
+    fn default() -> OwnNamespaces {
+        OwnNamespaces::new(Box::new(|_| Err("there is no configuration".into())))
+    }
+}
+
+impl fmt::Debug for OwnNamespaces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OwnNamespaces")
     }
 }
 

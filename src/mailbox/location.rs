@@ -36,6 +36,8 @@ impl Layout {
 /// The `mail_*` settings of one namespace, inherited ones filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Location {
+    /// `mail_path` came from a userdb: a new root takes no permissions from above.
+    pub is_users: bool,
     pub driver: Driver,
     /// `mail_path`.
     pub path: Template,

@@ -32,6 +32,7 @@ pub(crate) mod tests {
             disabled: false,
             ignore_on_failure: false,
             location: Location {
+                is_users: false,
                 driver: Driver::Maildir,
                 path: Template::parse("~/Maildir").unwrap(),
                 inbox_path: None,

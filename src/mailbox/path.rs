@@ -113,7 +113,10 @@ impl Paths {
         Ok(Paths {
             index_private: optional(&location.index_private_path)?
                 .map(|base| below(&base, location, name)),
-            root_rule: root_rule(&location.path, variables, &root)?,
+            root_rule: match location.is_users {
+                true => RootRule::None,
+                false => root_rule(&location.path, variables, &root)?,
+            },
             root,
             inbox,
             mailbox,

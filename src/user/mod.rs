@@ -201,12 +201,24 @@ impl Userdbs {
     }
 }
 
-/// Whether a field of a userdb says where a user's mail lies.
-fn moves_mail(field: &str) -> bool {
-    const FIELDS: [&str; 3] = ["mail", "namespace", "chroot"];
+/// A field of a userdb: its name, its value.
+pub type Field = (String, String);
+
+impl User {
+    /// What the userdb says of where his mail lies.
+    pub fn places(&self) -> Vec<Field> {
+        let places = self.extra.iter().filter(|(field, _)| is_place(field));
+        let places = places.map(|(field, value)| (field.clone(), value.clone()));
+        places.collect()
+    }
+}
+
+/// Whether a field says where mail lies.
+pub fn is_place(field: &str) -> bool {
     const PREFIXES: [&str; 3] = ["namespace/", "mailbox_", "mail_"];
     let others = field == "mail_access_groups";
-    !others && (FIELDS.contains(&field) || PREFIXES.iter().any(|it| field.starts_with(it)))
+    let is_place = |field: &str| PREFIXES.iter().any(|it| field.starts_with(it));
+    !others && (matches!(field, "mail" | "namespace") || is_place(field))
 }
 
 impl Limits {
@@ -247,9 +259,9 @@ impl Limits {
             userdb: answer.origin.clone(),
             why,
         };
-        if let Some(field) = answer.extra.keys().find(|field| moves_mail(field)) {
+        if answer.extra.contains_key("chroot") {
             // Not followed, mail would lie elsewhere than its readers look.
-            let why = format!("{} has {field}, which is not built yet", answer.name);
+            let why = format!("{} has chroot, and mail is stored in none", answer.name);
             return Err(unavailable(why));
         }
         let uid = answer.uid.or(self.mail_uid);

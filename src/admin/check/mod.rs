@@ -30,7 +30,7 @@ pub fn check(path: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
         errors: 0,
         warnings: 0,
     };
-    for namespace in &config.delivery.namespaces {
+    for namespace in config.delivery.namespaces.iter() {
         findings.namespace(namespace)?;
     }
     findings.mboxes(&config)?;

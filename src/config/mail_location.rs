@@ -1,0 +1,103 @@
+//! Dovecot 2.3's `mail_location`, as the settings that 2.4 has in its place: `maildir:~/Maildir:INDEX=/var/index/%u`.
+
+/// Keys that say nothing of where a message is put.
+const WITHOUT_EFFECT: [&str; 5] = [
+    "VOLATILEDIR",
+    "LISTINDEX",
+    "NO-NOSELECT",
+    "NO-FS-VALIDATION",
+    "ITERINDEX",
+];
+
+/// The settings, each with its value.
+pub fn settings(location: &str) -> Result<Vec<(&'static str, String)>, String> {
+    let (driver, rest) = location
+        .split_once(':')
+        .ok_or_else(|| format!("{location:?} has no driver: write maildir:PATH or mbox:PATH"))?;
+    if !["maildir", "mbox"].contains(&driver) {
+        return Err(format!(
+            "{driver:?} is no driver of ours: maildir and mbox are"
+        ));
+    }
+    let mut parts = parts(rest).into_iter();
+    let mut settings = vec![("mail_driver", driver.to_owned())];
+    settings.extend(
+        parts
+            .next()
+            .filter(|it| !it.is_empty())
+            .map(|path| ("mail_path", path)),
+    );
+    for part in parts {
+        let (key, value) = part.split_once('=').unwrap_or((&part, ""));
+        let setting = match key {
+            "INBOX" => "mail_inbox_path",
+            "INDEX" => "mail_index_path",
+            "INDEXPVT" => "mail_index_private_path",
+            "CONTROL" => "mail_control_path",
+            "DIRNAME" => "mailbox_directory_name",
+            "SUBSCRIPTIONS" => "mailbox_subscriptions_filename",
+            "BROKENCHAR" => continue,
+            "LAYOUT" => {
+                settings.push(("mailbox_list_layout", value.to_lowercase()));
+                continue;
+            }
+            "UTF-8" => {
+                settings.push(("mailbox_list_utf8", "yes".into()));
+                continue;
+            }
+            key if WITHOUT_EFFECT.contains(&key) => continue,
+            other => return Err(format!("{other} in {location:?} is not known")),
+        };
+        settings.push((setting, value.to_owned()));
+    }
+    Ok(settings)
+}
+
+/// A colon divides them, two are one of a path.
+fn parts(text: &str) -> Vec<String> {
+    let mut parts = Vec::new();
+    let mut part = String::new();
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            ':' if letters.next_if_eq(&':').is_none() => parts.push(std::mem::take(&mut part)),
+            letter => part.push(letter),
+        }
+    }
+    parts.push(part);
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations() {
+        for (location, want) in [
+            (
+                "maildir:~/Maildir",
+                "mail_driver=maildir mail_path=~/Maildir",
+            ),
+            ("maildir:", "mail_driver=maildir"),
+            (
+                "mbox:~/mail:INBOX=/var/mail/bob:INDEX=MEMORY",
+                "mail_driver=mbox mail_path=~/mail mail_inbox_path=/var/mail/bob mail_index_path=MEMORY",
+            ),
+            (
+                "maildir:/a::b:LAYOUT=Maildir++:UTF-8:VOLATILEDIR=/x:CONTROL=/c:INDEXPVT=/p:DIRNAME=d",
+                "mail_driver=maildir mail_path=/a:b mailbox_list_layout=maildir++ mailbox_list_utf8=yes mail_control_path=/c mail_index_private_path=/p mailbox_directory_name=d",
+            ),
+        ] {
+            let got = settings(location).unwrap();
+            let got: Vec<String> = got
+                .iter()
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect();
+            assert_eq!(got.join(" "), want, "{location}");
+        }
+        for location in ["", "~/Maildir", "sdbox:~/x", "maildir:~/x:MAILBOXDIR=y"] {
+            assert!(settings(location).is_err(), "{location}");
+        }
+    }
+}
