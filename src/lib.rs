@@ -15,6 +15,7 @@
 //! | ground | [`database`], [`fault`], [`log`], [`text`], [`sys`] | databases, errors and their codes, log lines, encodings, system calls |
 
 pub mod admin;
+pub mod handover;
 pub mod lda;
 pub mod lmtp;
 pub mod socketmap;

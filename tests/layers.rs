@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// From top to bottom; those in one row do not know each other.
 const LAYERS: [&[&str]; 11] = [
     &["bin"],
-    &["socketmap"],
+    &["socketmap", "handover"],
     &["lmtp", "lda", "admin"],
     &["config"],
     &["run"],

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use postroom::config::{self, Config, Isolation, Service, Workers};
+use postroom::config::{self, Config, HandOver, Isolation, Service, Workers};
 use postroom::deliver::{Core, Settings};
+use postroom::handover;
 use postroom::lmtp::listeners::Listeners;
 use postroom::lmtp::{self, Bound};
 use postroom::log;
@@ -98,6 +99,8 @@ struct Server {
     lmtp: Arc<lmtp::Settings>,
     mails: Vec<Bound>,
     maps: Vec<Bound>,
+    ldas: Vec<Bound>,
+    hand_over: HandOver,
     service: Service,
     workers: Workers,
     stdio: bool,
@@ -109,18 +112,24 @@ impl Server {
         listeners: &mut Listeners,
         stdio: bool,
     ) -> io::Result<(Server, Settings)> {
-        let (mails, maps) = match stdio {
-            true => (&[][..], &[][..]),
-            false => (&config.lmtp.listen[..], &config.socketmap[..]),
+        let (mails, maps, ldas) = match stdio {
+            true => (&[][..], &[][..], &[][..]),
+            false => (
+                &config.lmtp.listen[..],
+                &config.socketmap[..],
+                &config.hand_over.listen[..],
+            ),
         };
         if !stdio && mails.is_empty() {
             let advice = "there is nothing to listen on: write [lmtp] listen = [{ unix = \"/run/postroom/lmtp\" }]";
             return Err(io::Error::other(advice));
         }
-        listeners.change(&[mails, maps].concat())?;
+        listeners.change(&[mails, maps, ldas].concat())?;
         let server = Server {
             mails: listeners.of(mails)?,
             maps: listeners.of(maps)?,
+            ldas: listeners.of(ldas)?,
+            hand_over: config.hand_over.clone(),
             lmtp: Arc::new(config.lmtp),
             service: config.service,
             workers: config.workers,
@@ -132,7 +141,7 @@ impl Server {
     /// This server as the monitor starts it.
     fn generation(self, settings: Settings) -> io::Result<Generation> {
         let front = front(&self.workers.front_user)?;
-        let bound = self.mails.iter().chain(&self.maps);
+        let bound = self.mails.iter().chain(&self.maps).chain(&self.ldas);
         let descriptors = bound.map(Bound::descriptor).collect();
         Ok(Generation {
             front,
@@ -169,9 +178,16 @@ impl Server {
                 return Ok(());
             }
             let maps = socketmap::serve(self.maps, runner.clone(), stopped.clone());
+            let ldas = handover::serve(
+                self.ldas,
+                runner.clone(),
+                self.hand_over,
+                Arc::clone(&self.lmtp),
+                stopped.clone(),
+            );
             let mails = lmtp::serve(self.mails, runner, self.lmtp, stopped);
-            let (mails, maps) = tokio::join!(mails, maps);
-            mails.and(maps)
+            let (mails, maps, ldas) = tokio::join!(mails, maps, ldas);
+            mails.and(maps).and(ldas)
         });
         runtime.shutdown_timeout(LEAVE);
         served

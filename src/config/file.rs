@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::listeners::{lmtp, socketmap};
+use super::listeners::{hand_over, lmtp, socketmap};
 use super::map::{addresses, routes};
 use super::places::{location, namespaces};
 use super::rights::{acl, sharing_map};
@@ -51,6 +51,7 @@ pub fn read(root: &Section<'_>) -> Config {
     let sharing_map = sharing_map(root);
     let socketmap = socketmap(root);
     let workers = workers(root);
+    let hand_over = hand_over(root);
     root.finish();
     Config {
         delivery,
@@ -58,6 +59,7 @@ pub fn read(root: &Section<'_>) -> Config {
         socketmap,
         service,
         workers,
+        hand_over,
         sharing_map,
         path: None,
         settings: Vec::new(),

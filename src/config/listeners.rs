@@ -1,12 +1,13 @@
 //! `[lmtp]` and `[socketmap]`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::section::Section;
 use crate::deliver::Settings;
 use crate::lmtp::{self, Listen};
 use crate::message::body::Spool;
+use crate::sys::nss;
 
 pub fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::Settings {
     let section = root.section("lmtp");
@@ -57,6 +58,67 @@ pub fn socketmap(root: &Section<'_>) -> Vec<Listen> {
     let listen = tables.iter().filter_map(listener).collect();
     section.finish();
     listen
+}
+
+/// `[lda]`: who may hand messages over to the server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HandOver {
+    /// Unix sockets.
+    pub listen: Vec<Listen>,
+    /// Those who deliver to others too.
+    pub trusted_uids: Vec<u32>,
+    /// Messages of one uid.
+    pub at_once: u32,
+    pub a_minute: u32,
+}
+
+impl HandOver {
+    /// Where an LDA finds the server.
+    pub fn socket(&self) -> Option<&Path> {
+        self.listen.iter().find_map(|it| match it {
+            Listen::Unix { path, .. } => Some(path.as_path()),
+            Listen::Tcp { .. } => None,
+        })
+    }
+}
+
+pub fn hand_over(root: &Section<'_>) -> HandOver {
+    let section = root.section("lda");
+    let tables = section.tables("listen");
+    let listen: Vec<Listen> = tables.iter().filter_map(listener).collect();
+    let tcp = listen
+        .iter()
+        .position(|it| matches!(it, Listen::Tcp { .. }));
+    if let Some(at) = tcp {
+        let why = "over TCP nobody knows whose process it is";
+        tables[at].error("tcp", why, "write { unix = \"/run/postroom/lda\" }");
+    }
+    let number = |key, default: u32| {
+        let number = section.number(key, Some(default)).unwrap_or(default);
+        if number == 0 {
+            section.error(key, "0 lets nothing in", format!("write {default}"));
+        }
+        number
+    };
+    let trusted = section
+        .texts("trusted_uids")
+        .into_iter()
+        .filter_map(|name| {
+            let found = nss::uid(&name).ok().flatten();
+            if found.is_none() {
+                let advice = "write the name of a user, or a number in quotes";
+                section.error("trusted_uids", format!("there is no user {name:?}"), advice);
+            }
+            found
+        });
+    let hand_over = HandOver {
+        listen,
+        trusted_uids: trusted.collect(),
+        at_once: number("max_at_once", 4),
+        a_minute: number("max_per_minute", 120),
+    };
+    section.finish();
+    hand_over
 }
 
 fn listener(section: &Section<'_>) -> Option<Listen> {

@@ -22,6 +22,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use listeners::HandOver;
 use overrides::Overrides;
 pub use report::{Errors, Problem};
 pub use section::Setting;
@@ -46,6 +47,7 @@ pub struct Config {
     pub socketmap: Vec<Listen>,
     pub service: Service,
     pub workers: Workers,
+    pub hand_over: HandOver,
     /// None: nobody is told who shares what.
     pub sharing_map: Option<SharingMap>,
     /// The file; none for the built-in defaults.

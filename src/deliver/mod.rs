@@ -33,7 +33,6 @@ use crate::maildir::filename::Names;
 use crate::message::{Message, Recipient};
 use crate::sys;
 use crate::sys::credentials::{self, Credentials};
-use crate::user::User;
 
 pub use address::user_of;
 pub use carry_out::Transaction;
@@ -90,16 +89,16 @@ impl Core {
         }
     }
 
-    /// Whose identity delivers, and all that a delivery by another process must be told. `head`: the start of the message; none
+    /// Who delivers and what is wanted, and all that a delivery by another process must be told. `head`: the start of the message; none
     /// before there is one.
     pub fn look_up(
         &self,
         recipient: &Recipient,
         head: Option<&[u8]>,
-    ) -> Result<(User, Answers), Fault> {
+    ) -> Result<(Targets, Answers), Fault> {
         let recorder = directory::Recorder::new(&self.settings);
         let targets = resolve::resolve(&self.settings, &recorder, recipient, head)?;
-        Ok((targets.user, recorder.answers()))
+        Ok((targets, recorder.answers()))
     }
 
     /// The start of a transaction: one message for `recipients` recipients.

@@ -145,10 +145,13 @@ pub fn resolve(
         directory,
         namespaces: &namespaces,
         user: &user,
-        subject: rule
-            .as_ref()
-            .and_then(|rule| rule.subject)
-            .unwrap_or(settings.acl.subject),
+        subject: match recipient.is_himself {
+            true => settings::Subject::Recipient,
+            false => rule
+                .as_ref()
+                .and_then(|rule| rule.subject)
+                .unwrap_or(settings.acl.subject),
+        },
         authenticated: recipient.authenticated.as_deref(),
     };
     let found = lookup::find(&namespaces, &mailbox, &user.name);
@@ -777,6 +780,14 @@ fn home_of(user: &User) -> Result<Option<String>, Fault> {
 }
 
 impl Targets {
+    /// The mailbox that is asked for, by its full name.
+    pub fn wanted_name(&self) -> &str {
+        match &self.wanted {
+            Wanted::Target(target) => &target.mailbox,
+            Wanted::Missing { mailbox, .. } | Wanted::Denied { mailbox, .. } => mailbox,
+        }
+    }
+
     /// The flags and keywords that the message is to have in `target`.
     pub fn marks_in(&self, target: &Target) -> (Flags, Keywords) {
         match &self.wanted {

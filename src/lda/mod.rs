@@ -4,18 +4,22 @@
 //! |---|---|
 //! | [`options`] | the command line and the environment, in dovecot-lda's words |
 //! | [`input`] | stdin, or a file, on its way into a body |
+//! | [`hand_over`] | to the running server, where the rights of this process do not suffice |
+//! | [`wire`] | what is said there |
 //! | [`exit`] | the only exit codes that there are |
 //!
 //! All work is done by a child, what touches mail under the identity of the user; the process that the MTA started only
 //! waits for it and turns its end, however abnormal, into one of five exit codes. An MTA retries 75 and believes the others.
 
 pub mod exit;
+pub mod hand_over;
 pub mod input;
 pub mod options;
+pub mod wire;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -33,6 +37,7 @@ use crate::user::{Userdb, passwd};
 use exit::{TEMPFAIL, worst};
 use input::Input;
 use options::{Options, Refused};
+use wire::Offer;
 
 /// Delivers what the command line and stdin say. Answers the exit code.
 pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
@@ -113,6 +118,8 @@ struct Job {
     core: Core,
     recipients: Vec<Recipient>,
     spool: Spool,
+    /// Where a running server takes the message, if the rights of this process do not suffice.
+    server: Option<PathBuf>,
 }
 
 /// Those recipients that one identity delivers for. None: this process as it is.
@@ -142,12 +149,14 @@ fn prepare(options: Options) -> Result<Job, Fault> {
     let system = |error: io::Error| Fault::io("begin", &error);
     std::env::set_current_dir("/").map_err(system)?;
     let spool = spool(&config, &recipients);
+    let server = server(&options, &config);
     let core = Core::new(config.delivery);
     Ok(Job {
         options,
         core,
         recipients,
         spool,
+        server,
     })
 }
 
@@ -178,6 +187,16 @@ fn recipients(options: &Options, config: &mut Config) -> Result<Vec<Recipient>, 
         .list
         .push(Userdb::Current(Box::new(user)));
     Ok(vec![options.complete_user(recipient)])
+}
+
+/// The server goes by its own configuration and knows users only; root needs none.
+fn server(options: &Options, config: &Config) -> Option<PathBuf> {
+    let is_own = options.config.is_some() || !options.overrides.is_empty();
+    let says_more = !options.addresses.is_empty() || options.authenticated.is_some();
+    if is_own || says_more || credentials::is_root() {
+        return None;
+    }
+    config.hand_over.socket().map(Path::to_owned)
 }
 
 /// Where a large message waits: best on the file system of the mailbox.
@@ -309,16 +328,71 @@ impl Job {
             drain(&mut io::stdin());
             return planned;
         }
+        let server = self.server.as_deref();
+        let server = server.filter(|_| group.recipients.iter().any(|it| self.needs_server(it)));
+        let store = |source: &mut dyn Read, is_mbox| match server {
+            Some(server) => self.hand_over(server, &group.recipients[0], source, is_mbox),
+            None => self.deliver(group, source, is_mbox),
+        };
         match &self.options.file {
-            None => self.deliver(group, &mut io::stdin().lock(), true),
+            None => store(&mut io::stdin().lock(), true),
             // Opened here, with the rights of the user.
             Some(path) => match File::open(path) {
-                Ok(mut file) => self.deliver(group, &mut file, false),
+                Ok(mut file) => store(&mut file, false),
                 Err(error) => {
                     complain(None, &Fault::io(format!("open {}", path.display()), &error));
                     TEMPFAIL
                 }
             },
+        }
+    }
+
+    /// Whether this process cannot do what the user could, as the userdb describes him.
+    fn needs_server(&self, recipient: &Recipient) -> bool {
+        let targets = match self.core.look_up(recipient, None) {
+            Ok((targets, _)) => targets,
+            // The server may be able to ask.
+            Err(fault) => return fault.code == Code::CannotTell,
+        };
+        if credentials::effective().include(&targets.user.credentials) {
+            return false;
+        }
+        let report = self.core.inspect(recipient);
+        let has_routes = !self.core.settings().routes.is_empty();
+        has_routes
+            || report.fault.is_some()
+            || report.mailbox.as_deref() != Some(targets.wanted_name())
+    }
+
+    /// The server stores the message, or says why not.
+    fn hand_over(
+        &self,
+        server: &Path,
+        recipient: &Recipient,
+        source: &mut dyn Read,
+        is_mbox: bool,
+    ) -> u8 {
+        let limit = self.core.settings().message_size;
+        let input = match input::read(source, is_mbox, &self.spool, limit) {
+            Ok(input) => input,
+            Err(fault) => return self.refuse(recipient, fault),
+        };
+        let options = &self.options;
+        let sender = options.sender.clone().or(input.sender);
+        let offer = Offer {
+            user: options.user.clone(),
+            last: options.last.clone(),
+            original: options.original.clone(),
+            sender: sender.unwrap_or(ReversePath::Null),
+            mailbox: options.mailbox.clone(),
+            detail: options.detail.clone(),
+            flags: options.flags,
+            keywords: options.keywords.clone(),
+            size: input.body.size(),
+        };
+        match hand_over::hand_over(server, &offer, &input.body) {
+            Ok(()) => 0,
+            Err(fault) => self.refuse(recipient, fault),
         }
     }
 

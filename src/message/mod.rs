@@ -67,6 +67,8 @@ pub struct Recipient {
     /// What the message is stored with.
     pub flags: Flags,
     pub keywords: Keywords,
+    /// His own process delivers: the rights that count are his.
+    pub is_himself: bool,
 }
 
 impl Recipient {
@@ -80,6 +82,7 @@ impl Recipient {
             authenticated: None,
             flags: Flags::default(),
             keywords: Keywords::default(),
+            is_himself: false,
         }
     }
 

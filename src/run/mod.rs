@@ -27,9 +27,10 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
-use crate::deliver::{Core, Outcome, Report, Transaction};
+use crate::deliver::{self, Core, Outcome, Report, Transaction};
 use crate::fault::{Code, Fault};
 use crate::message::{Message, Recipient};
+use crate::user::User;
 use dispatch::Dispatch;
 use pool::Pool;
 use wire::{Answer, Request};
@@ -139,7 +140,7 @@ impl Runner {
         let core = Arc::clone(&self.core);
         let looked_up = self.blocking(move || {
             core.look_up(&recipient, None)
-                .map(|(user, answers)| (user, answers, recipient))
+                .map(|(targets, answers)| (targets.user, answers, recipient))
         });
         let (user, answers, recipient) = looked_up.await??;
         let lease = workers.lease(&user.credentials).await?;
@@ -152,6 +153,13 @@ impl Runner {
             Answer::Report { report, .. } => Ok(report),
             Answer::Outcome { .. } => Err(out_of_step()),
         }
+    }
+
+    /// The user whose mail it is.
+    pub async fn user_of(&self, recipient: Recipient) -> Result<User, Fault> {
+        let core = Arc::clone(&self.core);
+        self.blocking(move || deliver::user_of(core.settings(), &recipient))
+            .await?
     }
 
     /// DATA: resolve and inspect anew, then carry out, for each recipient. Outcomes come as they happen, each with
@@ -198,7 +206,7 @@ impl Runner {
         let (core, message) = (Arc::clone(&self.core), Arc::clone(&dispatch.message));
         let looked_up = self.blocking(move || {
             core.look_up(&recipient, Some(message.body.head()))
-                .map(|(user, answers)| (user, answers, recipient))
+                .map(|(targets, answers)| (targets.user, answers, recipient))
         });
         let (user, answers, recipient) = looked_up.await??;
         dispatch

@@ -31,6 +31,14 @@ impl Credentials {
     }
 }
 
+impl Credentials {
+    /// Whether who has these may do whatever `other` may.
+    pub fn include(&self, other: &Credentials) -> bool {
+        let has = |gid: &u32| self.gid == *gid || self.groups.contains(gid);
+        self.uid == other.uid && has(&other.gid) && other.groups.iter().all(has)
+    }
+}
+
 /// The effective ids of this process.
 pub fn effective() -> Credentials {
     // getgroups fails only for a buffer that is too small, and nix sizes it.
