@@ -43,6 +43,7 @@ pub fn read(root: &Section<'_>) -> Config {
             list: userdbs(root),
             limits,
             username_format: root.template_or("auth_username_format", "%{user | lower}"),
+            cache: Default::default(),
         },
         Arc::new(namespaces),
         acl,

@@ -143,7 +143,7 @@ fn flags(section: &Section<'_>) -> (Flags, Keywords) {
     (flags, keywords)
 }
 
-fn required(section: &Section<'_>, key: &'static str) -> Option<String> {
+pub fn required(section: &Section<'_>, key: &'static str) -> Option<String> {
     let text = section.text(key);
     if text.is_none() && !section.has(key) {
         section.error(

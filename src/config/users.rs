@@ -3,11 +3,17 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::map::required;
+use super::rights;
 use super::section::Section;
+use crate::database::Database;
+use crate::database::query::Query;
 use crate::sys::nss;
+use crate::user::dovecot_auth::DovecotAuth;
 use crate::user::fixed::Static;
 use crate::user::passwd::Passwd;
 use crate::user::passwd_file::PasswdFile;
+use crate::user::sql::Sql;
 use crate::user::{self, Limits, Userdb};
 
 /// What a setting names, and how it is looked up.
@@ -79,6 +85,27 @@ pub fn limits(root: &Section<'_>, hostname: &str) -> Limits {
     }
 }
 
+/// `query` and `iterate_query`.
+fn sql(section: &Section<'_>, database: Option<Database>) -> Option<Userdb> {
+    let parsed = |key| match Query::parse(&section.text(key)?) {
+        Ok(query) => Some(query),
+        Err(bad) => {
+            section.error(key, bad.message, bad.advice);
+            None
+        }
+    };
+    if !section.has("query") {
+        required(section, "query");
+    }
+    let (query, iterate) = (parsed("query"), parsed("iterate_query"));
+    section.finish();
+    Some(Userdb::Sql(Sql {
+        database: database?,
+        query: query?,
+        iterate: iterate.map(|query| query.statement),
+    }))
+}
+
 pub fn userdbs(root: &Section<'_>) -> Vec<Userdb> {
     let sections = root.tables("userdb");
     if sections.is_empty() {
@@ -87,24 +114,45 @@ pub fn userdbs(root: &Section<'_>) -> Vec<Userdb> {
     sections.iter().filter_map(userdb).collect()
 }
 
+/// Where Debian's Dovecot listens.
+const AUTH_USERDB: &str = "/run/dovecot/auth-userdb";
+
+/// What a `[[userdb]]` may be.
+const DRIVERS: [&str; 6] = [
+    "passwd",
+    "passwd-file",
+    "static",
+    "sqlite",
+    "postgresql",
+    "dovecot",
+];
+
 fn userdb(section: &Section<'_>) -> Option<Userdb> {
-    let (passwd, file, fixed) = (
-        section.section("passwd"),
-        section.section("passwd-file"),
-        section.section("static"),
-    );
-    let chosen = [&passwd, &file, &fixed]
-        .into_iter()
-        .filter(|driver| driver.is_present())
-        .count();
+    let drivers = DRIVERS.map(|name| section.section(name));
+    let chosen = drivers.iter().filter(|driver| driver.is_present()).count();
     section.finish();
     if chosen != 1 {
-        section.error(
-            "",
-            "a [[userdb]] has one driver",
-            "write passwd = {}, passwd-file = { path = \"…\" } or static = { … }",
-        );
+        let advice = "write passwd = {}, passwd-file = { path = \"…\" }, static = { … }, sqlite = { … }, postgresql = { … } or dovecot = {}";
+        section.error("", "a [[userdb]] has one driver", advice);
         return None;
+    }
+    let [passwd, file, fixed, sqlite, postgresql, dovecot] = drivers;
+    if sqlite.is_present() {
+        let path = required(&sqlite, "path");
+        return sql(
+            &sqlite,
+            path.map(|path| Database::Sqlite(PathBuf::from(path))),
+        );
+    }
+    if postgresql.is_present() {
+        let connection = required(&postgresql, "connection");
+        let server = connection.and_then(|_| rights::postgresql(&postgresql));
+        return sql(&postgresql, server.map(Database::Postgresql));
+    }
+    if dovecot.is_present() {
+        let socket = dovecot.text_or("socket", || AUTH_USERDB.into());
+        dovecot.finish();
+        return Some(Userdb::Dovecot(DovecotAuth::new(PathBuf::from(socket))));
     }
     if passwd.is_present() {
         passwd.finish();

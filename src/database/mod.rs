@@ -1,6 +1,7 @@
 //! Databases of the admin: rows of text by a query, and changes in one transaction. Three answers: an error is "cannot tell".
 
 pub mod postgresql;
+pub mod query;
 pub mod sqlite;
 
 use std::fmt;
@@ -26,17 +27,34 @@ pub struct DatabaseError {
 /// One row: its columns as text, none for NULL.
 pub type Row = Vec<Option<String>>;
 
+/// The answer to a query.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rows {
+    /// The names of the columns.
+    pub columns: Vec<String>,
+    pub rows: Vec<Row>,
+}
+
+impl IntoIterator for Rows {
+    type Item = Row;
+    type IntoIter = std::vec::IntoIter<Row>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.rows.into_iter()
+    }
+}
+
 /// What can be done within one transaction. Parameters stand as `$1`, `$2`.
 pub trait Transaction {
-    fn rows(&mut self, query: &str, parameters: &[&str]) -> Result<Vec<Row>, String>;
+    fn rows(&mut self, query: &str, parameters: &[&str]) -> Result<Rows, String>;
     fn execute(&mut self, statement: &str, parameters: &[&str]) -> Result<(), String>;
     fn has_table(&mut self, name: &str) -> Result<bool, String>;
 }
 
 impl Database {
     /// The rows of one query.
-    pub fn rows(&self, query: &str, parameters: &[&str]) -> Result<Vec<Row>, DatabaseError> {
-        let mut rows = Vec::new();
+    pub fn rows(&self, query: &str, parameters: &[&str]) -> Result<Rows, DatabaseError> {
+        let mut rows = Rows::default();
         self.transaction(&mut |transaction| {
             rows = transaction.rows(query, parameters)?;
             Ok(())

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Config, NoTls};
 
-use super::Row;
+use super::{Row, Rows};
 
 /// How long a connection may take until the server has answered on it.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -134,15 +134,16 @@ impl fmt::Debug for Postgresql {
 }
 
 impl super::Transaction for Client {
-    fn rows(&mut self, query: &str, parameters: &[&str]) -> Result<Vec<Row>, String> {
+    fn rows(&mut self, query: &str, parameters: &[&str]) -> Result<Rows, String> {
+        let statement = self.wait(ANSWER, self.client.prepare(query))?;
         let parameters = as_sql(parameters);
-        let rows = self.wait(ANSWER, self.client.query(query, &parameters))?;
-        let columns = |row: &tokio_postgres::Row| {
-            (0..row.len())
-                .map(|column| row.try_get::<_, Option<String>>(column).map_err(text))
-                .collect::<Result<Row, String>>()
-        };
-        rows.iter().map(columns).collect()
+        let rows = self.wait(ANSWER, self.client.query(&statement, &parameters))?;
+        let name = |column: &tokio_postgres::Column| column.name().to_owned();
+        let row = |row: &tokio_postgres::Row| (0..row.len()).map(|at| cell(row, at)).collect();
+        Ok(Rows {
+            columns: statement.columns().iter().map(name).collect(),
+            rows: rows.iter().map(row).collect::<Result<Vec<Row>, String>>()?,
+        })
     }
 
     fn execute(&mut self, statement: &str, parameters: &[&str]) -> Result<(), String> {
@@ -156,6 +157,27 @@ impl super::Transaction for Client {
         let found = self.wait(ANSWER, self.client.query_one(QUERY, &[&name]))?;
         found.try_get(0).map_err(text)
     }
+}
+
+/// A column as text, as psql shows it.
+fn cell(row: &tokio_postgres::Row, at: usize) -> Result<Option<String>, String> {
+    fn shown<'a, T: FromSql<'a> + ToString>(
+        row: &'a tokio_postgres::Row,
+        at: usize,
+    ) -> Result<Option<String>, tokio_postgres::Error> {
+        Ok(row.try_get::<_, Option<T>>(at)?.map(|it| it.to_string()))
+    }
+    let found = match *row.columns()[at].type_() {
+        Type::INT2 => shown::<i16>(row, at),
+        Type::INT4 => shown::<i32>(row, at),
+        Type::INT8 => shown::<i64>(row, at),
+        Type::OID => shown::<u32>(row, at),
+        Type::BOOL => row
+            .try_get::<_, Option<bool>>(at)
+            .map(|it| it.map(|it| if it { "t" } else { "f" }.to_owned())),
+        _ => shown::<String>(row, at),
+    };
+    found.map_err(text)
 }
 
 fn as_sql<'a>(parameters: &'a [&'a str]) -> Vec<&'a (dyn ToSql + Sync)> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, params_from_iter};
 
-use super::Row;
+use super::{Row, Rows};
 
 /// How long another writer may take.
 const BUSY: Duration = Duration::from_secs(10);
@@ -31,9 +31,11 @@ pub fn transaction(
 }
 
 impl super::Transaction for rusqlite::Transaction<'_> {
-    fn rows(&mut self, query: &str, parameters: &[&str]) -> Result<Vec<Row>, String> {
+    fn rows(&mut self, query: &str, parameters: &[&str]) -> Result<Rows, String> {
         let mut statement = self.prepare(query).map_err(text)?;
-        let columns = statement.column_count();
+        let names = statement.column_names();
+        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let columns = names.len();
         let rows = statement.query_map(params_from_iter(parameters), |row| {
             (0..columns)
                 .map(|column| {
@@ -48,9 +50,11 @@ impl super::Transaction for rusqlite::Transaction<'_> {
                 })
                 .collect::<rusqlite::Result<Row>>()
         });
-        rows.map_err(text)?
-            .collect::<rusqlite::Result<_>>()
-            .map_err(text)
+        let rows = rows.map_err(text)?.collect::<rusqlite::Result<_>>();
+        Ok(Rows {
+            columns: names,
+            rows: rows.map_err(text)?,
+        })
     }
 
     fn execute(&mut self, statement: &str, parameters: &[&str]) -> Result<(), String> {

@@ -114,7 +114,7 @@ impl Table {
                     .rows(query, &[address])
                     .map_err(|error| error.to_string())?;
                 let from = format!("{database}: {address}");
-                match <[Row; 1]>::try_from(rows) {
+                match <[Row; 1]>::try_from(rows.rows) {
                     Ok([row]) => rule(row, from).map(Some),
                     Err(none) if none.is_empty() => Ok(None),
                     Err(rows) => Err(format!("{from}: {} rows, and one is right", rows.len())),

@@ -2,15 +2,22 @@
 //!
 //! A look-up has three answers: found, no such user, cannot tell. Only the second may ever become a 550.
 
+pub mod cache;
+pub mod dovecot_auth;
 pub mod fixed;
 pub mod passwd;
 pub mod passwd_file;
+pub mod sql;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+
+use cache::Cache;
 
 pub use crate::sys::credentials::Credentials;
 use crate::sys::nss;
@@ -57,12 +64,52 @@ pub struct Answer {
     pub origin: String,
 }
 
+impl Answer {
+    pub fn new(name: &str, origin: String) -> Answer {
+        Answer {
+            name: name.to_owned(),
+            uid: None,
+            gid: None,
+            groups: Vec::new(),
+            home: None,
+            extra: BTreeMap::new(),
+            origin,
+        }
+    }
+
+    /// Takes a field, by its name in Dovecot. An error: its value makes no sense.
+    pub fn set(&mut self, field: &str, value: &str) -> Result<(), String> {
+        let number = |kind: &str, found: io::Result<Option<u32>>| match found {
+            Ok(Some(id)) => Ok(Some(id)),
+            Ok(None) => Err(format!(
+                "{kind} {value:?} of {:?} does not exist",
+                self.name
+            )),
+            Err(error) => Err(format!("{kind} {value:?} of {:?}: {error}", self.name)),
+        };
+        // As for logins, which ask for both kinds of fields at once.
+        let field = field.strip_prefix("userdb_").unwrap_or(field);
+        match field {
+            // As if it were not there, like everywhere else.
+            "uid" | "gid" | "home" if value.is_empty() => {}
+            "uid" => self.uid = number("uid", nss::uid(value))?,
+            "gid" => self.gid = number("gid", nss::gid(value))?,
+            "home" => self.home = Some(PathBuf::from(value)),
+            "user" => self.name = value.to_owned(),
+            _ => drop(self.extra.insert(field.to_owned(), value.to_owned())),
+        }
+        Ok(())
+    }
+}
+
 /// Where users are looked up: a closed set.
 #[derive(Debug)]
 pub enum Userdb {
     Passwd(passwd::Passwd),
     PasswdFile(passwd_file::PasswdFile),
     Static(fixed::Static),
+    Sql(sql::Sql),
+    Dovecot(dovecot_auth::DovecotAuth),
     /// The user that runs the process, and nobody else: an LDA without `-d`.
     Current(Box<User>),
 }
@@ -111,6 +158,7 @@ pub struct Userdbs {
     pub limits: Limits,
     /// What is made of a name before it is looked up (Dovecot's `auth_username_format`).
     pub username_format: Template,
+    pub cache: Cache,
 }
 
 impl Userdbs {
@@ -118,6 +166,8 @@ impl Userdbs {
     pub fn unavailable(&self) -> Vec<Unavailable> {
         let files = self.list.iter().filter_map(|userdb| match userdb {
             Userdb::PasswdFile(file) => file.find("").err(),
+            Userdb::Sql(sql) => sql.find("", &self.limits.hostname).err(),
+            Userdb::Dovecot(dovecot) => dovecot.find("nobody").err(),
             Userdb::Passwd(_) | Userdb::Static(_) | Userdb::Current(_) => None,
         });
         files.collect()
@@ -134,6 +184,8 @@ impl Userdbs {
                     names.extend(valid.map(|account| account.name));
                 }
                 Userdb::PasswdFile(file) => names.extend(file.names()?),
+                Userdb::Sql(sql) => names.extend(sql.names()?),
+                Userdb::Dovecot(dovecot) => names.extend(dovecot.names()?),
                 Userdb::Current(user) => drop(names.insert(user.name.clone())),
                 Userdb::Static(_) => {
                     return Err(Unavailable {
@@ -177,8 +229,12 @@ impl Userdbs {
             return Ok(None);
         }
         let name = name.as_str();
-        for userdb in &self.list {
+        for (place, userdb) in self.list.iter().enumerate() {
             let answer = match userdb {
+                Userdb::Sql(sql) => {
+                    self.cached(place, name, || sql.find(name, &self.limits.hostname))?
+                }
+                Userdb::Dovecot(dovecot) => self.cached(place, name, || dovecot.find(name))?,
                 Userdb::Passwd(passwd) => passwd.find(name)?,
                 Userdb::PasswdFile(file) => file.find(name)?,
                 Userdb::Static(fixed) => fixed.find(name, &self.limits.hostname)?,
@@ -198,6 +254,20 @@ impl Userdbs {
             return self.limits.complete(answer).map(Some);
         }
         Ok(None)
+    }
+
+    fn cached(
+        &self,
+        place: usize,
+        name: &str,
+        find: impl FnOnce() -> Result<Option<Answer>, Unavailable>,
+    ) -> Result<Option<Answer>, Unavailable> {
+        if let Some(known) = self.cache.get(place, name, Instant::now()) {
+            return Ok(known);
+        }
+        let answer = find()?;
+        self.cache.put(place, name, &answer, Instant::now());
+        Ok(answer)
     }
 }
 
@@ -375,6 +445,7 @@ mod tests {
             list,
             limits,
             username_format,
+            cache: Cache::default(),
         }
         .find(name)
     }

@@ -4,7 +4,7 @@
 //! answer is "cannot tell". So it is for whoever is not in a file that is being written: one that has just changed, or whose last
 //! line does not end.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::{Answer, Unavailable};
-use crate::sys::nss;
+use crate::text::template::{Template, Variables};
 
 /// `[[userdb]] passwd-file = { path = "/etc/postroom/users" }`
 #[derive(Debug)]
@@ -133,41 +133,32 @@ fn split(text: &str) -> Lines {
 fn parse(name: &str, rest: &str, origin: String) -> Result<Answer, String> {
     let fields: Vec<&str> = rest.splitn(7, ':').collect();
     let field = |at: usize| fields.get(at).copied().filter(|field| !field.is_empty());
-    let number = |kind: &str, text: &str, found: io::Result<Option<u32>>| match found {
-        Ok(Some(id)) => Ok(id),
-        Ok(None) => Err(format!("{kind} {text:?} of {name:?} does not exist")),
-        Err(error) => Err(format!("{kind} {text:?} of {name:?}: {error}")),
-    };
-    let mut answer = Answer {
-        name: name.into(),
-        uid: field(1)
-            .map(|text| number("uid", text, nss::uid(text)))
-            .transpose()?,
-        gid: field(2)
-            .map(|text| number("gid", text, nss::gid(text)))
-            .transpose()?,
-        groups: Vec::new(),
-        home: field(4).map(PathBuf::from),
-        extra: BTreeMap::new(),
-        origin,
-    };
+    let mut answer = Answer::new(name, origin);
+    for (key, at) in [("uid", 1), ("gid", 2), ("home", 4)] {
+        field(at).map_or(Ok(()), |value| answer.set(key, value))?;
+    }
+    let home = answer.home.clone();
+    let home = home.as_ref().and_then(|home| home.to_str());
     // Fields for logins stand beside those for delivery, which begin with userdb_.
     let extra = field(6).into_iter().flat_map(str::split_whitespace);
     for (key, value) in extra.map(|word| word.split_once('=').unwrap_or((word, "yes"))) {
-        let Some(key) = key.strip_prefix("userdb_") else {
-            continue;
-        };
-        match key {
-            "uid" => answer.uid = Some(number("uid", value, nss::uid(value))?),
-            "gid" => answer.gid = Some(number("gid", value, nss::gid(value))?),
-            "home" => answer.home = Some(PathBuf::from(value)),
-            "user" => answer.name = value.to_owned(),
-            _ => {
-                answer.extra.insert(key.to_owned(), value.to_owned());
-            }
+        if let Some(key) = key.strip_prefix("userdb_") {
+            answer.set(key, &expanded(value, name, home)?)?;
         }
     }
     Ok(answer)
+}
+
+/// Dovecot's variables in a field.
+fn expanded(value: &str, user: &str, home: Option<&str>) -> Result<String, String> {
+    let variables = Variables {
+        user,
+        home,
+        ..Variables::default()
+    };
+    let template = Template::parse(value).map_err(|error| format!("{value:?}: {error}"))?;
+    let expanded = template.expand(&variables);
+    expanded.map_err(|missing| format!("{value:?}: {missing}"))
 }
 
 #[cfg(test)]

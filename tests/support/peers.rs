@@ -48,6 +48,11 @@ pub struct Dovecot {
 }
 
 impl Dovecot {
+    /// Its socket for userdb look-ups.
+    pub fn auth_userdb(&self) -> PathBuf {
+        self.config.parent().unwrap().join("run/auth-userdb")
+    }
+
     /// `None`, with the reason, where it is not installed.
     pub fn start(version: Version, store: &Store) -> Option<Dovecot> {
         Dovecot::start_with(version, store, |text| text)
