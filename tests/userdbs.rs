@@ -342,3 +342,163 @@ fn a_dovecot_that_talks_nonsense() {
         teller.join().unwrap();
     }
 }
+
+#[cfg(feature = "ldap")]
+mod ldap {
+    use super::*;
+    use std::path::PathBuf;
+    use std::process::{Child, Command, Stdio};
+    use support::{PATIENCE, Scratch, installed};
+
+    /// A directory server of the test's own.
+    struct Slapd {
+        root: PathBuf,
+        child: Option<Child>,
+    }
+
+    const SLAPD: &str = "
+include /etc/ldap/schema/core.schema
+include /etc/ldap/schema/cosine.schema
+include /etc/ldap/schema/nis.schema
+modulepath /usr/lib/ldap
+moduleload back_mdb.so
+pidfile ROOT/pid
+database mdb
+directory ROOT/data
+suffix dc=test
+rootdn cn=admin,dc=test
+rootpw secret
+access to * by anonymous auth by users read by * none
+";
+
+    impl Slapd {
+        fn new(scratch: &Scratch, entries: &str) -> Option<Slapd> {
+            if !installed("slapd") {
+                support::skip("slapd is not installed (tests/run installs it)");
+                return None;
+            }
+            let root = scratch.dir("ldap", MAIL, MAIL, 0o755);
+            scratch.dir("ldap/data", MAIL, MAIL, 0o700);
+            let text = root.display().to_string();
+            fs::write(root.join("slapd.conf"), SLAPD.replace("ROOT", &text)).unwrap();
+            fs::write(root.join("entries"), entries).unwrap();
+            let slapd = Slapd { root, child: None };
+            let mut add = slapd.command("slapadd");
+            add.arg("-l").arg(slapd.root.join("entries"));
+            let output = add.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{said}");
+            Some(slapd)
+        }
+
+        fn command(&self, program: &str) -> Command {
+            let mut command = Command::new(format!("/usr/sbin/{program}"));
+            command.arg("-f").arg(self.root.join("slapd.conf"));
+            as_user(&mut command, MAIL, MAIL, &[]);
+            command
+        }
+
+        fn uri(&self) -> String {
+            let path = self.root.join("socket").display().to_string();
+            format!("ldapi://{}", path.replace('/', "%2F"))
+        }
+
+        fn start(&mut self) {
+            let mut command = self.command("slapd");
+            command.args(["-d", "0", "-h", &self.uri()]);
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            self.child = Some(command.spawn().unwrap());
+            let began = Instant::now();
+            while std::os::unix::net::UnixStream::connect(self.root.join("socket")).is_err() {
+                assert!(began.elapsed() < PATIENCE, "slapd does not start");
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+
+        fn stop(&mut self) {
+            if let Some(mut child) = self.child.take() {
+                support::signal(child.id(), "TERM");
+                child.wait().unwrap();
+            }
+        }
+    }
+
+    impl Drop for Slapd {
+        fn drop(&mut self) {
+            self.stop();
+        }
+    }
+
+    #[test]
+    fn ldap() {
+        if not_root() {
+            return;
+        }
+        let store = Store::new();
+        let root = store.scratch.text("");
+        let person = |name: &str, uid: &str, more: &str| {
+            format!(
+                "dn: uid={name},ou=people,dc=test\nobjectClass: account\nobjectClass: posixAccount\nuid: {name}\ncn: {name}\nuidNumber: {uid}\ngidNumber: 8\nhomeDirectory: {root}/home/{name}\n{more}\n"
+            )
+        };
+        let entries = [
+            "dn: dc=test\nobjectClass: dcObject\nobjectClass: organization\no: t\ndc: test\n\ndn: ou=people,dc=test\nobjectClass: organizationalUnit\nou: people\n\n".to_owned(),
+            person("alice", "8", "description: staff\ndescription: ops\n"),
+            person("bob", "8", ""),
+            person("root", "0", ""),
+            person("twice", "8", ""),
+            person("again", "8", "uid: twice\n"),
+        ];
+        let Some(mut slapd) = Slapd::new(&store.scratch, &entries.concat()) else {
+            return;
+        };
+        slapd.start();
+        fs::write(store.path("password"), "secret\n").unwrap();
+        let uri = slapd.uri();
+        let ldap = format!(
+            r#"ldap = {{ uri = "{uri}", base = "ou=people,dc=test", bind_dn = "cn=admin,dc=test", password_file = "ROOT/password", filter = "(&(objectClass=posixAccount)(uid=%n))", iterate_filter = "(objectClass=posixAccount)", fields = {{ uid = "uidNumber", gid = "gidNumber", home = "homeDirectory", acl_groups = "description" }} }}"#
+        );
+        configure(&store, &ldap);
+        let (code, said) = user(&store, "alice");
+        assert_eq!(code, 0, "{said}");
+        for line in ["uid     8", "/home/alice", "acl_groups = "] {
+            assert!(said.contains(line), "{line}: {said}");
+        }
+        assert!(said.contains("staff") && said.contains("ops"), "{said}");
+        for name in NOBODY
+            .iter()
+            .chain(&["*", "a*", "alice)(uid=*", "(", "\\2a"])
+        {
+            assert_eq!(user(&store, name).0, 67, "{name}");
+        }
+        for (name, why) in [("twice", "2 entries"), ("root", "uid 0")] {
+            let (code, said) = user(&store, name);
+            assert!(code == 75 && said.contains(why), "{name}: {said}");
+        }
+        let server = serve(&store);
+        assert!(
+            rcpt(&server, "alice@x").starts_with("250"),
+            "{}",
+            server.log()
+        );
+        assert!(rcpt(&server, "nobody@x").starts_with("550 5.1.1"));
+        slapd.stop();
+        let reply = rcpt(&server, "bob@x");
+        assert!(reply.starts_with("451 4.3.0"), "{reply}");
+        slapd.start();
+        assert!(
+            rcpt(&server, "bob@x").starts_with("250"),
+            "{}",
+            server.log()
+        );
+        // Not with this password, and not below a base that is not there.
+        fs::write(store.path("password"), "wrong\n").unwrap();
+        assert_eq!(user(&store, "alice").0, 75);
+        fs::write(store.path("password"), "secret\n").unwrap();
+        configure(
+            &store,
+            &ldap.replace("ou=people,dc=test\", bind", "ou=nowhere,dc=test\", bind"),
+        );
+        assert_eq!(user(&store, "alice").0, 75);
+    }
+}

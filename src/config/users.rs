@@ -11,6 +11,7 @@ use crate::database::query::Query;
 use crate::sys::nss;
 use crate::user::dovecot_auth::DovecotAuth;
 use crate::user::fixed::Static;
+use crate::user::ldap::{Directory, Ldap, Scope};
 use crate::user::passwd::Passwd;
 use crate::user::passwd_file::PasswdFile;
 use crate::user::sql::Sql;
@@ -106,6 +107,52 @@ fn sql(section: &Section<'_>, database: Option<Database>) -> Option<Userdb> {
     }))
 }
 
+fn directory(section: &Section<'_>) -> Option<Directory> {
+    if !Ldap::IS_BUILT {
+        let advice =
+            "build it with: cargo build --release --features ldap; or ask Dovecot: dovecot = {}";
+        section.error("", "this program was built without LDAP", advice);
+        return None;
+    }
+    let scopes = [
+        ("base", Scope::Base),
+        ("one", Scope::One),
+        ("subtree", Scope::Subtree),
+    ];
+    let template = |key| match section.has(key) {
+        true => section.template(key),
+        false => required(section, key).and(None),
+    };
+    let (uri, base, filter) = (
+        required(section, "uri"),
+        template("base"),
+        template("filter"),
+    );
+    let fields = section.section("fields");
+    let names = section.text("iterate_filter");
+    let attribute = section.text_or("iterate_attribute", || "uid".into());
+    let bind = section.text("bind_dn");
+    let file = section.text("password_file");
+    if bind.is_some() != file.is_some() {
+        let advice = "write bind_dn = \"…\" and password_file = \"…\", or neither";
+        section.error("", "bind_dn and password_file go together", advice);
+    }
+    let directory = Directory {
+        starttls: section.flag("starttls", false),
+        scope: section
+            .choice("scope", &scopes, Some(Scope::Subtree))
+            .unwrap_or(Scope::Subtree),
+        bind: bind.zip(file.map(PathBuf::from)),
+        fields: fields.free_texts(),
+        iterate: names.map(|filter| (filter, attribute)),
+        uri: uri?,
+        base: base?,
+        filter: filter?,
+    };
+    section.finish();
+    Some(directory)
+}
+
 pub fn userdbs(root: &Section<'_>) -> Vec<Userdb> {
     let sections = root.tables("userdb");
     if sections.is_empty() {
@@ -118,13 +165,14 @@ pub fn userdbs(root: &Section<'_>) -> Vec<Userdb> {
 const AUTH_USERDB: &str = "/run/dovecot/auth-userdb";
 
 /// What a `[[userdb]]` may be.
-const DRIVERS: [&str; 6] = [
+const DRIVERS: [&str; 7] = [
     "passwd",
     "passwd-file",
     "static",
     "sqlite",
     "postgresql",
     "dovecot",
+    "ldap",
 ];
 
 fn userdb(section: &Section<'_>) -> Option<Userdb> {
@@ -132,11 +180,11 @@ fn userdb(section: &Section<'_>) -> Option<Userdb> {
     let chosen = drivers.iter().filter(|driver| driver.is_present()).count();
     section.finish();
     if chosen != 1 {
-        let advice = "write passwd = {}, passwd-file = { path = \"…\" }, static = { … }, sqlite = { … }, postgresql = { … } or dovecot = {}";
+        let advice = "write passwd = {}, passwd-file = { path = \"…\" }, static = { … }, sqlite = { … }, postgresql = { … }, dovecot = {} or ldap = { … }";
         section.error("", "a [[userdb]] has one driver", advice);
         return None;
     }
-    let [passwd, file, fixed, sqlite, postgresql, dovecot] = drivers;
+    let [passwd, file, fixed, sqlite, postgresql, dovecot, ldap] = drivers;
     if sqlite.is_present() {
         let path = required(&sqlite, "path");
         return sql(
@@ -148,6 +196,9 @@ fn userdb(section: &Section<'_>) -> Option<Userdb> {
         let connection = required(&postgresql, "connection");
         let server = connection.and_then(|_| rights::postgresql(&postgresql));
         return sql(&postgresql, server.map(Database::Postgresql));
+    }
+    if ldap.is_present() {
+        return directory(&ldap).map(|it| Userdb::Ldap(Ldap::new(it)));
     }
     if dovecot.is_present() {
         let socket = dovecot.text_or("socket", || AUTH_USERDB.into());

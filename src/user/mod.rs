@@ -5,6 +5,7 @@
 pub mod cache;
 pub mod dovecot_auth;
 pub mod fixed;
+pub mod ldap;
 pub mod passwd;
 pub mod passwd_file;
 pub mod sql;
@@ -110,6 +111,7 @@ pub enum Userdb {
     Static(fixed::Static),
     Sql(sql::Sql),
     Dovecot(dovecot_auth::DovecotAuth),
+    Ldap(ldap::Ldap),
     /// The user that runs the process, and nobody else: an LDA without `-d`.
     Current(Box<User>),
 }
@@ -168,6 +170,7 @@ impl Userdbs {
             Userdb::PasswdFile(file) => file.find("").err(),
             Userdb::Sql(sql) => sql.find("", &self.limits.hostname).err(),
             Userdb::Dovecot(dovecot) => dovecot.find("nobody").err(),
+            Userdb::Ldap(ldap) => ldap.find("nobody", &self.limits.hostname).err(),
             Userdb::Passwd(_) | Userdb::Static(_) | Userdb::Current(_) => None,
         });
         files.collect()
@@ -186,6 +189,7 @@ impl Userdbs {
                 Userdb::PasswdFile(file) => names.extend(file.names()?),
                 Userdb::Sql(sql) => names.extend(sql.names()?),
                 Userdb::Dovecot(dovecot) => names.extend(dovecot.names()?),
+                Userdb::Ldap(ldap) => names.extend(ldap.names()?),
                 Userdb::Current(user) => drop(names.insert(user.name.clone())),
                 Userdb::Static(_) => {
                     return Err(Unavailable {
@@ -235,6 +239,9 @@ impl Userdbs {
                     self.cached(place, name, || sql.find(name, &self.limits.hostname))?
                 }
                 Userdb::Dovecot(dovecot) => self.cached(place, name, || dovecot.find(name))?,
+                Userdb::Ldap(ldap) => {
+                    self.cached(place, name, || ldap.find(name, &self.limits.hostname))?
+                }
                 Userdb::Passwd(passwd) => passwd.find(name)?,
                 Userdb::PasswdFile(file) => file.find(name)?,
                 Userdb::Static(fixed) => fixed.find(name, &self.limits.hostname)?,
