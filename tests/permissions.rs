@@ -151,6 +151,35 @@ impl Row {
             assert_eq!(planned, exit, "--dry-run says what happens: {shown}");
             assert!(log.contains(&self.log), "{shown}: {log}");
         }
+        self.compare(&scratch, &shown);
+    }
+
+    /// By the server that root has started: a process for each of the users.
+    fn run_served(&self) {
+        let scratch = Scratch::new();
+        self.lay_out(&scratch);
+        scratch.dir("run", 0, 0, 0o755);
+        let (config, socket) = (scratch.path("postroom.toml"), scratch.path("run/lmtp"));
+        let listen = format!("[lmtp]\nlisten = [{{ unix = \"{}\" }}]\n", socket.display());
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, format!("{text}{listen}")).unwrap();
+        let server = Server::start_as_root(&config, &socket, &scratch.path("run/log"));
+        for (user, _, code) in &self.deliveries {
+            let address = format!("{user}@d.test");
+            let reply = server.client().deliver(&[&address], MESSAGE).remove(0);
+            let want = if *code == 0 { "250" } else { "451" };
+            assert!(reply.starts_with(want), "{}: {reply}", self.title);
+        }
+        assert!(
+            server.log().contains(&self.log),
+            "{}: {}",
+            self.title,
+            server.log()
+        );
+        self.compare(&scratch, &self.title);
+    }
+
+    fn compare(&self, scratch: &Scratch, shown: &str) {
         let by_path = |line: &String| line.rsplit(' ').next().map(str::to_owned);
         let mut want = [&self.has[..], &self.made[..]].concat();
         want.sort_by_key(by_path);
@@ -256,17 +285,34 @@ fn a_file_with_a_wrong_group_is_refused_or_told() {
     check(STORE, include_str!("permissions/wrong_group.txt"));
 }
 
+const AT_HOME: &str = "[namespace.inbox]\ninbox = true\nmail_path = \"~/Maildir\"\n";
+const VMAIL: &str = "[namespace.inbox]\ninbox = true\n\
+    mail_path = \"{store}/vmail/%{user | domain}/%{user | username}/Maildir\"\n";
+
 #[test]
 fn a_new_inbox_in_a_home() {
-    const AT_HOME: &str = "[namespace.inbox]\ninbox = true\nmail_path = \"~/Maildir\"\n";
     check(AT_HOME, include_str!("permissions/home.txt"));
 }
 
 #[test]
 fn new_domain_and_user_directories() {
-    const VMAIL: &str = "[namespace.inbox]\ninbox = true\n\
-        mail_path = \"{store}/vmail/%{user | domain}/%{user | username}/Maildir\"\n";
     check(VMAIL, include_str!("permissions/domain.txt"));
+}
+
+#[test]
+fn new_directories_by_the_workers_of_a_server() {
+    if not_root() {
+        return;
+    }
+    let home = rows(AT_HOME, include_str!("permissions/home.txt"));
+    let domain = rows(VMAIL, include_str!("permissions/domain.txt"));
+    for row in home
+        .iter()
+        .chain(&domain)
+        .filter(|it| it.settings.is_empty())
+    {
+        row.run_served();
+    }
 }
 
 #[test]

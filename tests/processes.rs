@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -713,4 +713,118 @@ fn nobody_becomes_root() {
             }
         }
     }
+}
+
+/// A list of users that only root may read: he asks, and goes on as the user. The server cannot, and `check` says so.
+#[test]
+fn what_only_root_may_read() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(4);
+    let home = site.scratch.text("home/u1");
+    let users = site.scratch.path("users");
+    write_long_ago(&users, &format!("u1::20001:20001::{home}::\n"));
+    fs::set_permissions(&users, fs::Permissions::from_mode(0o600)).unwrap();
+    let config = site.configure("");
+    let text = fs::read_to_string(&config).unwrap();
+    let path = users.display();
+    let text = text.replace(
+        "passwd = {}",
+        &format!("passwd-file = {{ path = \"{path}\" }}"),
+    );
+    fs::write(&config, text).unwrap();
+    let run = |name: &str, arguments: &[&str], input: &[u8]| {
+        let mut command = program(name);
+        command.arg("-c").arg(&config).args(arguments);
+        let output = support::run_with_input(&mut command, input);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let said = said + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code().unwrap(), said)
+    };
+    let (code, said) = run("postroom", &["explain", "--user", "u1"], b"");
+    assert!(code == 0 && said.contains("uid=20001"), "{said}");
+    let (code, said) = run("postroom-lda", &["-d", "u1"], LETTER);
+    assert_eq!(code, 0, "{said}");
+    let stored = messages(&site.home(1).join("Maildir"));
+    assert_eq!(facts(&stored[0].0), (20_001, 20_001, 0o600));
+    let (code, said) = run("postroom", &["check"], b"");
+    assert_eq!(code, 78, "{said}");
+    assert!(said.contains("as \"nobody\": userdb passwd-file"), "{said}");
+    fs::set_permissions(&users, fs::Permissions::from_mode(0o644)).unwrap();
+    let (_, said) = run("postroom", &["check"], b"");
+    assert!(!said.contains("as \"nobody\""), "{said}");
+}
+
+/// A worker is restricted to directories as they are; what is mounted over them later is for the next one.
+#[test]
+fn a_store_that_is_mounted_later() {
+    if not_root() {
+        return;
+    }
+    struct Mount(PathBuf);
+    impl Drop for Mount {
+        fn drop(&mut self) {
+            let umount = Command::new("umount").arg("--lazy").arg(&self.0).status();
+            assert!(umount.unwrap().success());
+        }
+    }
+    let site = Site::new(4);
+    let users = site.scratch.path("users");
+    let home = site.scratch.text("home/u0");
+    let group = format!("userdb_mail_access_groups={GROUP}");
+    write_long_ago(&users, &format!("u0::20000:20000::{home}::{group}\n"));
+    let config = site.configure("");
+    let text = fs::read_to_string(&config).unwrap();
+    let path = users.display();
+    let text = text.replace(
+        "passwd = {}",
+        &format!("passwd-file = {{ path = \"{path}\" }}"),
+    );
+    fs::write(&config, text).unwrap();
+    let log = site.scratch.path("run/log");
+    let server = Server::start_as_root(&config, &site.scratch.path("run/lmtp"), &log);
+    let deliver = || {
+        server
+            .client()
+            .deliver(&["u0+Public/info@x"], LETTER)
+            .remove(0)
+    };
+    let public = site.scratch.path("public");
+    let stored = || messages(&public.join(".info")).len();
+    assert!(
+        deliver().contains("mailbox=\"Public/info\""),
+        "{}",
+        server.log()
+    );
+    assert_eq!(stored(), 1);
+    let first = worker(&server, UID).unwrap().pid;
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "tmpfs"])
+        .arg(&public)
+        .status();
+    assert!(mounted.unwrap().success());
+    let mount = Mount(public.clone());
+    site.scratch.dir("public", UID, GROUP, 0o2770);
+    site.scratch.maildir("public/.info", UID, GROUP, 0o2770);
+    let acl = "public/.info/dovecot-acl";
+    site.scratch.file(acl, UID, GROUP, 0o660, "anyone lrwip\n");
+    let reply = deliver();
+    assert!(
+        reply.contains("mailbox=\"Public/info\""),
+        "{reply} {}",
+        server.log()
+    );
+    assert_eq!(stored(), 1);
+    let second = worker(&server, UID).unwrap().pid;
+    if server.log().contains("level=\"full\"") {
+        assert_ne!(first, second);
+    }
+    drop(mount);
+    assert!(
+        deliver().contains("mailbox=\"Public/info\""),
+        "{}",
+        server.log()
+    );
+    assert_eq!(stored(), 2);
 }

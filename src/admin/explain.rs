@@ -3,8 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::config::Config;
-use crate::deliver::{self, Core};
+use crate::deliver::{Core, Report};
 use crate::message::{Address, Recipient};
 use crate::sys::{credentials, process};
 
@@ -40,8 +39,11 @@ pub fn run(path: Option<&Path>, arguments: &Arguments, out: &mut impl Write) -> 
             return Ok(64);
         }
     };
-    become_the_user(&config, &recipient)?;
-    let report = Core::new(config.delivery).inspect(&recipient);
+    let core = Core::new(config.delivery);
+    let report = match credentials::is_root() {
+        true => as_the_user(&core, &recipient)?,
+        false => core.inspect(&recipient),
+    };
     report.print(arguments.json, out)?;
     Ok(report.fault.map_or(0, |fault| fault.code.exit()))
 }
@@ -62,14 +64,13 @@ fn recipient(arguments: &Arguments) -> Result<Recipient, String> {
     Ok(recipient)
 }
 
-/// As root: goes on as the user whose mail it is. A user who cannot be found is the report's to say.
-fn become_the_user(config: &Config, recipient: &Recipient) -> io::Result<()> {
+/// Root asks the userdbs, and goes on as the user whose mail it is.
+fn as_the_user(core: &Core, recipient: &Recipient) -> io::Result<Report> {
     process::clear_umask();
-    if !credentials::is_root() {
-        return Ok(());
-    }
-    match deliver::user_of(&config.delivery, recipient) {
-        Ok(user) => credentials::become_forever(&user.credentials),
-        Err(_) => Ok(()),
-    }
+    let (targets, answers) = match core.look_up(recipient, None) {
+        Ok(looked_up) => looked_up,
+        Err(fault) => return Ok(Report::failed(recipient.shown(), fault)),
+    };
+    credentials::become_forever(&targets.user.credentials)?;
+    Ok(core.inspect_with(&answers, recipient))
 }

@@ -21,7 +21,8 @@ use postroom::run::pool::Pool;
 use postroom::socketmap;
 use postroom::sys::credentials::{self, Credentials};
 use postroom::sys::packet::Packets;
-use postroom::sys::{nss, process};
+use postroom::sys::process;
+use postroom::sys::sandbox::Sandbox;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -140,7 +141,7 @@ impl Server {
 
     /// This server as the monitor starts it.
     fn generation(self, settings: Settings) -> io::Result<Generation> {
-        let front = front(&self.workers.front_user)?;
+        let front = self.workers.front_identity()?;
         let bound = self.mails.iter().chain(&self.maps).chain(&self.ldas);
         let descriptors = bound.map(Bound::descriptor).collect();
         Ok(Generation {
@@ -169,6 +170,10 @@ impl Server {
             let runner = match monitor {
                 None => Runner::new(Arc::clone(&core)),
                 Some(monitor) => {
+                    if self.workers.landlock {
+                        let level = format!("{:?}", Sandbox::of_this_kernel()).to_lowercase();
+                        tracing::info!(level = level.as_str(), "Landlock for workers");
+                    }
                     let pool = Pool::new(monitor, self.workers.limits)?;
                     Runner::with_workers(Arc::clone(&core), pool)
                 }
@@ -205,18 +210,6 @@ fn become_one(service: &Service) -> io::Result<()> {
             "root never touches mail: with workers.isolation = \"none\" set mail_uid and mail_gid to whom the server shall become",
         )),
     }
-}
-
-/// The identity that clients talk to, with its groups.
-fn front(name: &str) -> io::Result<Credentials> {
-    let refused = |why: &str| io::Error::other(format!("workers.front_user {name:?}: {why}"));
-    let account = nss::account(name)?.ok_or_else(|| refused("there is no such user"))?;
-    if account.uid == 0 || account.gid == 0 {
-        return Err(refused("root talks to nobody"));
-    }
-    let groups = nss::groups(name, account.gid)?;
-    let groups = groups.into_iter().filter(|gid| *gid != 0).collect();
-    Ok(Credentials::new(account.uid, account.gid, groups))
 }
 
 /// SIGTERM and SIGINT end the server gracefully. SIGHUP ends nothing: whoever sends it wants another config, and the monitor

@@ -36,7 +36,7 @@ pub fn read(root: &Section<'_>) -> Config {
     let location = location(root, None);
     let namespaces = namespaces(root, &location);
     let acl = acl(root, &namespaces);
-    let delivery = delivery(
+    let mut delivery = delivery(
         root,
         hostname.clone(),
         Userdbs {
@@ -52,6 +52,7 @@ pub fn read(root: &Section<'_>) -> Config {
     let sharing_map = sharing_map(root);
     let socketmap = socketmap(root);
     let workers = workers(root);
+    delivery.landlock = workers.landlock;
     let hand_over = hand_over(root);
     root.finish();
     Config {
@@ -137,6 +138,8 @@ fn delivery(
         routes: routes(root),
         namespaces,
         own: OwnNamespaces::default(),
+        landlock: false,
+        places: Default::default(),
         acl,
         recipient_delimiter: section.text_or("recipient_delimiter", || "+".into()),
         detail: section

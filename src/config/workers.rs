@@ -1,9 +1,11 @@
 //! `[workers]`
 
+use std::io;
 use std::time::Duration;
 
 use super::section::Section;
 use crate::run::pool::Limits;
+use crate::sys::credentials::Credentials;
 use crate::sys::nss;
 
 /// How a server that was started by root divides its work.
@@ -12,7 +14,23 @@ pub struct Workers {
     pub isolation: Isolation,
     /// Whom the process becomes that talks to clients.
     pub front_user: String,
+    pub landlock: bool,
     pub limits: Limits,
+}
+
+impl Workers {
+    /// [`Workers::front_user`] with his groups.
+    pub fn front_identity(&self) -> io::Result<Credentials> {
+        let name = &self.front_user;
+        let refused = |why: &str| io::Error::other(format!("workers.front_user {name:?}: {why}"));
+        let account = nss::account(name)?.ok_or_else(|| refused("there is no such user"))?;
+        if account.uid == 0 || account.gid == 0 {
+            return Err(refused("root talks to nobody"));
+        }
+        let groups = nss::groups(name, account.gid)?;
+        let groups = groups.into_iter().filter(|gid| *gid != 0).collect();
+        Ok(Credentials::new(account.uid, account.gid, groups))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +74,7 @@ pub fn workers(root: &Section<'_>) -> Workers {
     let workers = Workers {
         isolation: isolation.unwrap_or(Isolation::Process),
         front_user,
+        landlock: section.flag("landlock", true),
         limits: Limits {
             max: number("max", defaults.max as u32) as usize,
             idle: section.duration("idle_timeout", defaults.idle),

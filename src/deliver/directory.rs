@@ -64,6 +64,42 @@ impl Directory for Answers {
     }
 }
 
+impl Answers {
+    /// Whoever was found.
+    pub fn users(&self) -> impl Iterator<Item = &User> {
+        self.users.values().flatten()
+    }
+
+    pub fn extend(&mut self, more: Answers) {
+        self.users.extend(more.users);
+        self.rules.extend(more.rules);
+        self.groups.extend(more.groups);
+    }
+}
+
+/// What was answered once, and whoever can be asked for the rest.
+pub struct Remembered<'a> {
+    pub answers: &'a Answers,
+    pub otherwise: &'a dyn Directory,
+}
+
+impl Directory for Remembered<'_> {
+    fn user(&self, name: &str) -> Result<Option<User>, Fault> {
+        let known = self.answers.users.get(name).cloned();
+        known.map_or_else(|| self.otherwise.user(name), Ok)
+    }
+
+    fn rule(&self, address: &str) -> Result<Option<Rule>, Fault> {
+        let known = self.answers.rules.get(address).cloned();
+        known.map_or_else(|| self.otherwise.rule(address), Ok)
+    }
+
+    fn group_name(&self, gid: u32) -> Result<Option<String>, Fault> {
+        let known = self.answers.groups.get(&gid).cloned();
+        known.map_or_else(|| self.otherwise.group_name(gid), Ok)
+    }
+}
+
 fn told<K: Ord + std::fmt::Debug, V: Clone>(
     answers: &BTreeMap<K, Option<V>>,
     asked: &K,

@@ -36,7 +36,7 @@ use crate::sys::credentials::{self, Credentials};
 
 pub use address::user_of;
 pub use carry_out::Transaction;
-pub use directory::{Answers, Directory};
+pub use directory::{Answers, Directory, Remembered};
 pub use outcome::{Outcome, Saved};
 pub use report::{Line, Report};
 pub use resolve::{Target, Targets, mailbox_of, mailboxes_of, roots_of};

@@ -1,9 +1,9 @@
 //! What the core needs to know: built by the config, every default filled in.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +58,10 @@ pub struct Settings {
     /// Where bodies too big for memory wait, unlinked. None: the LDA takes the user's home, the server
     /// /var/lib/postroom/spool, then both /var/tmp.
     pub spool_dir: Option<PathBuf>,
+    /// Workers can open nothing but mail, where the kernel knows how (`workers.landlock`).
+    pub landlock: bool,
+    /// [`Settings::places`], once they have been asked for.
+    pub places: OnceLock<Vec<PathBuf>>,
     pub mail_fsync: MailFsync,
     /// `lda_mailbox_autosubscribe`: a mailbox that a delivery makes is subscribed to.
     pub autosubscribe: bool,
@@ -67,6 +71,45 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The fixed parts of all places where mail and what belongs to it may lie.
+    pub fn places(&self) -> &[PathBuf] {
+        self.places.get_or_init(|| self.find_places())
+    }
+
+    fn find_places(&self) -> Vec<PathBuf> {
+        let paths = self.namespaces.iter().flat_map(|namespace| {
+            let location = &namespace.location;
+            let others = [
+                &location.inbox_path,
+                &location.control_path,
+                &location.index_path,
+                &location.index_private_path,
+            ];
+            others.into_iter().flatten().chain([&location.path])
+        });
+        let fixed = paths.filter_map(|path| path.fixed_part().map(PathBuf::from));
+        let mut places: Vec<PathBuf> = fixed
+            .chain(self.mail_roots.iter().flatten().cloned())
+            .collect();
+        places.sort();
+        places.dedup_by(|later, first| later.starts_with(first));
+        places
+    }
+
+    /// The directories that hold the homes of these users, where they lie elsewhere.
+    pub fn bases<'a>(&self, users: impl Iterator<Item = &'a User>) -> BTreeSet<PathBuf> {
+        let places = self.places();
+        let homes = users.filter_map(|user| user.home.as_deref());
+        // Not the home itself: it may be mounted when it is first looked at.
+        let bases = homes.filter_map(|home| {
+            home.parent()
+                .filter(|it| it.parent().is_some())
+                .or(Some(home))
+        });
+        let elsewhere = bases.filter(|base| !places.iter().any(|it| base.starts_with(it)));
+        elsewhere.map(Path::to_owned).collect()
+    }
+
     /// The namespaces as this user has them.
     pub fn namespaces_of(&self, user: &User) -> Result<Arc<Vec<Namespace>>, Fault> {
         let fields = user.places();

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{self, Config};
-use crate::deliver::{self, Core, Outcome, Report};
+use crate::deliver::{self, Answers, Core, Outcome, Remembered, Report};
 use crate::fault::{Code, Fault};
 use crate::log::{self, Entry};
 use crate::message::body::Spool;
@@ -126,6 +126,8 @@ struct Job {
 struct Group {
     identity: Option<Credentials>,
     recipients: Vec<Recipient>,
+    /// What root was told of them: the identity may not be allowed to ask.
+    answers: Answers,
 }
 
 fn prepare(options: Options) -> Result<Job, Fault> {
@@ -250,14 +252,15 @@ impl Job {
                 vec![Group {
                     identity: None,
                     recipients,
+                    answers: Answers::default(),
                 }],
                 None,
             );
         }
         let (mut groups, mut refused) = (Vec::<Group>::new(), None);
         for recipient in &self.recipients {
-            let user = match deliver::user_of(self.core.settings(), recipient) {
-                Ok(user) => user,
+            let (targets, answers) = match self.core.look_up(recipient, None) {
+                Ok(looked_up) => looked_up,
                 Err(fault) => {
                     self.refuse(recipient, fault.clone());
                     if self.options.dry_run {
@@ -267,12 +270,16 @@ impl Job {
                     continue;
                 }
             };
-            let identity = Some(user.credentials);
+            let identity = Some(targets.user.credentials);
             match groups.iter_mut().find(|group| group.identity == identity) {
-                Some(group) => group.recipients.push(recipient.clone()),
+                Some(group) => {
+                    group.recipients.push(recipient.clone());
+                    group.answers.extend(answers);
+                }
                 None => groups.push(Group {
                     identity,
                     recipients: vec![recipient.clone()],
+                    answers,
                 }),
             }
         }
@@ -286,12 +293,23 @@ impl Job {
         }
     }
 
+    fn directory<'a>(&'a self, group: &'a Group) -> Remembered<'a> {
+        Remembered {
+            answers: &group.answers,
+            otherwise: self.core.settings(),
+        }
+    }
+
+    fn inspect(&self, group: &Group, recipient: &Recipient) -> Report {
+        self.core.inspect_with(&self.directory(group), recipient)
+    }
+
     /// The decisions, printed.
     fn explain(&self, group: &Group) -> u8 {
         let reports = group
             .recipients
             .iter()
-            .map(|recipient| self.core.inspect(recipient));
+            .map(|recipient| self.inspect(group, recipient));
         let code = |report: Report| {
             self.print(&report);
             report.fault.map_or(0, |fault| fault.code.exit())
@@ -310,7 +328,7 @@ impl Job {
             group
                 .recipients
                 .iter()
-                .map(|recipient| match self.core.inspect(recipient).fault {
+                .map(|recipient| match self.inspect(group, recipient).fault {
                     None => 0,
                     Some(fault) => self.refuse(recipient, fault),
                 }),
@@ -481,7 +499,8 @@ impl Job {
             .core
             .transaction(Arc::clone(&message), group.recipients.len());
         for (done, recipient) in group.recipients.iter().enumerate() {
-            let outcome = self.core.deliver(&transaction, recipient);
+            let directory = self.directory(group);
+            let outcome = self.core.deliver_with(&directory, &transaction, recipient);
             outcome.log(Entry {
                 message_id: message_id.as_deref(),
                 took: began.elapsed(),

@@ -8,12 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::{Mutex, OnceCell};
 
 use super::out_of_step;
-use super::pool::{Lease, Pool};
+use super::pool::{Identity, Lease, Pool};
 use super::wire::{Announced, Answer, Request};
 use crate::deliver::{Answers, Outcome};
 use crate::fault::{Code, Fault};
 use crate::message::{Message, Recipient};
-use crate::sys::credentials::Credentials;
 
 #[derive(Debug)]
 pub struct Dispatch {
@@ -53,13 +52,13 @@ impl Dispatch {
         }
     }
 
-    /// The delivery to one recipient, by a worker of this identity.
+    /// The delivery to one recipient, by a worker of this identity. None: not begun, another one may reach the mailbox.
     pub async fn deliver(
         &self,
-        who: &Credentials,
+        who: &Identity,
         recipient: Recipient,
         answers: Answers,
-    ) -> Result<Outcome, Fault> {
+    ) -> Result<Option<Outcome>, Fault> {
         let told = self.tell(who).await?;
         if self.is_abandoned.load(Ordering::Relaxed) {
             return Err(Fault::new(Code::NotNow, "deliver", "the peer is gone"));
@@ -73,12 +72,13 @@ impl Dispatch {
             answers,
         });
         match answer.await? {
-            Answer::Outcome { outcome, .. } => Ok(outcome),
+            Answer::Outcome { outcome, .. } => Ok(Some(outcome)),
+            Answer::Elsewhere { .. } => Ok(None),
             Answer::Report { .. } => Err(out_of_step()),
         }
     }
 
-    async fn tell(&self, who: &Credentials) -> Result<Arc<Told>, Fault> {
+    async fn tell(&self, who: &Identity) -> Result<Arc<Told>, Fault> {
         let lease = self.pool.lease(who).await?;
         let told = {
             let mut told = self.told.lock().await;

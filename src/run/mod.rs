@@ -27,18 +27,20 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
-use crate::deliver::{self, Core, Outcome, Report, Transaction};
+use crate::deliver::{self, Answers, Core, Outcome, Report, Transaction};
 use crate::fault::{Code, Fault};
 use crate::message::{Message, Recipient};
 use crate::user::User;
 use dispatch::Dispatch;
-use pool::Pool;
+use pool::{Identity, Pool};
 use wire::{Answer, Request};
 
 /// Deliveries that may be at work at once in one process: enough threads in sync to let the kernel group their commits.
 const AT_ONCE: usize = 64;
 /// Look-ups at once, where workers do the rest: those of a slow userdb leave room for others.
 const LOOK_UPS: usize = 256;
+/// Workers that a request may be given to, where what it needs is mounted meanwhile.
+const ATTEMPTS: usize = 3;
 /// How long RCPT waits for a mailbox that may be on a dead file server.
 const INSPECTION: Duration = Duration::from_secs(60);
 
@@ -143,16 +145,22 @@ impl Runner {
                 .map(|(targets, answers)| (targets.user, answers, recipient))
         });
         let (user, answers, recipient) = looked_up.await??;
-        let lease = workers.lease(&user.credentials).await?;
-        let answer = lease.ask(|id| Request::Inspect {
-            id,
-            recipient,
-            answers,
-        });
-        match answer.await? {
-            Answer::Report { report, .. } => Ok(report),
-            Answer::Outcome { .. } => Err(out_of_step()),
+        let who = self.identity(user, &answers);
+        for _ in 0..ATTEMPTS {
+            let lease = workers.lease(&who).await?;
+            let (recipient, answers) = (recipient.clone(), answers.clone());
+            let answer = lease.ask(|id| Request::Inspect {
+                id,
+                recipient,
+                answers,
+            });
+            match answer.await? {
+                Answer::Report { report, .. } => return Ok(report),
+                Answer::Elsewhere { .. } => {}
+                Answer::Outcome { .. } => return Err(out_of_step()),
+            }
         }
+        Err(out_of_reach())
     }
 
     /// The user whose mail it is.
@@ -209,9 +217,27 @@ impl Runner {
                 .map(|(targets, answers)| (targets.user, answers, recipient))
         });
         let (user, answers, recipient) = looked_up.await??;
-        dispatch
-            .deliver(&user.credentials, recipient, answers)
-            .await
+        let who = self.identity(user, &answers);
+        for _ in 0..ATTEMPTS {
+            let asked = dispatch.deliver(&who, recipient.clone(), answers.clone());
+            if let Some(outcome) = asked.await? {
+                return Ok(outcome);
+            }
+        }
+        Err(out_of_reach())
+    }
+
+    /// Who does the rest.
+    fn identity(&self, user: User, answers: &Answers) -> Identity {
+        let settings = self.core.settings();
+        let bases = match settings.landlock {
+            true => settings.bases(answers.users()),
+            false => Default::default(),
+        };
+        Identity {
+            credentials: user.credentials,
+            bases,
+        }
     }
 
     async fn blocking<T: Send + 'static>(
@@ -226,6 +252,12 @@ impl Runner {
         done.await
             .map_err(|error| Fault::new(Code::Internal, "deliver", format!("panicked: {error}")))
     }
+}
+
+/// What lies under mounts that come and go all the time.
+fn out_of_reach() -> Fault {
+    let why = "no worker can open it";
+    Fault::new(Code::Storage, "find the mailbox", why)
 }
 
 /// An answer to another question.

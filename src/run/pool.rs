@@ -1,8 +1,9 @@
 //! The worker processes as the front sees them: one for each identity that is at work, kept for the next delivery, counted.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,6 +47,14 @@ impl Default for Limits {
     }
 }
 
+/// What a worker is, for as long as it lives.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    pub credentials: Credentials,
+    /// Directories that it can open beside those of the configuration.
+    pub bases: BTreeSet<PathBuf>,
+}
+
 /// All workers.
 #[derive(Debug)]
 pub struct Pool {
@@ -59,7 +68,7 @@ pub struct Pool {
 
 #[derive(Debug, Default)]
 struct Table {
-    workers: HashMap<Credentials, Arc<Worker>>,
+    workers: HashMap<Identity, Arc<Worker>>,
     /// Those that get nothing new.
     leaving: Vec<Arc<Worker>>,
     /// Processes, those among them that only finish what they have.
@@ -107,8 +116,8 @@ impl Pool {
     }
 
     /// A worker of this identity.
-    pub async fn lease(self: &Arc<Pool>, who: &Credentials) -> Result<Lease, Fault> {
-        let doing = || format!("find a worker of uid {}", who.uid);
+    pub async fn lease(self: &Arc<Pool>, who: &Identity) -> Result<Lease, Fault> {
+        let doing = || format!("find a worker of uid {}", who.credentials.uid);
         let worker = match timeout(PATIENCE, self.find(who)).await {
             Ok(found) => found.map_err(|why| Fault::new(Code::Resources, doing(), why))?,
             Err(_) => {
@@ -123,7 +132,7 @@ impl Pool {
         })
     }
 
-    async fn find(self: &Arc<Pool>, who: &Credentials) -> Result<Arc<Worker>, String> {
+    async fn find(self: &Arc<Pool>, who: &Identity) -> Result<Arc<Worker>, String> {
         loop {
             if let Some(worker) = self.table().take(who) {
                 return Ok(worker);
@@ -163,10 +172,10 @@ impl Pool {
     async fn fork(
         self: &Arc<Pool>,
         monitor: &Channel,
-        who: &Credentials,
+        who: &Identity,
     ) -> Result<Arc<Worker>, String> {
         let text = |error: io::Error| error.to_string();
-        let order = wire::packed(&Order::Fork(who.clone())).map_err(text)?;
+        let order = wire::packed(&Order::Fork(who.credentials.clone())).map_err(text)?;
         monitor.send(&order, None).await.map_err(text)?;
         let mut packet = Vec::new();
         let received = monitor.receive(&mut packet).await.map_err(text)?;
@@ -178,7 +187,7 @@ impl Pool {
         };
         let worker = Arc::new(Worker {
             pid,
-            uid: who.uid,
+            uid: who.credentials.uid,
             channel: Channel::new(socket).map_err(text)?,
             pending: Mutex::new(Some(HashMap::new())),
             next: AtomicU64::new(0),
@@ -212,7 +221,7 @@ impl Pool {
 }
 
 impl Table {
-    fn take(&mut self, who: &Credentials) -> Option<Arc<Worker>> {
+    fn take(&mut self, who: &Identity) -> Option<Arc<Worker>> {
         let worker = self.workers.get(who)?;
         worker.leases.fetch_add(1, Ordering::Relaxed);
         Some(Arc::clone(worker))
@@ -228,7 +237,7 @@ impl Table {
     }
 
     /// It gets nothing new, and ends when it has nothing left.
-    fn retire(&mut self, who: &Credentials) {
+    fn retire(&mut self, who: &Identity) {
         if let Some(worker) = self.workers.remove(who) {
             worker.is_retired.store(true, Ordering::Relaxed);
             if worker.is_idle() {
@@ -308,19 +317,28 @@ impl Lease {
             }
             return Err(fault);
         }
-        receive.await.map_err(|_| worker.ended())
+        let answer = receive.await.map_err(|_| worker.ended())?;
+        if matches!(answer, Answer::Elsewhere { .. }) {
+            self.retire();
+        }
+        Ok(answer)
+    }
+
+    /// The next delivery gets another process.
+    fn retire(&self) {
+        let mut table = self.pool.table();
+        let same = |it: &&Arc<Worker>| Arc::ptr_eq(it, &self.worker);
+        let who = table.workers.iter().find(|(_, it)| same(it));
+        if let Some(who) = who.map(|(who, _)| who.clone()) {
+            table.retire(&who);
+        }
     }
 
     /// After enough of them the next delivery gets another process.
     pub fn count_delivery(&self) {
         let before = self.worker.deliveries.fetch_add(1, Ordering::Relaxed);
         if before + 1 == self.pool.limits.deliveries {
-            let mut table = self.pool.table();
-            let same = |it: &&Arc<Worker>| Arc::ptr_eq(it, &self.worker);
-            let who = table.workers.iter().find(|(_, it)| same(it));
-            if let Some(who) = who.map(|(who, _)| who.clone()) {
-                table.retire(&who);
-            }
+            self.retire();
         }
     }
 }
@@ -379,7 +397,7 @@ async fn look_after(pool: Arc<Pool>) {
             let idle = table.workers.iter().filter(|(_, worker)| {
                 worker.is_idle() && worker.last_used().elapsed() > pool.limits.idle
             });
-            let idle: Vec<Credentials> = idle.map(|(who, _)| who.clone()).collect();
+            let idle: Vec<Identity> = idle.map(|(who, _)| who.clone()).collect();
             idle.iter().for_each(|who| table.retire(who));
             let workers = table.workers.values().chain(&table.leaving);
             let workers = workers.filter(|it| it.is_stuck());

@@ -63,14 +63,38 @@ pub struct Announced {
 /// From a worker: the answer to the request with this id.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
-    Report { id: u64, report: Report },
-    Outcome { id: u64, outcome: Outcome },
+    Report {
+        id: u64,
+        report: Report,
+    },
+    Outcome {
+        id: u64,
+        outcome: Outcome,
+    },
+    /// Not begun: this worker cannot reach what it must, and leaves.
+    Elsewhere {
+        id: u64,
+    },
+}
+
+impl Request {
+    /// Its number, and what was looked up for it. None: nothing is to be done.
+    pub fn work(&self) -> Option<(u64, &Answers)> {
+        match self {
+            Request::Inspect { id, answers, .. } | Request::Deliver { id, answers, .. } => {
+                Some((*id, answers))
+            }
+            Request::Message(_) | Request::Abandon { .. } | Request::Forget { .. } => None,
+        }
+    }
 }
 
 impl Answer {
     pub fn id(&self) -> u64 {
         match self {
-            Answer::Report { id, .. } | Answer::Outcome { id, .. } => *id,
+            Answer::Report { id, .. } | Answer::Outcome { id, .. } | Answer::Elsewhere { id } => {
+                *id
+            }
         }
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! Paths come from the configuration that the monitor read; the front says only who is meant and what the userdbs know of him.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,11 +14,12 @@ use tokio::runtime;
 
 use super::AT_ONCE;
 use super::wire::{self, Announced, Answer, Request};
-use crate::deliver::{Core, Outcome, Report, Settings, Transaction};
+use crate::deliver::{Answers, Core, Outcome, Report, Settings, Transaction};
 use crate::fault::{Code, Fault};
 use crate::message::{Body, Message};
 use crate::sys::children;
 use crate::sys::packet::Packets;
+use crate::sys::sandbox::{self, Level, Sandbox};
 
 /// How long a thread waits for another delivery.
 const KEEP: Duration = Duration::from_secs(10);
@@ -45,8 +47,16 @@ fn serve(settings: Settings, socket: Packets) -> io::Result<()> {
     let (core, socket) = (Arc::new(Core::new(settings)), Arc::new(socket));
     let mut transactions: HashMap<u64, Result<Arc<Transaction>, Fault>> = HashMap::new();
     let mut packet = Vec::new();
+    let mut fence = Fence::default();
     while let Some(descriptor) = socket.receive(&mut packet)? {
-        match wire::unpacked(&packet)? {
+        let request: Request = wire::unpacked(&packet)?;
+        if let Some((id, answers)) = request.work()
+            && !fence.holds(core.settings(), answers)?
+        {
+            say(&socket, Answer::Elsewhere { id });
+            continue;
+        }
+        match request {
             Request::Message(announced) => {
                 let number = announced.transaction;
                 let transaction = message(&core, *announced, descriptor.map(File::from));
@@ -98,6 +108,39 @@ fn serve(settings: Settings, socket: Packets) -> io::Result<()> {
     Ok(())
 }
 
+/// What this process has been restricted to: by its first request, before there is a second thread.
+#[derive(Default)]
+struct Fence {
+    bases: BTreeSet<PathBuf>,
+    sandbox: Option<Sandbox>,
+}
+
+impl Fence {
+    /// Whether all that a request needs is within.
+    fn holds(&mut self, settings: &Settings, answers: &Answers) -> io::Result<bool> {
+        if !settings.landlock {
+            return Ok(true);
+        }
+        let bases = settings.bases(answers.users());
+        let sandbox = match &self.sandbox {
+            Some(sandbox) => sandbox,
+            None => {
+                let roots = settings
+                    .places()
+                    .iter()
+                    .cloned()
+                    .chain(bases.iter().cloned());
+                let readable: Vec<PathBuf> = settings.acl.global_path.iter().cloned().collect();
+                self.bases = bases.clone();
+                self.sandbox
+                    .insert(sandbox::restrict(&roots.collect::<Vec<_>>(), &readable)?)
+            }
+        };
+        let is_free = sandbox.level == Level::None;
+        Ok(is_free || (bases.is_subset(&self.bases) && sandbox.is_current()))
+    }
+}
+
 fn message(
     core: &Core,
     announced: Announced,
@@ -134,6 +177,7 @@ fn say(socket: &Packets, answer: Answer) {
                 id,
                 report: Report::failed(report.recipient, fault),
             },
+            Answer::Elsewhere { .. } => return,
             Answer::Outcome { id, outcome } => Answer::Outcome {
                 id,
                 outcome: match outcome {

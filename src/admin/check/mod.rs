@@ -1,6 +1,7 @@
 //! `postroom check`: every problem of the config and of what it points to, with advice.
 
 mod addresses;
+mod front;
 mod mboxes;
 
 use std::io::{self, Write};
@@ -30,6 +31,8 @@ pub fn check(path: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
         errors: 0,
         warnings: 0,
     };
+    // Before root has read what the front may not.
+    findings.front(&config)?;
     for namespace in config.delivery.namespaces.iter() {
         findings.namespace(namespace)?;
     }

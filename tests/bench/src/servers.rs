@@ -74,7 +74,10 @@ impl Contestant {
         let mut command = match self {
             Contestant::Postroom => {
                 let mut command = Command::new(bin.join("postroom-lmtpd"));
-                command.uid(MAIL).gid(MAIL).arg("-c");
+                if !store.own_uids {
+                    command.uid(MAIL).gid(MAIL);
+                }
+                command.arg("-c");
                 command
             }
             Contestant::Dovecot => {

@@ -13,8 +13,13 @@ pub const MAIL: u32 = 8;
 #[derive(Debug)]
 pub struct Store {
     pub root: PathBuf,
+    /// Each user has a uid of his own, and the server is root's.
+    pub own_uids: bool,
     rounds: usize,
 }
+
+/// That of u0, where each user has one.
+const FIRST_UID: u32 = 20_000;
 
 impl Store {
     pub fn new(root: &Path) -> io::Result<Store> {
@@ -25,6 +30,7 @@ impl Store {
         fs::write(root.join("public/.info/dovecot-acl"), "anyone lrwip\n")?;
         Ok(Store {
             root: root.to_owned(),
+            own_uids: false,
             rounds: 0,
         })
     }
@@ -42,12 +48,20 @@ impl Store {
             self.rounds += 1;
         }
         make(&home, 0o755)?;
-        let user = |user| format!("u{user}:x:{MAIL}:{MAIL}::{}/u{user}::\n", home.display());
+        let uid = |user| match self.own_uids {
+            true => FIRST_UID + user as u32,
+            false => MAIL,
+        };
+        let user = |user| {
+            let (uid, home) = (uid(user), home.display());
+            format!("u{user}:x:{uid}:{uid}::{home}/u{user}::\n")
+        };
         let users: String = (0..mailboxes).map(user).collect();
         fs::write(self.path("users"), users)?;
         for user in 0..mailboxes {
-            make(&home.join(format!("u{user}")), 0o700)?;
-            maildir(&home.join(format!("u{user}/Maildir")))?;
+            let uid = uid(user);
+            make_for(uid, &home.join(format!("u{user}")), 0o700)?;
+            maildir_for(uid, &home.join(format!("u{user}/Maildir")))?;
         }
         Ok(())
     }
@@ -80,14 +94,22 @@ impl Store {
 }
 
 fn maildir(path: &Path) -> io::Result<()> {
-    make(path, 0o700)?;
+    maildir_for(MAIL, path)
+}
+
+fn maildir_for(uid: u32, path: &Path) -> io::Result<()> {
+    make_for(uid, path, 0o700)?;
     ["cur", "new", "tmp"]
         .iter()
-        .try_for_each(|part| make(&path.join(part), 0o700))
+        .try_for_each(|part| make_for(uid, &path.join(part), 0o700))
 }
 
 fn make(path: &Path, mode: u32) -> io::Result<()> {
+    make_for(MAIL, path, mode)
+}
+
+fn make_for(uid: u32, path: &Path, mode: u32) -> io::Result<()> {
     let made = DirBuilder::new().mode(mode).create(path);
-    made.and_then(|()| chown(path, Some(MAIL), Some(MAIL)))
+    made.and_then(|()| chown(path, Some(uid), Some(uid)))
         .map_err(failed(path.display()))
 }

@@ -20,6 +20,11 @@ const CASES: [(&str, [usize; 5]); 5] = [
     ("c=10 s=4K r=10", [10, 400, 10, 4096, 10]),
     ("c=4 s=1M", [4, 200, 1, 1 << 20, 4]),
 ];
+/// Users with uids of their own, each with processes between him and root, beside one uid for all.
+const UIDS: [(&str, [usize; 5]); 2] = [
+    ("200 uids / one uid", [16, 4000, 1, 4096, 200]),
+    ("1000 uids / one uid", [16, 4000, 1, 4096, 1000]),
+];
 const LDA_RUNS: usize = 200;
 /// Messages that are new to Dovecot when a user opens his mailbox.
 const UNSEEN: usize = 10_000;
@@ -99,6 +104,16 @@ impl Bench {
             };
             self.case(name, |bench, contestant| bench.lmtp(contestant, load))?;
         }
+        for (name, [connections, messages, recipients, size, mailboxes]) in UIDS {
+            let load = Load {
+                connections,
+                messages: messages / self.part,
+                recipients,
+                size,
+                mailboxes,
+            };
+            self.uids(name, load)?;
+        }
         let runs = LDA_RUNS / self.part;
         self.case("LDA s=4K", |bench, contestant| bench.lda(contestant, runs))?;
         if !self.contestants.contains(&Contestant::Dovecot) {
@@ -132,6 +147,27 @@ impl Bench {
             }
         }
         println!("{}", table::line(name, &postroom, &dovecot));
+        self.store.clear()
+    }
+
+    /// Postroom against itself.
+    fn uids(&mut self, name: &str, load: Load) -> io::Result<()> {
+        if !name.contains(&self.only) {
+            return Ok(());
+        }
+        let (mut many, mut one) = (Vec::new(), Vec::new());
+        for _ in 0..self.rounds {
+            for (own_uids, rounds) in [(true, &mut many), (false, &mut one)] {
+                self.store.own_uids = own_uids;
+                let measured = self.lmtp(Contestant::Postroom, load).map_err(|error| {
+                    let said = Contestant::Postroom.last_words(&self.store);
+                    io::Error::other(format!("{name}: {error}\n{said}"))
+                });
+                self.store.own_uids = false;
+                rounds.push(measured?);
+            }
+        }
+        println!("{}", table::line(name, &many, &one));
         self.store.clear()
     }
 
