@@ -69,6 +69,7 @@ fn complain(error: &io::Error) -> u8 {
 fn start(arguments: &Arguments) -> io::Result<u8> {
     process::clear_umask();
     process::ignore_file_size_signal()?;
+    process::raise_open_files()?;
     let config = load(arguments)?;
     if !credentials::is_root() || config.workers.isolation == Isolation::None {
         let (server, settings) = Server::new(config, &mut Listeners::default(), arguments.stdio)?;
@@ -147,6 +148,7 @@ impl Server {
         Ok(Generation {
             front,
             descriptors,
+            max_workers: self.workers.limits.max,
             settings,
             serve: Box::new(
                 move |settings, monitor| match self.serve(settings, Some(monitor)) {

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, OnceCell};
 
 use super::out_of_step;
@@ -19,20 +20,22 @@ pub struct Dispatch {
     pool: Arc<Pool>,
     pub message: Arc<Message>,
     recipients: usize,
-    /// Recipients that still wait for their outcome.
-    unanswered: AtomicUsize,
-    transaction: u64,
     /// The message's bytes, for all workers.
     handle: OnceCell<File>,
-    /// The workers that know of the message, and stay until they have forgotten it.
+    /// The workers that know of the message now, by their process IDs.
     told: Mutex<HashMap<i32, Arc<Told>>>,
     is_abandoned: AtomicBool,
 }
 
+/// A worker that stays until it has forgotten the message.
 #[derive(Debug)]
 struct Told {
     lease: Lease,
+    /// The message's number there.
+    transaction: u64,
     announced: OnceCell<()>,
+    /// Recipients that wait for it.
+    waiting: AtomicUsize,
 }
 
 /// Numbers of transactions, unlike each other in this process.
@@ -44,8 +47,6 @@ impl Dispatch {
             pool,
             message,
             recipients,
-            unanswered: AtomicUsize::new(recipients),
-            transaction: NEXT.fetch_add(1, Ordering::Relaxed),
             handle: OnceCell::new(),
             told: Mutex::default(),
             is_abandoned: AtomicBool::new(false),
@@ -60,83 +61,100 @@ impl Dispatch {
         answers: Answers,
     ) -> Result<Option<Outcome>, Fault> {
         let told = self.tell(who).await?;
-        if self.is_abandoned.load(Ordering::Relaxed) {
-            return Err(Fault::new(Code::NotNow, "deliver", "the peer is gone"));
-        }
-        told.lease.count_delivery();
-        let transaction = self.transaction;
-        let answer = told.lease.ask(|id| Request::Deliver {
-            id,
-            transaction,
-            recipient,
-            answers,
-        });
-        match answer.await? {
+        let answer = self.ask(&told, recipient, answers).await;
+        self.is_answered(told).await;
+        match answer? {
             Answer::Outcome { outcome, .. } => Ok(Some(outcome)),
             Answer::Elsewhere { .. } => Ok(None),
             Answer::Report { .. } => Err(out_of_step()),
         }
     }
 
+    /// A worker of this identity, as one of those that have been told of the message or are just being told.
     async fn tell(&self, who: &Identity) -> Result<Arc<Told>, Fault> {
         let lease = self.pool.lease(who).await?;
-        let told = {
-            let mut told = self.told.lock().await;
-            let pid = lease.pid();
-            let new = || {
-                Arc::new(Told {
-                    announced: OnceCell::new(),
-                    lease,
-                })
-            };
-            Arc::clone(told.entry(pid).or_insert_with(new))
+        let mut told = self.told.lock().await;
+        let pid = lease.pid();
+        let new = || {
+            Arc::new(Told {
+                lease,
+                transaction: NEXT.fetch_add(1, Ordering::Relaxed),
+                announced: OnceCell::new(),
+                waiting: AtomicUsize::new(0),
+            })
         };
-        let announce = || async {
-            let handle = self.handle.get_or_try_init(|| async {
-                let handle = self.message.body.handle();
-                handle.map_err(|error| Fault::io("hand over a message", &error))
-            });
-            let message = Request::Message(Box::new(Announced {
-                transaction: self.transaction,
-                recipients: self.recipients,
-                envelope: self.message.envelope.clone(),
-                trace: self.message.trace.clone(),
-                size: self.message.body.size(),
-                virtual_size: self.message.body.virtual_size(),
-            }));
-            told.lease.tell(&message, Some(handle.await?)).await
-        };
+        let told = told.entry(pid).or_insert_with(new);
+        told.waiting.fetch_add(1, Ordering::Relaxed);
+        Ok(Arc::clone(told))
+    }
+
+    async fn ask(
+        &self,
+        told: &Told,
+        recipient: Recipient,
+        answers: Answers,
+    ) -> Result<Answer, Fault> {
+        let announce = || self.announce(told);
         told.announced.get_or_try_init(announce).await?;
-        Ok(told)
+        if self.is_abandoned.load(Ordering::Relaxed) {
+            return Err(Fault::new(Code::NotNow, "deliver", "the peer is gone"));
+        }
+        told.lease.count_delivery();
+        let transaction = told.transaction;
+        let request = |id| Request::Deliver {
+            id,
+            transaction,
+            recipient,
+            answers,
+        };
+        told.lease.ask(request).await
     }
 
-    /// One recipient has its outcome; behind the last one the workers forget the message.
-    pub async fn is_answered(&self) {
-        if self.unanswered.fetch_sub(1, Ordering::Relaxed) > 1 {
-            return;
-        }
-        let told = std::mem::take(&mut *self.told.lock().await);
-        let transaction = self.transaction;
-        for told in told.into_values() {
-            // One that is gone has forgotten.
-            let _ = told
-                .lease
-                .tell(&Request::Forget { transaction }, None)
-                .await;
-        }
+    async fn announce(&self, told: &Told) -> Result<(), Fault> {
+        let handle = self.handle.get_or_try_init(|| async {
+            let handle = self.message.body.handle();
+            handle.map_err(|error| Fault::io("hand over a message", &error))
+        });
+        let message = Request::Message(Box::new(Announced {
+            transaction: told.transaction,
+            recipients: self.recipients,
+            envelope: self.message.envelope.clone(),
+            trace: self.message.trace.clone(),
+            size: self.message.body.size(),
+            virtual_size: self.message.body.virtual_size(),
+        }));
+        told.lease.tell(&message, Some(handle.await?)).await
     }
 
-    /// Nobody hears the answers any more: what is not visible yet stays so. To be called in a runtime.
+    /// Behind the last recipient that waits for it a worker forgets the message, and is free for others.
+    async fn is_answered(&self, told: Arc<Told>) {
+        {
+            let mut all = self.told.lock().await;
+            if told.waiting.fetch_sub(1, Ordering::Relaxed) > 1 {
+                return;
+            }
+            all.remove(&told.lease.pid());
+        }
+        let transaction = told.transaction;
+        // One that is gone has forgotten.
+        let _ = told
+            .lease
+            .tell(&Request::Forget { transaction }, None)
+            .await;
+    }
+
+    /// Nobody hears the answers any more: what is not visible yet stays so.
     pub fn abandon(self: &Arc<Dispatch>) {
-        if self.unanswered.load(Ordering::Relaxed) == 0 {
-            return;
-        }
         self.is_abandoned.store(true, Ordering::Relaxed);
+        // Without a runtime the front is at its end, and with it the workers are.
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
         let dispatch = Arc::clone(self);
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             let told: Vec<Arc<Told>> = dispatch.told.lock().await.values().cloned().collect();
-            let transaction = dispatch.transaction;
             for told in told {
+                let transaction = told.transaction;
                 let abandon = Request::Abandon { transaction };
                 let _ = told.lease.tell(&abandon, None).await;
             }

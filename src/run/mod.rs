@@ -199,7 +199,6 @@ impl Runner {
                     let dispatch = Arc::clone(&dispatch);
                     tokio::spawn(async move {
                         let outcome = runner.send_off(&dispatch, recipient).await;
-                        dispatch.is_answered().await;
                         let outcome = outcome.unwrap_or_else(Outcome::refused);
                         let _ = send.send((index, outcome)).await;
                     });

@@ -6,16 +6,18 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use super::wire::{self, Made, Order};
+use super::wire::{self, Forked, Order};
 use super::worker;
 use crate::deliver::Settings;
 use crate::sys::children::{Child, Parent, Wish};
 use crate::sys::credentials::Credentials;
-use crate::sys::packet::{self, Packets};
+use crate::sys::packet::{self, Buffer, Packets};
 use crate::sys::process::End;
 
 /// How long workers may take to finish what they have when their front is gone.
 const FINISH: Duration = Duration::from_secs(60);
+/// Workers that the front knows to have ended, and that are not buried yet.
+const SLACK: usize = 16;
 /// How often an end is looked for when nothing happens.
 const ROUND: Duration = Duration::from_secs(60);
 
@@ -24,6 +26,8 @@ pub struct Generation {
     pub settings: Settings,
     /// Whom the front becomes.
     pub front: Credentials,
+    /// Workers at once, whatever the front asks for.
+    pub max_workers: usize,
     /// The sockets that it listens on.
     pub descriptors: Vec<RawFd>,
     /// The front's whole life, with its end of the monitor's socket. Answers its exit code.
@@ -52,6 +56,7 @@ pub fn run(load: &mut dyn FnMut() -> io::Result<Generation>) -> io::Result<u8> {
         running: Vec::new(),
         parent,
         is_stopping: false,
+        packet: Buffer::default(),
         end: Ok(0),
     };
     let first = load()?;
@@ -68,12 +73,15 @@ struct Monitor {
     /// The last one is the one that takes new clients.
     running: Vec<Running>,
     is_stopping: bool,
+    packet: Buffer,
     end: io::Result<u8>,
 }
 
 impl Monitor {
     fn start(&mut self, generation: Generation) -> io::Result<()> {
         let (here, there) = packet::pair()?;
+        // A front that does not read its answers holds nobody up.
+        here.set_nonblocking()?;
         let mut kept = generation.descriptors.clone();
         kept.push(there.as_raw_fd());
         let identity = generation.front.clone();
@@ -147,13 +155,13 @@ impl Monitor {
         let Some(orders) = &running.orders else {
             return;
         };
-        let mut packet = Vec::new();
-        let order = match orders.receive(&mut packet) {
-            Ok(Some(_)) => wire::unpacked(&packet),
+        let order = match orders.receive(&mut self.packet) {
+            Ok(Some(_)) => wire::unpacked(self.packet.packet()),
             Ok(None) => {
                 running.orders = None;
                 return;
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) => Err(error),
         };
         let made = match order {
@@ -168,10 +176,10 @@ impl Monitor {
             Err(error) => Err(error.to_string()),
         };
         let (made, socket) = match made {
-            Ok((worker, socket)) => (Made::Worker(worker.pid()), Some(socket)),
+            Ok((worker, socket)) => (Forked::Worker(worker.pid()), Some(socket)),
             Err(why) => {
                 tracing::warn!(why = why.as_str(), "no worker process");
-                (Made::Refused(why), None)
+                (Forked::Refused(why), None)
             }
         };
         let socket = socket.as_ref().map(|it| it as &dyn AsRawFd);
@@ -188,6 +196,12 @@ impl Monitor {
             return Err("its configuration is gone".into());
         };
         generation.settings.userdbs.limits.check_identity(who)?;
+        if running.workers.len() >= generation.max_workers + SLACK {
+            return Err(format!(
+                "there are {} workers already",
+                generation.max_workers
+            ));
+        }
         let (here, there) = packet::pair().map_err(text)?;
         let kept = [there.as_raw_fd()];
         let (mut there, generation) = (Some(there), &mut running.generation);

@@ -13,11 +13,11 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{interval, timeout};
 
 use super::AT_ONCE;
-use super::wire::{self, Answer, Made, Order};
+use super::wire::{self, Answer, Forked, Order};
 use crate::fault::{Code, Fault};
 use crate::sys::channel::Channel;
 use crate::sys::credentials::Credentials;
-use crate::sys::packet::Packets;
+use crate::sys::packet::{Buffer, Packets};
 
 /// How long a delivery waits for a worker, or for its turn at one.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,7 +40,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            max: 64,
+            max: 1000,
             idle: Duration::from_secs(60),
             deliveries: 10_000,
         }
@@ -95,6 +95,12 @@ pub struct Worker {
     last_used: Mutex<Instant>,
 }
 
+enum Made {
+    Here,
+    /// There are as many as may be; an idle one leaves, if there is one.
+    NoRoom,
+}
+
 /// A worker that stays until this is dropped.
 #[derive(Debug)]
 pub struct Lease {
@@ -138,52 +144,48 @@ impl Pool {
                 return Ok(worker);
             }
             let changed = self.changed.notified();
-            // Whoever forks first may have made the one that is wanted here.
-            let monitor = self.monitor.lock().await;
-            let room = {
-                let mut table = self.table();
-                if let Some(worker) = table.take(who) {
-                    return Ok(worker);
-                }
-                match table.alive < self.limits.max {
-                    true => {
-                        table.alive += 1;
-                        true
-                    }
-                    false => {
-                        table.retire_oldest();
-                        false
-                    }
-                }
-            };
-            if !room {
-                drop(monitor);
-                changed.await;
-                continue;
+            // To its end, whoever gives up: half an exchange with the monitor would be the next one's.
+            let (pool, who) = (Arc::clone(self), who.clone());
+            let made = tokio::spawn(async move { pool.make(&who).await });
+            match made.await.map_err(|error| error.to_string())?? {
+                Made::Here => {}
+                Made::NoRoom => changed.await,
             }
-            let made = self.fork(&monitor, who).await;
-            if made.is_err() {
-                self.gone(None);
-            }
-            return made;
         }
     }
 
-    async fn fork(
-        self: &Arc<Pool>,
-        monitor: &Channel,
-        who: &Identity,
-    ) -> Result<Arc<Worker>, String> {
+    /// One at a time: whoever came first may have made the one that is wanted.
+    async fn make(self: &Arc<Pool>, who: &Identity) -> Result<Made, String> {
+        let monitor = self.monitor.lock().await;
+        {
+            let mut table = self.table();
+            if table.workers.contains_key(who) {
+                return Ok(Made::Here);
+            }
+            if table.alive >= self.limits.max {
+                table.retire_oldest();
+                return Ok(Made::NoRoom);
+            }
+            table.alive += 1;
+        }
+        let made = self.fork(&monitor, who).await;
+        if made.is_err() {
+            self.gone(None);
+        }
+        made.map(|()| Made::Here)
+    }
+
+    async fn fork(self: &Arc<Pool>, monitor: &Channel, who: &Identity) -> Result<(), String> {
         let text = |error: io::Error| error.to_string();
         let order = wire::packed(&Order::Fork(who.credentials.clone())).map_err(text)?;
         monitor.send(&order, None).await.map_err(text)?;
-        let mut packet = Vec::new();
+        let mut packet = Buffer::default();
         let received = monitor.receive(&mut packet).await.map_err(text)?;
-        let made = wire::unpacked(&packet).map_err(text)?;
+        let made = wire::unpacked(packet.packet()).map_err(text)?;
         let (pid, socket) = match (made, received.flatten()) {
-            (Made::Worker(pid), Some(socket)) => (pid, Packets::from(socket)),
-            (Made::Refused(why), _) => return Err(why),
-            (Made::Worker(_), None) => return Err("its socket did not come".into()),
+            (Forked::Worker(pid), Some(socket)) => (pid, Packets::from(socket)),
+            (Forked::Refused(why), _) => return Err(why),
+            (Forked::Worker(_), None) => return Err("its socket did not come".into()),
         };
         let worker = Arc::new(Worker {
             pid,
@@ -192,15 +194,14 @@ impl Pool {
             pending: Mutex::new(Some(HashMap::new())),
             next: AtomicU64::new(0),
             turns: Semaphore::new(AT_ONCE),
-            leases: AtomicUsize::new(1),
+            leases: AtomicUsize::new(0),
             deliveries: AtomicU64::new(0),
             is_retired: AtomicBool::new(false),
             last_used: Mutex::new(Instant::now()),
         });
         tokio::spawn(listen(Arc::clone(self), Arc::clone(&worker)));
-        let mut table = self.table();
-        table.workers.insert(who.clone(), Arc::clone(&worker));
-        Ok(worker)
+        self.table().workers.insert(who.clone(), worker);
+        Ok(())
     }
 
     /// A process has ended, or was never made.
@@ -365,9 +366,9 @@ impl Drop for Lease {
 
 /// Hands out the answers of a worker until it has gone.
 async fn listen(pool: Arc<Pool>, worker: Arc<Worker>) {
-    let mut packet = Vec::new();
+    let mut packet = Buffer::default();
     while let Ok(Some(_)) = worker.channel.receive(&mut packet).await {
-        let Ok(answer) = wire::unpacked::<Answer>(&packet) else {
+        let Ok(answer) = wire::unpacked::<Answer>(packet.packet()) else {
             break;
         };
         let waiting = worker

@@ -12,7 +12,7 @@ use crate::sys::credentials::Credentials;
 /// From the front to the monitor.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum Order {
-    /// A worker of this identity. Answered by [`Made`].
+    /// A worker of this identity. Answered by [`Forked`].
     Fork(Credentials),
     /// A worker that has not answered for too long. Without an answer.
     Kill(i32),
@@ -20,7 +20,7 @@ pub enum Order {
 
 /// From the monitor: the worker's process ID, its socket beside it; or why there is none.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub enum Made {
+pub enum Forked {
     Worker(i32),
     Refused(String),
 }

@@ -18,7 +18,7 @@ use crate::deliver::{Answers, Core, Outcome, Report, Settings, Transaction};
 use crate::fault::{Code, Fault};
 use crate::message::{Body, Message};
 use crate::sys::children;
-use crate::sys::packet::Packets;
+use crate::sys::packet::{Buffer, Packets};
 use crate::sys::sandbox::{self, Level, Sandbox};
 
 /// How long a thread waits for another delivery.
@@ -46,12 +46,12 @@ fn serve(settings: Settings, socket: Packets) -> io::Result<()> {
         .build()?;
     let (core, socket) = (Arc::new(Core::new(settings)), Arc::new(socket));
     let mut transactions: HashMap<u64, Result<Arc<Transaction>, Fault>> = HashMap::new();
-    let mut packet = Vec::new();
+    let mut packet = Buffer::default();
     let mut fence = Fence::default();
     while let Some(descriptor) = socket.receive(&mut packet)? {
-        let request: Request = wire::unpacked(&packet)?;
+        let request: Request = wire::unpacked(packet.packet())?;
         if let Some((id, answers)) = request.work()
-            && !fence.holds(core.settings(), answers)?
+            && !fence.holds(core.settings(), answers)
         {
             say(&socket, Answer::Elsewhere { id });
             continue;
@@ -105,6 +105,8 @@ fn serve(settings: Settings, socket: Packets) -> io::Result<()> {
     }
     // It waits for what is being done.
     drop(threads);
+    // To give back what is shared with the parent would copy it first.
+    std::mem::forget(core);
     Ok(())
 }
 
@@ -117,9 +119,9 @@ struct Fence {
 
 impl Fence {
     /// Whether all that a request needs is within.
-    fn holds(&mut self, settings: &Settings, answers: &Answers) -> io::Result<bool> {
+    fn holds(&mut self, settings: &Settings, answers: &Answers) -> bool {
         if !settings.landlock {
-            return Ok(true);
+            return true;
         }
         let bases = settings.bases(answers.users());
         let sandbox = match &self.sandbox {
@@ -132,12 +134,16 @@ impl Fence {
                     .chain(bases.iter().cloned());
                 let readable: Vec<PathBuf> = settings.acl.global_path.iter().cloned().collect();
                 self.bases = bases.clone();
-                self.sandbox
-                    .insert(sandbox::restrict(&roots.collect::<Vec<_>>(), &readable)?)
+                let restricted = sandbox::restrict(&roots.collect::<Vec<_>>(), &readable);
+                self.sandbox.insert(restricted.unwrap_or_else(|error| {
+                    let error = error.to_string();
+                    tracing::warn!(error = error.as_str(), "a worker without Landlock");
+                    Sandbox::default()
+                }))
             }
         };
         let is_free = sandbox.level == Level::None;
-        Ok(is_free || (bases.is_subset(&self.bases) && sandbox.is_current()))
+        is_free || (bases.is_subset(&self.bases) && sandbox.is_current())
     }
 }
 

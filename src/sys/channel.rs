@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use tokio::io::unix::AsyncFd;
 
-use super::packet::Packets;
+use super::packet::{Buffer, Packets};
 
 #[derive(Debug)]
 pub struct Channel(AsyncFd<Packets>);
@@ -32,7 +32,7 @@ impl Channel {
     }
 
     /// [`Packets::receive`]
-    pub async fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Option<OwnedFd>>> {
+    pub async fn receive(&self, buffer: &mut Buffer) -> io::Result<Option<Option<OwnedFd>>> {
         loop {
             let mut ready = self.0.readable().await?;
             if let Ok(received) = ready.try_io(|socket| socket.get_ref().receive(buffer)) {

@@ -124,5 +124,7 @@ pub fn become_forever(who: &Credentials) -> io::Result<()> {
     if setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok() {
         return refused("this process can still become root");
     }
+    // Nor can anybody of this uid look into it: it may hold what another user of the uid has got.
+    prctl::set_dumpable(false)?;
     Ok(prctl::set_no_new_privs()?)
 }

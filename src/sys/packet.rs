@@ -16,6 +16,29 @@ pub const MAX_PACKET: usize = 128 * 1024;
 /// The most descriptors in one packet.
 const MAX_DESCRIPTORS: usize = 1;
 
+/// Where packets come in. What no packet was long enough for is never touched, and costs no memory.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+impl Default for Buffer {
+    fn default() -> Buffer {
+        Buffer {
+            bytes: vec![0; MAX_PACKET],
+            length: 0,
+        }
+    }
+}
+
+impl Buffer {
+    /// The last packet.
+    pub fn packet(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
 /// One end of the pair. It waits unless it was made [non-blocking](Packets::set_nonblocking).
 #[derive(Debug)]
 pub struct Packets(OwnedFd);
@@ -89,11 +112,11 @@ impl Packets {
     }
 
     /// The next packet, into `buffer`. None: the other end is gone, or says no more.
-    pub fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Option<OwnedFd>>> {
-        buffer.resize(MAX_PACKET, 0);
+    pub fn receive(&self, buffer: &mut Buffer) -> io::Result<Option<Option<OwnedFd>>> {
+        buffer.length = 0;
         let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
         let (length, truncated, descriptor) = loop {
-            let mut pieces = [IoSliceMut::new(buffer)];
+            let mut pieces = [IoSliceMut::new(&mut buffer.bytes)];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
             let received =
                 match recvmsg::<()>(self.0.as_raw_fd(), &mut pieces, Some(&mut space), flags) {
@@ -112,7 +135,7 @@ impl Packets {
             let lost = MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC;
             break (received.bytes, received.flags.intersects(lost), descriptor);
         };
-        buffer.truncate(length);
+        buffer.length = length;
         match (length, truncated) {
             (_, true) => Err(io::Error::other("a packet that does not fit")),
             (0, false) => Ok(None),
@@ -154,14 +177,14 @@ mod tests {
     #[test]
     fn packets_with_descriptors() {
         let (here, there) = pair().unwrap();
-        let mut buffer = Vec::new();
+        let mut buffer = Buffer::default();
         here.send(b"one", None).unwrap();
         here.send(b"two", Some(&sealed(b"letter").unwrap()))
             .unwrap();
         assert!(there.receive(&mut buffer).unwrap().unwrap().is_none());
-        assert_eq!(buffer, b"one");
+        assert_eq!(buffer.packet(), b"one");
         let descriptor = there.receive(&mut buffer).unwrap().unwrap().unwrap();
-        assert_eq!(buffer, b"two");
+        assert_eq!(buffer.packet(), b"two");
         let mut text = String::new();
         let mut file = File::from(descriptor);
         io::Seek::rewind(&mut file).unwrap();
@@ -171,12 +194,12 @@ mod tests {
         assert!(here.send(&vec![0; MAX_PACKET + 1], None).is_err());
         here.send(&vec![1; MAX_PACKET], None).unwrap();
         there.receive(&mut buffer).unwrap();
-        assert_eq!(buffer.len(), MAX_PACKET);
+        assert_eq!(buffer.packet().len(), MAX_PACKET);
         here.say_no_more();
         assert!(there.receive(&mut buffer).unwrap().is_none());
         there.send(b"still", None).unwrap();
         here.receive(&mut buffer).unwrap();
-        assert_eq!(buffer, b"still");
+        assert_eq!(buffer.packet(), b"still");
         drop(here);
         assert!(there.send(b"gone", None).is_err());
     }

@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, kill, sigaction,
 };
@@ -54,6 +55,12 @@ pub fn is_privileged_by_file() -> bool {
 /// A file that outgrows a limit becomes an error of the write (EFBIG) instead of the end of the process.
 pub fn ignore_file_size_signal() -> io::Result<()> {
     set_handler(Signal::SIGXFSZ, SigHandler::SigIgn)
+}
+
+/// As many open files as the system allows this process: one for each client, and one for each worker.
+pub fn raise_open_files() -> io::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }
 
 /// Runs `work` in a child, as `identity` for good where one is given, and waits for its end. The child dies with this

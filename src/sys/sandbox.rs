@@ -14,18 +14,19 @@ use super::dir;
 const READ: [&str; 5] = ["/etc", "/usr", "/lib", "/lib64", "/run/systemd/userdb"];
 
 /// Where a process has been restricted to.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Sandbox {
     /// Each with its device and inode at that time.
     roots: Vec<(PathBuf, Option<(u64, u64)>)>,
     pub level: Level,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Level {
     Full,
     /// An older kernel, which knows some of it.
     Partial,
+    #[default]
     None,
 }
 

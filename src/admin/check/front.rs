@@ -19,7 +19,7 @@ impl<W: Write> Findings<'_, W> {
             Ok(identity) => identity,
             Err(error) => {
                 let advice = "useradd --system --no-create-home --shell /usr/sbin/nologin postroom";
-                return self.error(&error.to_string(), advice);
+                return self.warning(&error.to_string(), advice);
             }
         };
         let found = process::ask_child(Some(&identity), |out| {
@@ -36,7 +36,8 @@ impl<W: Write> Findings<'_, W> {
         {
             let user = &workers.front_user;
             let advice = format!("let {user:?} have it, or set workers.front_user to who has");
-            self.error(&format!("as {user:?}: {problem}"), &advice)?;
+            let what = format!("a server that root starts asks as {user:?}: {problem}");
+            self.warning(&what, &advice)?;
         }
         Ok(())
     }

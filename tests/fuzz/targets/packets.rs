@@ -3,11 +3,11 @@
 
 use libfuzzer_sys::fuzz_target;
 use postroom::lda::wire::{Answer, Offer};
-use postroom::run::wire::{self, Made, Order, Request};
+use postroom::run::wire::{self, Forked, Order, Request};
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = wire::unpacked::<Order>(bytes);
-    let _ = wire::unpacked::<Made>(bytes);
+    let _ = wire::unpacked::<Forked>(bytes);
     let _ = wire::unpacked::<Answer>(bytes);
     let _ = wire::unpacked::<wire::Answer>(bytes);
     if let Ok(offer) = wire::unpacked::<Offer>(bytes) {
