@@ -627,3 +627,85 @@ fn a_place_from_userdb() {
         }
     }
 }
+
+const DOCS: Example = Example {
+    ours: r#"
+[namespace.inbox]
+separator = "/"
+prefix = ""
+inbox = true
+[namespace.docs]
+type = "public"
+separator = "/"
+prefix = "Public/"
+[acl]
+driver = "none"
+"#,
+    old: r#"
+mail_location = maildir:~/Maildir
+namespace inbox {
+  separator = /
+  prefix =
+  inbox = yes
+}
+namespace docs {
+  type = public
+  separator = /
+  prefix = Public/
+}
+"#,
+    new: r#"
+mail_driver = maildir
+mail_path = ~/Maildir
+namespace inbox {
+  separator = /
+  prefix =
+  inbox = yes
+}
+namespace docs {
+  type = public
+  separator = /
+  prefix = Public/
+}
+"#,
+};
+
+#[test]
+fn per_user_namespace_location_from_sql() {
+    if not_root() {
+        return;
+    }
+    for version in VERSIONS {
+        let store = Store::with_inbox();
+        let root = store.scratch.text("");
+        store.scratch.dir("docs", MAIL, MAIL, 0o755);
+        store.scratch.maildir("docs/.Box", MAIL, MAIL, 0o700);
+        let fields = Fields {
+            ours: "acl_groups = \"none\"",
+            old: "namespace/docs/location=maildir:ROOT/docs",
+            new: "    namespace/docs/mail_path = ROOT/docs",
+        };
+        let Some((server, dovecot)) = DOCS.run_with(version, &store, &fields) else {
+            return;
+        };
+        drop(server);
+        // The document's table, and its query.
+        let database = rusqlite::Connection::open(store.path("namespaces.db")).unwrap();
+        let table = "CREATE TABLE Namespaces (Location varchar(255) NOT NULL, Username varchar(100) NOT NULL)";
+        database.execute(table, ()).unwrap();
+        let row = "INSERT INTO Namespaces VALUES ($1, 'alice')";
+        database
+            .execute(row, [format!("maildir:{root}/docs")])
+            .unwrap();
+        support::own(&store.path("namespaces.db"), MAIL, MAIL);
+        let config = store.path("postroom.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        let line = text.lines().find(|it| it.starts_with("static = ")).unwrap();
+        let query = "SELECT Location as 'namespace/docs/location', 8 AS uid, 8 AS gid, 'ROOT/home/alice' AS home FROM Namespaces WHERE Username = '%n'";
+        let query = query.replace("ROOT", &root);
+        let userdb = format!("sqlite = {{ path = \"{root}/namespaces.db\", query = \"{query}\" }}");
+        fs::write(&config, text.replace(line, &userdb)).unwrap();
+        one_mailbox(&store, &dovecot, &["Public/Box"]);
+        assert_eq!(support::messages(&store.path("docs/.Box")).len(), 1);
+    }
+}

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use support::mount::Mount;
 use support::{
     Lmtp, PATIENCE, Scratch, Server, leftovers, messages, messages_below, not_root, program,
     signal, write_long_ago,
@@ -763,13 +764,6 @@ fn a_store_that_is_mounted_later() {
     if not_root() {
         return;
     }
-    struct Mount(PathBuf);
-    impl Drop for Mount {
-        fn drop(&mut self) {
-            let umount = Command::new("umount").arg("--lazy").arg(&self.0).status();
-            assert!(umount.unwrap().success());
-        }
-    }
     let site = Site::new(4);
     let users = site.scratch.path("users");
     let home = site.scratch.text("home/u0");
@@ -800,12 +794,9 @@ fn a_store_that_is_mounted_later() {
     );
     assert_eq!(stored(), 1);
     let first = worker(&server, UID).unwrap().pid;
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "tmpfs"])
-        .arg(&public)
-        .status();
-    assert!(mounted.unwrap().success());
-    let mount = Mount(public.clone());
+    let Some(mount) = Mount::new(public.clone(), &["-t", "tmpfs", "tmpfs"]) else {
+        return;
+    };
     site.scratch.dir("public", UID, GROUP, 0o2770);
     site.scratch.maildir("public/.info", UID, GROUP, 0o2770);
     let acl = "public/.info/dovecot-acl";
@@ -901,4 +892,100 @@ fn clients_that_go_away() {
         assert!(!stored.is_empty(), "u{number}");
     }
     assert_eq!(leftovers(&site.scratch.path("")), Vec::<PathBuf>::new());
+}
+
+/// A home that takes no more: its user's mail waits, nobody else's does, and what is large for one is not for the other.
+#[test]
+fn homes_that_are_full() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(4);
+    let (quota, disk) = (site.home(1), site.home(2));
+    let image = site.scratch.path("image");
+    let Some(_quota) = Mount::with_quota(&image, quota, UID + 1) else {
+        return;
+    };
+    let Some(_disk) = Mount::small(disk, 1024, 512, UID + 2) else {
+        return;
+    };
+    let config = site.configure_with("", "100000000");
+    let mut command = Command::new("prlimit");
+    let server = program("postroom-lmtpd");
+    let start = "mount --bind $1 /etc/passwd && mount --bind $2 /etc/group && exec $3 -c $4";
+    command
+        .args([
+            "--fsize=6000000",
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+        ])
+        .args(["sh", "-c", start, "sh"])
+        .args([site.scratch.path("passwd"), site.scratch.path("group")])
+        .arg(server.get_program())
+        .arg(config);
+    let log = site.scratch.path("run/log");
+    let server = Server::spawn(command, &site.scratch.path("run/lmtp"), &log);
+    let large = |megabytes: usize| [LETTER, &b"0123456\n".repeat(megabytes << 17)].concat();
+    for (user, megabytes, want) in [
+        ("u1", 3, "452 4.2.2"),
+        ("u2", 3, "452 4.3.1"),
+        ("u3", 3, "250"),
+        ("u3", 5, "250"),
+        ("u1", 0, "250"),
+        ("u2", 0, "250"),
+    ] {
+        let address = format!("{user}@x");
+        let reply = server.client().deliver(&[&address], &large(megabytes));
+        assert!(reply[0].starts_with(want), "{user} {megabytes}: {reply:?}");
+    }
+    // No file of the server's may be larger than that, in the spool or in the mailbox.
+    let reply = server.client().deliver(&["u3@x"], &large(7)).remove(0);
+    assert!(reply.starts_with("452 4.2.2"), "{reply}");
+    assert_eq!(leftovers(&site.scratch.path("home")), Vec::<PathBuf>::new());
+    for (number, count) in [(1, 1), (2, 1), (3, 2)] {
+        assert_eq!(
+            messages(&site.home(number).join("Maildir")).len(),
+            count,
+            "u{number}"
+        );
+    }
+}
+
+/// One uid for all: the front, and one process that delivers.
+#[test]
+fn one_uid_for_all_users() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(4);
+    let users: String = (0..4)
+        .map(|number| {
+            format!(
+                "u{number}::20001:20001::{}::\n",
+                site.home(number).display()
+            )
+        })
+        .collect();
+    for number in 0..4 {
+        support::own(&site.home(number), UID + 1, UID + 1);
+    }
+    write_long_ago(&site.scratch.path("users"), &users);
+    let config = site.configure("");
+    let text = fs::read_to_string(&config).unwrap();
+    let path = site.scratch.text("users");
+    let userdb = format!("passwd-file = {{ path = \"{path}\" }}");
+    fs::write(&config, text.replace("passwd = {}", &userdb)).unwrap();
+    let log = site.scratch.path("run/log");
+    let server = Server::start_as_root(&config, &site.scratch.path("run/lmtp"), &log);
+    let all = ["u0@x", "u1@x", "u2@x", "u3@x"];
+    let replies = server.client().deliver(&all, LETTER);
+    assert!(
+        replies.iter().all(|it| it.starts_with("250")),
+        "{replies:?}"
+    );
+    assert_eq!(children(&server).len(), 2);
+    // Neither of them is root, or can be.
+    assert!(children(&server).iter().all(|it| it.uid() != 0));
 }

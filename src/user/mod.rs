@@ -153,6 +153,9 @@ impl Default for Limits {
     }
 }
 
+/// The uid of whoever has none here, in file systems and user namespaces: it owns what is nobody's.
+const NOBODY: u32 = 65_534;
+
 /// The userdbs in their order, with what holds for the answers of all of them.
 #[derive(Debug)]
 pub struct Userdbs {
@@ -300,7 +303,7 @@ pub fn is_place(field: &str) -> bool {
 
 impl Limits {
     fn uid_is_valid(&self, uid: u32) -> bool {
-        uid != 0
+        ![0, NOBODY].contains(&uid)
             && uid >= self.first_valid_uid
             && (self.last_valid_uid == 0 || uid <= self.last_valid_uid)
     }
@@ -464,6 +467,7 @@ mod tests {
             (Some(5000), None, "/h", "has no gid"),
             (Some(0), Some(5000), "/h", "uid 0"),
             (Some(100), Some(5000), "/h", "uid 100"),
+            (Some(65_534), Some(5000), "/h", "uid 65534"),
             (Some(5000), Some(0), "/h", "gid 0"),
             (Some(5000), Some(5000), "h/%n", "not absolute"),
             (Some(5000), Some(5000), "%{home}/x", "no value"),

@@ -1,72 +1,10 @@
 //! File systems that are read-only or full.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::Command;
 
-use super::support::{installed, skip};
+use super::support::mount::Mount;
 use super::*;
-
-/// A mount in the scratch folder, gone with its value.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn new(at: PathBuf, arguments: &[&str]) -> Option<Mount> {
-        let mut command = Command::new("mount");
-        let mounted = command.args(arguments).arg(&at).output();
-        match mounted.is_ok_and(|output| output.status.success()) {
-            true => Some(Mount(at)),
-            false => {
-                skip("nothing can be mounted here");
-                None
-            }
-        }
-    }
-
-    /// What lies at `at`, where nothing can be written.
-    fn read_only(at: PathBuf) -> Option<Mount> {
-        let source = at.to_str().unwrap().to_owned();
-        let mount = Mount::new(at, &["--bind", &source])?;
-        let mut command = Command::new("mount");
-        command.args(["-o", "remount,ro,bind"]).arg(&mount.0);
-        assert!(command.status().unwrap().success());
-        Some(mount)
-    }
-
-    /// A file system of so many kilobytes and files.
-    fn small(at: PathBuf, kilobytes: u32, files: u32) -> Option<Mount> {
-        let options =
-            format!("size={kilobytes}k,nr_inodes={files},mode=0700,uid={MAIL},gid={MAIL}");
-        Mount::new(at, &["-t", "tmpfs", "-o", &options, "tmpfs"])
-    }
-
-    /// A file system where the mail user may have two megabytes.
-    fn with_quota(store: &Store, at: PathBuf) -> Option<Mount> {
-        if !installed("mkfs.btrfs") {
-            skip("btrfs-progs is not installed");
-            return None;
-        }
-        let image = store.path("image");
-        let run = |command: &mut Command| assert!(command.output().unwrap().status.success());
-        run(Command::new("truncate").args(["-s", "128M"]).arg(&image));
-        run(Command::new("mkfs.btrfs").arg(&image));
-        let mount = Mount::new(at, &["-o", "loop", image.to_str().unwrap()])?;
-        run(Command::new("btrfs")
-            .args(["quota", "enable"])
-            .arg(&mount.0));
-        run(Command::new("btrfs")
-            .args(["qgroup", "limit", "2M"])
-            .arg(&mount.0));
-        run(Command::new("chown").arg(MAIL.to_string()).arg(&mount.0));
-        Some(mount)
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
 
 #[test]
 fn a_root_that_is_read_only() {
@@ -119,7 +57,7 @@ fn a_disk_that_is_full() {
     }
     let store = Store::new();
     let root = store.path("home/alice");
-    let Some(_mount) = Mount::small(root.clone(), 256, 64) else {
+    let Some(_mount) = Mount::small(root.clone(), 256, 64, MAIL) else {
         return;
     };
     let server = serve(&store, "", "on_missing = \"create\"");
@@ -182,7 +120,7 @@ fn a_spool_that_is_full() {
     }
     let store = store();
     store.scratch.dir("spool", MAIL, MAIL, 0o700);
-    let Some(_mount) = Mount::small(store.path("spool"), 4096, 64) else {
+    let Some(_mount) = Mount::small(store.path("spool"), 4096, 64, MAIL) else {
         return;
     };
     let config = store.configure("", "");
@@ -266,8 +204,8 @@ fn no_room_behind_what_is_there() {
             let store = Store::new();
             let home = store.path("home/alice");
             let _mount = match what {
-                "a quota" => Mount::with_quota(&store, home.clone()),
-                _ => Mount::small(home.clone(), 2048, 512),
+                "a quota" => Mount::with_quota(&store.path("image"), home.clone(), MAIL),
+                _ => Mount::small(home.clone(), 2048, 512, MAIL),
             };
             let Some(_mount) = _mount else {
                 return;
