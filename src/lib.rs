@@ -4,9 +4,9 @@
 //!
 //! | layer | modules | what they are |
 //! |---|---|---|
-//! | faces | [`lmtp`], [`socketmap`], [`lda`], [`admin`] | the LMTP server, Postfix's question about recipients, the stdin LDA, the admin's commands |
+//! | faces | [`lmtp`], [`socketmap`], [`handover`], [`lda`], [`admin`] | the LMTP server, Postfix's question about recipients, messages from LDAs without rights, the stdin LDA, the admin's commands |
 //! | config | [`config`] | the TOML file, checked; builds the settings of everything below it |
-//! | where it runs | [`run`] | hands a delivery to the core: in this process today |
+//! | where it runs | [`run`] | hands a delivery to the core: in this process, or in a worker of the user's identity |
 //! | delivery core | [`deliver`] | plan, then do: resolve, inspect, carry out |
 //! | who | [`user`], [`sharing`] | userdbs: three answers; who shares with whom |
 //! | storage | [`maildir`], [`mbox`], [`index`] | two formats: making a mailbox, saving a message, its UID; Dovecot's index log |
