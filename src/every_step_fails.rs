@@ -24,7 +24,7 @@ const UIDLIST: &str = "3 V1795332733 N5 G86371b0c7d9a026bb73a000083ecc375\n3 :ot
 const VALIDITY: u32 = 1795332733;
 const STORED: &[u8] = b"Subject: one\n\n.a line\nlast\n";
 
-/// Root never touches mail: started by root, the test runs itself again as nobody. True: this is the one that tests.
+/// Root never touches mail: started by root, the test runs itself again as somebody else. True: this is the one that tests.
 fn as_ordinary_user(test: &str) -> bool {
     if !crate::sys::credentials::is_root() {
         return true;
@@ -41,8 +41,8 @@ fn as_ordinary_user(test: &str) -> bool {
     again
         .args(["--exact", test, "--nocapture"])
         .current_dir("/")
-        .gid(65534)
-        .uid(65534);
+        .gid(20001)
+        .uid(20001);
     assert!(again.status().unwrap().success());
     false
 }

@@ -109,6 +109,16 @@ impl Server {
         };
         let began = Instant::now();
         let mut stream = BufReader::new(stream);
+        // Before it may say anything: one uid must not use up the places of all.
+        let _turn = match self.quotas.enter(peer.uid) {
+            Ok(turn) => turn,
+            Err(fault) => {
+                let why = fault.to_string();
+                tracing::warn!(fault = why.as_str(), "a message was not taken over");
+                let _ = say(&mut stream, Answer::Refused(fault.code)).await;
+                return;
+            }
+        };
         let Ok(Ok(offer)) = timeout(OFFER, offer(&mut stream)).await else {
             return;
         };
@@ -142,7 +152,6 @@ impl Server {
         session: &str,
         message_id: &mut Option<String>,
     ) -> Result<Option<Outcome>, Fault> {
-        let _turn = self.quotas.enter(uid)?;
         let limit = self.settings.message_size;
         if limit.is_some_and(|limit| offer.size > limit) {
             let why = format!("it has {} bytes", offer.size);
