@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::mount::Mount;
+use support::peers::Postfix;
 use support::{
     Lmtp, PATIENCE, Scratch, Server, leftovers, messages, messages_below, not_root, program,
     signal, write_long_ago,
@@ -988,4 +989,66 @@ fn one_uid_for_all_users() {
     assert_eq!(children(&server).len(), 2);
     // Neither of them is root, or can be.
     assert!(children(&server).iter().all(|it| it.uid() != 0));
+}
+
+/// Postfix over LMTP, and its pipe, which runs the LDA as an account that owns nobody's mail: the server stores both.
+#[test]
+fn behind_postfix() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(8);
+    // The LDA runs where the site's users are not those of the machine.
+    let more = format!(
+        r#"
+[[userdb]]
+passwd-file = {{ path = "{}" }}
+[lda]
+listen = [{{ unix = "{}", mode = "0666" }}]
+trusted_uids = ["mail"]
+"#,
+        site.scratch.text("passwd"),
+        site.scratch.text("run/lda")
+    );
+    let server = site.serve(&more);
+    let lda = program("postroom-lda");
+    let lda = format!(
+        "/usr/bin/env POSTROOM_CONFIG={} {} -f ${{sender}} -d ${{user}}",
+        site.scratch.text("postroom.toml"),
+        lda.get_program().to_str().unwrap()
+    );
+    let Some(postfix) = Postfix::start(&site.scratch, &server.socket, &lda) else {
+        return;
+    };
+    let users = [
+        "u1@example.test",
+        "u4+Public/info@example.test",
+        "nobody-here@example.test",
+    ];
+    postfix.send(&users, LETTER);
+    postfix.send(
+        &["u2@lda.test", "u3@lda.test", "nobody-here@lda.test"],
+        LETTER,
+    );
+    for (address, what) in [
+        ("u1@example.test", "status=sent (250 2.0.0 "),
+        ("u4+Public/info@example.test", "mailbox=\"Public/info\""),
+        ("nobody-here@example.test", "dsn=5.1.1, status=bounced"),
+        ("u2@lda.test", "dsn=2.0.0, status=sent"),
+        ("u3@lda.test", "dsn=2.0.0, status=sent"),
+        ("nobody-here@lda.test", "dsn=5.1.1, status=bounced"),
+    ] {
+        postfix.wait_for(|log| {
+            let to = format!("to=<{address}>");
+            log.lines()
+                .any(|line| line.contains(&to) && line.contains(what))
+        });
+    }
+    for number in 1..=3 {
+        let stored = messages(&site.home(number).join("Maildir"));
+        assert_eq!(stored.len(), 1, "u{number}: {}", server.log());
+        assert_eq!(facts(&stored[0].0), (UID + number, UID + number, 0o600));
+    }
+    let public = messages(&site.scratch.path("public/.info"));
+    assert_eq!(facts(&public[0].0), (UID + 4, GROUP, 0o660));
 }
