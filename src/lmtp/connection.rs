@@ -50,7 +50,10 @@ pub trait Deliveries: Clone + Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     Serving,
-    /// Clients between two messages are sent away, the others may finish theirs.
+    /// Clients behind a message are sent away. Who has just come may begin one: to be refused at the door, an MTA takes for a
+    /// fault of ours, and holds its queue back.
+    Leaving,
+    /// Clients outside a message are sent away, the others may finish theirs.
     Finishing,
     /// Nothing is waited for but deliveries.
     Halting,
@@ -465,9 +468,10 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
 
     /// The phase in which this client is not waited for any more.
     fn patience(&self) -> Phase {
-        match self.session.in_transaction() {
-            true => Phase::Halting,
-            false => Phase::Finishing,
+        match (self.session.in_transaction(), self.session.is_new()) {
+            (true, _) => Phase::Halting,
+            (false, true) => Phase::Finishing,
+            (false, false) => Phase::Leaving,
         }
     }
 }

@@ -39,7 +39,9 @@ use crate::run::{Outcomes, Runner};
 use crate::sys::socket;
 use connection::{Connection, Deliveries, Peer, Phase, Wire};
 
-/// On the way down: how long clients may take to finish their messages.
+/// On the way down: how long a client that has just come may take to begin.
+const LEAVE: Duration = Duration::from_secs(2);
+/// Then: how long clients may take to finish their messages.
 const FINISH: Duration = Duration::from_secs(20);
 /// And then the deliveries, before they are left to themselves.
 const HALT: Duration = Duration::from_secs(40);
@@ -202,7 +204,7 @@ async fn serve_with<D: Deliveries>(
     // Closes the listening sockets.
     doors.shutdown().await;
     while let Ok(arrival) = arrived.try_recv() {
-        arrival.turn_away(&settings, "Shutting down").await;
+        arrival.serve(&mut clients, &deliveries, &settings, &watched);
     }
     wind_down(clients, &phase).await;
     Ok(())
@@ -214,7 +216,11 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
 }
 
 async fn wind_down(mut clients: JoinSet<()>, phase: &watch::Sender<Phase>) {
-    for (next, patience) in [(Phase::Finishing, FINISH), (Phase::Halting, HALT)] {
+    for (next, patience) in [
+        (Phase::Leaving, LEAVE),
+        (Phase::Finishing, FINISH),
+        (Phase::Halting, HALT),
+    ] {
         phase.send_replace(next);
         let all_gone = async { while clients.join_next().await.is_some() {} };
         if timeout(patience, all_gone).await.is_ok() {

@@ -122,6 +122,11 @@ impl Session {
         self.transaction.is_some()
     }
 
+    /// No MAIL was accepted yet.
+    pub fn is_new(&self) -> bool {
+        self.transactions == 0
+    }
+
     /// The id of the transaction, of the connection where there is none.
     pub fn id(&self) -> &str {
         self.transaction

@@ -369,6 +369,18 @@ async fn on_the_way_down() {
     idle.phase.send_replace(Phase::Finishing);
     assert_eq!(idle.rest().await, "421 4.3.2 mx Shutting down\r\n");
 
+    let mut new = connect(settings());
+    new.phase.send_replace(Phase::Leaving);
+    new.line().await;
+    new.send(b"LHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<a>\r\nDATA\r\nx\r\n.\r\n")
+        .await;
+    let lines = new.rest().await;
+    assert!(
+        lines.contains("\r\n250 2.0.0 <a> ")
+            && lines.ends_with("\r\n421 4.3.2 mx Shutting down\r\n"),
+        "{lines}"
+    );
+
     let mut busy = connect(settings());
     busy.send(b"MAIL FROM:<>\r\nRCPT TO:<a>\r\n").await;
     busy.lines(3).await;
