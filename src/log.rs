@@ -78,6 +78,8 @@ pub struct Entry<'a> {
     pub session: &'a str,
     /// The MTA's queue id.
     pub queue_id: Option<&'a str>,
+    /// Where the MTA has it from: `mail.example.org[192.0.2.1]`.
+    pub client: Option<&'a str>,
     pub recipient: &'a str,
     /// ORCPT or `-a`.
     pub original: Option<&'a str>,
@@ -114,6 +116,7 @@ pub fn delivery(entry: &Entry<'_>) {
             tracing::info!(
                 session = entry.session,
                 queue_id = entry.queue_id,
+                client = entry.client,
                 rcpt = entry.recipient,
                 orcpt = entry.original,
                 from = entry.sender,

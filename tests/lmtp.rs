@@ -118,6 +118,59 @@ fn dialogues() {
     assert_eq!(log.matches(" rejected ").count(), 3, "{log}");
 }
 
+/// Which address the headers name, and whether there is a Received.
+#[test]
+fn headers_of_the_config() {
+    let original = "Delivered-To: first@x|\tfor <first@x>";
+    let last = "Delivered-To: alice@x|\tfor <alice@x>";
+    for (more, orcpt, want) in [
+        ("", " ORCPT=rfc822;first@x", last),
+        (
+            "lmtp_hdr_delivery_address = \"original\"",
+            " ORCPT=rfc822;first@x",
+            original,
+        ),
+        ("lmtp_hdr_delivery_address = \"original\"", "", last),
+        (
+            "lmtp_hdr_delivery_address = \"original\"",
+            " ORCPT=rfc822;a+20b",
+            last,
+        ),
+        (
+            "lmtp_hdr_delivery_address = \"none\"",
+            " ORCPT=rfc822;first@x",
+            "",
+        ),
+        (
+            "lmtp_add_received_header = false",
+            "",
+            "Delivered-To: alice@x",
+        ),
+    ] {
+        let store = Store::new();
+        let config = store.configure("", "");
+        let text = std::fs::read_to_string(&config).unwrap();
+        std::fs::write(&config, format!("{more}\n{text}")).unwrap();
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let letter = format!(
+            "MAIL FROM:<a@b>\r\nRCPT TO:<alice@x>{orcpt}\r\nDATA\r\nSubject: x\r\n.\r\nQUIT\r\n"
+        );
+        let said = answers(&server, letter.as_bytes());
+        assert!(said.iter().any(|it| it.contains(" Saved")), "{said:?}");
+        let stored = messages(&store.path("home/alice/Maildir"));
+        let text = String::from_utf8(stored[0].1.clone()).unwrap();
+        let names = |line: &&str| line.starts_with("Delivered-To") || line.starts_with("\tfor ");
+        let found: Vec<&str> = text.lines().filter(names).collect();
+        let found: Vec<&str> = found
+            .iter()
+            .map(|it| it.split(';').next().unwrap())
+            .collect();
+        assert_eq!(found.join("|"), want, "{more} {orcpt}: {text}");
+        let has_received = !more.contains("received");
+        assert_eq!(text.contains("\nReceived: "), has_received, "{text}");
+    }
+}
+
 #[test]
 fn one_copy_for_several_where_the_headers_are_the_same() {
     let store = Store::new();

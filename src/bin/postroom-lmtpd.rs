@@ -110,10 +110,11 @@ struct Server {
 
 impl Server {
     fn new(
-        config: Config,
+        mut config: Config,
         listeners: &mut Listeners,
         stdio: bool,
     ) -> io::Result<(Server, Settings)> {
+        config.lmtp.load_certificate()?;
         let (mails, maps, ldas) = match stdio {
             true => (&[][..], &[][..], &[][..]),
             false => (

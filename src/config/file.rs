@@ -12,8 +12,8 @@ use super::users::{limits, userdbs};
 use super::workers::workers;
 use super::{Config, Service};
 use crate::deliver::settings::{
-    Acl, Detail, MailFsync, Mbox, NewMailboxPermissions, OwnNamespaces, Permissions,
-    RecipientHeaders, Settings,
+    Acl, DeliveryAddress, Detail, MailFsync, Mbox, NewMailboxPermissions, OwnNamespaces,
+    Permissions, RecipientHeaders, Settings,
 };
 use crate::index::log::LockMethod;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
@@ -99,6 +99,11 @@ fn delivery(
         ("each", RecipientHeaders::Each),
         ("single", RecipientHeaders::Single),
     ];
+    let addresses_shown = [
+        ("final", DeliveryAddress::Final),
+        ("original", DeliveryAddress::Original),
+        ("none", DeliveryAddress::None),
+    ];
     let fsyncs = [
         ("optimized", MailFsync::Optimized),
         ("always", MailFsync::Always),
@@ -163,6 +168,14 @@ fn delivery(
         recipient_headers: section
             .choice("recipient_headers", &headers, Some(RecipientHeaders::Each))
             .unwrap_or(RecipientHeaders::Each),
+        delivery_address: root
+            .choice(
+                "lmtp_hdr_delivery_address",
+                &addresses_shown,
+                Some(DeliveryAddress::Final),
+            )
+            .unwrap_or(DeliveryAddress::Final),
+        adds_received: root.flag("lmtp_add_received_header", true),
         required_paths: paths(&section, "required_paths"),
         mail_roots: section
             .has("mail_roots")

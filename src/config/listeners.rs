@@ -1,21 +1,23 @@
 //! `[lmtp]` and `[socketmap]`.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::section::Section;
 use crate::deliver::Settings;
+use crate::lmtp::command::Workarounds;
+use crate::lmtp::tls::Files;
 use crate::lmtp::{self, Listen};
 use crate::message::body::Spool;
 use crate::sys::nss;
 
 pub fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::Settings {
     let section = root.section("lmtp");
-    let listen = section
-        .tables("listen")
-        .iter()
-        .filter_map(listener)
-        .collect();
+    let tables = section.tables("listen");
+    let listen = tables.iter().filter_map(listener).collect();
     let number = |key, default: u32| {
         let number = section.number(key, Some(default)).unwrap_or(default);
         if number == 0 {
@@ -36,6 +38,9 @@ pub fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::
             .map(PathBuf::from)
             .to_vec(),
     };
+    let (tls, requires_tls) = tls(root);
+    let balancers = networks(root, "haproxy_trusted_networks");
+    check_listeners(&tables, tls.is_some(), !balancers.is_empty());
     let settings = lmtp::Settings {
         listen,
         hostname,
@@ -46,9 +51,108 @@ pub fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::
         data_deadline: limit("data_deadline", 300),
         verbose_replies: section.flag("verbose_replies", false),
         spool: Spool { dirs: spool },
+        trusted_networks: networks(root, "login_trusted_networks"),
+        balancers,
+        workarounds: workarounds(root),
+        tls,
+        requires_tls,
+        certificate: None,
     };
     section.finish();
     settings
+}
+
+/// What a listener needs beside itself.
+fn check_listeners(tables: &[Section<'_>], has_certificate: bool, has_balancers: bool) {
+    for listener in tables {
+        if listener.is_flag("ssl") && listener.flag("ssl", false) && !has_certificate {
+            let advice = "set ssl_server_cert_file and ssl_server_key_file";
+            listener.error("ssl", "there is no certificate", advice);
+        }
+        if listener.is_flag("haproxy") && listener.flag("haproxy", false) && !has_balancers {
+            let why = "nobody is trusted to say who the client is";
+            let advice = "set haproxy_trusted_networks = [\"192.0.2.1\"]";
+            listener.error("haproxy", why, advice);
+        }
+    }
+}
+
+/// `ssl` and its files; whether nothing goes without.
+fn tls(root: &Section<'_>) -> (Option<Files>, bool) {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Ssl {
+        No,
+        Yes,
+        Required,
+    }
+    let words = [
+        ("no", Ssl::No),
+        ("yes", Ssl::Yes),
+        ("required", Ssl::Required),
+    ];
+    let versions = [("TLSv1.2", false), ("TLSv1.3", true)];
+    let (certificate, key) = (
+        root.text("ssl_server_cert_file"),
+        root.text("ssl_server_key_file"),
+    );
+    let only_tls13 = root.choice("ssl_min_protocol", &versions, Some(false));
+    let ssl = root.choice("ssl", &words, None);
+    let files = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(Files {
+            certificate: certificate.into(),
+            key: key.into(),
+            only_tls13: only_tls13 == Some(true),
+        }),
+        (None, None) => None,
+        (Some(_), None) => {
+            let advice = "set ssl_server_key_file too";
+            root.error("ssl_server_cert_file", "its key is missing", advice);
+            None
+        }
+        (None, Some(_)) => {
+            let advice = "set ssl_server_cert_file too";
+            root.error("ssl_server_key_file", "its certificate is missing", advice);
+            None
+        }
+    };
+    if matches!(ssl, Some(Ssl::Yes | Ssl::Required)) && files.is_none() {
+        let advice = "set ssl_server_cert_file and ssl_server_key_file";
+        root.error("ssl", "there is no certificate", advice);
+    }
+    match ssl {
+        Some(Ssl::No) => (None, false),
+        ssl => (files, ssl == Some(Ssl::Required)),
+    }
+}
+
+/// Addresses (`192.0.2.1`) and networks (`2001:db8::/32`).
+fn networks(root: &Section<'_>, key: &'static str) -> Vec<IpNet> {
+    let networks = root.texts(key).into_iter().filter_map(|text| {
+        let network = text.parse::<IpNet>().ok();
+        let network = network.or_else(|| Some(text.parse::<IpAddr>().ok()?.into()));
+        if network.is_none() {
+            let advice = "write addresses or networks: [\"192.0.2.1\", \"2001:db8::/32\"]";
+            root.error(key, format!("{text:?} is no network"), advice);
+        }
+        network
+    });
+    networks.collect()
+}
+
+fn workarounds(root: &Section<'_>) -> Workarounds {
+    let key = "lmtp_client_workarounds";
+    let mut workarounds = Workarounds::default();
+    for word in root.texts(key) {
+        match word.as_str() {
+            "whitespace-before-path" => workarounds.whitespace_before_path = true,
+            "mailbox-for-path" => workarounds.mailbox_for_path = true,
+            _ => {
+                let advice = "write some of \"whitespace-before-path\", \"mailbox-for-path\"";
+                root.error(key, format!("{word:?} is no workaround"), advice);
+            }
+        }
+    }
+    workarounds
 }
 
 /// `[socketmap]`
@@ -129,9 +233,17 @@ fn listener(section: &Section<'_>) -> Option<Listen> {
     let unix = section.text("unix");
     let mode = section.text("mode").unwrap_or_else(|| "0660".into());
     let (user, group) = (section.text("user"), section.text("group"));
+    let (ssl, haproxy) = (section.flag("ssl", false), section.flag("haproxy", false));
     section.finish();
     match (unix, tcp) {
         (Some(path), None) => {
+            for key in ["ssl", "haproxy"]
+                .into_iter()
+                .filter(|key| section.has(key))
+            {
+                let advice = "leave it out";
+                section.error(key, "it is for TCP: a unix socket needs none", advice);
+            }
             let Ok(mode) = u32::from_str_radix(mode.trim_start_matches("0o"), 8) else {
                 section.error(
                     "mode",
@@ -149,7 +261,12 @@ fn listener(section: &Section<'_>) -> Option<Listen> {
             })
         }
         (None, Some(address)) => match address.parse() {
-            Ok(address) => Some(Listen::Tcp { address, trusted }),
+            Ok(address) => Some(Listen::Tcp {
+                address,
+                trusted,
+                ssl,
+                haproxy,
+            }),
             Err(_) => {
                 section.error(
                     "tcp",

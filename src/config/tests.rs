@@ -100,6 +100,39 @@ fn each_problem_with_its_line() {
         ),
         ("[lmtp]\nlisten = [{ tcp = \"24\" }]", 2, "is no address"),
         (
+            "[lmtp]\nlisten = [{ tcp = \"[::1]:24\", ssl = true }]",
+            2,
+            "there is no certificate",
+        ),
+        (
+            "[lmtp]\nlisten = [{ tcp = \"[::1]:24\", haproxy = true }]",
+            2,
+            "nobody is trusted to say who the client is",
+        ),
+        (
+            "[lmtp]\nlisten = [{ unix = \"/x\", haproxy = true }]",
+            2,
+            "it is for TCP",
+        ),
+        ("ssl = \"required\"", 1, "there is no certificate"),
+        (
+            "ssl_server_key_file = \"/x\"",
+            1,
+            "its certificate is missing",
+        ),
+        ("ssl_min_protocol = \"TLSv1.1\"", 1, "ssl_min_protocol"),
+        (
+            "login_trusted_networks = [\"10.0.0.0/33\"]",
+            1,
+            "is no network",
+        ),
+        ("lmtp_client_workarounds = [\"x\"]", 1, "is no workaround"),
+        (
+            "lmtp_hdr_delivery_address = \"first\"",
+            1,
+            "lmtp_hdr_delivery_address",
+        ),
+        (
             "[lmtp]\nlisten = [{ unix = \"/x\", mode = \"rw\" }]",
             2,
             "is no mode",

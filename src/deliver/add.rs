@@ -33,7 +33,8 @@ pub fn add(
         (Some(permission), Some(folder)) => Some(create::directory(folder, permission)?.1),
         _ => None,
     };
-    let header = added_headers(message, Some(&recipient.address));
+    let shown = settings.delivery_address.of(recipient);
+    let header = added_headers(message, shown.as_ref(), settings.adds_received);
     let from_line = from_line(&message.envelope.sender, &jiff::Zoned::now());
     let locking = match target.paths.mailbox.is_symlink() {
         true => &settings.mbox.locking.clone().of_linked(),

@@ -119,8 +119,8 @@ pub fn carry_out(
     };
     let alike =
         settings.recipient_headers == RecipientHeaders::Single && transaction.recipients > 1;
-    let shown = (!alike).then_some(&recipient.address);
-    let header = added_headers(message, shown);
+    let shown = settings.delivery_address.of(recipient).filter(|_| !alike);
+    let header = added_headers(message, shown.as_ref(), settings.adds_received);
     let write = || {
         mailbox
             .write(&core.names, &header, &message.body, demands)

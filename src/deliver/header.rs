@@ -10,9 +10,13 @@ use crate::message::{Address, Message};
 const MAX_WORD: usize = 255;
 
 /// Return-Path, Delivered-To and Received, in this order; lines end in LF. `recipient` is the address that the fields name,
-/// none where one copy serves several. A message without `trace.received` did not come over LMTP: it gets nothing, the MTA
+/// none where one copy serves several; Received only where it `adds_received`. A message without `trace.received` did not come over LMTP: it gets nothing, the MTA
 /// has written these fields.
-pub fn added_headers(message: &Message, recipient: Option<&Address>) -> Vec<u8> {
+pub fn added_headers(
+    message: &Message,
+    recipient: Option<&Address>,
+    adds_received: bool,
+) -> Vec<u8> {
     let Some(received) = &message.trace.received else {
         return Vec::new();
     };
@@ -21,13 +25,21 @@ pub fn added_headers(message: &Message, recipient: Option<&Address>) -> Vec<u8> 
     if let Some(address) = recipient {
         let _ = writeln!(out, "Delivered-To: {address}");
     }
+    if !adds_received {
+        return out.into_bytes();
+    }
     let _ = write!(out, "Received: from {}", word(&received.helo));
     if let Some(peer) = &received.peer {
         let _ = write!(out, " ([{}])", word(peer));
     }
+    let mut protocol = "LMTP";
+    if let Some(tls) = &received.tls {
+        let _ = write!(out, "\n\t(using {})", plain(tls));
+        protocol = "LMTPS";
+    }
     let _ = write!(
         out,
-        "\n\tby {} with LMTP\n\tid {}",
+        "\n\tby {} with {protocol}\n\tid {}",
         word(&received.hostname),
         word(&message.trace.session)
     );
@@ -35,7 +47,7 @@ pub fn added_headers(message: &Message, recipient: Option<&Address>) -> Vec<u8> 
     if let Some(address) = recipient {
         let _ = write!(out, "\n\tfor <{address}>");
     }
-    let _ = writeln!(out, "; {}", date(&received.date));
+    let _ = writeln!(out, "; {}", plain(&received.date));
     out.into_bytes()
 }
 
@@ -50,7 +62,8 @@ fn word(text: &str) -> String {
     }
 }
 
-fn date(text: &str) -> String {
+/// A date, or names with spaces between them.
+fn plain(text: &str) -> String {
     text.chars()
         .filter(|c| matches!(c, ' '..='~'))
         .take(64)
@@ -88,6 +101,7 @@ mod tests {
         Some(Received {
             helo: "me.example".into(),
             peer: peer.map(str::to_string),
+            tls: None,
             hostname: "mx.example.org".into(),
             date: "Sun, 22 Nov 2026 07:15:52 +0000".into(),
         })
@@ -95,7 +109,7 @@ mod tests {
 
     fn added(message: &Message, recipient: Option<&str>) -> String {
         let address = recipient.map(|text| Address::parse(text).unwrap());
-        String::from_utf8(added_headers(message, address.as_ref())).unwrap()
+        String::from_utf8(added_headers(message, address.as_ref(), true)).unwrap()
     }
 
     #[test]
@@ -139,11 +153,11 @@ mod tests {
             text in any::<String>(), other in "(?s).{0,400}",
             local in any::<String>(), domain in any::<String>(),
         ) {
-            let part = Received { helo: text.clone(), peer: Some(other.clone()), hostname: other.clone(), date: text.clone() };
+            let part = Received { helo: text.clone(), peer: Some(other.clone()), tls: Some(text.clone()), hostname: other.clone(), date: text.clone() };
             let address = Address { local, domain: Some(domain) };
             let mut message = message(ReversePath::Address(address.clone()), Some(part));
             message.trace.session = text;
-            let block = String::from_utf8(added_headers(&message, Some(&address))).unwrap();
+            let block = String::from_utf8(added_headers(&message, Some(&address), true)).unwrap();
             prop_assert!(!block.contains(['\r', '\0']));
             let starts = ["Return-Path: <", "Delivered-To: ", "Received: from ", "\tby ", "\tid ", "\t(envelope-from <", "\tfor <"];
             let lines: Vec<&str> = block.strip_suffix('\n').unwrap().split('\n').collect();
@@ -157,7 +171,7 @@ mod tests {
         fn parsed_addresses_keep_lines_short(local in "[a\"\\\\ ]{320}", domain in "[a-z]{255}") {
             let address = Address::parse(&Address { local, domain: Some(domain) }.to_string()).unwrap();
             let message = message(ReversePath::Address(address.clone()), received(None));
-            let block = added_headers(&message, Some(&address));
+            let block = added_headers(&message, Some(&address), true);
             prop_assert!(block.split(|b| *b == b'\n').all(|line| line.len() <= 998));
         }
     }

@@ -16,6 +16,7 @@ use crate::mailbox::acl::sources::Rules;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
 use crate::mbox::lock::Locking;
 use crate::mbox::text::Quoting;
+use crate::message::{Address, Recipient};
 use crate::user::{Field, User, Userdbs};
 
 /// How messages are added to an mbox.
@@ -49,6 +50,9 @@ pub struct Settings {
     pub permissions: Option<Permissions>,
     pub new_mailbox_permissions: NewMailboxPermissions,
     pub recipient_headers: RecipientHeaders,
+    pub delivery_address: DeliveryAddress,
+    /// `lmtp_add_received_header`
+    pub adds_received: bool,
     /// While one of these is missing every delivery is deferred.
     pub required_paths: Vec<PathBuf>,
     /// What symlinks to mailboxes may lead to; none: [what the config names](Settings::mail_roots).
@@ -223,6 +227,27 @@ pub enum RecipientHeaders {
     Each,
     /// Only in a message for one recipient: copies are the same bytes and can be hard links.
     Single,
+}
+
+/// `lmtp_hdr_delivery_address`, Dovecot's words: the address in Delivered-To and the `for` of Received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeliveryAddress {
+    /// That of RCPT.
+    Final,
+    /// ORCPT, where it was given and is an address; else that of RCPT.
+    Original,
+    None,
+}
+
+impl DeliveryAddress {
+    pub fn of(self, recipient: &Recipient) -> Option<Address> {
+        let original = || Address::parse(recipient.original.as_deref()?).ok();
+        match self {
+            DeliveryAddress::Final => Some(recipient.address.clone()),
+            DeliveryAddress::Original => original().or_else(|| Some(recipient.address.clone())),
+            DeliveryAddress::None => None,
+        }
+    }
 }
 
 /// `mail_fsync`, Dovecot's words.

@@ -1,14 +1,11 @@
 //! One line of the client into one [`Command`], or the reply that refuses it (RFC 2033, 5321, 3030, 1870, 6531).
 //!
-//! Verbs, paths and numbers are read here, strictly; `smtp-proto` reads the values of the ESMTP parameters, after their
-//! form was checked: it wraps at large sizes and passes over what it does not know.
+//! Verbs, paths and numbers are read here, strictly; [`parameters`](super::parameters) reads what stands behind them.
 
 use std::borrow::Cow;
 
-use smtp_proto::request::parser::Rfc5321Parser;
-use smtp_proto::{MAIL_BODY_BINARYMIME, MAIL_SMTPUTF8};
-
 use super::codec::Frame;
+use super::parameters::{OfMail, OfRcpt, attributes, number, parameters_refused};
 use super::reply::Reply;
 use crate::message::{Address, ReversePath};
 
@@ -25,16 +22,11 @@ pub enum Command {
         sender: ReversePath,
         /// What stood there when `sender` is `<>` instead of it.
         broken: Option<String>,
-        /// SIZE: bytes, as the client estimates them.
-        size: Option<u64>,
-        smtputf8: bool,
-        /// AUTH: who sends, as the client knows (RFC 4954 section 5).
-        authenticated: Option<String>,
+        parameters: OfMail,
     },
     Rcpt {
         address: Address,
-        /// ORCPT of type rfc822, decoded.
-        original: Option<String>,
+        parameters: OfRcpt,
     },
     Data,
     Bdat {
@@ -45,6 +37,20 @@ pub enum Command {
     Noop,
     Vrfy,
     Quit,
+    StartTls,
+    /// Whom the client speaks for: names in capitals, values decoded.
+    Xclient(Vec<(String, String)>),
+    /// Where the next message comes from.
+    Xforward(Vec<(String, String)>),
+}
+
+/// `lmtp_client_workarounds`: what clients may write in spite of RFC 5321.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Workarounds {
+    /// `FROM: <path>`
+    pub whitespace_before_path: bool,
+    /// `FROM:mailbox`
+    pub mailbox_for_path: bool,
 }
 
 /// What stands behind the size of a BDAT. Its octets follow in any case.
@@ -76,7 +82,7 @@ pub enum Verb {
 type Parsed = Result<Command, Reply>;
 
 /// Reads what the codec cut off.
-pub fn parse(frame: Frame<'_>) -> Result<Command, Refusal> {
+pub fn parse(frame: Frame<'_>, workarounds: Workarounds) -> Result<Command, Refusal> {
     let refuse = |verb: Verb, reply: Reply| Refusal {
         verb,
         reply,
@@ -91,8 +97,8 @@ pub fn parse(frame: Frame<'_>) -> Result<Command, Refusal> {
     let (verb, argument) = split(line).map_err(|reply| refuse(Verb::Other, reply))?;
     match verb.as_str() {
         "LHLO" => lhlo(argument).map_err(|reply| refuse(Verb::Other, reply)),
-        "MAIL" => mail(argument).map_err(|reply| refuse(Verb::Mail, reply)),
-        "RCPT" => rcpt(argument).map_err(|reply| refuse(Verb::Rcpt, reply)),
+        "MAIL" => mail(argument, workarounds).map_err(|reply| refuse(Verb::Mail, reply)),
+        "RCPT" => rcpt(argument, workarounds).map_err(|reply| refuse(Verb::Rcpt, reply)),
         "BDAT" => bdat(argument),
         _ => simple(&verb, argument).map_err(|reply| refuse(Verb::Other, reply)),
     }
@@ -123,10 +129,6 @@ fn unknown() -> Reply {
     Reply::new(500, "5.5.1", "Unknown command")
 }
 
-fn parameters_refused(why: &str) -> Reply {
-    Reply::new(501, "5.5.4", why)
-}
-
 fn simple(verb: &str, argument: &str) -> Parsed {
     let alone = |command: Command| match argument.is_empty() {
         true => Ok(command),
@@ -140,7 +142,9 @@ fn simple(verb: &str, argument: &str) -> Parsed {
         "NOOP" => Err(parameters_refused("NOOP takes one string")),
         "VRFY" if argument.is_empty() => Err(parameters_refused("VRFY takes a string")),
         "VRFY" => Ok(Command::Vrfy),
-        "STARTTLS" => Err(Reply::new(502, "5.5.1", "TLS is not available")),
+        "STARTTLS" => alone(Command::StartTls),
+        "XCLIENT" => attributes(argument).map(Command::Xclient),
+        "XFORWARD" => attributes(argument).map(Command::Xforward),
         "AUTH" => Err(Reply::new(502, "5.5.1", "Authentication is not available")),
         _ => Err(unknown()),
     }
@@ -184,190 +188,51 @@ fn lhlo(argument: &str) -> Parsed {
     })
 }
 
-fn mail(argument: &str) -> Parsed {
-    let path = path(argument, "FROM:")?;
+fn mail(argument: &str, workarounds: Workarounds) -> Parsed {
+    let path = path(argument, "FROM:", workarounds)?;
     let bad = |error| Reply::new(501, "5.1.7", format!("Invalid FROM: {error}"));
-    let taken = ReversePath::parse_path(path, true).map_err(bad)?;
-    let words = words(taken.rest)?;
-    let authenticated = auth_parameter(&words)?;
-    let others: Vec<_> = words
-        .into_iter()
-        .filter(|(keyword, _)| keyword != "AUTH")
-        .collect();
-    let (size, smtputf8) = mail_parameters(&others)?;
+    let taken = ReversePath::parse_path(&path, true).map_err(bad)?;
+    let parameters = OfMail::parse(taken.rest)?;
     // Only the parameters tell how the path was to be read.
-    let taken = ReversePath::parse_path(path, smtputf8).map_err(bad)?;
+    let taken = ReversePath::parse_path(&path, parameters.smtputf8).map_err(bad)?;
     Ok(Command::Mail {
         sender: taken.path,
         broken: taken.broken,
-        size,
-        smtputf8,
-        authenticated,
+        parameters,
     })
 }
 
-/// `AUTH=` with an address or name in xtext; `<>`: nobody is vouched for.
-fn auth_parameter(words: &[(String, &str)]) -> Result<Option<String>, Reply> {
-    let Some((_, xtext)) = words.iter().find(|(keyword, _)| keyword == "AUTH") else {
-        return Ok(None);
-    };
-    let malformed = || parameters_refused("AUTH is xtext");
-    if xtext.is_empty() || !is_xtext(xtext) {
-        return Err(malformed());
-    }
-    let mut pieces = xtext.split('+');
-    let mut bytes = pieces.next().unwrap_or_default().as_bytes().to_vec();
-    for piece in pieces {
-        bytes.push(u8::from_str_radix(&piece[..2], 16).map_err(|_| malformed())?);
-        bytes.extend_from_slice(&piece.as_bytes()[2..]);
-    }
-    let name = String::from_utf8(bytes).map_err(|_| malformed())?;
-    match name.as_str() {
-        "<>" => Ok(None),
-        name if name.contains(char::is_control) => Err(malformed()),
-        _ => Ok(Some(name)),
-    }
-}
-
-fn rcpt(argument: &str) -> Parsed {
-    let path = path(argument, "TO:")?;
+fn rcpt(argument: &str, workarounds: Workarounds) -> Parsed {
+    let path = path(argument, "TO:", workarounds)?;
     // Whether the transaction has SMTPUTF8 is for the session to say.
-    let (address, rest) = Address::parse_path(path, true)
+    let (address, rest) = Address::parse_path(&path, true)
         .map_err(|error| Reply::new(501, "5.1.3", format!("Invalid TO: {error}")))?;
-    let original = rcpt_parameters(&words(rest)?)?;
-    Ok(Command::Rcpt { address, original })
+    let parameters = OfRcpt::parse(rest)?;
+    Ok(Command::Rcpt {
+        address,
+        parameters,
+    })
 }
 
-/// What follows `FROM:` or `TO:`.
-fn path<'a>(argument: &'a str, keyword: &str) -> Result<&'a [u8], Reply> {
-    match argument.split_at_checked(keyword.len()) {
-        Some((word, path)) if word.eq_ignore_ascii_case(keyword) => Ok(path.as_bytes()),
-        _ => Err(parameters_refused(&format!("{keyword}<path> expected"))),
-    }
-}
-
-/// The parameters behind a path: each `KEYWORD` or `KEYWORD=value` (RFC 5321 section 4.1.2), none twice.
-fn words(rest: &[u8]) -> Result<Vec<(String, &str)>, Reply> {
-    // The line was UTF-8, and a path ends at an ASCII character.
-    let rest =
-        std::str::from_utf8(rest).map_err(|_| parameters_refused("Parameters are not UTF-8"))?;
-    if !rest.is_empty() && !rest.starts_with(' ') {
-        return Err(parameters_refused("A space must follow the path"));
-    }
-    let mut words: Vec<(String, &str)> = Vec::new();
-    for word in rest.split(' ').filter(|word| !word.is_empty()) {
-        let (keyword, value) = word.split_once('=').unwrap_or((word, ""));
-        let is_keyword = keyword.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && keyword
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || c == '-');
-        if !is_keyword || value.contains('=') || (value.is_empty() && word.contains('=')) {
-            return Err(parameters_refused("Malformed parameter"));
-        }
-        let keyword = keyword.to_ascii_uppercase();
-        if words.iter().any(|(known, _)| *known == keyword) {
-            return Err(parameters_refused("A parameter is given twice"));
-        }
-        words.push((keyword, value));
-    }
-    Ok(words)
-}
-
-/// SIZE in bytes, and whether SMTPUTF8 is given.
-fn mail_parameters(words: &[(String, &str)]) -> Result<(Option<u64>, bool), Reply> {
-    let mut size = None;
-    for (keyword, value) in words {
-        match keyword.as_str() {
-            "SIZE" => {
-                size = Some(
-                    number(value)
-                        .ok_or_else(|| parameters_refused("SIZE is not a number of bytes"))?,
-                )
-            }
-            "BODY" if !value.is_empty() => {}
-            "SMTPUTF8" if value.is_empty() => {}
-            "BODY" | "SMTPUTF8" => return Err(parameters_refused("Malformed parameter")),
-            _ => return Err(unsupported()),
-        }
-    }
-    let without_size: Vec<_> = words
-        .iter()
-        .filter(|(keyword, _)| keyword != "SIZE")
-        .collect();
-    let line = parameter_line(without_size.into_iter());
-    let mut bytes = line.as_bytes().iter();
-    let mut parser = Rfc5321Parser::new(&mut bytes);
-    parser.stop_char = b' ';
-    let mail = parser
-        .mail_from_parameters(Cow::Borrowed(""))
-        .map_err(|_| Reply::new(501, "5.5.4", "BODY is 7BIT or 8BITMIME"))?;
-    match mail.flags & MAIL_BODY_BINARYMIME {
-        0 => Ok((size, mail.flags & MAIL_SMTPUTF8 != 0)),
-        _ => Err(Reply::new(555, "5.5.4", "BODY=BINARYMIME is not supported")),
-    }
-}
-
-/// ORCPT, where it is an e-mail address that can be shown (RFC 3461 section 4.2).
-fn rcpt_parameters(words: &[(String, &str)]) -> Result<Option<String>, Reply> {
-    let Some((keyword, value)) = words.first() else {
-        return Ok(None);
+/// What follows `FROM:` or `TO:`, with its angle brackets.
+fn path<'a>(
+    argument: &'a str,
+    keyword: &str,
+    workarounds: Workarounds,
+) -> Result<Cow<'a, [u8]>, Reply> {
+    let path = match argument.split_at_checked(keyword.len()) {
+        Some((word, path)) if word.eq_ignore_ascii_case(keyword) => path,
+        _ => return Err(parameters_refused(&format!("{keyword}<path> expected"))),
     };
-    if keyword != "ORCPT" || words.len() > 1 {
-        return Err(unsupported());
+    let path = match workarounds.whitespace_before_path {
+        true => path.trim_start_matches([' ', '\t']),
+        false => path,
+    };
+    if !workarounds.mailbox_for_path || path.is_empty() || path.starts_with(['<', ' ']) {
+        return Ok(Cow::Borrowed(path.as_bytes()));
     }
-    let malformed = || parameters_refused("ORCPT is type;xtext");
-    let (kind, xtext) = value.split_once(';').ok_or_else(malformed)?;
-    if !kind.eq_ignore_ascii_case("rfc822") {
-        return Ok(None);
-    }
-    if xtext.is_empty() || !is_xtext(xtext) {
-        return Err(malformed());
-    }
-    let line = parameter_line(words.iter());
-    let mut bytes = line.as_bytes().iter();
-    let mut parser = Rfc5321Parser::new(&mut bytes);
-    parser.stop_char = b' ';
-    let rcpt = parser
-        .rcpt_to_parameters(Cow::Borrowed(""))
-        .map_err(|_| malformed())?;
-    let is_shown = |c: char| matches!(c, ' '..='~');
-    Ok(rcpt
-        .orcpt
-        .filter(|original| original.chars().all(is_shown))
-        .map(Cow::into_owned))
-}
-
-fn parameter_line<'a>(words: impl Iterator<Item = &'a (String, &'a str)>) -> String {
-    let mut line = String::new();
-    for (keyword, value) in words {
-        line.push_str(keyword);
-        if !value.is_empty() {
-            line.push('=');
-            line.push_str(value);
-        }
-        line.push(' ');
-    }
-    line.push_str("\r\n");
-    line
-}
-
-/// `+` stands before two capital hexadecimal digits and nowhere else.
-fn is_xtext(text: &str) -> bool {
-    let is_hex = |b: &u8| matches!(b, b'0'..=b'9' | b'A'..=b'F');
-    let mut pieces = text.as_bytes().split(|b| *b == b'+');
-    let plain = pieces.next().is_none_or(|piece| piece.is_ascii());
-    plain
-        && pieces.all(|piece| piece.len() >= 2 && piece.is_ascii() && piece[..2].iter().all(is_hex))
-}
-
-fn unsupported() -> Reply {
-    Reply::new(555, "5.5.4", "Unsupported parameter")
-}
-
-/// A number of at most 20 digits that 64 bits hold.
-fn number(digits: &str) -> Option<u64> {
-    let is_number = (1..=20).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
-    is_number.then(|| digits.parse().ok()).flatten()
+    let (mailbox, rest) = path.split_at(path.find(' ').unwrap_or(path.len()));
+    Ok(Cow::Owned(format!("<{mailbox}>{rest}").into_bytes()))
 }
 
 fn bdat(argument: &str) -> Result<Command, Refusal> {
@@ -393,7 +258,12 @@ mod tests {
     use super::*;
 
     fn line(text: &str) -> Result<Command, u16> {
-        parse(Frame::Line(text.as_bytes())).map_err(|refusal| refusal.reply.code())
+        line_with(text, Workarounds::default())
+    }
+
+    fn line_with(text: &str, workarounds: Workarounds) -> Result<Command, u16> {
+        let parsed = parse(Frame::Line(text.as_bytes()), workarounds);
+        parsed.map_err(|refusal| refusal.reply.code())
     }
 
     fn address(text: &str) -> Address {
@@ -405,9 +275,7 @@ mod tests {
         Command::Mail {
             sender,
             broken: None,
-            size: None,
-            smtputf8: false,
-            authenticated: None,
+            parameters: OfMail::default(),
         }
     }
 
@@ -415,16 +283,14 @@ mod tests {
         Command::Mail {
             sender: ReversePath::Null,
             broken: Some(text.into()),
-            size: None,
-            smtputf8: false,
-            authenticated: None,
+            parameters: OfMail::default(),
         }
     }
 
     fn to(text: &str) -> Command {
         Command::Rcpt {
             address: address(text),
-            original: None,
+            parameters: OfRcpt::default(),
         }
     }
 
@@ -471,9 +337,11 @@ mod tests {
             ("QUIT x", Err(501)),
             ("VRFY alice", Ok(Command::Vrfy)),
             ("VRFY", Err(501)),
-            ("STARTTLS", Err(502)),
+            ("STARTTLS", Ok(Command::StartTls)),
+            ("STARTTLS x", Err(501)),
             ("AUTH PLAIN", Err(502)),
-            ("XCLIENT NAME=x", Err(500)),
+            ("XCLIENT", Err(501)),
+            ("XFORWARD", Err(501)),
             ("MAIL FROM:<bob@x>", Ok(sender("bob@x"))),
             ("mail from:<bob@x>", Ok(sender("bob@x"))),
             ("MAIL FROM:<>", Ok(sender(""))),
@@ -551,25 +419,24 @@ mod tests {
             let command = line(&format!(
                 "MAIL FROM:<a@b> SIZE=5 AUTH={value} BODY=8BITMIME"
             ));
-            let Ok(Command::Mail { authenticated, .. }) = command else {
+            let Ok(Command::Mail { parameters, .. }) = command else {
                 panic!("{value}: {command:?}")
             };
-            assert_eq!(authenticated.as_deref(), want, "{value}");
+            assert_eq!(parameters.authenticated.as_deref(), want, "{value}");
         }
     }
 
     #[test]
     fn parameters() {
         let Ok(Command::Mail {
-            size,
-            smtputf8,
             sender,
             broken,
-            ..
+            parameters,
         }) = line("MAIL FROM:<jörg@x> SMTPUTF8  SIZE=99 BODY=8BITMIME ")
         else {
             panic!("refused")
         };
+        let OfMail { size, smtputf8, .. } = parameters;
         assert_eq!((size, smtputf8, broken), (Some(99), true, None));
         assert_eq!(sender.to_string(), "jörg@x");
         for (value, want) in [
@@ -579,11 +446,48 @@ mod tests {
             ("rfc822;a+C3+BCb", None),
             ("utf-8;bob@x", None),
         ] {
-            let Ok(Command::Rcpt { original, .. }) = line(&format!("RCPT TO:<a> ORCPT={value}"))
+            let Ok(Command::Rcpt { parameters, .. }) = line(&format!("RCPT TO:<a> ORCPT={value}"))
             else {
                 panic!("{value}")
             };
-            assert_eq!(original.as_deref(), want, "{value}");
+            assert_eq!(parameters.original.as_deref(), want, "{value}");
+        }
+    }
+
+    #[test]
+    fn workarounds_for_clients() {
+        let space = Workarounds {
+            whitespace_before_path: true,
+            mailbox_for_path: false,
+        };
+        let bare = Workarounds {
+            whitespace_before_path: false,
+            mailbox_for_path: true,
+        };
+        let both = Workarounds {
+            whitespace_before_path: true,
+            mailbox_for_path: true,
+        };
+        for (workarounds, text, want) in [
+            (space, "MAIL FROM: <bob@x>", Ok(sender("bob@x"))),
+            (space, "RCPT TO:\t <bob@x>", Err(500)),
+            (space, "RCPT TO:  <bob@x>", Ok(to("bob@x"))),
+            (space, "MAIL FROM:bob@x", Err(501)),
+            (bare, "MAIL FROM:bob@x", Ok(sender("bob@x"))),
+            (bare, "MAIL FROM:bob@x BODY=8BITMIME", Ok(sender("bob@x"))),
+            (bare, "RCPT TO:bob", Ok(to("bob"))),
+            (bare, "RCPT TO: bob", Err(501)),
+            (bare, "RCPT TO:bob>", Err(501)),
+            (bare, "RCPT TO:", Err(501)),
+            (bare, "MAIL FROM:<bob@x>", Ok(sender("bob@x"))),
+            (both, "RCPT TO: bob", Ok(to("bob"))),
+            (both, "MAIL FROM: <>", Ok(sender(""))),
+        ] {
+            assert_eq!(
+                line_with(text, workarounds),
+                want,
+                "{text:?} {workarounds:?}"
+            );
         }
     }
 
@@ -595,16 +499,25 @@ mod tests {
             ("BDAT", false),
         ] {
             assert_eq!(
-                parse(Frame::Line(text.as_bytes()))
+                parse(Frame::Line(text.as_bytes()), Workarounds::default())
                     .unwrap_err()
                     .framing_is_lost,
                 lost,
                 "{text}"
             );
         }
-        assert_eq!(parse(Frame::TooLong).unwrap_err().reply.code(), 500);
         assert_eq!(
-            parse(Frame::Line(b"NOOP \xff")).unwrap_err().reply.code(),
+            parse(Frame::TooLong, Workarounds::default())
+                .unwrap_err()
+                .reply
+                .code(),
+            500
+        );
+        assert_eq!(
+            parse(Frame::Line(b"NOOP \xff"), Workarounds::default())
+                .unwrap_err()
+                .reply
+                .code(),
             500
         );
     }
@@ -612,12 +525,12 @@ mod tests {
     proptest! {
         #[test]
         fn no_line_panics(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
-            let _ = parse(Frame::Line(&bytes));
+            let _ = parse(Frame::Line(&bytes), Workarounds::default());
         }
 
         #[test]
         fn no_parameter_panics(path in "(MAIL FROM|RCPT TO):<[a-z@\"]{0,5}>( [A-Za-z0-9]{0,8}=?\\PC{0,12}| ORCPT=rfc822;[+A-F0-9a@]{0,9}){0,3}") {
-            let _ = parse(Frame::Line(path.as_bytes()));
+            let _ = parse(Frame::Line(path.as_bytes()), Workarounds::default());
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::future::{Future, pending};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +15,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Settings;
+use super::client::Client;
 use super::codec::{Chunk, DataDecoder, Lines};
 use super::command::{self, Command, Refusal};
 use super::incoming::Incoming;
 use super::reply::Reply;
-use super::session::{Delivery, Intake, Limits, Session, Step};
+use super::session::{Delivery, Intake, Limits, Session, StartTls, Step};
+use super::tls::Channel;
 use crate::deliver::{Outcome, Report};
 use crate::fault::{Code, Fault};
 use crate::log::{self, Entry};
@@ -73,18 +76,18 @@ enum End {
 #[derive(Debug, Clone, Default)]
 pub struct Peer {
     /// None on a unix socket.
-    pub address: Option<String>,
-    /// Believed when it says who sends (`AUTH=`).
+    pub address: Option<IpAddr>,
+    /// Believed when it says who sends (`AUTH=`), or whom it speaks for.
     pub is_trusted: bool,
+    /// Nobody can listen: TLS is not asked for.
+    pub is_secure: bool,
 }
 
 pub struct Connection<S, D> {
-    stream: S,
+    stream: Channel<S>,
     deliveries: D,
     settings: Arc<Settings>,
     phase: watch::Receiver<Phase>,
-    /// The client's address, none on a unix socket.
-    peer: Option<String>,
     session: Session,
     lines: Lines,
     input: Vec<u8>,
@@ -97,26 +100,32 @@ pub struct Connection<S, D> {
 
 impl<S: Wire, D: Deliveries> Connection<S, D> {
     pub fn new(
-        stream: S,
+        stream: impl Into<Channel<S>>,
         peer: Peer,
         deliveries: D,
         settings: Arc<Settings>,
         phase: watch::Receiver<Phase>,
     ) -> Connection<S, D> {
+        let stream = stream.into();
         let limits = Limits {
             hostname: settings.hostname.clone(),
             max_recipients: settings.max_recipients,
             message_size: settings.message_size,
             verbose_replies: settings.verbose_replies,
             is_trusted: peer.is_trusted,
+            starttls: match (&stream, &settings.certificate) {
+                (Channel::Tls(_), _) => StartTls::Done,
+                (_, None) => StartTls::Unavailable,
+                (_, Some(_)) if settings.requires_tls && !peer.is_secure => StartTls::Required,
+                (_, Some(_)) => StartTls::Offered,
+            },
         };
         Connection {
             stream,
             deliveries,
             settings,
             phase,
-            peer: peer.address,
-            session: Session::new(limits, session_id()),
+            session: Session::new(limits, Client::at(peer.address), session_id()),
             lines: Lines::default(),
             input: Vec::with_capacity(INPUT),
             output: Vec::new(),
@@ -127,10 +136,9 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
 
     /// Serves the client until one of the two has enough.
     pub async fn run(mut self) {
-        let peer = self.peer.clone().unwrap_or_else(|| "local".into());
         tracing::debug!(
             session = self.session.id(),
-            peer = peer.as_str(),
+            peer = self.peer().as_str(),
             "connected"
         );
         let farewell = match self.talk().await {
@@ -150,7 +158,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
         if self.session.in_transaction() {
             tracing::info!(
                 session = self.session.id(),
-                peer = peer.as_str(),
+                peer = self.peer().as_str(),
                 "connection ended within a transaction"
             );
         }
@@ -162,9 +170,15 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
         let _ = timeout(Duration::from_secs(1), self.stream.shutdown()).await;
         tracing::debug!(
             session = self.session.id(),
-            peer = peer.as_str(),
+            peer = self.peer().as_str(),
             "disconnected"
         );
+    }
+
+    /// For the log.
+    fn peer(&self) -> String {
+        let literal = self.session.client().literal();
+        literal.unwrap_or_else(|| "local".into())
     }
 
     async fn talk(&mut self) -> Result<(), End> {
@@ -195,6 +209,10 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
                     self.queue([reply]);
                     return Ok(true);
                 }
+                Step::StartTls(reply) => {
+                    self.start_tls(reply).await?;
+                    return Ok(false);
+                }
                 Step::Check(recipient) => self.check(recipient).await,
                 Step::Data { go_ahead, limit } => {
                     self.queue([go_ahead]);
@@ -218,6 +236,26 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
         }
     }
 
+    /// Whoever stands between the client and us could have put there what waits behind the command (CVE-2011-0411).
+    async fn start_tls(&mut self, reply: Reply) -> Result<(), End> {
+        let certificate = self.settings.certificate.clone();
+        let (Some(certificate), true) = (certificate, self.input.is_empty()) else {
+            let why = "Nothing may follow STARTTLS";
+            self.queue([Reply::new(503, "5.5.1", why)]);
+            self.flush().await?;
+            return Err(End::Closed);
+        };
+        self.queue([reply]);
+        self.flush().await?;
+        let secured = timeout(self.settings.idle_timeout, self.stream.secure(certificate)).await;
+        secured
+            .map_err(|_| End::Io(io::ErrorKind::TimedOut.into()))?
+            .map_err(End::Io)?;
+        self.session.secured();
+        self.incoming = None;
+        Ok(())
+    }
+
     async fn next_command(&mut self) -> Result<Result<Command, Refusal>, End> {
         // However much is in the pipeline: a server that stops takes no new message.
         if *self.phase.borrow() >= self.patience() {
@@ -226,7 +264,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
         let deadline = Instant::now() + self.settings.idle_timeout;
         loop {
             let (taken, frame) = self.lines.next(&self.input);
-            let command = frame.map(command::parse);
+            let command = frame.map(|it| command::parse(it, self.settings.workarounds));
             self.input.drain(..taken);
             if let Some(command) = command {
                 return Ok(command);
@@ -249,8 +287,11 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
         if let Some(fault) = &report.fault {
             let sender = self.session.sender_text();
             let why = fault.to_string();
+            let forwarded = self.session.forwarded();
             log::delivery(&Entry {
                 session: self.session.id(),
+                queue_id: forwarded.queue_id.as_deref(),
+                client: forwarded.client.as_deref(),
                 recipient: &recipient.address.to_string(),
                 original: recipient.original.as_deref(),
                 sender: &sender,
@@ -351,7 +392,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             "deliver",
             "the delivery ended without an outcome",
         );
-        let deadline = began + self.settings.data_deadline;
+        let deadline = began + self.patience_of_client();
         loop {
             let next = tokio::select! {
                 biased;
@@ -406,17 +447,26 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
         Ok(())
     }
 
+    /// A proxy in front gives up before we do, and then sends the message again: it is to hear of our end first.
+    fn patience_of_client(&self) -> Duration {
+        let ours = self.settings.data_deadline;
+        let theirs = self.session.client().patience;
+        let shorter = |it: Duration| it.saturating_sub(Duration::from_secs(1)).min(ours);
+        theirs.map_or(ours, shorter)
+    }
+
     fn envelope(&self, delivery: &Delivery) -> Envelope {
         Envelope {
             sender: delivery.sender.clone(),
-            queue_id: None,
+            queue_id: delivery.forwarded.queue_id.clone(),
         }
     }
 
     fn trace(&self, delivery: &Delivery) -> Trace {
         let received = Received {
             helo: self.session.helo().unwrap_or("unknown").to_string(),
-            peer: self.peer.clone(),
+            peer: self.session.client().literal(),
+            tls: self.stream.cipher(),
             hostname: self.settings.hostname.clone(),
             date: self.date.clone(),
         };
@@ -497,6 +547,8 @@ fn log_outcome(
     let address = recipient.address.to_string();
     let entry = Entry {
         session: &delivery.id,
+        queue_id: delivery.forwarded.queue_id.as_deref(),
+        client: delivery.forwarded.client.as_deref(),
         recipient: &address,
         original: recipient.original.as_deref(),
         sender: &delivery.sender_text,

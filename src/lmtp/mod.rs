@@ -4,40 +4,52 @@
 //! |---|---|
 //! | [`codec`] | bytes into commands and bodies; pure |
 //! | [`command`] | one line into one command |
+//! | [`parameters`] | what stands behind a path or a verb |
 //! | [`session`] | the dialogue: (state, command) -> step; pure |
+//! | [`client`] | who is at the other end, and whom he speaks for |
 //! | [`reply`] | reply lines, always whole and printable |
 //! | [`incoming`] | a body between wire and spool |
+//! | [`tls`] | STARTTLS, and TLS from the first byte on |
+//! | [`proxied`] | the PROXY protocol of load balancers |
 //! | [`listeners`] | the sockets, from one configuration to the next |
 //! | [`connection`] | one client's bytes, session and deliveries together |
 
+pub mod client;
 pub mod codec;
 pub mod command;
 pub mod connection;
 pub mod incoming;
 pub mod listeners;
+pub mod parameters;
+pub mod proxied;
 pub mod reply;
 pub mod session;
+pub mod tls;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, Stdin, Stdout};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::rustls::ServerConfig;
 
 use crate::deliver::Report;
 use crate::message::body::Spool;
 use crate::message::{Message, Recipient};
 use crate::run::{Outcomes, Runner};
 use crate::sys::socket;
+use command::Workarounds;
 use connection::{Connection, Deliveries, Peer, Phase, Wire};
+use tls::Channel;
 
 /// On the way down: how long a client that has just come may take to begin.
 const LEAVE: Duration = Duration::from_secs(2);
@@ -46,7 +58,10 @@ const FINISH: Duration = Duration::from_secs(20);
 /// And then the deliveries, before they are left to themselves.
 const HALT: Duration = Duration::from_secs(40);
 
-/// `[lmtp]`, every default filled in.
+/// How long a load balancer may take for its header, and a client for TLS from the first byte on.
+const HANDSHAKE: Duration = Duration::from_secs(30);
+
+/// `[lmtp]` and what belongs to it, every default filled in.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub listen: Vec<Listen>,
@@ -64,6 +79,27 @@ pub struct Settings {
     /// Tell clients why: for closed sites.
     pub verbose_replies: bool,
     pub spool: Spool,
+    /// `login_trusted_networks`: whose clients are believed when they say who sends, or whom they speak for.
+    pub trusted_networks: Vec<IpNet>,
+    /// `haproxy_trusted_networks`: whose PROXY headers are believed.
+    pub balancers: Vec<IpNet>,
+    pub workarounds: Workarounds,
+    pub tls: Option<tls::Files>,
+    /// `ssl = "required"`: no mail over TCP without it.
+    pub requires_tls: bool,
+    /// What `tls` names, once it was [loaded](Settings::load_certificate).
+    pub certificate: Option<Arc<ServerConfig>>,
+}
+
+impl Settings {
+    /// Reads what `tls` names, while the process still may.
+    pub fn load_certificate(&mut self) -> io::Result<()> {
+        self.certificate = match &self.tls {
+            Some(files) => Some(files.load()?),
+            None => None,
+        };
+        Ok(())
+    }
 }
 
 /// One entry of `lmtp.listen`.
@@ -80,6 +116,10 @@ pub enum Listen {
     Tcp {
         address: SocketAddr,
         trusted: Option<bool>,
+        /// TLS from the first byte on.
+        ssl: bool,
+        /// A load balancer says who the client is.
+        haproxy: bool,
     },
 }
 
@@ -87,7 +127,15 @@ pub enum Listen {
 #[derive(Debug)]
 pub struct Bound {
     listener: Listener,
+    terms: Terms,
+}
+
+/// How the clients of one socket are met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Terms {
     is_trusted: bool,
+    ssl: bool,
+    haproxy: bool,
 }
 
 #[derive(Debug)]
@@ -98,11 +146,17 @@ enum Listener {
 
 /// Binds all sockets, while the process still may: before it gives its privileges away. Errors name the socket.
 pub fn bind(listen: &[Listen]) -> io::Result<Vec<Bound>> {
-    listen.iter().map(Listen::bind).collect()
+    let bound = listen.iter().map(|it| {
+        Ok(Bound {
+            listener: it.bind()?,
+            terms: it.terms(),
+        })
+    });
+    bound.collect()
 }
 
 impl Listen {
-    fn bind(&self) -> io::Result<Bound> {
+    fn bind(&self) -> io::Result<Listener> {
         let listener = match self {
             Listen::Unix {
                 path,
@@ -118,19 +172,35 @@ impl Listen {
             }
             Listen::Tcp { address, .. } => std::net::TcpListener::bind(address).map(Listener::Tcp),
         };
-        let listener = listener
-            .map_err(|error| io::Error::new(error.kind(), format!("listen on {self}: {error}")))?;
-        Ok(Bound {
-            listener,
-            is_trusted: self.is_trusted(),
-        })
+        listener.map_err(|error| io::Error::new(error.kind(), format!("listen on {self}: {error}")))
     }
 
-    /// Whether its clients are believed when they say who sends: a unix socket, by its mode, unless the config says.
-    fn is_trusted(&self) -> bool {
-        match self {
-            Listen::Unix { trusted, mode, .. } => trusted.unwrap_or(mode & 0o002 == 0),
-            Listen::Tcp { trusted, .. } => trusted.unwrap_or(false),
+    /// Clients are believed when they say who sends: those of a unix socket, by its mode, unless the config says.
+    fn terms(&self) -> Terms {
+        match *self {
+            Listen::Unix { trusted, mode, .. } => Terms {
+                is_trusted: trusted.unwrap_or(mode & 0o002 == 0),
+                ssl: false,
+                haproxy: false,
+            },
+            Listen::Tcp {
+                trusted,
+                ssl,
+                haproxy,
+                ..
+            } => Terms {
+                is_trusted: trusted.unwrap_or(false),
+                ssl,
+                haproxy,
+            },
+        }
+    }
+
+    /// One socket serves both.
+    fn is_same_socket(&self, other: &Listen) -> bool {
+        match (self, other) {
+            (Listen::Tcp { address, .. }, Listen::Tcp { address: it, .. }) => address == it,
+            _ => self == other,
         }
     }
 }
@@ -163,9 +233,11 @@ pub async fn serve_stdio(runner: Runner, settings: Arc<Settings>, stop: watch::R
     };
     let (phase, watched) = watch::channel(Phase::Serving);
     let mut clients = JoinSet::new();
+    let address = stdin_peer();
     let peer = Peer {
-        address: stdin_peer(),
-        is_trusted: false,
+        address,
+        is_trusted: settings.trusts(address),
+        is_secure: false,
     };
     clients.spawn(Connection::new(stdio, peer, runner, settings, watched).run());
     tokio::select! {
@@ -263,7 +335,7 @@ async fn welcome(door: Door, arrive: mpsc::Sender<Arrival>) {
 /// A socket that clients come through.
 pub struct Door {
     entrance: Entrance,
-    is_trusted: bool,
+    terms: Terms,
 }
 
 enum Entrance {
@@ -274,7 +346,7 @@ enum Entrance {
 /// A client that has come.
 pub struct Arrival {
     pub stream: Stream,
-    is_trusted: bool,
+    terms: Terms,
 }
 
 pub enum Stream {
@@ -296,7 +368,7 @@ impl Door {
         };
         Ok(Door {
             entrance,
-            is_trusted: bound.is_trusted,
+            terms: bound.terms,
         })
     }
 
@@ -310,7 +382,7 @@ impl Door {
         };
         Ok(Arrival {
             stream,
-            is_trusted: self.is_trusted,
+            terms: self.terms,
         })
     }
 }
@@ -325,20 +397,30 @@ impl Arrival {
     ) {
         let (deliveries, settings, phase) =
             (deliveries.clone(), Arc::clone(settings), phase.clone());
-        let peer = |address| Peer {
-            address,
-            is_trusted: self.is_trusted,
-        };
         match self.stream {
             Stream::Unix(stream) => {
-                let peer = peer(None);
+                let peer = Peer {
+                    address: None,
+                    is_trusted: self.terms.is_trusted,
+                    is_secure: true,
+                };
                 clients.spawn(Connection::new(stream, peer, deliveries, settings, phase).run());
             }
             Stream::Tcp(stream, address) => {
                 // Only speed depends on it.
                 let _ = stream.set_nodelay(true);
-                let peer = peer(Some(peer_name(address)));
-                clients.spawn(Connection::new(stream, peer, deliveries, settings, phase).run());
+                clients.spawn(async move {
+                    let met = meet(stream, address, self.terms, &settings).await;
+                    let Ok((stream, peer)) = met.inspect_err(|error| {
+                        let (peer, error) = (address.to_string(), error.to_string());
+                        let (peer, error) = (peer.as_str(), error.as_str());
+                        tracing::info!(peer, error, "a client that is not served");
+                    }) else {
+                        return;
+                    };
+                    let connection = Connection::new(stream, peer, deliveries, settings, phase);
+                    connection.run().await;
+                });
             }
         }
     }
@@ -356,17 +438,49 @@ impl Arrival {
     }
 }
 
-/// As an address literal has it (RFC 5321 section 4.1.3).
-fn peer_name(peer: SocketAddr) -> String {
-    match peer.ip().to_canonical() {
-        std::net::IpAddr::V4(ip) => ip.to_string(),
-        std::net::IpAddr::V6(ip) => format!("IPv6:{ip}"),
+/// Who a client over TCP is, and what he is to find out before he can speak.
+async fn meet(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    terms: Terms,
+    settings: &Settings,
+) -> io::Result<(Channel<TcpStream>, Peer)> {
+    let mut address = peer.ip().to_canonical();
+    if terms.haproxy {
+        if !is_among(&settings.balancers, address) {
+            let why = "it is not among haproxy_trusted_networks";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
+        let source = timeout(HANDSHAKE, proxied::read(&mut stream)).await??;
+        address = source.map_or(address, |it| it.ip().to_canonical());
+    }
+    let mut stream = Channel::Plain(stream);
+    if terms.ssl {
+        let certificate = settings.certificate.clone();
+        let certificate = certificate.ok_or_else(|| io::Error::other("there is no certificate"))?;
+        timeout(HANDSHAKE, stream.secure(certificate)).await??;
+    }
+    let peer = Peer {
+        address: Some(address),
+        is_trusted: terms.is_trusted || settings.trusts(Some(address)),
+        is_secure: terms.ssl,
+    };
+    Ok((stream, peer))
+}
+
+impl Settings {
+    fn trusts(&self, address: Option<IpAddr>) -> bool {
+        address.is_some_and(|it| is_among(&self.trusted_networks, it))
     }
 }
 
+fn is_among(networks: &[IpNet], address: IpAddr) -> bool {
+    networks.iter().any(|it| it.contains(&address))
+}
+
 /// The client's address where inetd accepted a TCP connection.
-fn stdin_peer() -> Option<String> {
-    socket::tcp_peer(&std::io::stdin()).map(peer_name)
+fn stdin_peer() -> Option<IpAddr> {
+    socket::tcp_peer(&std::io::stdin()).map(|peer| peer.ip().to_canonical())
 }
 
 impl Deliveries for Runner {
@@ -577,16 +691,5 @@ mod tests {
                 .starts_with("listen on /nonexistent/lmtp: "),
             "{error}"
         );
-    }
-
-    #[test]
-    fn peers() {
-        for (address, want) in [
-            ("192.0.2.1:24", "192.0.2.1"),
-            ("[2001:db8::1]:24", "IPv6:2001:db8::1"),
-            ("[::ffff:192.0.2.1]:24", "192.0.2.1"),
-        ] {
-            assert_eq!(peer_name(address.parse().unwrap()), want);
-        }
     }
 }

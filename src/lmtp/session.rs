@@ -4,7 +4,9 @@
 //! BDAT LAST has one answer; a whole message has one for each accepted RCPT, in their order, whatever became of it; a
 //! transaction ends with its message.
 
+use super::client::{Client, Forwarded, XCLIENT, XFORWARD};
 use super::command::{Command, Marker, Refusal, Verb};
+use super::parameters::{OfMail, OfRcpt};
 use super::reply::Reply;
 use crate::deliver::{Outcome, Report};
 use crate::fault::{Code, Fault};
@@ -25,6 +27,18 @@ pub struct Limits {
     pub verbose_replies: bool,
     /// The client is believed when it says who sends.
     pub is_trusted: bool,
+    pub starttls: StartTls,
+}
+
+/// Where the connection stands with TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartTls {
+    /// There is no certificate.
+    Unavailable,
+    Offered,
+    /// No mail before it.
+    Required,
+    Done,
 }
 
 /// One connection's dialogue.
@@ -32,6 +46,9 @@ pub struct Limits {
 pub struct Session {
     limits: Limits,
     id: String,
+    client: Client,
+    /// Where the next message comes from.
+    forwarded: Forwarded,
     helo: Option<String>,
     /// MAILs accepted so far.
     transactions: u32,
@@ -48,6 +65,8 @@ pub enum Step {
     Answer(Vec<Reply>),
     /// Send this and close.
     Close(Reply),
+    /// Send this, begin TLS, then [`Session::secured`]. Where bytes of the client wait already, close instead.
+    StartTls(Reply),
     /// Inspect the recipient, then [`Session::checked`].
     Check(Recipient),
     /// Send this, read a body up to its dot, then [`Session::data_received`]. A body of more bytes than the limit is read too.
@@ -74,6 +93,7 @@ struct Transaction {
     id: String,
     sender: ReversePath,
     broken_sender: Option<String>,
+    forwarded: Forwarded,
     smtputf8: bool,
     authenticated: Option<String>,
     recipients: Vec<Recipient>,
@@ -94,17 +114,19 @@ enum Chunks {
 
 #[derive(Debug)]
 enum Pending {
-    Check(Recipient),
+    Check(Box<Recipient>),
     Data,
     Chunk { octets: u64, marker: Marker },
 }
 
 impl Session {
     /// `id` is printable ASCII; replies, log and `Received` carry it.
-    pub fn new(limits: Limits, id: String) -> Session {
+    pub fn new(limits: Limits, client: Client, id: String) -> Session {
         Session {
             limits,
             id,
+            client,
+            forwarded: Forwarded::default(),
             helo: None,
             transactions: 0,
             errors_in_a_row: 0,
@@ -134,9 +156,20 @@ impl Session {
             .map_or(&self.id, |transaction| &transaction.id)
     }
 
-    /// What LHLO said.
+    /// What LHLO said, that of the client behind a proxy where we know it.
     pub fn helo(&self) -> Option<&str> {
-        self.helo.as_deref()
+        self.client.helo.as_deref().or(self.helo.as_deref())
+    }
+
+    /// Who speaks, or whom he speaks for.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Where the message of the transaction comes from, as the client says.
+    pub fn forwarded(&self) -> &Forwarded {
+        let transaction = self.transaction.as_ref();
+        transaction.map_or(&self.forwarded, |it| &it.forwarded)
     }
 
     /// The sender for the log: what the client wrote, even where `<>` stands in for it.
@@ -161,11 +194,12 @@ impl Session {
             Ok(Command::Mail {
                 sender,
                 broken,
-                size,
-                smtputf8,
-                authenticated,
-            }) => self.mail(sender, broken, size, smtputf8, authenticated),
-            Ok(Command::Rcpt { address, original }) => self.rcpt(address, original),
+                parameters,
+            }) => self.mail(sender, broken, parameters),
+            Ok(Command::Rcpt {
+                address,
+                parameters,
+            }) => self.rcpt(address, parameters),
             Ok(Command::Data) => self.data(),
             Ok(Command::Bdat { octets, marker }) => self.bdat(octets, marker),
             Ok(Command::Rset) => {
@@ -175,7 +209,18 @@ impl Session {
             Ok(Command::Noop) => self.answer(Reply::new(250, "2.0.0", "OK")),
             Ok(Command::Vrfy) => self.answer(Reply::new(252, "2.3.3", "RCPT will tell")),
             Ok(Command::Quit) => Step::Close(Reply::new(221, "2.0.0", "Bye")),
+            Ok(Command::StartTls) => self.start_tls(),
+            Ok(Command::Xclient(attributes)) => self.xclient(&attributes),
+            Ok(Command::Xforward(attributes)) => self.xforward(&attributes),
         }
+    }
+
+    /// The result of [`Step::StartTls`]: nothing that was said before counts (RFC 3207 section 4.2).
+    pub fn secured(&mut self) {
+        self.limits.starttls = StartTls::Done;
+        self.helo = None;
+        self.transaction = None;
+        self.forwarded = Forwarded::default();
     }
 
     /// The result of [`Step::Check`].
@@ -193,7 +238,7 @@ impl Session {
         );
         if report.fault.is_none() {
             transaction.accepted.push(transaction.recipients.len());
-            transaction.recipients.push(recipient);
+            transaction.recipients.push(*recipient);
         }
         self.answer(reply)
     }
@@ -286,30 +331,83 @@ impl Session {
             .limits
             .message_size
             .map_or("SIZE".into(), |limit| format!("SIZE {limit}"));
-        let words = [
+        let mut words = vec![
             "8BITMIME",
             "CHUNKING",
             "ENHANCEDSTATUSCODES",
             "PIPELINING",
             "SMTPUTF8",
         ];
+        if self.offers_tls() {
+            words.push("STARTTLS");
+        }
+        if self.limits.is_trusted {
+            words.extend(["IGNOREQUOTA", XCLIENT, XFORWARD, "XRCPTFORWARD"]);
+        }
         let capabilities = words.into_iter().map(String::from).chain([size]);
         self.answer(Reply::list(250, &self.limits.hostname, capabilities))
     }
 
+    fn offers_tls(&self) -> bool {
+        matches!(self.limits.starttls, StartTls::Offered | StartTls::Required)
+    }
+
+    fn start_tls(&mut self) -> Step {
+        let reply = match self.limits.starttls {
+            StartTls::Unavailable => Reply::new(502, "5.5.1", "TLS is not available"),
+            StartTls::Done => Reply::new(502, "5.5.1", "TLS has begun already"),
+            StartTls::Offered | StartTls::Required => {
+                return Step::StartTls(Reply::new(220, "2.0.0", "Begin TLS now"));
+            }
+        };
+        self.answer(reply)
+    }
+
+    /// Whom the client speaks for. What was said before counts no more, as after a new connection.
+    fn xclient(&mut self, attributes: &[(String, String)]) -> Step {
+        if let Some(reply) = self.not_to_be_believed() {
+            return self.answer(reply);
+        }
+        let session = match self.client.take(attributes) {
+            Ok(session) => session,
+            Err(reply) => return self.answer(reply),
+        };
+        if let Some(id) = session {
+            self.id = id;
+            self.transactions = 0;
+        }
+        self.helo = None;
+        self.forwarded = Forwarded::default();
+        let greeting = self.greeting();
+        self.answer(greeting)
+    }
+
+    fn xforward(&mut self, attributes: &[(String, String)]) -> Step {
+        if let Some(reply) = self.not_to_be_believed() {
+            return self.answer(reply);
+        }
+        self.forwarded.take(attributes);
+        self.answer(Reply::new(250, "2.0.0", "OK"))
+    }
+
+    /// Why somebody is not believed when he says who he is.
+    fn not_to_be_believed(&self) -> Option<Reply> {
+        match (self.limits.is_trusted, &self.transaction) {
+            (false, _) => Some(Reply::new(550, "5.7.14", "You are not trusted here")),
+            (true, Some(_)) => Some(Reply::new(503, "5.5.0", "Not within a transaction")),
+            (true, None) => None,
+        }
+    }
+
     /// LHLO is not asked for first: Dovecot does not either, and nothing depends on it.
-    fn mail(
-        &mut self,
-        sender: ReversePath,
-        broken: Option<String>,
-        size: Option<u64>,
-        smtputf8: bool,
-        authenticated: Option<String>,
-    ) -> Step {
+    fn mail(&mut self, sender: ReversePath, broken: Option<String>, parameters: OfMail) -> Step {
         if let Some(reply) = self.out_of_place(Verb::Mail) {
             return self.answer(reply);
         }
-        if let (Some(size), Some(limit)) = (size, self.limits.message_size)
+        if self.limits.starttls == StartTls::Required {
+            return self.answer(Reply::new(530, "5.7.0", "STARTTLS comes first"));
+        }
+        if let (Some(size), Some(limit)) = (parameters.size, self.limits.message_size)
             && size > limit
         {
             return self.answer(Reply::new(552, "5.3.4", Code::TooBig.text()));
@@ -323,9 +421,13 @@ impl Session {
             id,
             sender,
             broken_sender: broken,
-            smtputf8,
+            forwarded: std::mem::take(&mut self.forwarded),
+            smtputf8: parameters.smtputf8,
             // From anybody else it says nothing (RFC 4954 section 5).
-            authenticated: authenticated.filter(|_| self.limits.is_trusted),
+            authenticated: parameters
+                .authenticated
+                .filter(|_| self.limits.is_trusted)
+                .or_else(|| self.client.login.clone()),
             recipients: Vec::new(),
             accepted: Vec::new(),
             chunks: Chunks::None,
@@ -333,9 +435,13 @@ impl Session {
         self.answer(Reply::new(250, "2.1.0", "OK"))
     }
 
-    fn rcpt(&mut self, address: Address, original: Option<String>) -> Step {
+    fn rcpt(&mut self, address: Address, parameters: OfRcpt) -> Step {
         if let Some(reply) = self.out_of_place(Verb::Rcpt) {
             return self.answer(reply);
+        }
+        if parameters.forward.is_some() && !self.limits.is_trusted {
+            let why = "XRCPTFORWARD: you are not trusted here";
+            return self.answer(Reply::new(550, "5.7.14", why));
         }
         let Some(transaction) = &mut self.transaction else {
             return self.answer(need_mail());
@@ -355,11 +461,13 @@ impl Session {
             return self.answer(Reply::accepted(&address));
         }
         let recipient = Recipient {
-            original,
+            original: parameters.original,
             authenticated: transaction.authenticated.clone(),
+            ignore_quota: parameters.ignore_quota && self.limits.is_trusted,
+            forward: parameters.forward,
             ..Recipient::new(address)
         };
-        self.pending = Some(Pending::Check(recipient.clone()));
+        self.pending = Some(Pending::Check(Box::new(recipient.clone())));
         Step::Check(recipient)
     }
 
@@ -505,6 +613,8 @@ pub struct Delivery {
     pub sender: ReversePath,
     /// The sender for the log.
     pub sender_text: String,
+    /// Where it comes from, as the client says.
+    pub forwarded: Forwarded,
     /// Whom to deliver to: each once, in the order of RCPT.
     pub recipients: Vec<Recipient>,
     accepted: Vec<usize>,
@@ -517,6 +627,7 @@ impl Delivery {
     fn new(transaction: Transaction, verbose: bool) -> Delivery {
         Delivery {
             sender_text: transaction.sender_text(),
+            forwarded: transaction.forwarded,
             id: transaction.id,
             sender: transaction.sender,
             outcomes: vec![None; transaction.recipients.len()],

@@ -44,6 +44,8 @@ pub struct Received {
     pub helo: String,
     /// `192.0.2.1` or `IPv6:…`; none for a unix socket.
     pub peer: Option<String>,
+    /// Protocol and cipher of TLS: `TLSv1.3 with cipher TLS13_AES_256_GCM_SHA384`.
+    pub tls: Option<String>,
     pub hostname: String,
     /// The start of the transaction, RFC 5322 (`Sun, 22 Nov 2026 07:15:52 +0000`).
     pub date: String,
@@ -69,6 +71,10 @@ pub struct Recipient {
     pub keywords: Keywords,
     /// His own process delivers: the rights that count are his.
     pub is_himself: bool,
+    /// Somebody trusted says that a full mailbox is no reason to refuse it.
+    pub ignore_quota: bool,
+    /// What a proxy in front knows of him: fields between tabs.
+    pub forward: Option<String>,
 }
 
 impl Recipient {
@@ -83,6 +89,8 @@ impl Recipient {
             flags: Flags::default(),
             keywords: Keywords::default(),
             is_himself: false,
+            ignore_quota: false,
+            forward: None,
         }
     }
 

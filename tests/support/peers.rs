@@ -110,7 +110,8 @@ impl Dovecot {
             inside,
         };
         let began = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        // Its sockets come one after the other.
+        while TcpStream::connect(("127.0.0.1", port)).is_err() || !dovecot.auth_userdb().exists() {
             let ended = dovecot.child.try_wait().unwrap();
             let said = fs::read_to_string(scratch.path(&format!("{name}/out"))).unwrap_or_default();
             assert!(
@@ -374,7 +375,7 @@ impl Postfix {
              virtual_transport = lmtp:unix:{}\nmynetworks = 127.0.0.0/8\nsmtpd_relay_restrictions = permit_mynetworks, reject\n\
              smtpd_recipient_restrictions = permit_mynetworks, reject\nsmtpd_peername_lookup = no\n\
              smtpd_reject_unlisted_recipient = no\ndisable_dns_lookups = yes\nrecipient_delimiter = +\n\
-             lmtp_destination_concurrency_limit = 20\nminimal_backoff_time = 3s\nmaximal_backoff_time = 6s\n\
+             lmtp_destination_concurrency_limit = 20\nlmtp_send_xforward_command = yes\nminimal_backoff_time = 3s\nmaximal_backoff_time = 6s\n\
              queue_run_delay = 3s\nlocal_header_rewrite_clients =\nmessage_drop_headers =\nlmtp_line_length_limit = 0\nmessage_size_limit = 52428800\nmaillog_file = {shown}/log/mail.log\n\
              maillog_file_prefixes = {shown}/log\ndefault_transport = error:no outside delivery\n\
              relay_transport = error:no outside delivery\ntransport_maps = inline:{{ {{ lda.test = lda: }} }}\n\

@@ -97,17 +97,23 @@ pub fn settings() -> Settings {
         spool: Spool {
             dirs: vec![std::env::temp_dir()],
         },
+        trusted_networks: vec![],
+        balancers: vec![],
+        workarounds: Default::default(),
+        tls: None,
+        requires_tls: false,
+        certificate: None,
     }
 }
 
-struct Client {
+struct Caller {
     stream: DuplexStream,
     store: Store,
     phase: watch::Sender<Phase>,
     server: tokio::task::JoinHandle<()>,
 }
 
-fn connect(settings: Settings) -> Client {
+fn connect(settings: Settings) -> Caller {
     let (stream, there) = tokio::io::duplex(1 << 20);
     let (phase, watched) = watch::channel(Phase::Serving);
     let store = Store::default();
@@ -125,10 +131,12 @@ fn connect(settings: Settings) -> Client {
             message_size: Some(300_000),
             verbose_replies: false,
             is_trusted: false,
+            starttls: StartTls::Unavailable,
         },
+        Client::default(),
         "id".into(),
     );
-    Client {
+    Caller {
         stream,
         store,
         phase,
@@ -136,7 +144,7 @@ fn connect(settings: Settings) -> Client {
     }
 }
 
-impl Client {
+impl Caller {
     async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
     }

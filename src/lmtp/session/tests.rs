@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::deliver::Saved;
 use crate::lmtp::codec::Frame;
-use crate::lmtp::command;
+use crate::lmtp::command::{self, Workarounds};
 
 /// A client, and a server whose deliveries all succeed, except to `nobody`, `full` and `later`.
 struct Talk {
@@ -13,9 +13,13 @@ struct Talk {
     closed: bool,
 }
 
+fn parsed(line: &str) -> Result<Command, Refusal> {
+    command::parse(Frame::Line(line.as_bytes()), Workarounds::default())
+}
+
 fn talk_with(limits: Limits) -> Talk {
     Talk {
-        session: Session::new(limits, "id".into()),
+        session: Session::new(limits, Client::default(), "id".into()),
         intake: Intake::Complete,
         delivered: vec![],
         closed: false,
@@ -29,6 +33,7 @@ fn limits() -> Limits {
         message_size: Some(1000),
         verbose_replies: false,
         is_trusted: false,
+        starttls: StartTls::Unavailable,
     }
 }
 
@@ -65,9 +70,7 @@ fn outcome(local: &str) -> Outcome {
 impl Talk {
     /// The replies to one line. A DATA and a BDAT get their body at once.
     fn say(&mut self, line: &str) -> Vec<Reply> {
-        let step = self
-            .session
-            .command(command::parse(Frame::Line(line.as_bytes())));
+        let step = self.session.command(parsed(line));
         self.follow(step)
     }
 
@@ -77,6 +80,10 @@ impl Talk {
             Step::GiveUp(mut delivery, fault) => delivery.abandon(&fault),
             Step::Close(reply) => {
                 self.closed = true;
+                vec![reply]
+            }
+            Step::StartTls(reply) => {
+                self.session.secured();
                 vec![reply]
             }
             Step::Check(recipient) => {
@@ -165,7 +172,7 @@ fn commands_by_states() {
         ),
     ];
     #[rustfmt::skip]
-    let table: [(&str, [&[u16]; 6]); 24] = [
+    let table: [(&str, [&[u16]; 6]); 31] = [
         // command                   connected greeted  mail     rcpt              chunk        bad chunk
         ("LHLO me",                  [&[250], &[250], &[250], &[250],           &[250],      &[250]]),
         ("LHLO",                     [&[501], &[501], &[501], &[501],           &[501],      &[501]]),
@@ -189,6 +196,13 @@ fn commands_by_states() {
         ("BDAT 1000 LAST",           [&[],    &[],    &[],    &[250, 451],      &[552, 552], &[451, 451]]),
         ("BDAT 1001",                [&[503], &[503], &[503], &[552],           &[552],      &[503]]),
         ("BDAT x",                   [&[501], &[501], &[501], &[501],           &[501],      &[501]]),
+        ("RCPT TO:<b> IGNOREQUOTA",  [&[503], &[503], &[250], &[250],           &[503],      &[503]]),
+        ("RCPT TO:<b> XRCPTFORWARD=a",[&[503],&[503], &[550], &[550],           &[503],      &[503]]),
+        ("STARTTLS",                 [&[502], &[502], &[502], &[502],           &[502],      &[502]]),
+        ("XCLIENT ADDR=192.0.2.1",   [&[550], &[550], &[550], &[550],           &[550],      &[550]]),
+        ("XFORWARD IDENT=x",         [&[550], &[550], &[550], &[550],           &[550],      &[550]]),
+        ("VRFY x",                   [&[252], &[252], &[252], &[252],           &[252],      &[252]]),
+        ("NOOP",                     [&[250], &[250], &[250], &[250],           &[250],      &[250]]),
         ("RSET",                     [&[250], &[250], &[250], &[250],           &[250],      &[250]]),
         ("QUIT",                     [&[221], &[221], &[221], &[221],           &[221],      &[221]]),
     ];
@@ -199,6 +213,94 @@ fn commands_by_states() {
             assert_eq!(talk.codes(command), want, "{command} when {state}");
             assert_eq!(talk.closed, command == "QUIT", "{command} when {state}");
         }
+    }
+}
+
+/// What depends on who it is, and on TLS.
+#[test]
+fn commands_of_clients() {
+    let trusted = Limits {
+        is_trusted: true,
+        ..limits()
+    };
+    let with = |starttls: StartTls| Limits {
+        starttls,
+        ..limits()
+    };
+    let rcpt = ["MAIL FROM:<s@x>", "RCPT TO:<a>"];
+    for (limits, script, command, want) in [
+        (trusted.clone(), &[][..], "XCLIENT ADDR=192.0.2.1", 220),
+        (trusted.clone(), &[], "XCLIENT ADDR=mx", 501),
+        (trusted.clone(), &[], "XCLIENT SESSION=a<b", 501),
+        (trusted.clone(), &rcpt, "XCLIENT ADDR=192.0.2.1", 503),
+        (trusted.clone(), &[], "XFORWARD IDENT=4XqZ2v NAME=mx", 250),
+        (trusted.clone(), &rcpt, "XFORWARD IDENT=4XqZ2v", 503),
+        (
+            trusted.clone(),
+            &rcpt,
+            "RCPT TO:<b> XRCPTFORWARD=a+3D1",
+            250,
+        ),
+        (trusted.clone(), &rcpt, "RCPT TO:<b> IGNOREQUOTA", 250),
+        (with(StartTls::Offered), &[], "STARTTLS", 220),
+        (with(StartTls::Offered), &rcpt, "STARTTLS", 220),
+        (with(StartTls::Offered), &rcpt, "DATA", 354),
+        (with(StartTls::Done), &[], "STARTTLS", 502),
+        (with(StartTls::Done), &[], "MAIL FROM:<s@x>", 250),
+        (with(StartTls::Required), &[], "MAIL FROM:<s@x>", 530),
+        (with(StartTls::Required), &rcpt, "RCPT TO:<b>", 503),
+        (
+            with(StartTls::Required),
+            &["STARTTLS"],
+            "MAIL FROM:<s@x>",
+            250,
+        ),
+        (with(StartTls::Required), &["STARTTLS"], "STARTTLS", 502),
+    ] {
+        let mut talk = talk_with(limits);
+        script.iter().for_each(|line| drop(talk.say(line)));
+        assert_eq!(talk.codes(command)[0], want, "{command} after {script:?}");
+    }
+    // TLS begins from nothing.
+    let mut talk = talk_with(with(StartTls::Offered));
+    rcpt.iter().for_each(|line| drop(talk.say(line)));
+    talk.say("STARTTLS");
+    assert_eq!(talk.codes("DATA"), [503]);
+}
+
+/// What others say of a client, and how long it counts.
+#[test]
+fn whom_a_client_speaks_for() {
+    let mut talk = talk_with(Limits {
+        is_trusted: true,
+        ..limits()
+    });
+    talk.say("LHLO proxy");
+    talk.say("XCLIENT ADDR=IPV6:2001:db8::1 HELO=mx LOGIN=bob SESSION=abc:P1 TTL=4");
+    talk.say("LHLO proxy");
+    assert_eq!(talk.session.helo(), Some("mx"));
+    let client = talk.session.client().clone();
+    assert_eq!(client.literal().as_deref(), Some("IPv6:2001:db8::1"));
+    assert_eq!(client.ttl, Some(4));
+    talk.say("XFORWARD IDENT=4XqZ2v");
+    for (command, want) in [
+        ("MAIL FROM:<s@x>", (Some("4XqZ2v"), "abc:P1", Some("bob"))),
+        ("MAIL FROM:<s@x> AUTH=eve", (None, "abc:P1:T2", Some("eve"))),
+    ] {
+        talk.say(command);
+        let step = talk.session.command(parsed("RCPT TO:<a>"));
+        let Step::Check(recipient) = &step else {
+            panic!("{step:?}")
+        };
+        let queue_id = talk.session.forwarded().queue_id.as_deref();
+        let found = (
+            queue_id,
+            talk.session.id(),
+            recipient.authenticated.as_deref(),
+        );
+        assert_eq!(found, want, "{command}");
+        talk.follow(step);
+        talk.say("RSET");
     }
 }
 
@@ -218,6 +320,9 @@ fn what_ends_a_transaction() {
         ("BDAT 5 FOO", false),
         ("RCPT TO:<nobody>", false),
         ("FOO", false),
+        ("STARTTLS", false),
+        ("XCLIENT ADDR=192.0.2.1", false),
+        ("XFORWARD IDENT=x", false),
     ] {
         let mut talk = talk();
         talk.say("MAIL FROM:<s@x>");
@@ -236,6 +341,16 @@ fn capabilities() {
     let reply = talk().say("LHLO me").remove(0);
     let want = "250-mx\r\n250-8BITMIME\r\n250-CHUNKING\r\n250-ENHANCEDSTATUSCODES\r\n250-PIPELINING\r\n250-SMTPUTF8\r\n250 SIZE 1000\r\n";
     assert_eq!(text(&reply), want);
+    let mut trusted = talk_with(Limits {
+        is_trusted: true,
+        starttls: StartTls::Offered,
+        ..limits()
+    });
+    let reply = text(&trusted.say("LHLO me")[0]);
+    let want = "250-STARTTLS\r\n250-IGNOREQUOTA\r\n250-XCLIENT ADDR PORT PROTO HELO LOGIN SESSION TTL TIMEOUT\r\n250-XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE\r\n250-XRCPTFORWARD\r\n250 SIZE 1000\r\n";
+    assert!(reply.ends_with(want), "{reply}");
+    trusted.say("STARTTLS");
+    assert!(!text(&trusted.say("LHLO me")[0]).contains("STARTTLS"));
     let mut unlimited = talk_with(Limits {
         message_size: None,
         ..limits()
@@ -340,9 +455,7 @@ fn only_octets_of_a_message_are_kept() {
     ] {
         let mut talk = talk();
         script.iter().for_each(|line| drop(talk.say(line)));
-        let step = talk
-            .session
-            .command(command::parse(Frame::Line(line.as_bytes())));
+        let step = talk.session.command(parsed(line));
         assert!(
             matches!(step, Step::Chunk { keep, .. } if keep == want),
             "{line} after {script:?}: {step:?}"

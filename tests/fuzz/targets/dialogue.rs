@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use postroom::lmtp::codec::Lines;
-use postroom::lmtp::command;
+use postroom::lmtp::command::{self, Workarounds};
 
 fn commands(input: &[u8], cut: usize) -> Vec<String> {
     let (mut lines, mut waiting, mut found) = (Lines::default(), Vec::new(), Vec::new());
@@ -11,7 +11,7 @@ fn commands(input: &[u8], cut: usize) -> Vec<String> {
         waiting.extend_from_slice(piece);
         loop {
             let (taken, frame) = lines.next(&waiting);
-            let command = frame.map(|frame| format!("{:?}", command::parse(frame)));
+            let command = frame.map(|frame| format!("{:?}", command::parse(frame, Workarounds::default())));
             waiting.drain(..taken);
             match command {
                 Some(command) => found.push(command),
