@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::deliver::{Core, Outcome};
 use crate::index::log::{LockMethod, log_for_tests};
 use crate::index::{Log, Pair, Walks, log};
+use crate::maildir::maildirsize;
 use crate::message::body::{BodyWriter, Spool};
 use crate::message::{Address, Envelope, Message, Recipient, ReversePath, Trace};
 use crate::sys::dir::Dir;
@@ -160,6 +161,54 @@ fn nothing_is_lost_or_left_behind() {
                     step += 1;
                 }
                 assert!(step > 10, "{address}: only {step} steps can fail");
+            }
+        }
+    }
+}
+
+/// Whatever fails, the account of a quota says what is there, or is gone and will be made anew, or the log says more.
+#[test]
+fn the_account_of_a_quota_is_right_or_gone() {
+    if !as_ordinary_user("every_step_fails::the_account_of_a_quota_is_right_or_gone") {
+        return;
+    }
+    let quota = "[quota]\ndriver = \"maildir\"\nstorage_size = \"1M\"\n";
+    for errno in fault_point::ERRNOS {
+        for before in [0, 1] {
+            let mut step = 0;
+            loop {
+                let store = Store::new(true);
+                let core = store.core(quota);
+                let deliver = || core.deliver(&core.transaction(message(), 1), &recipient("alice"));
+                for _ in 0..before {
+                    assert!(matches!(deliver(), Outcome::Saved(_)));
+                }
+                fault_point::arm(step, errno);
+                let outcome = deliver();
+                let fired = !fault_point::disarm();
+                let case = format!("{before} before, step {step}, errno {errno}: {outcome:?}");
+                let is_saved = matches!(outcome, Outcome::Saved(_));
+                let stored = messages(&store);
+                assert_eq!(stored.len(), before + usize::from(is_saved), "{case}");
+                let root = store.path("home/Maildir");
+                if let Ok(account) = fs::read(root.join(maildirsize::FILE)) {
+                    let (usage, _) = maildirsize::parse(&account, "1048576S").unwrap();
+                    let bytes: usize = stored.iter().map(|(_, bytes)| bytes.len()).sum();
+                    let real = (bytes as i64, stored.len() as i64);
+                    // Behind, where its directory could not even be opened: the log line says so.
+                    let is_said = case.contains("quota of alice: ");
+                    let is_behind = is_said && usage.messages + 1 == real.1;
+                    let is_right = (usage.bytes, usage.messages) == real;
+                    assert!(is_right || is_behind, "{case}: {usage:?}");
+                }
+                let names = Dir::open(&root).unwrap().names().unwrap();
+                let left = names.iter().find(|it| it.starts_with("maildirsize."));
+                assert_eq!(left, None, "{case}");
+                if !fired {
+                    assert!(is_saved && step > 10, "{case}");
+                    break;
+                }
+                step += 1;
             }
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::listeners::{hand_over, lmtp, socketmap};
 use super::map::{addresses, routes};
 use super::places::{location, namespaces};
+use super::quota::quotas;
 use super::rights::{acl, sharing_map};
 use super::section::Section;
 use super::users::{limits, userdbs};
@@ -176,6 +177,7 @@ fn delivery(
             )
             .unwrap_or(DeliveryAddress::Final),
         adds_received: root.flag("lmtp_add_received_header", true),
+        quotas: quotas(root),
         required_paths: paths(&section, "required_paths"),
         mail_roots: section
             .has("mail_roots")

@@ -8,6 +8,7 @@ mod map;
 mod overrides;
 mod own;
 mod places;
+mod quota;
 pub mod report;
 mod rights;
 mod section;

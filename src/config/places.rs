@@ -2,6 +2,7 @@
 
 use unicode_normalization::UnicodeNormalization;
 
+use super::quota::limits;
 use super::rights::rules;
 use super::section::Section;
 use crate::mailbox::acl::sources::Rules;
@@ -147,6 +148,7 @@ fn private(location: Location) -> Namespace {
         mailboxes: Vec::new(),
         on_missing: None,
         acl: Default::default(),
+        quota: None,
     }
 }
 
@@ -216,6 +218,16 @@ fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
             .collect(),
         on_missing: section.choice("on_missing", &OnMissing::WORDS, None),
         acl: rules(&section.section("acl")),
+        quota: {
+            let quota = section.section("quota");
+            if kind != Kind::Public && quota.is_present() {
+                let why = "only a public namespace has a quota of its own";
+                section.error("quota", why, "write [quota]: others count for their users");
+            }
+            let limits = limits(&quota);
+            quota.finish();
+            (kind == Kind::Public && !limits.are_none()).then_some(limits)
+        },
     };
     section.finish();
     namespace
@@ -304,6 +316,8 @@ fn mailbox(name: &str, section: &Section<'_>) -> MailboxBlock {
             .unwrap_or(Auto::No),
         special_use,
         acl: rules(&section.section("acl")),
+        quota_ignore: section.flag("quota_ignore", false),
+        quota_storage_extra: section.size("quota_storage_extra").unwrap_or(0),
     };
     section.finish();
     block

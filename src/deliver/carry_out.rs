@@ -11,7 +11,7 @@ use super::outcome::Saved;
 use super::publish::{self, Publishing};
 use super::resolve::Target;
 use super::settings::{MailFsync, Permissions, RecipientHeaders, Settings};
-use super::{Core, add, announce};
+use super::{Core, add, announce, quota};
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::store;
 use crate::mailbox::location::Driver;
@@ -121,6 +121,8 @@ pub fn carry_out(
         settings.recipient_headers == RecipientHeaders::Single && transaction.recipients > 1;
     let shown = settings.delivery_address.of(recipient).filter(|_| !alike);
     let header = added_headers(message, shown.as_ref(), settings.adds_received);
+    let size = header.len() as u64 + message.body.size();
+    let about_quota = quota::admit(settings, &plan, size)?;
     let write = || {
         mailbox
             .write(&core.names, &header, &message.body, demands)
@@ -133,6 +135,7 @@ pub fn carry_out(
     let (size, mode, gid) = (written.size, written.mode, written.gid);
     let mut remarks: Vec<String> = written.remark.iter().cloned().collect();
     remarks.extend(plan.dropped.clone());
+    remarks.extend(about_quota);
     let publishing = Publishing {
         mailbox: &mailbox,
         names: &core.names,
@@ -162,6 +165,7 @@ pub fn carry_out(
         remarks.extend(announce::to_list_index(core, &plan.target.paths));
         remarks.extend(announce::to_subscriptions(&plan.target));
     }
+    remarks.extend(quota::add(plan.target.quota.as_deref(), size));
     if settings.mail_fsync == MailFsync::Never {
         remarks.push("not synced (mail_fsync = never)".into());
     }

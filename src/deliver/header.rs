@@ -159,7 +159,7 @@ mod tests {
             message.trace.session = text;
             let block = String::from_utf8(added_headers(&message, Some(&address), true)).unwrap();
             prop_assert!(!block.contains(['\r', '\0']));
-            let starts = ["Return-Path: <", "Delivered-To: ", "Received: from ", "\tby ", "\tid ", "\t(envelope-from <", "\tfor <"];
+            let starts = ["Return-Path: <", "Delivered-To: ", "Received: from ", "\t(using ", "\tby ", "\tid ", "\t(envelope-from <", "\tfor <"];
             let lines: Vec<&str> = block.strip_suffix('\n').unwrap().split('\n').collect();
             prop_assert_eq!(lines.len(), starts.len());
             for (line, start) in lines.iter().zip(starts) {

@@ -8,6 +8,7 @@ mod rights;
 use std::io;
 use std::path::Path;
 
+use super::quota::{self, Room};
 use super::report::{Line, Report};
 use super::resolve::{By, Target, Targets, Wanted};
 use super::settings::{NewMailboxPermissions, Permissions, Settings};
@@ -17,6 +18,7 @@ use crate::mailbox::link::Links;
 use crate::mailbox::location::Driver;
 use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
 use crate::mailbox::permission::{Permission, SETGID};
+use crate::mailbox::quota::Usage;
 use crate::maildir::create;
 use crate::message::{Flags, Keywords};
 use crate::sys;
@@ -39,6 +41,9 @@ pub struct Plan {
     pub dropped: Option<String>,
     /// The mailbox that was asked for and why it is not this one.
     pub instead_of: Option<(String, String)>,
+    /// What is known of its quota; none where there is none, or nothing is refused for it.
+    pub room: Option<Room>,
+    pub ignores_quota: bool,
 }
 
 /// What was found at one target.
@@ -337,7 +342,7 @@ impl Inspection<'_> {
         let permission = Permission::of(directory, path);
         let parent = dir::stat(&path.join("tmp")).unwrap_or(*directory);
         self.check_group(target, &permission, &parent, path, is_incomplete)?;
-        Ok(self.usable(target, None))
+        self.usable(target, None)
     }
 
     fn creatable(&mut self, target: &Target) -> Result<Finding, Fault> {
@@ -411,7 +416,7 @@ impl Inspection<'_> {
             let file = subscription.file().display().to_string();
             self.lines.push(Line::ok("subscribed", file));
         }
-        Ok(self.usable(target, Some(permission)))
+        self.usable(target, Some(permission))
     }
 
     /// Whether what is made in `existing`, the nearest directory that is there, can have this permission, and may.
@@ -461,7 +466,8 @@ impl Inspection<'_> {
         Ok(None)
     }
 
-    fn usable(&self, target: &Target, create: Option<Permission>) -> Finding {
+    fn usable(&mut self, target: &Target, create: Option<Permission>) -> Result<Finding, Fault> {
+        let room = self.check_quota(target)?;
         let (flags, keywords, dropped) = self.flags(target);
         let plan = Plan {
             target: target.clone(),
@@ -472,8 +478,42 @@ impl Inspection<'_> {
             keywords,
             dropped,
             instead_of: None,
+            room,
+            ignores_quota: self.targets.ignores_quota,
         };
-        Finding::Usable(Box::new(plan))
+        Ok(Finding::Usable(Box::new(plan)))
+    }
+
+    /// A full mailbox takes nothing, wherever else its user has room.
+    fn check_quota(&mut self, target: &Target) -> Result<Option<Room>, Fault> {
+        let (Some(quotas), Some(quota)) = (&self.settings.quotas, &target.quota) else {
+            return Ok(None);
+        };
+        if quota.limits.are_none() {
+            return Ok(None);
+        }
+        let (room, full) = quota::room(quotas, quota);
+        let limits = quota.limits.line();
+        let shown = match &room {
+            Room::Known(known) => {
+                let Usage { bytes, messages } = known.usage;
+                format!(
+                    "{}: {bytes} bytes, {messages} messages of {limits}",
+                    quota.of
+                )
+            }
+            Room::Unknown => format!("{}: to be counted, limits {limits}", quota.of),
+            Room::Unreadable(why) => format!("{}: {why}, which costs no mail", quota.of),
+        };
+        match full {
+            Some(why) if quotas.checks_at_rcpt && !self.targets.ignores_quota => {
+                self.end("quota", quotas.full(quota, &why))
+            }
+            _ => {
+                self.lines.push(Line::ok("quota", shown));
+                Ok(Some(room))
+            }
+        }
     }
 
     /// Whether a new file in `parent` would get the group that the mailbox asks for. `makes`: directories are made too,

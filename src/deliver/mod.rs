@@ -20,6 +20,7 @@ pub mod outcome;
 pub mod place;
 pub mod publish;
 pub mod queue;
+pub mod quota;
 pub mod report;
 pub mod resolve;
 pub mod route;

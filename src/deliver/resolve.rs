@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::address::{self, Asked};
 use super::directory::Directory;
+use super::quota;
 use super::report::Line;
 use super::route::Route;
 use super::settings::{self, AclDriver, Detail, Dovecot, Permissions, Settings};
@@ -19,6 +20,7 @@ use crate::mailbox::lookup::{self, Found, NotFound};
 use crate::mailbox::name::StorageName;
 use crate::mailbox::namespace::{Auto, Kind, Namespace, OnDenied, OnMissing};
 use crate::mailbox::path::{NoPlace, Paths};
+use crate::mailbox::quota::Quota;
 use crate::mailbox::subscriptions::{self, Subscription};
 use crate::maildir::create::exists;
 use crate::message::{Flags, Keywords, Recipient};
@@ -46,6 +48,8 @@ pub struct Targets {
     /// And what a route adds to that in its mailbox, not in what stands in for it.
     pub route_flags: Flags,
     pub route_keywords: Keywords,
+    /// Somebody trusted says so.
+    pub ignores_quota: bool,
     /// The decisions so far.
     pub lines: Vec<Line>,
 }
@@ -111,6 +115,8 @@ pub struct Target {
     /// Where IMAP clients are told of it once it is made.
     pub subscription: Option<Subscription>,
     pub permissions: Permissions,
+    /// What it counts for.
+    pub quota: Option<Box<Quota>>,
     /// Not one set of control files for all who read it: a keyword's letter would mean something else to each.
     pub control_per_user: bool,
 }
@@ -197,6 +203,7 @@ pub fn resolve(
             keywords: recipient.keywords.clone(),
             route_flags: route.flags,
             route_keywords: route.keywords.clone(),
+            ignores_quota: recipient.ignore_quota,
             lines,
             user,
         });
@@ -222,6 +229,7 @@ pub fn resolve(
         keywords: recipient.keywords.clone(),
         route_flags: Flags::default(),
         route_keywords: Keywords::default(),
+        ignores_quota: recipient.ignore_quota,
         lines,
         user,
     })
@@ -247,6 +255,21 @@ pub fn mailbox_of(
 
 /// Where the user's own mailboxes lie.
 pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(Paths, Layout)>, Fault> {
+    let namespaces = settings.namespaces_of(user)?;
+    let roots = own_roots_of(settings, &namespaces, user)?.into_iter();
+    let mut roots: Vec<_> = roots
+        .map(|(namespace, paths)| (paths, namespace.location.layout))
+        .collect();
+    roots.dedup();
+    Ok(roots)
+}
+
+/// His private namespaces, of these, with the place of each.
+pub fn own_roots_of<'a>(
+    settings: &Settings,
+    namespaces: &'a [Namespace],
+    user: &User,
+) -> Result<Vec<(&'a Namespace, Paths)>, Fault> {
     let home = home_of(user)?;
     let variables = Variables {
         user: &user.name,
@@ -254,20 +277,18 @@ pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(Paths, Layout)>
         hostname: &settings.hostname,
         ..Variables::default()
     };
-    let namespaces = settings.namespaces_of(user)?;
     let own = namespaces.iter();
     let own = own.filter(|it| it.kind == Kind::Private && it.alias_for.is_none());
     let mut roots = Vec::new();
     for namespace in own {
         match Paths::of(&namespace.location, &StorageName::Inbox, &variables) {
-            Ok(paths) => roots.push((paths, namespace.location.layout)),
+            Ok(paths) => roots.push((namespace, paths)),
             Err(why) => {
                 let doing = format!("find the mailboxes of {}", user.name);
                 return Err(Fault::new(Code::CannotTell, doing, format!("{why:?}")));
             }
         }
     }
-    roots.dedup();
     Ok(roots)
 }
 
@@ -571,6 +592,13 @@ impl Resolver<'_> {
                 Kind::Shared | Kind::Public => owner.as_ref().map(|owner| owner.name.clone()),
             },
             subject: self.subject(namespace.kind, owner.as_ref())?,
+            quota: {
+                let user = match namespace.kind {
+                    Kind::Private => Some(self.user),
+                    Kind::Shared | Kind::Public => owner.as_ref(),
+                };
+                quota::of(self.settings, found, user, &paths)?.map(Box::new)
+            },
             acl: self.sources(found, storage, &paths),
             subscription: self.subscription(found, storage, &variables),
             is_configured: auto,

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::map::AddressMap;
+use super::quota::Quotas;
 use super::route::Route;
 use crate::fault::{Code, Fault};
 use crate::index::log::LockMethod;
@@ -55,6 +56,8 @@ pub struct Settings {
     pub adds_received: bool,
     /// While one of these is missing every delivery is deferred.
     pub required_paths: Vec<PathBuf>,
+    /// None: nothing is counted.
+    pub quotas: Option<Quotas>,
     /// What symlinks to mailboxes may lead to; none: [what the config names](Settings::mail_roots).
     pub mail_roots: Option<Vec<PathBuf>>,
     /// Bytes; none: no limit.

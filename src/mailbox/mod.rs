@@ -8,6 +8,7 @@ pub mod name;
 pub mod namespace;
 pub mod path;
 pub mod permission;
+pub mod quota;
 pub mod subscriptions;
 
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub(crate) mod tests {
             mailboxes: Vec::new(),
             on_missing: None,
             acl: Default::default(),
+            quota: None,
         }
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::acl::sources::Rules;
 use super::location::Location;
+use super::quota::Limits;
 use crate::text::template::{Template, TemplateError, Variables};
 
 /// One `[namespace.NAME]` section, defaults filled in.
@@ -34,6 +35,8 @@ pub struct Namespace {
     pub on_missing: Option<OnMissing>,
     /// For its mailboxes.
     pub acl: Rules,
+    /// Of a public one: of all its mailboxes together.
+    pub quota: Option<Limits>,
 }
 
 impl Namespace {
@@ -95,6 +98,10 @@ pub struct MailboxBlock {
     pub special_use: Vec<String>,
     /// For the mailboxes of this name, in which `*` and `?` stand for others.
     pub acl: Rules,
+    /// It counts for no quota.
+    pub quota_ignore: bool,
+    /// Bytes that it may hold beside the quota.
+    pub quota_storage_extra: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

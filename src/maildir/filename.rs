@@ -62,6 +62,13 @@ pub fn with_flags(name: String, flags: Flags, keywords: &str) -> String {
     }
 }
 
+/// What a name says of its message: `S=177` is its size in bytes, `W=187` that with every line end as CRLF.
+pub fn field(name: &[u8], key: &[u8]) -> Option<u64> {
+    let mut fields = base(name).split(|&byte| byte == b',').skip(1);
+    let value = fields.find_map(|field| field.strip_prefix(key))?;
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
 /// A name of whoever's without its flags: what Dovecot compares, up to the first colon.
 pub fn base(name: &[u8]) -> &[u8] {
     &name[..memchr::memchr(b':', name).unwrap_or(name.len())]
@@ -93,6 +100,22 @@ mod tests {
             assert_eq!(made, name);
             assert_eq!(has_flags(&made), name != "a");
             assert_eq!(base(made.as_bytes()), b"a");
+        }
+    }
+
+    #[test]
+    fn sizes_of_names() {
+        for (name, size, virtual_size) in [
+            ("1.M2P3.x,S=177,W=187:2,S", Some(177), Some(187)),
+            ("1.M2P3.x,W=187", None, Some(187)),
+            ("1.M2P3.x", None, None),
+            ("S=5", None, None),
+            ("x:2,S=5", None, None),
+            ("x,S=,W=-1", None, None),
+            ("x,S=99999999999999999999", None, None),
+        ] {
+            assert_eq!(field(name.as_bytes(), b"S="), size, "{name}");
+            assert_eq!(field(name.as_bytes(), b"W="), virtual_size, "{name}");
         }
     }
 }

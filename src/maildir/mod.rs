@@ -7,6 +7,7 @@ pub mod filename;
 pub mod guid;
 pub mod keywords;
 pub mod locks;
+pub mod maildirsize;
 pub mod mend;
 pub mod save;
 pub mod survey;

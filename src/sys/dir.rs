@@ -171,6 +171,12 @@ impl Dir {
         self.open_file(name.as_ref(), OFlag::O_RDWR | OFlag::O_NOFOLLOW)
     }
 
+    /// Opens a regular file for appending.
+    pub fn open_to_append(&self, name: &str) -> io::Result<File> {
+        let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_NOFOLLOW;
+        self.open_file(name.as_ref(), flags)
+    }
+
     fn open_file(&self, name: &OsStr, flags: OFlag) -> io::Result<File> {
         pass()?;
         let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;

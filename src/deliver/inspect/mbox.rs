@@ -73,7 +73,7 @@ impl Inspection<'_> {
             file.mode, file.uid, file.gid
         );
         self.lines.push(Line::ok("file", shown));
-        Ok(self.usable(target, None))
+        self.usable(target, None)
     }
 
     /// Made before by somebody who wants to read what comes, or a second name of somebody's mail.
@@ -190,7 +190,7 @@ impl Inspection<'_> {
             "mailbox",
             format!("{}  missing -> created", target.mailbox),
         ));
-        Ok(self.usable(target, Some(permission)))
+        self.usable(target, Some(permission))
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
-use super::super::filename::base;
+use super::super::filename::field;
 use super::{Cure, Names, Place, Survey};
 use crate::sys::dir::{Dir, Stat};
 
@@ -64,13 +64,6 @@ fn judge(dir: &Dir, name: &std::ffi::OsStr, stat: &Stat) -> io::Result<Option<St
     Ok((counted != said).then(|| format!("has {counted} bytes with CRLF, not {said}")))
 }
 
-/// `S=177` in a name.
-fn field(name: &[u8], key: &[u8]) -> Option<u64> {
-    let mut fields = base(name).split(|&byte| byte == b',').skip(1);
-    let value = fields.find_map(|field| field.strip_prefix(key))?;
-    std::str::from_utf8(value).ok()?.parse().ok()
-}
-
 /// Bytes with every line end as CRLF.
 fn count(mut from: impl Read) -> io::Result<u64> {
     let mut buffer = vec![0; 64 * 1024];
@@ -90,22 +83,6 @@ fn count(mut from: impl Read) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_of_names() {
-        for (name, size, virtual_size) in [
-            ("1.M2P3.x,S=177,W=187:2,S", Some(177), Some(187)),
-            ("1.M2P3.x,W=187", None, Some(187)),
-            ("1.M2P3.x", None, None),
-            ("S=5", None, None),
-            ("x:2,S=5", None, None),
-            ("x,S=,W=-1", None, None),
-            ("x,S=99999999999999999999", None, None),
-        ] {
-            assert_eq!(field(name.as_bytes(), b"S="), size, "{name}");
-            assert_eq!(field(name.as_bytes(), b"W="), virtual_size, "{name}");
-        }
-    }
 
     #[test]
     fn lines_are_counted_with_their_crlf() {

@@ -1,0 +1,48 @@
+//! `[quota]`, and that of a public namespace.
+
+use super::section::Section;
+use crate::deliver::quota::Quotas;
+use crate::mailbox::quota::{self, Limits};
+
+/// None: nothing is counted.
+pub fn quotas(root: &Section<'_>) -> Option<Quotas> {
+    let section = root.section("quota");
+    let drivers = [("maildir", true), ("none", false)];
+    let driver = section.choice("driver", &drivers, None);
+    let limits = limits(&section);
+    if !limits.are_none() && driver.is_none() {
+        let advice = "write driver = \"maildir\"";
+        section.error("driver", "it says where the account is kept", advice);
+    }
+    section.finish();
+    let quotas = Quotas {
+        limits,
+        counted: Default::default(),
+        checks_at_rcpt: root.flag("lmtp_rcpt_check_quota", true),
+        full_is_temporary: root.flag("quota_full_tempfail", false),
+    };
+    (driver == Some(true)).then_some(quotas)
+}
+
+pub fn limits(section: &Section<'_>) -> Limits {
+    let usual = Limits::default();
+    let number = |key, default: u64| {
+        let number = section.number(key, Some(default as u32));
+        number.map_or(default, u64::from)
+    };
+    let grace = section.text("storage_grace");
+    Limits {
+        storage: section.size("storage_size").unwrap_or(0),
+        percentage: number("storage_percentage", usual.percentage),
+        extra: section.size("storage_extra").unwrap_or(0),
+        messages: number("message_count", 0),
+        grace: grace.map_or(usual.grace, |text| {
+            quota::grace(&text).unwrap_or_else(|| {
+                let advice = "write a size or a share: \"10M\", \"10%\"";
+                section.error("storage_grace", format!("{text:?} is no size"), advice);
+                usual.grace
+            })
+        }),
+        rules: Vec::new(),
+    }
+}

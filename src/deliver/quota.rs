@@ -1,0 +1,259 @@
+//! Whose quota a delivery counts for, whether there is room, and the account of it.
+//!
+//! Private mailboxes count for their user, shared ones for their owner, public ones for their namespace, where that has a quota.
+//! A quota that cannot be read costs no mail (as in Dovecot): the log line says so.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::inspect::Plan;
+use super::resolve;
+use super::settings::Settings;
+use crate::fault::{Code, Fault};
+use crate::mailbox::location::Driver;
+use crate::mailbox::lookup::Found;
+use crate::mailbox::name::StorageName;
+use crate::mailbox::namespace::{Kind, MailboxBlock, Namespace};
+use crate::mailbox::path::Paths;
+use crate::mailbox::quota::{Limits, Quota, Tree, Usage};
+use crate::maildir::maildirsize::{self, Known};
+use crate::user::User;
+
+/// `[quota]` and its kin.
+#[derive(Debug)]
+pub struct Quotas {
+    /// Of everyone for whom a userdb says nothing else.
+    pub limits: Limits,
+    /// `lmtp_rcpt_check_quota`: RCPT says that a mailbox is full.
+    pub checks_at_rcpt: bool,
+    /// `quota_full_tempfail`: the MTA is to try again.
+    pub full_is_temporary: bool,
+    /// What was counted of accounts that say "full", and may be wrong.
+    pub counted: Mutex<HashMap<PathBuf, (Instant, Usage)>>,
+}
+
+/// How long a count is believed, and how many are remembered: RCPTs for a full mailbox do not count it each time.
+const BELIEVED: Duration = Duration::from_secs(60);
+const REMEMBERED: usize = 1000;
+
+impl Quotas {
+    /// The limits of this user.
+    fn limits_of(&self, user: &User) -> Result<Limits, Fault> {
+        let mut limits = self.limits.clone();
+        for (field, value) in &user.extra {
+            limits.set(field, value).map_err(|why| {
+                let doing = format!("use what the userdb says of the quota of {}", user.name);
+                Fault::new(Code::CannotTell, doing, why)
+            })?;
+        }
+        Ok(limits)
+    }
+
+    /// What is there, of an account that may be wrong. Nothing is written.
+    fn counted(&self, quota: &Quota) -> io::Result<Usage> {
+        let counted = || self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((when, usage)) = counted().get(&quota.directory)
+            && when.elapsed() < BELIEVED
+        {
+            return Ok(*usage);
+        }
+        let usage = maildirsize::count(quota)?;
+        let mut counted = counted();
+        if counted.len() >= REMEMBERED {
+            counted.clear();
+        }
+        counted.insert(quota.directory.clone(), (Instant::now(), usage));
+        Ok(usage)
+    }
+
+    pub fn full(&self, quota: &Quota, why: &str) -> Fault {
+        let code = match self.full_is_temporary {
+            true => Code::QuotaOfDisk,
+            false => Code::OverQuota,
+        };
+        Fault::new(code, format!("store within the quota of {}", quota.of), why)
+    }
+}
+
+/// The quota that a mailbox counts for; `user` is its user or owner, none for a public one.
+pub fn of(
+    settings: &Settings,
+    found: &Found<'_>,
+    user: Option<&User>,
+    paths: &Paths,
+) -> Result<Option<Quota>, Fault> {
+    let namespace = found.namespace;
+    let (Some(quotas), Driver::Maildir) = (&settings.quotas, namespace.location.driver) else {
+        return Ok(None);
+    };
+    let blocks = || {
+        namespace
+            .mailboxes
+            .iter()
+            .filter(|it| it.name == found.rest)
+    };
+    if blocks().any(|it| it.quota_ignore) {
+        return Ok(None);
+    }
+    let mut extra = blocks().map(|it| it.quota_storage_extra).max().unwrap_or(0);
+    let (of, limits, trees, directory) = match (namespace.kind, user) {
+        (Kind::Private | Kind::Shared, Some(user)) => {
+            let limits = quotas.limits_of(user)?;
+            let mut rules = limits.rules.iter();
+            if let Some(rule) = rules.find(|it| it.mailbox == found.rest) {
+                if rule.ignore {
+                    return Ok(None);
+                }
+                extra = extra.max(rule.extra);
+            }
+            let (trees, directory) = trees_of(settings, user, &limits)?;
+            (user.name.clone(), limits, trees, directory)
+        }
+        (Kind::Public, _) => {
+            let Some(limits) = &namespace.quota else {
+                return Ok(None);
+            };
+            let tree = Tree {
+                paths: paths.clone(),
+                layout: namespace.location.layout,
+                ignored: ignored(namespace, &[]),
+            };
+            let directory = paths.control_root.clone();
+            let of = format!("namespace {}", namespace.name);
+            (of, limits.clone(), vec![tree], Some(directory))
+        }
+        _ => return Ok(None),
+    };
+    let root = trees.first().map(|tree| tree.paths.root.clone());
+    Ok(directory.zip(root).map(|(directory, root)| Quota {
+        of,
+        limits,
+        extra,
+        directory,
+        root,
+        trees,
+    }))
+}
+
+/// All that counts for a user, that of his INBOX first, and where the account is kept.
+fn trees_of(
+    settings: &Settings,
+    user: &User,
+    limits: &Limits,
+) -> Result<(Vec<Tree>, Option<PathBuf>), Fault> {
+    let namespaces = settings.namespaces_of(user)?;
+    let rules = limits.rules.iter().filter(|rule| rule.ignore);
+    let rules: Vec<&str> = rules.map(|rule| rule.mailbox.as_str()).collect();
+    let mut trees: Vec<Tree> = Vec::new();
+    let mut directory = None;
+    for (namespace, paths) in resolve::own_roots_of(settings, &namespaces, user)? {
+        if namespace.location.driver != Driver::Maildir {
+            continue;
+        }
+        let at = match namespace.inbox {
+            true => {
+                directory = Some(paths.control_root.clone());
+                0
+            }
+            false => trees.len(),
+        };
+        if trees.iter().any(|tree| tree.paths.root == paths.root) {
+            continue;
+        }
+        let tree = Tree {
+            paths,
+            layout: namespace.location.layout,
+            ignored: ignored(namespace, &rules),
+        };
+        trees.insert(at, tree);
+    }
+    Ok((trees, directory))
+}
+
+/// The storage names of mailboxes that do not count.
+fn ignored(namespace: &Namespace, rules: &[&str]) -> Vec<String> {
+    let blocks = namespace.mailboxes.iter();
+    let blocks = blocks.filter(|it: &&MailboxBlock| it.quota_ignore);
+    let names = blocks
+        .map(|it| it.name.as_str())
+        .chain(rules.iter().copied());
+    let storage = names.filter_map(|name| StorageName::parse(name, namespace).ok());
+    let separator = namespace.location.layout.separator();
+    storage
+        .map(|name| match name {
+            StorageName::Inbox => "INBOX".into(),
+            StorageName::Box(levels) => levels.join(&separator.to_string()),
+        })
+        .collect()
+}
+
+/// What inspection knows of a quota.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Room {
+    Known(Known),
+    /// It has to be counted first: a delivery does that.
+    Unknown,
+    /// It cannot be read, and costs no mail.
+    Unreadable(String),
+}
+
+/// Reads the account, and why it takes no message at all.
+pub fn room(quotas: &Quotas, quota: &Quota) -> (Room, Option<String>) {
+    let full = |usage| quota.limits.refuse(usage, 0, quota.extra);
+    let read = maildirsize::read(quota).and_then(|known| match known {
+        Some(known) if known.is_doubtful && full(known.usage).is_some() => {
+            let usage = quotas.counted(quota)?;
+            Ok(Some(Known { usage, ..known }))
+        }
+        known => Ok(known),
+    });
+    match read {
+        Ok(Some(known)) => (Room::Known(known), full(known.usage)),
+        Ok(None) => (Room::Unknown, None),
+        Err(error) => (Room::Unreadable(error.to_string()), None),
+    }
+}
+
+/// Whether a message of so many bytes on disk fits. A remark for the log line where that cannot be told.
+pub fn admit(settings: &Settings, plan: &Plan, size: u64) -> Result<Option<String>, Fault> {
+    let (Some(quotas), Some(quota)) = (&settings.quotas, &plan.target.quota) else {
+        return Ok(None);
+    };
+    if quota.limits.are_none() || plan.ignores_quota {
+        return Ok(None);
+    }
+    let refuse = |usage| quota.limits.refuse(usage, size, quota.extra);
+    let room = plan.room.clone().unwrap_or(Room::Unknown);
+    let counted = match room {
+        Room::Known(known) => match refuse(known.usage) {
+            None => return Ok(None),
+            // That it is full is not said by an account that may have gathered mistakes.
+            Some(_) if known.is_doubtful => maildirsize::rebuild(quota),
+            Some(why) => return Err(quotas.full(quota, &why)),
+        },
+        Room::Unknown => maildirsize::rebuild(quota),
+        Room::Unreadable(why) => return Ok(Some(unreadable(quota, &why))),
+    };
+    match counted {
+        Ok((usage, written)) => match refuse(usage) {
+            Some(why) => Err(quotas.full(quota, &why)),
+            None => Ok(written.err().map(|it| unreadable(quota, &it.to_string()))),
+        },
+        Err(error) => Ok(Some(unreadable(quota, &error.to_string()))),
+    }
+}
+
+/// Tells the account of a message that was stored.
+pub fn add(quota: Option<&Quota>, size: u64) -> Option<String> {
+    let quota = quota?;
+    let added = maildirsize::add(quota, size);
+    added.err().map(|it| unreadable(quota, &it.to_string()))
+}
+
+fn unreadable(quota: &Quota, why: &str) -> String {
+    let file = quota.directory.join(maildirsize::FILE);
+    format!("quota of {}: {}: {why}", quota.of, file.display())
+}
