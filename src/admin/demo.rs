@@ -21,12 +21,14 @@ use crate::run::Runner;
 use crate::sys::credentials::{self, Credentials};
 use crate::sys::process;
 
-/// Whom root becomes: a demo needs no rights.
-const NOBODY: u32 = 65534;
+/// Whom root becomes: a demo needs no rights. A uid without an account; not 65534 (nobody), who
+/// may not have mail.
+const NO_ACCOUNT: u32 = 65533;
 
 /// The configuration of the demo; `@…@` is filled in.
 const CONFIG: &str = r#"hostname = "mx.example.org"
 mail_path = "~/Maildir"
+first_valid_uid = 1
 
 [[userdb]]
 passwd-file = { path = "@ROOT@/users" }
@@ -127,9 +129,9 @@ pub fn run(once: bool, out: &mut impl Write) -> io::Result<u8> {
     if credentials::is_root() {
         writeln!(
             out,
-            "Root never touches mail: going on as uid {NOBODY} (nobody).\n"
+            "Root never touches mail: going on as uid {NO_ACCOUNT}, which has no account.\n"
         )?;
-        credentials::become_forever(&Credentials::new(NOBODY, NOBODY, vec![]))?;
+        credentials::become_forever(&Credentials::new(NO_ACCOUNT, NO_ACCOUNT, vec![]))?;
     }
     process::clear_umask();
     let root = Root::make()?;
