@@ -96,7 +96,7 @@ impl Store {
 }
 
 fn message() -> Arc<Message> {
-    let mut body = BodyWriter::new(&Spool { dirs: vec![] });
+    let mut body = BodyWriter::new(&Spool::default());
     body.write(BODY).unwrap();
     Arc::new(Message {
         envelope: Envelope {

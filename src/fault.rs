@@ -42,6 +42,8 @@ pub enum Code {
     NoSpace,
     /// The stored file would not have the group or mode that its mailbox asks for.
     Permissions,
+    /// A mailbox that has enough to do, or hangs.
+    Busy,
     /// A mailbox that is missing or denied for now: `on_missing = defer`, `on_denied = defer`.
     NotNow,
     /// An address that no mailbox can have.
@@ -69,6 +71,7 @@ impl Code {
             Code::OverQuota => (552, "5.2.2"),
             Code::QuotaOfDisk => (452, "4.2.2"),
             Code::NoSpace => (452, "4.3.1"),
+            Code::Busy => (451, "4.2.1"),
             Code::Storage | Code::NotNow => (451, "4.2.0"),
             Code::Permissions | Code::CannotTell | Code::Internal => (451, "4.3.0"),
             Code::Resources => (451, "4.3.2"),
@@ -97,6 +100,7 @@ impl Code {
             Code::QuotaOfDisk => "Mailbox is full, try again later",
             Code::NoSpace => "No space for the message, try again later",
             Code::Permissions => "Mailbox cannot take the message as configured, try again later",
+            Code::Busy => "Mailbox is busy, try again later",
             Code::NotNow => "Mailbox not available, try again later",
             Code::CannotTell => "Cannot tell where to deliver, try again later",
             Code::Storage => "Message could not be stored, try again later",

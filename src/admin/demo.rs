@@ -152,7 +152,7 @@ pub fn run(once: bool, out: &mut impl Write) -> io::Result<u8> {
         lmtp::bind(&config.lmtp.listen)?
     };
     let (stop, stopped) = watch::channel(false);
-    let runner = Runner::new(Arc::clone(&core));
+    let runner = Runner::new(Arc::clone(&core), config.lmtp.turns);
     let server = runtime.spawn(lmtp::serve(
         listeners,
         runner,

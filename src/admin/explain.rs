@@ -19,6 +19,9 @@ pub struct Arguments {
     /// The mailbox to deliver to, as `postroom-lda -m` takes it
     #[arg(long)]
     mailbox: Option<String>,
+    /// The size of the message in bytes, as MAIL would announce it
+    #[arg(long, value_name = "BYTES")]
+    size: Option<u64>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -61,6 +64,7 @@ fn recipient(arguments: &Arguments) -> Result<Recipient, String> {
         (None, None) => return Err("an address or --user is needed".into()),
     };
     recipient.mailbox = arguments.mailbox.clone();
+    recipient.announced = arguments.size;
     Ok(recipient)
 }
 

@@ -115,6 +115,7 @@ impl Server {
         stdio: bool,
     ) -> io::Result<(Server, Settings)> {
         config.lmtp.load_certificate()?;
+        config.lmtp.fit_into(process::open_files()?);
         let (mails, maps, ldas) = match stdio {
             true => (&[][..], &[][..], &[][..]),
             false => (
@@ -171,14 +172,14 @@ impl Server {
             let (stop, stopped) = watch::channel(false);
             tokio::spawn(stop_on_signal(stop, monitor.is_some()));
             let runner = match monitor {
-                None => Runner::new(Arc::clone(&core)),
+                None => Runner::new(Arc::clone(&core), self.lmtp.turns),
                 Some(monitor) => {
                     if self.workers.landlock {
                         let level = format!("{:?}", Sandbox::of_this_kernel()).to_lowercase();
                         tracing::info!(level = level.as_str(), "Landlock for workers");
                     }
                     let pool = Pool::new(monitor, self.workers.limits)?;
-                    Runner::with_workers(Arc::clone(&core), pool)
+                    Runner::with_workers(Arc::clone(&core), pool, self.lmtp.turns)
                 }
             };
             if self.stdio {

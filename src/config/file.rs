@@ -182,7 +182,8 @@ fn delivery(
         mail_roots: section
             .has("mail_roots")
             .then(|| paths(&section, "mail_roots")),
-        message_size: section.size("message_size"),
+        message_size: section.size("message_size").filter(|&size| size > 0),
+        min_free_space: section.size("min_free_space").unwrap_or(0),
         spool_dir: section
             .text("spool_dir")
             .and_then(|path| absolute(&section, "spool_dir", path)),

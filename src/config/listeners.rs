@@ -12,6 +12,7 @@ use crate::lmtp::command::Workarounds;
 use crate::lmtp::tls::Files;
 use crate::lmtp::{self, Listen};
 use crate::message::body::Spool;
+use crate::run::turns;
 use crate::sys::nss;
 
 pub fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::Settings {
@@ -47,10 +48,18 @@ pub fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::
         max_recipients: number("max_recipients", 1000),
         message_size: delivery.message_size,
         max_connections: number("max_connections", 1000),
+        max_connections_per_peer: number("max_connections_per_peer", 500),
+        turns: turns::Limits {
+            at_once: number("max_per_user", 32),
+            waiting: number("max_waiting_per_user", 1000),
+        },
         idle_timeout: limit("idle_timeout", 300),
         data_deadline: limit("data_deadline", 300),
         verbose_replies: section.flag("verbose_replies", false),
-        spool: Spool { dirs: spool },
+        spool: Spool {
+            dirs: spool,
+            min_free: delivery.min_free_space,
+        },
         trusted_networks: networks(root, "login_trusted_networks"),
         balancers,
         workarounds: workarounds(root),

@@ -10,8 +10,8 @@ use super::inspect::Plan;
 use super::outcome::Saved;
 use super::publish::{self, Publishing};
 use super::resolve::Target;
-use super::settings::{MailFsync, Permissions, RecipientHeaders, Settings};
-use super::{Core, add, announce, quota};
+use super::settings::{MailFsync, Permissions, RecipientHeaders};
+use super::{Core, add, announce, quota, size};
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::store;
 use crate::mailbox::location::Driver;
@@ -99,7 +99,7 @@ pub fn carry_out(
 ) -> Result<Saved, Fault> {
     let settings = &core.settings;
     let message = &transaction.message;
-    check_size(settings, message)?;
+    size::check(plan.most, message.body.size())?;
     if plan.target.driver == Driver::Mbox {
         return add::add(core, transaction, recipient, plan);
     }
@@ -182,18 +182,6 @@ pub fn carry_out(
         gid,
         remarks,
     })
-}
-
-fn check_size(settings: &Settings, message: &Message) -> Result<(), Fault> {
-    let size = message.body.size();
-    match settings.message_size.filter(|&limit| size > limit) {
-        Some(limit) => Err(Fault::new(
-            Code::TooBig,
-            format!("take {size} bytes"),
-            format!("message_size is {limit}"),
-        )),
-        None => Ok(()),
-    }
 }
 
 /// Makes the mailbox if the plan says so, with the ACL of its parent.

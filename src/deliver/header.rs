@@ -79,9 +79,7 @@ mod tests {
     use crate::message::{Envelope, Received, ReversePath, Trace};
 
     fn message(sender: ReversePath, received: Option<Received>) -> Message {
-        let spool = Spool {
-            dirs: vec![std::env::temp_dir()],
-        };
+        let spool = Spool::of(vec![std::env::temp_dir()]);
         let body = BodyWriter::new(&spool).finish().unwrap();
         let envelope = Envelope {
             sender,

@@ -12,6 +12,7 @@ use super::quota::{self, Room};
 use super::report::{Line, Report};
 use super::resolve::{By, Target, Targets, Wanted};
 use super::settings::{NewMailboxPermissions, Permissions, Settings};
+use super::size;
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::Rights;
 use crate::mailbox::link::Links;
@@ -44,6 +45,8 @@ pub struct Plan {
     /// What is known of its quota; none where there is none, or nothing is refused for it.
     pub room: Option<Room>,
     pub ignores_quota: bool,
+    /// The largest message that this user gets, in bytes, and what says so.
+    pub most: Option<(u64, &'static str)>,
 }
 
 /// What was found at one target.
@@ -468,6 +471,7 @@ impl Inspection<'_> {
 
     fn usable(&mut self, target: &Target, create: Option<Permission>) -> Result<Finding, Fault> {
         let room = self.check_quota(target)?;
+        let most = self.check_size(target)?;
         let (flags, keywords, dropped) = self.flags(target);
         let plan = Plan {
             target: target.clone(),
@@ -480,8 +484,22 @@ impl Inspection<'_> {
             instead_of: None,
             room,
             ignores_quota: self.targets.ignores_quota,
+            most,
         };
         Ok(Finding::Usable(Box::new(plan)))
+    }
+
+    /// What is announced as too large is not sent at all.
+    fn check_size(&mut self, target: &Target) -> Result<Option<(u64, &'static str)>, Fault> {
+        let announced = self.targets.announced;
+        let checked = size::most(self.settings, &self.targets.user).and_then(|most| {
+            if let Some(announced) = announced {
+                size::check(most, announced)?;
+                size::check_space(self.settings, &target.paths.root, announced)?;
+            }
+            Ok(most)
+        });
+        checked.or_else(|fault| self.end("size", fault))
     }
 
     /// A full mailbox takes nothing, wherever else its user has room.

@@ -25,6 +25,7 @@ pub mod report;
 pub mod resolve;
 pub mod route;
 pub mod settings;
+pub mod size;
 
 use std::sync::{Arc, OnceLock};
 

@@ -7,9 +7,15 @@
 use std::collections::HashMap;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::publish::{Message, Published, Publishing};
 use crate::fault::{Code, Fault};
+
+/// A batch that takes longer hangs: not everybody waits for its end then.
+const STALLED: Duration = Duration::from_secs(5);
+/// How many still do.
+const MAX_WAITING: usize = 16;
 
 /// The queues of one process, by device and inode of `new/`.
 #[derive(Debug, Default)]
@@ -25,7 +31,8 @@ struct Queue {
 struct State {
     next: u64,
     waiting: Vec<(u64, Message)>,
-    leading: bool,
+    /// Since when a batch is being published.
+    leading: Option<Instant>,
     done: HashMap<u64, Result<Published, Fault>>,
 }
 
@@ -59,14 +66,20 @@ impl Queue {
             if let Some(result) = state.done.remove(&own) {
                 return result;
             }
-            if state.leading {
-                state = self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+            if let Some(since) = state.leading {
+                let place = state.waiting.iter().position(|(member, _)| *member == own);
+                if since.elapsed() > STALLED
+                    && let Some(place) = place.filter(|&place| place >= MAX_WAITING)
+                {
+                    state.waiting.remove(place);
+                    let why = format!("{MAX_WAITING} wait for one that hangs");
+                    return Err(Fault::new(Code::Busy, "make a message visible", why));
+                }
+                let waited = self.changed.wait_timeout(state, STALLED);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
-            state.leading = true;
+            state.leading = Some(Instant::now());
             let batch = mem::take(&mut state.waiting);
             drop(state);
             let lead = Lead {
@@ -108,7 +121,7 @@ impl Drop for Lead<'_> {
         state
             .done
             .extend(self.members.drain(..).map(|member| (member, lost())));
-        state.leading = false;
+        state.leading = None;
         self.queue.changed.notify_all();
     }
 }
@@ -152,7 +165,7 @@ mod tests {
             let written = mailbox.write(&names, b"", &body, demands).unwrap();
             let (queue, heard) = (Queue::default(), Heard::from_now());
             // Another one is at work, and its sync hangs.
-            lock(&queue.state).leading = true;
+            lock(&queue.state).leading = Some(Instant::now());
             let result = thread::scope(|scope| {
                 let waiting = scope.spawn(|| {
                     let message = Message {

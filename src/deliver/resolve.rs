@@ -50,6 +50,8 @@ pub struct Targets {
     pub route_keywords: Keywords,
     /// Somebody trusted says so.
     pub ignores_quota: bool,
+    /// Bytes that the message will have; none: it is not announced, or here already.
+    pub announced: Option<u64>,
     /// The decisions so far.
     pub lines: Vec<Line>,
 }
@@ -204,6 +206,7 @@ pub fn resolve(
             route_flags: route.flags,
             route_keywords: route.keywords.clone(),
             ignores_quota: recipient.ignore_quota,
+            announced: recipient.announced.filter(|_| head.is_none()),
             lines,
             user,
         });
@@ -230,6 +233,7 @@ pub fn resolve(
         route_flags: Flags::default(),
         route_keywords: Keywords::default(),
         ignores_quota: recipient.ignore_quota,
+        announced: recipient.announced.filter(|_| head.is_none()),
         lines,
         user,
     })

@@ -62,6 +62,8 @@ pub struct Settings {
     pub mail_roots: Option<Vec<PathBuf>>,
     /// Bytes; none: no limit.
     pub message_size: Option<u64>,
+    /// Bytes that are to stay free in the file system of a mailbox, and of the spool.
+    pub min_free_space: u64,
     /// Where bodies too big for memory wait, unlinked. None: the LDA takes the user's home, the server
     /// /var/lib/postroom/spool, then both /var/tmp.
     pub spool_dir: Option<PathBuf>,

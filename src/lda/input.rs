@@ -165,9 +165,7 @@ mod tests {
     }
 
     fn spool() -> Spool {
-        Spool {
-            dirs: vec![std::env::temp_dir()],
-        }
+        Spool::of(vec![std::env::temp_dir()])
     }
 
     #[test]

@@ -210,7 +210,7 @@ fn spool(config: &Config, recipients: &[Recipient]) -> Spool {
         dirs.extend(user.home);
     }
     dirs.extend(["/var/tmp".into(), "/tmp".into()]);
-    Spool { dirs }
+    Spool::of(dirs)
 }
 
 impl Job {

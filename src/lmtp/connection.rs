@@ -30,6 +30,8 @@ use crate::run::Outcomes;
 
 /// Bytes read at once, and the most that wait to be read as commands.
 const INPUT: usize = 16 * 1024;
+/// The same before a message begins: most clients wait most of the time, and none should hold more than it needs then.
+const IDLE_INPUT: usize = 1024;
 /// Replies to pipelined commands that are gathered into one packet.
 const OUTPUT: usize = 4 * 1024;
 /// How often a session that waits for its deliveries looks whether its client still does.
@@ -127,7 +129,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             phase,
             session: Session::new(limits, Client::at(peer.address), session_id()),
             lines: Lines::default(),
-            input: Vec::with_capacity(INPUT),
+            input: Vec::new(),
             output: Vec::new(),
             incoming: None,
             date: String::new(),
@@ -214,14 +216,27 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
                     return Ok(false);
                 }
                 Step::Check(recipient) => self.check(recipient).await,
-                Step::Data { go_ahead, limit } => {
-                    self.queue([go_ahead]);
-                    self.flush().await?;
-                    let intake = self.read_data(limit).await?;
-                    self.session.data_received(intake)
-                }
+                Step::Data {
+                    go_ahead,
+                    limit,
+                    announced,
+                } => match self.check_spool(announced).await {
+                    Err(fault) => self.session.no_space(&fault),
+                    Ok(()) => {
+                        self.queue([go_ahead]);
+                        self.flush().await?;
+                        let intake = self.read_data(limit).await?;
+                        self.session.data_received(intake)
+                    }
+                },
                 Step::Chunk { octets, keep } => {
-                    let intake = self.read_chunk(octets, keep).await?;
+                    // It comes in any case.
+                    let checked = match keep {
+                        true => self.check_spool(octets).await,
+                        false => Ok(()),
+                    };
+                    let taken = self.read_chunk(octets, keep && checked.is_ok()).await?;
+                    let intake = checked.map_or_else(Intake::Failed, |()| taken);
                     self.session.chunk_received(intake)
                 }
                 Step::Deliver(delivery) => {
@@ -254,6 +269,23 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
         self.session.secured();
         self.incoming = None;
         Ok(())
+    }
+
+    /// Whether so many bytes can be kept; an answer to the client is due before it sends them.
+    async fn check_spool(&self, bytes: u64) -> Result<(), Fault> {
+        if !self.settings.spool.needs_space(bytes) {
+            return Ok(());
+        }
+        let spool = self.settings.spool.clone();
+        // It may be on a disk that hangs.
+        let checked = tokio::task::spawn_blocking(move || spool.check_space(bytes));
+        let checked = checked.await.map_err(io::Error::other).flatten();
+        checked.map_err(|error| {
+            let fault = Fault::io(format!("find space for {bytes} bytes"), &error);
+            let (session, error) = (self.session.id(), fault.to_string());
+            tracing::warn!(session, error = error.as_str(), "no space for a message");
+            fault
+        })
     }
 
     async fn next_command(&mut self) -> Result<Result<Command, Refusal>, End> {
@@ -503,7 +535,15 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             self.flush().await?;
         }
         let patience = self.patience();
-        let mut bytes = (&mut self.stream).take((INPUT - self.input.len().min(INPUT - 1)) as u64);
+        let room = match self.session.in_transaction() {
+            true => INPUT - self.input.len().min(INPUT - 1),
+            false => IDLE_INPUT,
+        };
+        if self.input.is_empty() && self.input.capacity() > room {
+            self.input = Vec::new();
+        }
+        self.input.reserve_exact(room);
+        let mut bytes = (&mut self.stream).take(room as u64);
         tokio::select! {
             biased;
             () = reached(&mut self.phase, patience) => Err(End::Stopping),

@@ -119,9 +119,7 @@ mod tests {
     use super::*;
 
     fn spool() -> Spool {
-        Spool {
-            dirs: vec![std::env::temp_dir()],
-        }
+        Spool::of(vec![std::env::temp_dir()])
     }
 
     #[tokio::test]

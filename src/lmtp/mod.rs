@@ -11,6 +11,7 @@
 //! | [`incoming`] | a body between wire and spool |
 //! | [`tls`] | STARTTLS, and TLS from the first byte on |
 //! | [`proxied`] | the PROXY protocol of load balancers |
+//! | [`guests`] | how many connections each peer has |
 //! | [`listeners`] | the sockets, from one configuration to the next |
 //! | [`connection`] | one client's bytes, session and deliveries together |
 
@@ -18,6 +19,7 @@ pub mod client;
 pub mod codec;
 pub mod command;
 pub mod connection;
+pub mod guests;
 pub mod incoming;
 pub mod listeners;
 pub mod parameters;
@@ -45,10 +47,11 @@ use tokio_rustls::rustls::ServerConfig;
 use crate::deliver::Report;
 use crate::message::body::Spool;
 use crate::message::{Message, Recipient};
-use crate::run::{Outcomes, Runner};
+use crate::run::{Outcomes, Runner, turns};
 use crate::sys::socket;
 use command::Workarounds;
 use connection::{Connection, Deliveries, Peer, Phase, Wire};
+use guests::Guests;
 use tls::Channel;
 
 /// On the way down: how long a client that has just come may take to begin.
@@ -72,6 +75,10 @@ pub struct Settings {
     pub message_size: Option<u64>,
     /// 421 4.3.2 beyond.
     pub max_connections: usize,
+    /// Of one address, over TCP; 421 4.3.2 beyond.
+    pub max_connections_per_peer: usize,
+    /// 451 4.2.1 beyond.
+    pub turns: turns::Limits,
     /// A client that says nothing for so long is sent away.
     pub idle_timeout: Duration,
     /// A body that takes longer must keep up 1 KiB a second; deliveries that take longer are answered 451.
@@ -92,6 +99,21 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// No more connections than there can be files: each may have a message in the spool, and deliveries need some too.
+    pub fn fit_into(&mut self, open_files: u64) {
+        let most = usize::try_from(open_files / 3).unwrap_or(usize::MAX).max(1);
+        if self.max_connections > most {
+            let (wanted, most) = (self.max_connections, most);
+            tracing::warn!(
+                wanted,
+                most,
+                open_files,
+                "fewer connections than max_connections: raise LimitNOFILE"
+            );
+            self.max_connections = most;
+        }
+    }
+
     /// Reads what `tls` names, while the process still may.
     pub fn load_certificate(&mut self) -> io::Result<()> {
         self.certificate = match &self.tls {
@@ -260,6 +282,7 @@ async fn serve_with<D: Deliveries>(
         doors.spawn(welcome(listener, arrive.clone()));
     }
     let mut clients = JoinSet::new();
+    let guests = Guests::new(settings.max_connections_per_peer);
     let stopped = stopped(stop);
     tokio::pin!(stopped);
     loop {
@@ -268,7 +291,7 @@ async fn serve_with<D: Deliveries>(
             () = &mut stopped => break,
             Some(_) = clients.join_next() => {}
             Some(arrival) = arrived.recv() => match clients.len() < settings.max_connections {
-                true => arrival.serve(&mut clients, &deliveries, &settings, &watched),
+                true => arrival.serve(&mut clients, &deliveries, &settings, &watched, &guests),
                 false => arrival.turn_away(&settings, "Too many connections").await,
             },
         }
@@ -276,7 +299,7 @@ async fn serve_with<D: Deliveries>(
     // Closes the listening sockets.
     doors.shutdown().await;
     while let Ok(arrival) = arrived.try_recv() {
-        arrival.serve(&mut clients, &deliveries, &settings, &watched);
+        arrival.serve(&mut clients, &deliveries, &settings, &watched, &guests);
     }
     wind_down(clients, &phase).await;
     Ok(())
@@ -394,9 +417,11 @@ impl Arrival {
         deliveries: &D,
         settings: &Arc<Settings>,
         phase: &watch::Receiver<Phase>,
+        guests: &Guests,
     ) {
         let (deliveries, settings, phase) =
             (deliveries.clone(), Arc::clone(settings), phase.clone());
+        let guests = guests.clone();
         match self.stream {
             Stream::Unix(stream) => {
                 let peer = Peer {
@@ -418,6 +443,10 @@ impl Arrival {
                     }) else {
                         return;
                     };
+                    let guest = guests.admit(peer.address.unwrap_or(address.ip()));
+                    let Some(_guest) = guest else {
+                        return farewell(stream, &settings, "Too many connections from you").await;
+                    };
                     let connection = Connection::new(stream, peer, deliveries, settings, phase);
                     connection.run().await;
                 });
@@ -425,17 +454,22 @@ impl Arrival {
         }
     }
 
-    /// The socket is fresh: one line fits without waiting.
     async fn turn_away(self, settings: &Settings, why: &str) {
-        let line = format!("421 4.3.2 {} {why}\r\n", settings.hostname);
-        let patience = Duration::from_millis(100);
-        let _ = match self.stream {
-            Stream::Unix(mut stream) => timeout(patience, stream.write_all(line.as_bytes())).await,
-            Stream::Tcp(mut stream, _) => {
-                timeout(patience, stream.write_all(line.as_bytes())).await
-            }
-        };
+        match self.stream {
+            Stream::Unix(stream) => farewell(stream, settings, why).await,
+            Stream::Tcp(stream, _) => farewell(stream, settings, why).await,
+        }
     }
+}
+
+/// The socket is fresh: one line fits without waiting.
+async fn farewell(mut stream: impl AsyncWrite + Unpin, settings: &Settings, why: &str) {
+    let line = format!("421 4.3.2 {} {why}\r\n", settings.hostname);
+    let sent = async {
+        stream.write_all(line.as_bytes()).await?;
+        stream.flush().await
+    };
+    let _ = timeout(Duration::from_millis(100), sent).await;
 }
 
 /// Who a client over TCP is, and what he is to find out before he can speak.

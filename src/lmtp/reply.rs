@@ -53,6 +53,12 @@ impl Reply {
         }
     }
 
+    /// What failed for no recipient in particular.
+    pub fn to_fault(fault: &Fault) -> Reply {
+        let (code, enhanced) = fault.code.smtp();
+        Reply::new(code, enhanced, fault.code.text())
+    }
+
     /// RCPT: what a delivery to `address` would be answered.
     pub fn to_rcpt(address: &Address, session: &str, report: &Report, verbose: bool) -> Reply {
         match &report.fault {

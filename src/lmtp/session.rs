@@ -70,7 +70,12 @@ pub enum Step {
     /// Inspect the recipient, then [`Session::checked`].
     Check(Recipient),
     /// Send this, read a body up to its dot, then [`Session::data_received`]. A body of more bytes than the limit is read too.
-    Data { go_ahead: Reply, limit: Option<u64> },
+    /// Where there is no space for the bytes that are announced nothing is sent but what [`Session::no_space`] says.
+    Data {
+        go_ahead: Reply,
+        limit: Option<u64>,
+        announced: u64,
+    },
     /// Read so many octets, and `keep` them behind those of earlier chunks; then [`Session::chunk_received`].
     Chunk { octets: u64, keep: bool },
     /// The message is complete. Deliver it, and send what [`Delivery::settle`] says.
@@ -95,6 +100,8 @@ struct Transaction {
     broken_sender: Option<String>,
     forwarded: Forwarded,
     smtputf8: bool,
+    /// Bytes that the message will have, as the client says; 0 where it says nothing.
+    announced: u64,
     authenticated: Option<String>,
     recipients: Vec<Recipient>,
     /// For each accepted RCPT its place in `recipients`: the same address twice is one recipient with two answers.
@@ -243,6 +250,12 @@ impl Session {
         self.answer(reply)
     }
 
+    /// Instead of [`Session::data_received`]: the message cannot be taken, and has not been sent yet.
+    pub fn no_space(&mut self, fault: &Fault) -> Step {
+        self.pending = None;
+        self.answer(Reply::to_fault(fault))
+    }
+
     /// The result of [`Step::Data`].
     pub fn data_received(&mut self, intake: Intake) -> Step {
         let (Some(Pending::Data), Some(transaction)) =
@@ -292,10 +305,7 @@ impl Session {
             (Chunks::Failed(_), _) => {
                 Reply::new(503, "5.5.0", "An earlier chunk failed, send RSET")
             }
-            (_, Chunks::Failed(fault)) => {
-                let (code, enhanced) = fault.code.smtp();
-                Reply::new(code, enhanced, fault.code.text())
-            }
+            (_, Chunks::Failed(fault)) => Reply::to_fault(fault),
             _ => Reply::new(250, "2.0.0", format!("{octets} octets taken")),
         };
         self.transaction = Some(transaction);
@@ -423,6 +433,7 @@ impl Session {
             broken_sender: broken,
             forwarded: std::mem::take(&mut self.forwarded),
             smtputf8: parameters.smtputf8,
+            announced: parameters.size.unwrap_or(0),
             // From anybody else it says nothing (RFC 4954 section 5).
             authenticated: parameters
                 .authenticated
@@ -465,6 +476,7 @@ impl Session {
             authenticated: transaction.authenticated.clone(),
             ignore_quota: parameters.ignore_quota && self.limits.is_trusted,
             forward: parameters.forward,
+            announced: Some(transaction.announced),
             ..Recipient::new(address)
         };
         self.pending = Some(Pending::Check(Box::new(recipient.clone())));
@@ -480,11 +492,12 @@ impl Session {
             Some(transaction) if transaction.accepted.is_empty() => {
                 Reply::new(503, "5.5.0", "No valid recipients")
             }
-            Some(_) => {
+            Some(transaction) => {
                 self.pending = Some(Pending::Data);
                 return Step::Data {
                     go_ahead: Reply::bare(354, "OK"),
                     limit: self.limits.message_size,
+                    announced: transaction.announced,
                 };
             }
         };

@@ -17,11 +17,12 @@ use crate::sys::dir::Dir;
 use crate::sys::packet;
 
 /// The largest message that stays in memory in any case, bytes.
-const SMALL: usize = 256 * 1024;
-/// The largest that does so while there is room, bytes: to write it to a spool and read it back costs more than its delivery.
-const LARGE: usize = 2 * 1024 * 1024;
-/// How many of those there may be at once in the process.
-const LARGE_AT_ONCE: usize = 32;
+const SMALL: usize = 64 * 1024;
+/// Larger ones do so up to one of these sizes while there is room, bytes: to write a message to a spool and read it back costs
+/// more than its delivery.
+const LARGER: [usize; 2] = [256 * 1024, 2 * 1024 * 1024];
+/// The room for those in the process, bytes.
+const ROOM: usize = 128 * 1024 * 1024;
 /// How much of its start is kept for looking at header fields, bytes.
 const HEAD: usize = 64 * 1024;
 
@@ -29,6 +30,8 @@ const HEAD: usize = 64 * 1024;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Spool {
     pub dirs: Vec<PathBuf>,
+    /// Bytes that are to stay free there.
+    pub min_free: u64,
 }
 
 /// A complete message.
@@ -88,16 +91,19 @@ impl BodyWriter {
 
     /// The most that memory may hold of this message, which needs `needed` bytes.
     fn limit(&mut self, needed: usize) -> usize {
-        if self.file.is_some() || needed <= SMALL {
-            return SMALL;
+        let limit = self.room.as_ref().map_or(SMALL, |room| room.0);
+        if self.file.is_some() || needed <= limit {
+            return limit;
         }
-        if self.room.is_none() && needed <= LARGE {
-            self.room = Room::find();
-            if self.room.is_some() {
-                self.memory.reserve_exact(LARGE - self.memory.len());
-            }
-        }
-        if self.room.is_some() { LARGE } else { SMALL }
+        let Some(size) = LARGER.into_iter().find(|size| needed <= *size) else {
+            return limit;
+        };
+        let Some(room) = Room::find(size) else {
+            return limit;
+        };
+        self.memory.reserve_exact(size - self.memory.len());
+        self.room = Some(room);
+        size
     }
 
     /// Takes bytes as they came. After an error the message is lost: the writer is of no more use.
@@ -180,27 +186,52 @@ impl BodyWriter {
     }
 }
 
-/// The right to hold one large message in memory.
+/// The right to hold so many bytes in memory.
 #[derive(Debug)]
-struct Room;
+struct Room(usize);
 
-static LARGE_NOW: AtomicUsize = AtomicUsize::new(0);
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
 impl Room {
-    fn find() -> Option<Room> {
-        let taken = LARGE_NOW.fetch_add(1, Ordering::Relaxed);
+    fn find(size: usize) -> Option<Room> {
+        let taken = TAKEN.fetch_add(size, Ordering::Relaxed);
         // Dropped, it gives back what was just counted.
-        Some(Room).filter(|_| taken < LARGE_AT_ONCE)
+        Some(Room(size)).filter(|_| taken + size <= ROOM)
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        LARGE_NOW.fetch_sub(1, Ordering::Relaxed);
+        TAKEN.fetch_sub(self.0, Ordering::Relaxed);
     }
 }
 
 impl Spool {
+    pub fn of(dirs: Vec<PathBuf>) -> Spool {
+        Spool { dirs, min_free: 0 }
+    }
+
+    /// Whether a message of so many bytes may come to lie here.
+    pub fn needs_space(&self, bytes: u64) -> bool {
+        bytes > SMALL as u64 || self.min_free > 0
+    }
+
+    /// An error where so many bytes do not fit, beside those that are to stay free.
+    pub fn check_space(&self, bytes: u64) -> io::Result<()> {
+        let free = self
+            .dirs
+            .iter()
+            .find_map(|dir| fs2::available_space(dir).ok());
+        match free {
+            Some(free) if free < bytes.saturating_add(self.min_free) => {
+                let why = format!("No space left in the spool: {free} bytes are free");
+                Err(io::Error::new(io::ErrorKind::StorageFull, why))
+            }
+            // No directory at all: a small message needs none.
+            _ => Ok(()),
+        }
+    }
+
     fn file(&self) -> io::Result<File> {
         let mut failed = io::Error::new(
             io::ErrorKind::NotFound,
@@ -326,9 +357,7 @@ mod tests {
     }
 
     fn body(pieces: &[&[u8]]) -> Body {
-        let mut writer = BodyWriter::new(&Spool {
-            dirs: vec![std::env::temp_dir()],
-        });
+        let mut writer = BodyWriter::new(&Spool::of(vec![std::env::temp_dir()]));
         pieces.iter().for_each(|piece| writer.write(piece).unwrap());
         writer.finish().unwrap()
     }
@@ -369,9 +398,7 @@ mod tests {
     /// One test: the room is the whole process's.
     #[test]
     fn there_is_room_for_some_large_messages() {
-        let spool = Spool {
-            dirs: vec![std::env::temp_dir()],
-        };
+        let spool = Spool::of(vec![std::env::temp_dir()]);
         let writer = |size: usize| {
             let mut writer = BodyWriter::new(&spool);
             let in_memory = writer.fits_in_memory(size);
@@ -379,20 +406,22 @@ mod tests {
             (in_memory, writer.finish().unwrap())
         };
         assert!(writer(SMALL).0);
-        assert!(!writer(LARGE + 1).0);
-        let bodies: Vec<_> = (0..LARGE_AT_ONCE + 10).map(|_| writer(LARGE)).collect();
+        let [medium, large] = LARGER;
+        assert!(writer(medium).0 && writer(medium + 1).0);
+        assert!(!writer(large + 1).0);
+        let at_once = ROOM / large;
+        let bodies: Vec<_> = (0..at_once + 10).map(|_| writer(large)).collect();
         let held = bodies.iter().filter(|(in_memory, _)| *in_memory).count();
-        assert!((1..=LARGE_AT_ONCE).contains(&held));
-        assert!(bodies.iter().all(|(_, body)| body.size() == LARGE as u64));
+        // Other tests have some of it.
+        assert!((1..=at_once).contains(&held));
+        assert!(bodies.iter().all(|(_, body)| body.size() == large as u64));
         drop(bodies);
-        assert!(writer(LARGE).0, "room was given back");
+        assert!(writer(large).0, "room was given back");
     }
 
     #[test]
     fn without_a_spool_a_large_message_is_an_error() {
-        let mut writer = BodyWriter::new(&Spool {
-            dirs: vec!["/nonexistent".into()],
-        });
+        let mut writer = BodyWriter::new(&Spool::of(vec!["/nonexistent".into()]));
         let error = (0..1000).find_map(|_| writer.write(&[b'x'; 10_000]).err());
         assert!(error.unwrap().to_string().contains("/nonexistent"));
     }

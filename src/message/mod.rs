@@ -73,6 +73,8 @@ pub struct Recipient {
     pub is_himself: bool,
     /// Somebody trusted says that a full mailbox is no reason to refuse it.
     pub ignore_quota: bool,
+    /// Bytes of the message that is to come, as the client says (SIZE).
+    pub announced: Option<u64>,
     /// What a proxy in front knows of him: fields between tabs.
     pub forward: Option<String>,
 }
@@ -90,6 +92,7 @@ impl Recipient {
             keywords: Keywords::default(),
             is_himself: false,
             ignore_quota: false,
+            announced: None,
             forward: None,
         }
     }

@@ -12,12 +12,14 @@
 //! | [`monitor`] | the parent of all: who may be forked, and what ends when |
 //! | [`pool`] | the workers as the front sees them |
 //! | [`worker`] | one identity at work |
+//! | [`turns`] | how much of it one user may have |
 //! | [`dispatch`] | one message on its way to the workers |
 //! | [`wire`] | what they say to each other |
 
 pub mod dispatch;
 pub mod monitor;
 pub mod pool;
+pub mod turns;
 pub mod wire;
 pub mod worker;
 
@@ -33,6 +35,7 @@ use crate::message::{Message, Recipient};
 use crate::user::User;
 use dispatch::Dispatch;
 use pool::{Identity, Pool};
+use turns::{Turn, Turns};
 use wire::{Answer, Request};
 
 /// Deliveries that may be at work at once in one process: enough threads in sync to let the kernel group their commits.
@@ -96,25 +99,28 @@ impl Drop for Outcomes {
 pub struct Runner {
     core: Arc<Core>,
     slots: Arc<Semaphore>,
+    turns: Arc<Turns>,
     /// None: everything in this process.
     workers: Option<Arc<Pool>>,
 }
 
 impl Runner {
     /// Everything in this process, under its identity.
-    pub fn new(core: Arc<Core>) -> Runner {
+    pub fn new(core: Arc<Core>, limits: turns::Limits) -> Runner {
         Runner {
             core,
             slots: Arc::new(Semaphore::new(AT_ONCE)),
+            turns: Turns::new(limits),
             workers: None,
         }
     }
 
     /// Here only what touches no mail.
-    pub fn with_workers(core: Arc<Core>, workers: Arc<Pool>) -> Runner {
+    pub fn with_workers(core: Arc<Core>, workers: Arc<Pool>, limits: turns::Limits) -> Runner {
         Runner {
             core,
             slots: Arc::new(Semaphore::new(LOOK_UPS)),
+            turns: Turns::new(limits),
             workers: Some(workers),
         }
     }
@@ -122,12 +128,14 @@ impl Runner {
     /// RCPT: resolve and inspect, nothing is opened for writing. A panic becomes a temporary fault.
     pub async fn inspect(&self, recipient: Recipient) -> Report {
         let shown = recipient.shown();
-        let report = match &self.workers {
-            None => {
+        let report = match (self.turn(&recipient).await, &self.workers) {
+            (Err(fault), _) => Err(fault),
+            (Ok(turn), None) => {
                 let core = Arc::clone(&self.core);
-                self.blocking(move || core.inspect(&recipient)).await
+                let inspect = move || core.inspect(&recipient);
+                self.blocking_in(turn, inspect).await
             }
-            Some(workers) => {
+            (Ok(_turn), Some(workers)) => {
                 let asked = timeout(INSPECTION, self.ask(workers, recipient)).await;
                 asked.unwrap_or_else(|_| {
                     let why = "its file system does not answer";
@@ -182,8 +190,13 @@ impl Runner {
                     let transaction = Arc::clone(&transaction);
                     tokio::spawn(async move {
                         let core = Arc::clone(&runner.core);
-                        let work = move || core.deliver(&transaction, &recipient);
-                        let outcome = runner.blocking(work).await;
+                        let outcome = match runner.turn(&recipient).await {
+                            Ok(turn) => {
+                                let work = move || core.deliver(&transaction, &recipient);
+                                runner.blocking_in(turn, work).await
+                            }
+                            Err(fault) => Err(fault),
+                        };
                         // The session may be gone; what is stored stays stored.
                         let outcome = outcome.unwrap_or_else(Outcome::Deferred);
                         let _ = send.send((index, outcome)).await;
@@ -210,6 +223,7 @@ impl Runner {
     }
 
     async fn send_off(&self, dispatch: &Dispatch, recipient: Recipient) -> Result<Outcome, Fault> {
+        let _turn = self.turn(&recipient).await?;
         let (core, message) = (Arc::clone(&self.core), Arc::clone(&dispatch.message));
         let looked_up = self.blocking(move || {
             core.look_up(&recipient, Some(message.body.head()))
@@ -237,6 +251,31 @@ impl Runner {
             credentials: user.credentials,
             bases,
         }
+    }
+
+    /// The turn of the user that this address seems to mean: nobody has been asked yet.
+    async fn turn(&self, recipient: &Recipient) -> Result<Turn, Fault> {
+        let delimiter = &self.core.settings().recipient_delimiter;
+        let shown = recipient.shown().to_lowercase();
+        let (local, domain) = shown.rsplit_once('@').unwrap_or((&shown, ""));
+        let user = local
+            .split(|c| delimiter.contains(c))
+            .next()
+            .unwrap_or(local);
+        self.turns.take(format!("{user}@{domain}")).await
+    }
+
+    /// The turn lasts until the work is done, also where nobody waits for it any more.
+    async fn blocking_in<T: Send + 'static>(
+        &self,
+        turn: Turn,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Fault> {
+        self.blocking(move || {
+            let _turn = turn;
+            work()
+        })
+        .await
     }
 
     async fn blocking<T: Send + 'static>(

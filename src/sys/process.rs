@@ -63,6 +63,11 @@ pub fn raise_open_files() -> io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }
 
+/// How many files this process may have open.
+pub fn open_files() -> io::Result<u64> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
+}
+
 /// Runs `work` in a child, as `identity` for good where one is given, and waits for its end. The child dies with this
 /// process, and it is killed when this process is asked to end. To be called while the process has one thread.
 ///

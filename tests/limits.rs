@@ -1,0 +1,282 @@
+//! What one client, one user, one mailbox and one disk may cost the others.
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::mount::Mount;
+use support::peers::free_port;
+use support::{MAIL, PATIENCE, Server, Store, messages, not_root, write_long_ago};
+
+/// A server with this in place of the usual listener, and with `more` behind.
+fn serve(store: &Store, listeners: &str, delivery: &str, lmtp: &str) -> Server {
+    let config = store.configure(delivery, "");
+    let text = fs::read_to_string(&config).unwrap();
+    let text = text.replace(
+        "mode = \"0666\" }]",
+        &format!("mode = \"0666\" }}{listeners}]\n{lmtp}"),
+    );
+    fs::write(&config, text).unwrap();
+    Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"))
+}
+
+#[test]
+fn each_address_has_so_many_connections() {
+    let (store, port) = (Store::new(), free_port());
+    let listener = format!(", {{ tcp = \"127.0.0.1:{port}\" }}");
+    let server = serve(&store, &listener, "", "max_connections_per_peer = 2");
+    let connect = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut greeting = [0; 9];
+        stream.read_exact(&mut greeting).unwrap();
+        (stream, String::from_utf8_lossy(&greeting).into_owned())
+    };
+    let first = connect();
+    let second = connect();
+    assert!(first.1.starts_with("220 ") && second.1.starts_with("220 "));
+    assert_eq!(connect().1, "421 4.3.2");
+    // A unix socket has no addresses.
+    assert!(server.client().say("NOOP").starts_with("250"));
+    drop(first);
+    let began = Instant::now();
+    while connect().1 != "220 mx.ex" {
+        assert!(began.elapsed() < PATIENCE);
+    }
+}
+
+/// The locks of alice's mailbox are held; those who wait for it take no room from bob.
+#[test]
+fn a_mailbox_that_hangs_leaves_room_for_others() {
+    let store = Store::new();
+    let config = store.configure("", "");
+    let text = fs::read_to_string(&config).unwrap();
+    let text = text.replace("hostname", "mail_driver = \"mbox\"\nmail_path = \"~/mail\"\nmail_inbox_path = \"~/inbox\"\nmbox_write_locks = [\"dotlock\"]\nhostname");
+    let text = text.replace(
+        "type = \"public\"",
+        "mail_driver = \"maildir\"\ntype = \"public\"",
+    );
+    let text = text.replace(
+        "type = \"shared\"",
+        "mail_driver = \"maildir\"\ntype = \"shared\"",
+    );
+    let limits = "[lmtp]\nmax_per_user = 4\nmax_waiting_per_user = 3";
+    fs::write(&config, text.replace("[lmtp]", limits)).unwrap();
+    let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    for user in ["alice", "bob"] {
+        store
+            .scratch
+            .file(&format!("home/{user}/inbox"), MAIL, MAIL, 0o600, "");
+    }
+    // A living process of this host holds it.
+    let lock = store.path("home/alice/inbox.lock");
+    fs::write(&lock, format!("{}", std::process::id())).unwrap();
+
+    let deliver = |user: &'static str| {
+        let socket = store.path("run/lmtp");
+        thread::spawn(move || {
+            let mut client = support::Lmtp::connect(&socket);
+            client.say("MAIL FROM:<s@x.test>");
+            let rcpt = client.say(&format!("RCPT TO:<{user}@x.test>"));
+            match rcpt.starts_with("250") {
+                true => {
+                    client.say("DATA");
+                    client.send(b"Subject: x\r\n\r\nx\r\n.\r\n");
+                    client.reply()
+                }
+                false => rcpt,
+            }
+        })
+    };
+    let alices: Vec<_> = (0..12).map(|_| deliver("alice")).collect();
+    // Four at work and three behind them: the others have their answer.
+    let began = Instant::now();
+    while alices.iter().filter(|it| it.is_finished()).count() < 5 {
+        assert!(began.elapsed() < PATIENCE, "{}", server.log());
+        thread::sleep(Duration::from_millis(10));
+    }
+    let bob = deliver("bob").join().unwrap();
+    assert!(bob.starts_with("250 2.0.0"), "{bob}");
+    assert_eq!(alices.iter().filter(|it| it.is_finished()).count(), 5);
+    fs::remove_file(&lock).unwrap();
+    let answers: Vec<String> = alices.into_iter().map(|it| it.join().unwrap()).collect();
+    let count = |start: &str| answers.iter().filter(|it| it.starts_with(start)).count();
+    assert_eq!(
+        (count("451 4.2.1"), count("250 2.0.0")),
+        (5, 7),
+        "{answers:?}"
+    );
+    assert_eq!(
+        fs::read_to_string(store.path("home/alice/inbox"))
+            .unwrap()
+            .matches("\nSubject: x\n")
+            .count(),
+        7
+    );
+}
+
+/// What is announced as too large for its user, or for the disk, is not sent at all.
+#[test]
+fn too_large_is_said_before_the_message_comes() {
+    let store = Store::with_inbox();
+    let free = free_bytes(&store);
+    let users = [
+        "alice:::userdb_quota_mail_size=2k",
+        "bob:::userdb_quota_max_mail_size=1k",
+        "carol:::",
+    ];
+    for (delivery, user, size, want) in [
+        ("", "carol", 5_000, &["250 2.1.5", "354", "250 2.0.0"][..]),
+        ("", "alice", 1_000, &["250 2.1.5", "354", "250 2.0.0"]),
+        ("", "alice", 3_000, &["552 5.3.4"]),
+        ("", "bob", 1_025, &["552 5.3.4"]),
+        ("message_size = \"1k\"", "alice", 1_500, &["552 5.3.4"]),
+        ("", "carol", 2 * free, &["452 4.3.1"]),
+        (
+            "min_free_space = \"10000000G\"",
+            "carol",
+            10,
+            &["452 4.3.1"],
+        ),
+    ] {
+        let config = store.configure(delivery, "");
+        let lines = users.map(|line| {
+            let (name, rest) = line.split_once(":::").unwrap();
+            let home = store.path(&format!("home/{name}"));
+            format!("{name}::{MAIL}:{MAIL}::{}::{rest}\n", home.display())
+        });
+        write_long_ago(&store.path("users"), &lines.concat());
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let mut client = server.client();
+        let mail = client.say(&format!("MAIL FROM:<s@x.test> SIZE={size}"));
+        let mut found = Vec::new();
+        match mail.starts_with("250") {
+            false => found.push(mail),
+            true => {
+                found.push(client.say(&format!("RCPT TO:<{user}@x.test>")));
+                if found[0].starts_with("250") {
+                    found.push(client.say("DATA"));
+                    client.send(b"Subject: x\r\n\r\nx\r\n.\r\n");
+                    found.push(client.reply());
+                }
+            }
+        }
+        let fits = found
+            .iter()
+            .zip(want)
+            .all(|(found, want)| found.starts_with(want));
+        assert!(
+            fits && found.len() == want.len(),
+            "{delivery} {user} {size}: {found:?}"
+        );
+    }
+}
+
+/// Bytes that nobody has announced are counted when they are there.
+#[test]
+fn a_message_of_unknown_size_is_counted() {
+    let store = Store::with_inbox();
+    let server = {
+        let config = store.configure("", "");
+        let home = store.path("home/alice");
+        let line = format!(
+            "alice::{MAIL}:{MAIL}::{}::userdb_quota_mail_size=1k\n",
+            home.display()
+        );
+        write_long_ago(&store.path("users"), &line);
+        Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"))
+    };
+    let mut letter = b"Subject: x\r\n\r\n".to_vec();
+    letter.extend(b"0123456789\r\n".repeat(200));
+    let replies = server.client().deliver(&["alice@x.test"], &letter);
+    assert!(
+        replies.iter().all(|it| it.starts_with("552 5.3.4")),
+        "{replies:?}"
+    );
+    assert!(messages(&store.path("home/alice/Maildir")).is_empty());
+}
+
+/// The spool lies on a small disk: a large message is refused at DATA, a small one needs no spool.
+#[test]
+fn a_full_spool_is_said_before_the_message_comes() {
+    if not_root() {
+        return;
+    }
+    let store = Store::with_inbox();
+    fs::create_dir(store.path("spool")).unwrap();
+    let Some(_mount) = Mount::small(store.path("spool"), 1024, 100, MAIL) else {
+        return;
+    };
+    let config = store.configure("", "");
+    let spool = store.path("spool").display().to_string();
+    let text = fs::read_to_string(&config).unwrap();
+    let run = store.path("run").display().to_string();
+    let text = text.replace(
+        &format!("spool_dir = \"{run}\""),
+        &format!("spool_dir = \"{spool}\""),
+    );
+    assert!(text.contains(&spool));
+    fs::write(&config, text).unwrap();
+    let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    for (size, want) in [(1_000, "354"), (5_000_000, "452 4.3.1")] {
+        let mut client = server.client();
+        client.say(&format!("MAIL FROM:<s@x.test> SIZE={size}"));
+        assert!(client.say("RCPT TO:<alice@x.test>").starts_with("250"));
+        assert!(client.say("DATA").starts_with(want), "{size}");
+    }
+    // BDAT brings its octets in any case.
+    let mut client = server.client();
+    client.say("MAIL FROM:<s@x.test>");
+    assert!(client.say("RCPT TO:<alice@x.test>").starts_with("250"));
+    client.send(b"BDAT 5000000 LAST\r\n");
+    client.send(&vec![b'x'; 5_000_000]);
+    let reply = client.reply();
+    assert!(reply.starts_with("452 4.3.1"), "{reply}");
+    assert!(client.say("NOOP").starts_with("250"));
+}
+
+/// Slow peers hold their own connection, and no more of it than they need.
+#[test]
+fn an_idle_connection_holds_little() {
+    const PEERS: u64 = 300;
+    let store = Store::with_inbox();
+    let server = serve(&store, "", "", "max_connections = 400");
+    let resident = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let line = status.lines().find(|it| it.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    let connect = |_| {
+        let mut stream = UnixStream::connect(store.path("run/lmtp")).unwrap();
+        let mut greeting = [0; 64];
+        stream.write_all(b"LHLO a\r\n").unwrap();
+        assert!(stream.read(&mut greeting).unwrap() > 0);
+        stream
+    };
+    let first: Vec<UnixStream> = (0..30).map(connect).collect();
+    let before = resident();
+    let all: Vec<UnixStream> = (0..PEERS).map(connect).collect();
+    let each = resident().saturating_sub(before) / PEERS;
+    assert!(each <= 24, "{each} KiB");
+    assert!(server.client().say("NOOP").starts_with("250"));
+    drop((first, all));
+}
+
+/// Bytes that are free where the mailboxes are.
+fn free_bytes(store: &Store) -> u64 {
+    let mut command = std::process::Command::new("df");
+    command
+        .args(["--output=avail", "-B1"])
+        .arg(store.path("home"));
+    let lines = support::peers::lines_of(&mut command);
+    lines[1].trim().parse().unwrap()
+}
