@@ -105,9 +105,11 @@ pub struct Entry<'a> {
     /// What failed, why, and what mends it.
     pub fault: Option<&'a str>,
     pub remarks: &'a [String],
+    /// It was there already.
+    pub is_again: bool,
 }
 
-/// Logs one line for one recipient: `stored`, `deferred` or `rejected`, then the facts.
+/// Logs one line for one recipient: `stored`, `duplicate`, `deferred` or `rejected`, then the facts.
 pub fn delivery(entry: &Entry<'_>) {
     let mode = entry.mode.map(|mode| format!("{mode:04o}"));
     let remarks = (!entry.remarks.is_empty()).then(|| entry.remarks.join("; "));
@@ -139,6 +141,7 @@ pub fn delivery(entry: &Entry<'_>) {
         };
     }
     match entry.code.as_bytes().first() {
+        Some(b'2') if entry.is_again => line!("duplicate"),
         Some(b'2') => line!("stored"),
         Some(b'5') => line!("rejected"),
         _ => line!("deferred"),

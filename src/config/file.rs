@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::listeners::{hand_over, lmtp, socketmap};
 use super::map::{addresses, routes};
@@ -183,6 +184,10 @@ fn delivery(
             .has("mail_roots")
             .then(|| paths(&section, "mail_roots")),
         message_size: section.size("message_size").filter(|&size| size > 0),
+        duplicate_window: section.duration("duplicate_window", Duration::from_secs(1800)),
+        duplicate_db: section
+            .text("duplicate_db")
+            .and_then(|path| absolute(&section, "duplicate_db", path)),
         min_free_space: section.size("min_free_space").unwrap_or(0),
         spool_dir: section
             .text("spool_dir")

@@ -1,5 +1,7 @@
 //! Where mailboxes lie: the `mail_*` settings, `[namespace.…]` and its mailboxes.
 
+use std::time::Duration;
+
 use unicode_normalization::UnicodeNormalization;
 
 use super::quota::limits;
@@ -147,6 +149,7 @@ fn private(location: Location) -> Namespace {
         location,
         mailboxes: Vec::new(),
         on_missing: None,
+        duplicate_message_ids: Duration::ZERO,
         acl: Default::default(),
         quota: None,
     }
@@ -217,6 +220,7 @@ fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
             .map(|(name, section)| mailbox(name, section))
             .collect(),
         on_missing: section.choice("on_missing", &OnMissing::WORDS, None),
+        duplicate_message_ids: section.duration("duplicate_message_ids", Duration::ZERO),
         acl: rules(&section.section("acl")),
         quota: {
             let quota = section.section("quota");

@@ -8,6 +8,7 @@ use super::carry_out::Transaction;
 use super::header::added_headers;
 use super::inspect::Plan;
 use super::outcome::Saved;
+use super::retry::Retry;
 use super::settings::MailFsync;
 use crate::fault::Fault;
 use crate::index::{self, Log, Pair, State, log};
@@ -25,6 +26,7 @@ pub fn add(
     transaction: &Transaction,
     recipient: &Recipient,
     plan: Plan,
+    retry: &Retry,
 ) -> Result<Saved, Fault> {
     let settings = &core.settings;
     let message = transaction.message();
@@ -63,6 +65,9 @@ pub fn add(
     transaction.check_heard()?;
     let open = mbox.lock(demands, |size| has_seen(core, paths, size))?;
     transaction.check_heard()?;
+    if let Some(saved) = retry.find(&plan, open.stat().identity()) {
+        return Ok(saved);
+    }
     let step = Step::find(core, &target.paths, &open).unwrap_or_else(|why| {
         remarks.push(format!("no UID yet: {why}"));
         None
@@ -92,14 +97,12 @@ pub fn add(
     }
     Ok(Saved {
         file: format!("{}@{}", target.paths.mailbox.display(), appended.offset),
-        mailbox: plan.target.mailbox,
-        instead_of: plan.instead_of,
-        user: plan.user,
         uid,
         size: appended.size,
         mode: appended.stat.mode,
         gid: appended.stat.gid,
         remarks,
+        ..Saved::nothing(&plan, appended.stat.identity())
     })
 }
 

@@ -10,6 +10,7 @@ use super::inspect::Plan;
 use super::outcome::Saved;
 use super::publish::{self, Publishing};
 use super::resolve::Target;
+use super::retry::Retry;
 use super::settings::{MailFsync, Permissions, RecipientHeaders};
 use super::{Core, add, announce, quota, size};
 use crate::fault::{Code, Fault};
@@ -96,12 +97,13 @@ pub fn carry_out(
     transaction: &Transaction,
     recipient: &Recipient,
     plan: Plan,
+    retry: &Retry,
 ) -> Result<Saved, Fault> {
     let settings = &core.settings;
     let message = &transaction.message;
     size::check(plan.most, message.body.size())?;
     if plan.target.driver == Driver::Mbox {
-        return add::add(core, transaction, recipient, plan);
+        return add::add(core, transaction, recipient, plan, retry);
     }
     let created = make(&plan)?;
     let paths = &plan.target.paths;
@@ -113,6 +115,9 @@ pub fn carry_out(
         )
     })?;
     let mailbox = Maildir::at(dir, &paths.mailbox)?;
+    if let Some(saved) = retry.find_file(&plan, &mailbox)? {
+        return Ok(saved);
+    }
     let demands = Demands {
         verified: plan.target.permissions == Permissions::Verified,
         sync: settings.mail_fsync != MailFsync::Never,
@@ -148,6 +153,7 @@ pub fn carry_out(
     let publish = |written| {
         let message = publish::Message {
             written,
+            name: retry.name.clone(),
             flags: plan.flags,
             keywords: plan.keywords.clone(),
             paths: plan.target.paths.clone(),
@@ -170,17 +176,14 @@ pub fn carry_out(
         remarks.push("not synced (mail_fsync = never)".into());
     }
     remarks.extend(published.remarks);
-    let (mailbox, user, instead_of) = (plan.target.mailbox, plan.user, plan.instead_of);
     Ok(Saved {
-        mailbox,
-        instead_of,
-        user,
         uid: published.uid,
         file: published.file,
         size,
         mode,
         gid,
         remarks,
+        ..Saved::nothing(&plan, mailbox.identity())
     })
 }
 

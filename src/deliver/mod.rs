@@ -23,6 +23,7 @@ pub mod queue;
 pub mod quota;
 pub mod report;
 pub mod resolve;
+pub mod retry;
 pub mod route;
 pub mod settings;
 pub mod size;
@@ -42,6 +43,7 @@ pub use directory::{Answers, Directory, Remembered};
 pub use outcome::{Outcome, Saved};
 pub use report::{Line, Report};
 pub use resolve::{Target, Targets, mailbox_of, mailboxes_of, roots_of};
+pub use retry::{Alike, Earlier, Retry};
 pub use settings::Settings;
 
 /// The delivery core with its settings: built once, shared by all deliveries.
@@ -110,15 +112,21 @@ impl Core {
 
     /// The whole delivery to one recipient.
     pub fn deliver(&self, transaction: &Transaction, recipient: &Recipient) -> Outcome {
-        self.deliver_with(&self.settings, transaction, recipient)
+        self.deliver_with(&self.settings, transaction, recipient, &Retry::default())
     }
 
-    /// [`Core::deliver`], with the answers of `directory`.
+    /// A file name that no other delivery has.
+    pub fn unique_name(&self) -> String {
+        self.names.unique()
+    }
+
+    /// [`Core::deliver`], with the answers of `directory`, and with what is known of earlier ones.
     pub fn deliver_with(
         &self,
         directory: &dyn Directory,
         transaction: &Transaction,
         recipient: &Recipient,
+        retry: &Retry,
     ) -> Outcome {
         let head = transaction.message().body.head();
         let targets = match resolve::resolve(&self.settings, directory, recipient, Some(head)) {
@@ -126,7 +134,8 @@ impl Core {
             Err(fault) => return Outcome::refused(fault),
         };
         let plan = inspect::inspect(&self.settings, &targets, self.identity()).0;
-        match plan.and_then(|plan| carry_out::carry_out(self, transaction, recipient, plan)) {
+        match plan.and_then(|plan| carry_out::carry_out(self, transaction, recipient, plan, retry))
+        {
             Ok(saved) => Outcome::Saved(saved),
             Err(fault) => Outcome::refused(fault),
         }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::inspect::Plan;
 use crate::fault::Fault;
 use crate::log::{self, Entry};
 
@@ -33,8 +34,31 @@ pub struct Saved {
     pub size: u64,
     pub mode: u32,
     pub gid: u32,
+    /// Device and inode of the mailbox: of its `new/`, or of the mbox.
+    pub mailbox_id: (u64, u64),
+    /// It was there already: nothing was stored now.
+    pub is_again: bool,
     /// What did not go as planned without costing the mail: a wrong group in a private mailbox, …
     pub remarks: Vec<String>,
+}
+
+impl Saved {
+    /// Nothing is known yet but where it goes.
+    pub fn nothing(plan: &Plan, mailbox_id: (u64, u64)) -> Saved {
+        Saved {
+            mailbox: plan.target.mailbox.clone(),
+            instead_of: plan.instead_of.clone(),
+            user: plan.user.clone(),
+            mailbox_id,
+            uid: None,
+            file: String::new(),
+            size: 0,
+            mode: 0,
+            gid: 0,
+            is_again: false,
+            remarks: Vec::new(),
+        }
+    }
 }
 
 impl Outcome {
@@ -55,12 +79,13 @@ impl Outcome {
                 mailbox: Some(&saved.mailbox),
                 user: Some(&saved.user),
                 uid: saved.uid,
-                file: Some(&saved.file),
-                size: Some(saved.size),
-                mode: Some(saved.mode),
-                gid: Some(saved.gid),
+                file: Some(saved.file.as_str()).filter(|it| !it.is_empty()),
+                size: Some(saved.size).filter(|&size| size > 0),
+                mode: Some(saved.mode).filter(|&mode| mode > 0),
+                gid: Some(saved.gid).filter(|_| saved.mode > 0),
                 code: "2.0.0",
                 remarks: &saved.remarks,
+                is_again: saved.is_again,
                 ..message
             }),
             Outcome::Deferred(fault) | Outcome::Rejected(fault) => log::delivery(&Entry {

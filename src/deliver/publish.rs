@@ -24,6 +24,8 @@ use crate::message::{Flags, Keywords};
 #[derive(Debug)]
 pub struct Message {
     pub written: Arc<Written>,
+    /// The name that it is to have, without sizes and flags; none: any.
+    pub name: Option<String>,
     pub flags: Flags,
     pub keywords: Keywords,
     /// Of its mailbox, as its user has them.
@@ -178,9 +180,13 @@ impl Publishing<'_> {
             keywords::Lettered::default()
         });
         let (flags, letters) = (message.flags, &lettered.letters);
-        let file = self
-            .mailbox
-            .link(self.names, &mut message.written, flags, letters)?;
+        let file = self.mailbox.link(
+            self.names,
+            message.name,
+            &mut message.written,
+            flags,
+            letters,
+        )?;
         Ok(Member {
             published: Published {
                 file,
@@ -341,6 +347,7 @@ mod tests {
         };
         let body = BodyWriter::new(&Spool::default()).finish().unwrap();
         let message = |paths| Message {
+            name: None,
             written: Arc::new(mailbox.write(&names, b"", &body, demands).unwrap()),
             flags: Flags::default(),
             keywords: Keywords::default(),

@@ -169,6 +169,7 @@ mod tests {
             let result = thread::scope(|scope| {
                 let waiting = scope.spawn(|| {
                     let message = Message {
+                        name: None,
                         written: Arc::new(written),
                         flags: Flags::default(),
                         keywords: Keywords::default(),

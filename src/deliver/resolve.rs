@@ -119,6 +119,8 @@ pub struct Target {
     pub permissions: Permissions,
     /// What it counts for.
     pub quota: Option<Box<Quota>>,
+    /// Seconds in which a second message with the same Message-ID is not stored; 0: it is.
+    pub alike_window: u64,
     /// Not one set of control files for all who read it: a keyword's letter would mean something else to each.
     pub control_per_user: bool,
 }
@@ -617,6 +619,7 @@ impl Resolver<'_> {
                     .control_path
                     .as_ref()
                     .is_some_and(Template::uses_user),
+            alike_window: namespace.duplicate_message_ids.as_secs(),
             paths,
         }))
     }

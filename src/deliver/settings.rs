@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +63,10 @@ pub struct Settings {
     pub mail_roots: Option<Vec<PathBuf>>,
     /// Bytes; none: no limit.
     pub message_size: Option<u64>,
+    /// `duplicate_window`: how long a message may be sent again and is stored once; zero: each is stored.
+    pub duplicate_window: Duration,
+    /// `duplicate_db`: where that is remembered; none: in memory.
+    pub duplicate_db: Option<PathBuf>,
     /// Bytes that are to stay free in the file system of a mailbox, and of the spool.
     pub min_free_space: u64,
     /// Where bodies too big for memory wait, unlinked. None: the LDA takes the user's home, the server

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{self, Config};
-use crate::deliver::{self, Answers, Core, Outcome, Remembered, Report};
+use crate::deliver::{self, Answers, Core, Outcome, Remembered, Report, Retry};
 use crate::fault::{Code, Fault};
 use crate::log::{self, Entry};
 use crate::message::body::Spool;
@@ -500,7 +500,11 @@ impl Job {
             .transaction(Arc::clone(&message), group.recipients.len());
         for (done, recipient) in group.recipients.iter().enumerate() {
             let directory = self.directory(group);
-            let outcome = self.core.deliver_with(&directory, &transaction, recipient);
+            // Whoever called knows the exit code: nothing is sent again unheard.
+            let retry = Retry::default();
+            let outcome = self
+                .core
+                .deliver_with(&directory, &transaction, recipient, &retry);
             outcome.log(Entry {
                 message_id: message_id.as_deref(),
                 took: began.elapsed(),

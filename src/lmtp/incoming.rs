@@ -22,7 +22,7 @@ pub struct Incoming {
 impl Incoming {
     /// `limit`: bytes that the body may have as it comes over the wire.
     pub fn new(spool: &Spool, limit: Option<u64>) -> Incoming {
-        let writer = Some(BodyWriter::new(spool));
+        let writer = Some(BodyWriter::digesting(spool));
         Incoming {
             writer,
             gathered: Vec::new(),

@@ -89,6 +89,11 @@ impl Reply {
     fn saved(address: &Address, session: &str, saved: &Saved) -> Reply {
         let address = short(&address.to_string());
         let mailbox = short(&saved.mailbox.replace('\\', "\\\\").replace('"', "\\\""));
+        let what = if saved.is_again {
+            "Saved before"
+        } else {
+            "Saved"
+        };
         let uid = saved
             .uid
             .map(|uid| format!(" uid={uid}"))
@@ -96,7 +101,7 @@ impl Reply {
         Reply::new(
             250,
             "2.0.0",
-            format!("<{address}> {session} mailbox=\"{mailbox}\"{uid} Saved"),
+            format!("<{address}> {session} mailbox=\"{mailbox}\"{uid} {what}"),
         )
     }
 
@@ -191,6 +196,8 @@ mod tests {
 
     fn saved(mailbox: &str, uid: Option<u32>) -> Outcome {
         Outcome::Saved(Saved {
+            mailbox_id: (1, 1),
+            is_again: false,
             mailbox: mailbox.into(),
             instead_of: None,
             user: "alice".into(),

@@ -48,6 +48,7 @@ pub(crate) mod tests {
             },
             mailboxes: Vec::new(),
             on_missing: None,
+            duplicate_message_ids: Default::default(),
             acl: Default::default(),
             quota: None,
         }

@@ -1,6 +1,7 @@
 //! Namespaces: which part of the name space of mailboxes lies where (Dovecot "Namespaces").
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,8 @@ pub struct Namespace {
     pub mailboxes: Vec<MailboxBlock>,
     /// Overrides `delivery.on_missing` in this namespace.
     pub on_missing: Option<OnMissing>,
+    /// How long a second message with the same Message-ID is not stored in the same mailbox; zero: it is.
+    pub duplicate_message_ids: Duration,
     /// For its mailboxes.
     pub acl: Rules,
     /// Of a public one: of all its mailboxes together.

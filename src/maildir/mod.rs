@@ -120,6 +120,21 @@ impl Maildir {
         Ok(self.dir.open_dir("new")?.is_empty()? && self.cur()?.is_empty()?)
     }
 
+    /// The whole name of a message whose name is one of these, before sizes and flags.
+    pub fn find(&self, starts: &[String]) -> io::Result<Option<String>> {
+        let mut found = None;
+        // New ones first: a message moves from there to `cur/`.
+        for part in [self.dir.open_dir("new")?, self.cur()?] {
+            part.each_name(|name| {
+                let rest = starts.iter().find_map(|it| name.strip_prefix(it.as_str()));
+                if rest.is_some_and(|rest| rest.starts_with([',', ':'])) {
+                    found = Some(name.to_owned());
+                }
+            })?;
+        }
+        Ok(found)
+    }
+
     /// Makes these names durable.
     pub fn sync<'a>(&self, mut names: impl Iterator<Item = &'a String> + Clone) -> io::Result<()> {
         if names.clone().any(|name| !filename::has_flags(name)) {

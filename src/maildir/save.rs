@@ -145,10 +145,11 @@ impl Maildir {
     }
 
     /// Gives the message a name in `new/`, or with flags or keywords (their letters) in `cur/`: from here on readers see it.
-    /// Answers the name.
+    /// Answers the name. `wanted`: what it is to be, without sizes and flags, where it is free.
     pub fn link(
         &self,
         names: &Names,
+        mut wanted: Option<String>,
         written: &mut Arc<Written>,
         flags: Flags,
         keywords: &str,
@@ -163,7 +164,8 @@ impl Maildir {
         };
         let place = cur.as_ref().unwrap_or(&self.new);
         for _ in 0..MAX_NAMES {
-            let name = filename::with_sizes(&names.unique(), written.size, written.virtual_size);
+            let name = wanted.take().unwrap_or_else(|| names.unique());
+            let name = filename::with_sizes(&name, written.size, written.virtual_size);
             let name = filename::with_flags(name, flags, keywords);
             let moved = match Arc::get_mut(written) {
                 // A named file that nobody else links to is moved; everything else gets another name.

@@ -420,7 +420,7 @@ mod tests {
     const OLD: &str = "From x  Mon Nov 02 07:02:09 2026\nA: b\n\nold\n\n";
 
     fn body(text: &str) -> Body {
-        let mut body = BodyWriter::new(&Spool::default());
+        let mut body = BodyWriter::new(&Spool::of(vec![std::env::temp_dir()]));
         body.write(text.as_bytes()).unwrap();
         body.finish().unwrap()
     }

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memchr::memchr;
+use ring::digest::{Context, SHA256};
 
 use crate::sys::dir::Dir;
 use crate::sys::packet;
@@ -41,6 +42,7 @@ pub struct Body {
     _room: Option<Room>,
     size: u64,
     virtual_size: u64,
+    digest: Option<[u8; 32]>,
 }
 
 enum Storage {
@@ -54,6 +56,7 @@ pub struct BodyWriter {
     room: Option<Room>,
     memory: Vec<u8>,
     file: Option<(File, Vec<u8>)>,
+    digest: Option<Context>,
     /// The last byte was a CR that may belong to a CRLF: not stored yet.
     held_cr: bool,
     /// The last stored byte.
@@ -71,11 +74,20 @@ impl BodyWriter {
             room: None,
             memory: Vec::new(),
             file: None,
+            digest: None,
             held_cr: false,
             last: 0,
             received: 0,
             size: 0,
             bare_lines: 0,
+        }
+    }
+
+    /// The same, with a [digest](Body::digest).
+    pub fn digesting(spool: &Spool) -> BodyWriter {
+        BodyWriter {
+            digest: Some(Context::new(&SHA256)),
+            ..BodyWriter::new(spool)
         }
     }
 
@@ -109,6 +121,9 @@ impl BodyWriter {
     /// Takes bytes as they came. After an error the message is lost: the writer is of no more use.
     pub fn write(&mut self, wire: &[u8]) -> io::Result<()> {
         self.received += wire.len() as u64;
+        if let Some(digest) = &mut self.digest {
+            digest.update(wire);
+        }
         let mut rest = wire;
         while !rest.is_empty() {
             if self.held_cr {
@@ -144,6 +159,11 @@ impl BodyWriter {
             _room: self.room,
             size: self.size,
             virtual_size: self.size + self.bare_lines,
+            digest: self.digest.map(|context| {
+                let mut digest = [0; 32];
+                digest.copy_from_slice(context.finish().as_ref());
+                digest
+            }),
         })
     }
 
@@ -269,6 +289,7 @@ impl Body {
             _room: None,
             size,
             virtual_size,
+            digest: None,
         })
     }
 
@@ -278,6 +299,11 @@ impl Body {
             Storage::Memory(bytes) => packet::sealed(bytes),
             Storage::File { file, .. } => packet::read_only(file),
         }
+    }
+
+    /// SHA-256 of every byte as it came, where it was asked for.
+    pub fn digest(&self) -> Option<&[u8; 32]> {
+        self.digest.as_ref()
     }
 
     /// Bytes as stored.

@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, OnceCell};
 use super::out_of_step;
 use super::pool::{Identity, Lease, Pool};
 use super::wire::{Announced, Answer, Request};
-use crate::deliver::{Answers, Outcome};
+use crate::deliver::{Answers, Outcome, Retry};
 use crate::fault::{Code, Fault};
 use crate::message::{Message, Recipient};
 
@@ -59,9 +59,10 @@ impl Dispatch {
         who: &Identity,
         recipient: Recipient,
         answers: Answers,
+        retry: Retry,
     ) -> Result<Option<Outcome>, Fault> {
         let told = self.tell(who).await?;
-        let answer = self.ask(&told, recipient, answers).await;
+        let answer = self.ask(&told, recipient, answers, retry).await;
         self.is_answered(told).await;
         match answer? {
             Answer::Outcome { outcome, .. } => Ok(Some(outcome)),
@@ -93,6 +94,7 @@ impl Dispatch {
         told: &Told,
         recipient: Recipient,
         answers: Answers,
+        retry: Retry,
     ) -> Result<Answer, Fault> {
         let announce = || self.announce(told);
         told.announced.get_or_try_init(announce).await?;
@@ -106,6 +108,7 @@ impl Dispatch {
             transaction,
             recipient,
             answers,
+            retry: Box::new(retry),
         };
         told.lease.ask(request).await
     }

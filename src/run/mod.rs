@@ -12,28 +12,32 @@
 //! | [`monitor`] | the parent of all: who may be forked, and what ends when |
 //! | [`pool`] | the workers as the front sees them |
 //! | [`worker`] | one identity at work |
+//! | [`ledger`] | what was delivered lately |
 //! | [`turns`] | how much of it one user may have |
 //! | [`dispatch`] | one message on its way to the workers |
 //! | [`wire`] | what they say to each other |
 
 pub mod dispatch;
+pub mod ledger;
 pub mod monitor;
 pub mod pool;
 pub mod turns;
 pub mod wire;
 pub mod worker;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
-use crate::deliver::{self, Answers, Core, Outcome, Report, Transaction};
+use crate::deliver::{self, Answers, Core, Outcome, Report, Retry, Transaction};
 use crate::fault::{Code, Fault};
 use crate::message::{Message, Recipient};
 use crate::user::User;
 use dispatch::Dispatch;
+use ledger::{Begun, Ledger};
 use pool::{Identity, Pool};
 use turns::{Turn, Turns};
 use wire::{Answer, Request};
@@ -44,6 +48,8 @@ const AT_ONCE: usize = 64;
 const LOOK_UPS: usize = 256;
 /// Workers that a request may be given to, where what it needs is mounted meanwhile.
 const ATTEMPTS: usize = 3;
+/// What outlives the server lies there, where nothing else is said.
+const STATE: &str = "/var/lib/postroom";
 /// How long RCPT waits for a mailbox that may be on a dead file server.
 const INSPECTION: Duration = Duration::from_secs(60);
 
@@ -100,6 +106,8 @@ pub struct Runner {
     core: Arc<Core>,
     slots: Arc<Semaphore>,
     turns: Arc<Turns>,
+    /// None: nobody asks whether a message was delivered before.
+    ledger: Option<Arc<Ledger>>,
     /// None: everything in this process.
     workers: Option<Arc<Pool>>,
 }
@@ -108,6 +116,7 @@ impl Runner {
     /// Everything in this process, under its identity.
     pub fn new(core: Arc<Core>, limits: turns::Limits) -> Runner {
         Runner {
+            ledger: ledger(&core),
             core,
             slots: Arc::new(Semaphore::new(AT_ONCE)),
             turns: Turns::new(limits),
@@ -118,6 +127,7 @@ impl Runner {
     /// Here only what touches no mail.
     pub fn with_workers(core: Arc<Core>, workers: Arc<Pool>, limits: turns::Limits) -> Runner {
         Runner {
+            ledger: ledger(&core),
             core,
             slots: Arc::new(Semaphore::new(LOOK_UPS)),
             turns: Turns::new(limits),
@@ -190,13 +200,20 @@ impl Runner {
                     let transaction = Arc::clone(&transaction);
                     tokio::spawn(async move {
                         let core = Arc::clone(&runner.core);
-                        let outcome = match runner.turn(&recipient).await {
-                            Ok(turn) => {
-                                let work = move || core.deliver(&transaction, &recipient);
-                                runner.blocking_in(turn, work).await
-                            }
-                            Err(fault) => Err(fault),
+                        let outcome = async {
+                            let turn = runner.turn(&recipient).await?;
+                            let message = transaction.message();
+                            let begun = runner.begin(message, &recipient).await?;
+                            let retry = retry_of(&begun);
+                            let work = move || {
+                                let settings = core.settings();
+                                core.deliver_with(settings, &transaction, &recipient, &retry)
+                            };
+                            let outcome = runner.blocking_in(turn, work).await?;
+                            end(begun, &outcome);
+                            Ok(outcome)
                         };
+                        let outcome: Result<Outcome, Fault> = outcome.await;
                         // The session may be gone; what is stored stays stored.
                         let outcome = outcome.unwrap_or_else(Outcome::Deferred);
                         let _ = send.send((index, outcome)).await;
@@ -224,6 +241,8 @@ impl Runner {
 
     async fn send_off(&self, dispatch: &Dispatch, recipient: Recipient) -> Result<Outcome, Fault> {
         let _turn = self.turn(&recipient).await?;
+        let begun = self.begin(&dispatch.message, &recipient).await?;
+        let retry = retry_of(&begun);
         let (core, message) = (Arc::clone(&self.core), Arc::clone(&dispatch.message));
         let looked_up = self.blocking(move || {
             core.look_up(&recipient, Some(message.body.head()))
@@ -232,12 +251,22 @@ impl Runner {
         let (user, answers, recipient) = looked_up.await??;
         let who = self.identity(user, &answers);
         for _ in 0..ATTEMPTS {
-            let asked = dispatch.deliver(&who, recipient.clone(), answers.clone());
+            let retry = retry.clone();
+            let asked = dispatch.deliver(&who, recipient.clone(), answers.clone(), retry);
             if let Some(outcome) = asked.await? {
+                end(begun, &outcome);
                 return Ok(outcome);
             }
         }
         Err(out_of_reach())
+    }
+
+    /// Writes down that a delivery begins, and finds out whether it is a second one.
+    async fn begin(&self, message: &Message, to: &Recipient) -> Result<Option<Begun>, Fault> {
+        match &self.ledger {
+            Some(ledger) => ledger.begin(message, to, self.core.unique_name()).await,
+            None => Ok(None),
+        }
     }
 
     /// Who does the rest.
@@ -289,6 +318,36 @@ impl Runner {
         });
         done.await
             .map_err(|error| Fault::new(Code::Internal, "deliver", format!("panicked: {error}")))
+    }
+}
+
+fn ledger(core: &Core) -> Option<Arc<Ledger>> {
+    let settings = core.settings();
+    let namespaces = settings.namespaces.iter();
+    Ledger::open(ledger::Settings {
+        window: settings.duplicate_window,
+        alike: namespaces
+            .map(|it| it.duplicate_message_ids)
+            .max()
+            .unwrap_or_default(),
+        path: settings.duplicate_db.clone().or_else(|| {
+            Path::new(STATE)
+                .is_dir()
+                .then(|| Path::new(STATE).join("duplicates.db"))
+        }),
+    })
+}
+
+fn retry_of(begun: &Option<Begun>) -> Retry {
+    begun
+        .as_ref()
+        .map(|it| it.retry.clone())
+        .unwrap_or_default()
+}
+
+fn end(begun: Option<Begun>, outcome: &Outcome) {
+    if let Some(begun) = begun {
+        begun.end(outcome);
     }
 }
 

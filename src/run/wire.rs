@@ -5,7 +5,7 @@ use std::io;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::deliver::{Answers, Outcome, Report};
+use crate::deliver::{Answers, Outcome, Report, Retry};
 use crate::message::{Envelope, Recipient, Trace};
 use crate::sys::credentials::Credentials;
 
@@ -40,6 +40,7 @@ pub enum Request {
         transaction: u64,
         recipient: Recipient,
         answers: Answers,
+        retry: Box<Retry>,
     },
     /// Nobody will hear the answers of this transaction any more.
     Abandon { transaction: u64 },

@@ -86,14 +86,15 @@ fn serve(settings: Settings, socket: Packets) -> io::Result<()> {
                 transaction,
                 recipient,
                 answers,
+                retry,
             } => {
                 let transaction = transactions.get(&transaction).cloned();
                 let (core, socket) = (Arc::clone(&core), Arc::clone(&socket));
                 threads.spawn_blocking(move || {
                     let outcome = match transaction {
-                        Some(Ok(transaction)) => {
-                            guarded(|| core.deliver_with(&answers, &transaction, &recipient))
-                        }
+                        Some(Ok(transaction)) => guarded(|| {
+                            core.deliver_with(&answers, &transaction, &recipient, &retry)
+                        }),
                         Some(Err(fault)) => Err(fault),
                         None => Err(Fault::new(Code::Internal, "deliver", "there is no message")),
                     };

@@ -75,6 +75,8 @@ fn saved() -> Outcome {
         mailbox: "INBOX".into(),
         instead_of: None,
         user: "u".into(),
+        mailbox_id: (1, 1),
+        is_again: false,
         uid: Some(1),
         file: "f".into(),
         size: 1,

@@ -55,6 +55,8 @@ fn outcome(local: &str) -> Outcome {
         return Outcome::refused(Fault::new(Code::Storage, "write", "I/O error"));
     }
     Outcome::Saved(Saved {
+        mailbox_id: (1, 1),
+        is_again: false,
         mailbox: "INBOX".into(),
         instead_of: None,
         user: local.into(),

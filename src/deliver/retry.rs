@@ -1,0 +1,93 @@
+//! A message that was stored already: its client has not heard of it, and sends it again.
+//!
+//! Before a delivery begins the name that its file will have is written down, and behind it what became of it. A retry brings both
+//! along: what is known to be stored is; where nobody knows, the file's name decides.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use super::inspect::Plan;
+use super::outcome::Saved;
+use crate::fault::Fault;
+use crate::maildir::Maildir;
+
+/// What is known of earlier deliveries of a message to a recipient.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    /// The name for the file of this one, without sizes and flags; none: any.
+    pub name: Option<String>,
+    pub earlier: Option<Earlier>,
+    /// Where messages with the same Message-ID are.
+    pub alike: Vec<Alike>,
+}
+
+/// One that was begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Earlier {
+    /// The names that its file may have.
+    pub names: Vec<String>,
+    /// None: nobody knows what became of it.
+    pub saved: Option<Saved>,
+}
+
+/// Another message with the same Message-ID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alike {
+    /// Device and inode of its mailbox.
+    pub mailbox: (u64, u64),
+    /// Seconds since then.
+    pub age: u64,
+}
+
+impl Retry {
+    /// What was stored in this mailbox before.
+    pub fn find(&self, plan: &Plan, mailbox: (u64, u64)) -> Option<Saved> {
+        let known = self.earlier.as_ref().and_then(|it| it.saved.as_ref());
+        if let Some(saved) = known.filter(|it| it.mailbox_id == mailbox) {
+            return Some(again(
+                saved.clone(),
+                "it was stored already, and is sent again",
+            ));
+        }
+        let window = plan.target.alike_window;
+        let is_there = |it: &&Alike| it.mailbox == mailbox && it.age < window;
+        self.alike.iter().find(is_there).map(|_| {
+            let why = "a message with its Message-ID is there already";
+            again(Saved::nothing(plan, mailbox), why)
+        })
+    }
+
+    /// [`Retry::find`] in a Maildir, where names decide what nobody knows. What is found is durable.
+    pub fn find_file(&self, plan: &Plan, mailbox: &Maildir) -> Result<Option<Saved>, Fault> {
+        if let Some(saved) = self.find(plan, mailbox.identity()) {
+            return Ok(Some(saved));
+        }
+        let Some(Earlier { names, saved: None }) = &self.earlier else {
+            return Ok(None);
+        };
+        let found = mailbox.find(names).and_then(|found| {
+            if let Some(name) = &found {
+                mailbox.sync(std::iter::once(name))?;
+            }
+            Ok(found)
+        });
+        let failed = |error: io::Error| {
+            let doing = format!("look for a message in {}", mailbox.path().display());
+            Fault::io(doing, &error)
+        };
+        let saved = found.map_err(failed)?.map(|file| Saved {
+            file,
+            ..Saved::nothing(plan, mailbox.identity())
+        });
+        Ok(saved.map(|saved| again(saved, "it was stored already, before the server ended")))
+    }
+}
+
+fn again(saved: Saved, why: &str) -> Saved {
+    Saved {
+        is_again: true,
+        remarks: vec![why.into()],
+        ..saved
+    }
+}

@@ -1,0 +1,482 @@
+//! What was delivered lately, so that a message which is sent again because its client has not heard of it is stored once.
+//!
+//! A row for each message and recipient: the name that the file is to have, written before anything becomes visible, and what
+//! became of it. A process that is killed in between leaves the row, and the file's name decides. Nothing here is synced: after a
+//! power cut a retry may be stored twice, never not at all.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ring::digest::{Context, SHA256, digest};
+use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::{OwnedMutexGuard, oneshot};
+use tokio::time::timeout;
+
+use crate::deliver::{Alike, Earlier, Outcome, Retry, Saved};
+use crate::fault::{Code, Fault};
+use crate::message::{Message, Recipient, header};
+
+/// How long a retry waits for the end of the delivery before it.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Requests that become one transaction of the database.
+const BATCH: usize = 256;
+/// How often old rows are thrown away.
+const ROUND: Duration = Duration::from_secs(60);
+
+/// `delivery.duplicate_*`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// How long a message may be sent again; zero: each is stored.
+    pub window: Duration,
+    /// The longest time that a namespace looks at Message-IDs for; zero: none does.
+    pub alike: Duration,
+    /// SQLite. None: in memory, and a restart forgets.
+    pub path: Option<PathBuf>,
+}
+
+/// The rows, and who works on which.
+#[derive(Debug)]
+pub struct Ledger {
+    settings: Settings,
+    thread: mpsc::Sender<Request>,
+    busy: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+type Key = [u8; 32];
+type Known = Result<(Option<Earlier>, Vec<Alike>), String>;
+
+/// Names that a file may have got in deliveries of which nobody knows the end.
+const MAX_NAMES: usize = 4;
+
+/// One delivery that is written down; nobody else delivers the same meanwhile.
+#[derive(Debug)]
+pub struct Begun {
+    ledger: Arc<Ledger>,
+    delivery: Option<Id>,
+    message_id: Option<Key>,
+    /// To be given to the delivery.
+    pub retry: Retry,
+    keys: Vec<(Key, Option<OwnedMutexGuard<()>>)>,
+}
+
+/// A message, its recipient, and the MTA's queue id, which is empty where it said none.
+#[derive(Debug, Clone)]
+struct Id {
+    key: Key,
+    queue_id: String,
+}
+
+#[derive(Debug)]
+enum Request {
+    Begin {
+        delivery: Option<Id>,
+        message_id: Option<Key>,
+        name: String,
+        answer: oneshot::Sender<Known>,
+    },
+    Saved(Option<Id>, Option<Key>, Box<Saved>),
+    Forget(Id),
+}
+
+impl Ledger {
+    /// None where nothing is to be remembered. A database that cannot be had is no reason to refuse mail.
+    pub fn open(settings: Settings) -> Option<Arc<Ledger>> {
+        if settings.window.is_zero() && settings.alike.is_zero() {
+            return None;
+        }
+        let opened = Rows::open(&settings).or_else(|why| {
+            tracing::warn!(why, "retries are known until the server ends only");
+            let in_memory = Settings {
+                path: None,
+                ..settings.clone()
+            };
+            Rows::open(&in_memory)
+        });
+        let rows = opened
+            .inspect_err(|why| tracing::error!(why, "retries may be stored twice"))
+            .ok()?;
+        let (thread, requests) = mpsc::channel();
+        thread::Builder::new()
+            .name("ledger".into())
+            .spawn(move || rows.work(&requests))
+            .ok()?;
+        Some(Arc::new(Ledger {
+            settings,
+            thread,
+            busy: Mutex::default(),
+        }))
+    }
+
+    /// Writes down that this message is about to be delivered to `recipient` as a file of this `name`. None: nothing tells it from
+    /// others like it.
+    pub async fn begin(
+        self: &Arc<Ledger>,
+        message: &Message,
+        recipient: &Recipient,
+        name: String,
+    ) -> Result<Option<Begun>, Fault> {
+        let head = message.body.head();
+        let message_id = header::message_id(head);
+        let queue_id = message.envelope.queue_id.clone().unwrap_or_default();
+        let has_mark = || message_id.is_some() || header::field(head, "Received").is_some();
+        let delivery = message
+            .body
+            .digest()
+            .filter(|_| !self.settings.window.is_zero() && (!queue_id.is_empty() || has_mark()))
+            .map(|bytes| Id {
+                key: key_of(bytes, message, recipient),
+                queue_id,
+            });
+        let message_id = message_id
+            .filter(|_| !self.settings.alike.is_zero())
+            .map(|id| hash(&[b"Message-ID", id.as_bytes()]));
+        let mut keys: Vec<Key> = message_id.into_iter().collect();
+        keys.extend(delivery.as_ref().map(|it| it.key));
+        if keys.is_empty() {
+            return Ok(None);
+        }
+        let mut begun = Begun {
+            ledger: Arc::clone(self),
+            delivery,
+            message_id,
+            retry: Retry::default(),
+            keys: Vec::new(),
+        };
+        for key in keys {
+            let lock = Arc::clone(self.busy().entry(key).or_default());
+            begun.keys.push((key, None));
+            let held = timeout(PATIENCE, lock.lock_owned()).await.map_err(|_| {
+                let why = "the same message is being delivered still";
+                Fault::new(Code::Busy, "deliver a message again", why)
+            })?;
+            begun.keys.last_mut().map(|it| it.1.replace(held));
+        }
+        let (answer, answered) = oneshot::channel();
+        let request = Request::Begin {
+            delivery: begun.delivery.clone(),
+            message_id,
+            name: name.clone(),
+            answer,
+        };
+        let known = match self.thread.send(request) {
+            Ok(()) => answered
+                .await
+                .unwrap_or_else(|_| Err("its thread has ended".into())),
+            Err(_) => Err("its thread has ended".into()),
+        };
+        match known {
+            Ok((earlier, alike)) => {
+                begun.retry = Retry {
+                    name: Some(name),
+                    earlier,
+                    alike,
+                };
+            }
+            Err(why) => tracing::warn!(why, "a retry of this message may be stored twice"),
+        }
+        Ok(Some(begun))
+    }
+
+    fn busy(&self) -> MutexGuard<'_, HashMap<Key, Arc<tokio::sync::Mutex<()>>>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Begun {
+    /// Writes down what became of it. What is only deferred may be there nevertheless: its row stays.
+    pub fn end(self, outcome: &Outcome) {
+        let request = match (outcome, &self.delivery) {
+            (Outcome::Saved(saved), delivery) if !saved.is_again => {
+                let saved = Box::new(saved.clone());
+                Request::Saved(delivery.clone(), self.message_id, saved)
+            }
+            (Outcome::Rejected(_), Some(delivery)) => Request::Forget(delivery.clone()),
+            _ => return,
+        };
+        // Without the thread nothing is remembered, which was said.
+        let _ = self.ledger.thread.send(request);
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let mut busy = self.ledger.busy();
+        for (key, held) in self.keys.drain(..) {
+            drop(held);
+            // The map alone holds it: nobody waits.
+            if busy.get(&key).is_some_and(|it| Arc::strong_count(it) == 1) {
+                busy.remove(&key);
+            }
+        }
+    }
+}
+
+/// All that makes a delivery the same one.
+fn key_of(bytes: &[u8; 32], message: &Message, recipient: &Recipient) -> Key {
+    let sender = message.envelope.sender.to_string();
+    let original = recipient.original.as_deref().unwrap_or_default();
+    let mailbox = recipient.mailbox.as_deref().unwrap_or_default();
+    let shown = recipient.shown();
+    hash(&[
+        bytes,
+        sender.as_bytes(),
+        shown.as_bytes(),
+        original.as_bytes(),
+        mailbox.as_bytes(),
+    ])
+}
+
+fn hash(parts: &[&[u8]]) -> Key {
+    let mut context = Context::new(&SHA256);
+    for part in parts {
+        // No two lists of parts are the same bytes.
+        context.update(digest(&SHA256, part).as_ref());
+    }
+    let mut key = [0; 32];
+    key.copy_from_slice(context.finish().as_ref());
+    key
+}
+
+/// The database, in its thread.
+struct Rows {
+    connection: Connection,
+    settings: Settings,
+}
+
+const TABLES: &str = "
+CREATE TABLE IF NOT EXISTS deliveries (
+  key BLOB NOT NULL, queue_id TEXT NOT NULL, names TEXT NOT NULL, saved TEXT, at INTEGER NOT NULL,
+  PRIMARY KEY (key, queue_id)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS deliveries_at ON deliveries (at);
+CREATE TABLE IF NOT EXISTS message_ids (
+  key BLOB NOT NULL, device INTEGER NOT NULL, inode INTEGER NOT NULL, at INTEGER NOT NULL,
+  PRIMARY KEY (key, device, inode)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS message_ids_at ON message_ids (at);
+";
+
+impl Rows {
+    fn open(settings: &Settings) -> Result<Rows, String> {
+        let rows = match &settings.path {
+            None => Rows::made(Connection::open_in_memory(), settings),
+            Some(path) => Rows::made(Connection::open(path), settings).or_else(|why| {
+                // Never more than a cache: after a power cut it may be torn.
+                tracing::warn!(why, "the database of retries is made anew");
+                for end in ["", "-wal", "-shm"] {
+                    let mut name = path.clone().into_os_string();
+                    name.push(end);
+                    let _ = std::fs::remove_file(name);
+                }
+                Rows::made(Connection::open(path), settings)
+            }),
+        };
+        rows.map_err(|why| match &settings.path {
+            Some(path) => format!("{}: {why}", path.display()),
+            None => why,
+        })
+    }
+
+    fn made(connection: rusqlite::Result<Connection>, settings: &Settings) -> Result<Rows, String> {
+        let text = |error: rusqlite::Error| error.to_string();
+        let connection = connection.map_err(text)?;
+        // Another generation of the server may be at its end.
+        connection
+            .busy_timeout(Duration::from_secs(5))
+            .map_err(text)?;
+        let _: String = connection
+            .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
+            .map_err(text)?;
+        connection
+            .execute_batch("PRAGMA synchronous = OFF;")
+            .map_err(text)?;
+        connection.execute_batch(TABLES).map_err(text)?;
+        let whole: String = connection
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .map_err(text)?;
+        match whole.as_str() {
+            "ok" => Ok(Rows {
+                connection,
+                settings: settings.clone(),
+            }),
+            _ => Err(whole),
+        }
+    }
+
+    /// Works until nobody can ask any more.
+    fn work(mut self, requests: &mpsc::Receiver<Request>) {
+        let mut cleaned = 0;
+        while let Ok(first) = requests.recv() {
+            let mut batch = vec![first];
+            while batch.len() < BATCH
+                && let Ok(next) = requests.try_recv()
+            {
+                batch.push(next);
+            }
+            let now = now();
+            let is_due = now.saturating_sub(cleaned) >= ROUND.as_secs();
+            let answers = self.together(batch, now, is_due);
+            if is_due {
+                cleaned = now;
+            }
+            for (answer, known) in answers {
+                // Whoever asked may have given up.
+                let _ = answer.send(known);
+            }
+        }
+    }
+
+    /// All of a batch in one transaction, and then what is answered.
+    fn together(
+        &mut self,
+        batch: Vec<Request>,
+        now: u64,
+        is_due: bool,
+    ) -> Vec<(oneshot::Sender<Known>, Known)> {
+        let mut answers: Vec<(_, Known)> = Vec::new();
+        let begun = self.connection.execute_batch("BEGIN IMMEDIATE");
+        for request in batch {
+            let done = match request {
+                Request::Begin {
+                    delivery,
+                    message_id,
+                    name,
+                    answer,
+                } => {
+                    let known = self.begin(delivery.as_ref(), message_id.as_ref(), &name, now);
+                    answers.push((answer, known.map_err(|error| error.to_string())));
+                    Ok(())
+                }
+                Request::Saved(delivery, message_id, saved) => {
+                    self.saved(delivery.as_ref(), message_id.as_ref(), &saved, now)
+                }
+                Request::Forget(id) => self.forget(&id),
+            };
+            warn(done);
+        }
+        if is_due {
+            warn(self.clean(now));
+        }
+        let ended = begun.and_then(|()| self.connection.execute_batch("COMMIT"));
+        if let Err(error) = ended {
+            let _ = self.connection.execute_batch("ROLLBACK");
+            let why = error.to_string();
+            for (_, known) in &mut answers {
+                *known = known.clone().and(Err(why.clone()));
+            }
+        }
+        answers
+    }
+
+    fn begin(
+        &self,
+        delivery: Option<&Id>,
+        message_id: Option<&Key>,
+        name: &str,
+        now: u64,
+    ) -> rusqlite::Result<(Option<Earlier>, Vec<Alike>)> {
+        let mut earlier = None;
+        if let Some(Id { key, queue_id }) = delivery {
+            let since = now.saturating_sub(self.settings.window.as_secs());
+            let mut statement = self.connection.prepare_cached(
+                "SELECT names, saved FROM deliveries WHERE key = ?1 AND at > ?2
+                 AND (queue_id = ?3 OR queue_id = '' OR ?3 = '') ORDER BY saved IS NULL LIMIT 1",
+            )?;
+            let row = statement.query_row(params![key, since as i64, queue_id], |row| {
+                let (names, saved): (String, Option<String>) = (row.get(0)?, row.get(1)?);
+                Ok(Earlier {
+                    names: names.split(' ').map(str::to_owned).collect(),
+                    saved: saved.and_then(|saved| serde_json::from_str(&saved).ok()),
+                })
+            });
+            earlier = row.optional()?;
+            if earlier.as_ref().is_none_or(|it| it.saved.is_none()) {
+                let mut names = vec![name];
+                names.extend(earlier.iter().flat_map(|it| &it.names).map(String::as_str));
+                names.truncate(MAX_NAMES);
+                let insert = "INSERT OR REPLACE INTO deliveries VALUES (?1, ?2, ?3, NULL, ?4)";
+                self.connection.prepare_cached(insert)?.execute(params![
+                    key,
+                    queue_id,
+                    names.join(" "),
+                    now as i64
+                ])?;
+            }
+        }
+        let mut alike = Vec::new();
+        if let Some(key) = message_id {
+            let mut statement = self
+                .connection
+                .prepare_cached("SELECT device, inode, at FROM message_ids WHERE key = ?1")?;
+            let rows = statement.query_map([key], |row| {
+                let at: i64 = row.get(2)?;
+                Ok(Alike {
+                    mailbox: (row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64),
+                    age: now.saturating_sub(at.max(0) as u64),
+                })
+            })?;
+            alike = rows.collect::<rusqlite::Result<_>>()?;
+        }
+        Ok((earlier, alike))
+    }
+
+    fn saved(
+        &self,
+        delivery: Option<&Id>,
+        message_id: Option<&Key>,
+        saved: &Saved,
+        now: u64,
+    ) -> rusqlite::Result<()> {
+        if let Some(Id { key, queue_id }) = delivery {
+            let text = serde_json::to_string(saved).unwrap_or_default();
+            let insert = "INSERT OR REPLACE INTO deliveries VALUES (?1, ?2, ?3, ?4, ?5)";
+            self.connection
+                .prepare_cached(insert)?
+                .execute(params![key, queue_id, saved.file, text, now as i64])?;
+        }
+        if let Some(key) = message_id {
+            let (device, inode) = saved.mailbox_id;
+            let insert = "INSERT OR REPLACE INTO message_ids VALUES (?1, ?2, ?3, ?4)";
+            self.connection.prepare_cached(insert)?.execute(params![
+                key,
+                device as i64,
+                inode as i64,
+                now as i64
+            ])?;
+        }
+        Ok(())
+    }
+
+    fn forget(&self, id: &Id) -> rusqlite::Result<()> {
+        let delete = "DELETE FROM deliveries WHERE key = ?1 AND queue_id = ?2";
+        self.connection
+            .prepare_cached(delete)?
+            .execute(params![id.key, id.queue_id])?;
+        Ok(())
+    }
+
+    fn clean(&self, now: u64) -> rusqlite::Result<()> {
+        for (table, keep) in [
+            ("deliveries", self.settings.window),
+            ("message_ids", self.settings.alike),
+        ] {
+            let before = now.saturating_sub(keep.as_secs());
+            let delete = format!("DELETE FROM {table} WHERE at <= ?1");
+            self.connection.execute(&delete, [before as i64])?;
+        }
+        Ok(())
+    }
+}
+
+fn warn(done: rusqlite::Result<()>) {
+    if let Err(error) = done {
+        let why = error.to_string();
+        tracing::warn!(why, "a retry may be stored twice");
+    }
+}
+
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
+}

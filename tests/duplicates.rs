@@ -1,0 +1,410 @@
+//! A message that is sent again because nobody heard that it was stored.
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use support::{
+    Lmtp, MAIL, Scratch, Server, Store, messages, messages_below, not_root, write_long_ago,
+};
+
+const LETTER: &[u8] = b"Received: from a by b; Sun, 29 Nov 2026 09:00:00 +0000\r\nMessage-ID: <one@x.test>\r\nSubject: once\r\n\r\nHello\r\n";
+
+/// A server whose clients are believed.
+fn serve(store: &Store, delivery: &str, more: &str) -> Server {
+    let config = store.configure(delivery, more);
+    let text = fs::read_to_string(&config).unwrap();
+    let text = text.replace("mode = \"0666\" }]", "mode = \"0666\", trusted = true }]");
+    fs::write(&config, text).unwrap();
+    Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"))
+}
+
+/// One transaction after these lines; the reply to the message.
+fn send(server: &Server, before: &[&str], from: &str, rcpt: &str, letter: &[u8]) -> String {
+    let mut client = server.client();
+    for line in before {
+        assert!(client.say(line).starts_with("250"), "{line}");
+    }
+    client.say(&format!("MAIL FROM:<{from}>"));
+    let reply = client.say(&format!("RCPT TO:{rcpt}"));
+    assert!(reply.starts_with("250"), "{reply}");
+    client.say("DATA");
+    client.send(&support::stuffed(letter));
+    client.reply()
+}
+
+#[test]
+fn what_is_the_same_message() {
+    let other = [LETTER, b"more\r\n"].concat();
+    let bare: &[u8] = b"Subject: no mark\r\n\r\nHello\r\n";
+    let ids = ["XFORWARD IDENT=4Xq1", "XFORWARD IDENT=4Xq2"];
+    // settings; the second transaction: its XFORWARD, sender, recipient, bytes; whether it is stored too
+    for (what, delivery, first, second, is_stored) in [
+        (
+            "the same",
+            "",
+            (None, "s@x.test", "<alice@x.test>", LETTER),
+            (None, "s@x.test", "<alice@x.test>", LETTER),
+            false,
+        ),
+        (
+            "one more byte",
+            "",
+            (None, "s@x.test", "<alice@x.test>", LETTER),
+            (None, "s@x.test", "<alice@x.test>", &other[..]),
+            true,
+        ),
+        (
+            "another sender",
+            "",
+            (None, "s@x.test", "<alice@x.test>", LETTER),
+            (None, "t@x.test", "<alice@x.test>", LETTER),
+            true,
+        ),
+        (
+            "another mailbox",
+            "",
+            (None, "s@x.test", "<alice@x.test>", LETTER),
+            (None, "s@x.test", "<alice+Public/info@x.test>", LETTER),
+            true,
+        ),
+        (
+            "another alias",
+            "",
+            (None, "s@x.test", "<alice@x.test> ORCPT=rfc822;a@x", LETTER),
+            (None, "s@x.test", "<alice@x.test> ORCPT=rfc822;b@x", LETTER),
+            true,
+        ),
+        (
+            "the same queue id",
+            "",
+            (Some(ids[0]), "s@x.test", "<alice@x.test>", LETTER),
+            (Some(ids[0]), "s@x.test", "<alice@x.test>", LETTER),
+            false,
+        ),
+        (
+            "a queue id now",
+            "",
+            (None, "s@x.test", "<alice@x.test>", LETTER),
+            (Some(ids[0]), "s@x.test", "<alice@x.test>", LETTER),
+            false,
+        ),
+        (
+            "another queue id",
+            "",
+            (Some(ids[0]), "s@x.test", "<alice@x.test>", LETTER),
+            (Some(ids[1]), "s@x.test", "<alice@x.test>", LETTER),
+            true,
+        ),
+        (
+            "nothing tells it from others",
+            "",
+            (None, "s@x.test", "<alice@x.test>", bare),
+            (None, "s@x.test", "<alice@x.test>", bare),
+            true,
+        ),
+        (
+            "but a queue id",
+            "",
+            (Some(ids[0]), "s@x.test", "<alice@x.test>", bare),
+            (Some(ids[0]), "s@x.test", "<alice@x.test>", bare),
+            false,
+        ),
+        (
+            "off",
+            "duplicate_window = \"0\"",
+            (None, "s@x.test", "<alice@x.test>", LETTER),
+            (None, "s@x.test", "<alice@x.test>", LETTER),
+            true,
+        ),
+    ] {
+        let store = Store::with_inbox();
+        let server = serve(&store, delivery, "");
+        let mut replies = Vec::new();
+        for (forward, from, rcpt, letter) in [first, second] {
+            replies.push(send(&server, forward.as_slice(), from, rcpt, letter));
+        }
+        assert!(
+            replies.iter().all(|it| it.starts_with("250 2.0.0")),
+            "{what}: {replies:?}"
+        );
+        let stored = messages_below(&store.path("")).len();
+        assert_eq!(stored, 1 + usize::from(is_stored), "{what}: {replies:?}");
+        assert_eq!(
+            replies[1].ends_with(" Saved before"),
+            !is_stored,
+            "{what}: {replies:?}"
+        );
+        let log = server.log();
+        assert_eq!(log.contains("INFO duplicate "), !is_stored, "{what}: {log}");
+        if !is_stored {
+            // It names the mailbox and the UID of the first one.
+            let place =
+                |reply: &str| reply[reply.find(" mailbox=").unwrap()..].replace(" before", "");
+            assert_eq!(place(&replies[0]), place(&replies[1]), "{what}");
+        }
+    }
+}
+
+/// What was moved, read or thrown away since then was there nevertheless.
+#[test]
+fn what_a_retry_finds() {
+    let store = Store::with_inbox();
+    let server = serve(&store, "on_missing = \"reject\"", "");
+    let inbox = store.path("home/alice/Maildir");
+    let send = || send(&server, &[], "s@x.test", "<alice@x.test>", LETTER);
+
+    assert!(send().ends_with(" Saved"));
+    // Read meanwhile, and then thrown away: it was there.
+    let (path, _) = messages(&inbox).remove(0);
+    let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+    fs::rename(&path, inbox.join(format!("cur/{name}:2,S"))).unwrap();
+    assert!(send().ends_with(" Saved before"));
+    fs::remove_file(inbox.join(format!("cur/{name}:2,S"))).unwrap();
+    assert!(send().ends_with(" Saved before"));
+    assert_eq!(messages(&inbox).len(), 0);
+    // A mailbox that was made anew has not got it.
+    fs::rename(&inbox, store.path("home/alice/old")).unwrap();
+    store
+        .scratch
+        .maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
+    assert!(send().ends_with(" Saved"));
+    assert_eq!(messages(&inbox).len(), 1);
+}
+
+/// The connection breaks between the last byte and the reply, a thousand times: one copy each.
+#[test]
+fn a_reply_that_is_never_heard() {
+    const CUTS: usize = 1000;
+    let store = Store::with_inbox();
+    let server = serve(&store, "", "");
+    thread::scope(|scope| {
+        for part in 0..4 {
+            let socket = store.path("run/lmtp");
+            scope.spawn(move || {
+                for number in (part..CUTS).step_by(4) {
+                    let letter =
+                        String::from_utf8_lossy(LETTER).replace("<one@", &format!("<{number}@"));
+                    cut(
+                        &socket,
+                        &letter,
+                        Duration::from_micros((number as u64 * 37) % 4000),
+                    );
+                    let mut client = Lmtp::connect(&socket);
+                    let replies = client.deliver(&["alice@x.test"], letter.as_bytes());
+                    assert!(replies[0].starts_with("250 2.0.0"), "{replies:?}");
+                }
+            });
+        }
+    });
+    let found = messages(&store.path("home/alice/Maildir"));
+    assert_eq!(found.len(), CUTS);
+    let before = server.log().matches("INFO duplicate ").count();
+    assert!(
+        before > CUTS / 10,
+        "{before} of {CUTS} retries came behind the store"
+    );
+}
+
+/// A whole message, and no ear for the answer.
+fn cut(socket: &Path, letter: &str, after: Duration) {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let text = format!(
+        "LHLO a\r\nMAIL FROM:<sender@else.test>\r\nRCPT TO:<alice@x.test>\r\nDATA\r\n{letter}.\r\n"
+    );
+    stream.write_all(text.as_bytes()).unwrap();
+    thread::sleep(after);
+    stream.shutdown(std::net::Shutdown::Both).unwrap();
+}
+
+/// The server is killed again and again; whoever has heard no 250 sends the message again: one copy each.
+#[test]
+fn a_server_that_is_killed() {
+    const MESSAGES: usize = 300;
+    let store = Store::with_inbox();
+    let db = store.path("run/retries.db");
+    let delivery = format!("duplicate_db = \"{}\"", db.display());
+    let socket = store.path("run/lmtp");
+    let ended = std::sync::atomic::AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for part in 0..4 {
+            let (socket, ended) = (&socket, &ended);
+            scope.spawn(move || {
+                for number in (part..MESSAGES).step_by(4) {
+                    let letter =
+                        String::from_utf8_lossy(LETTER).replace("<one@", &format!("<{number}@"));
+                    while !tried(socket, &letter) {
+                        thread::sleep(Duration::from_millis(2));
+                    }
+                }
+                ended.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            });
+        }
+        let mut round = 0;
+        while ended.load(std::sync::atomic::Ordering::Relaxed) < 4 {
+            let mut server = serve(&store, &delivery, "");
+            round += 1;
+            thread::sleep(Duration::from_millis(20 + round % 30));
+            if ended.load(std::sync::atomic::Ordering::Relaxed) < 4 {
+                support::signal(server.pid(), "KILL");
+                server.wait();
+            }
+        }
+    });
+    let found = messages(&store.path("home/alice/Maildir"));
+    let mut ids: Vec<&[u8]> = found.iter().map(|(_, bytes)| id(bytes)).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!((ids.len(), found.len()), (MESSAGES, MESSAGES));
+}
+
+fn id(bytes: &[u8]) -> &[u8] {
+    let lines = bytes.split(|&byte| byte == b'\n');
+    lines
+        .into_iter()
+        .find(|it| it.starts_with(b"Message-ID:"))
+        .unwrap()
+}
+
+/// Whether the server said 250 to it.
+fn tried(socket: &Path, letter: &str) -> bool {
+    let Ok(mut stream) = UnixStream::connect(socket) else {
+        return false;
+    };
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let text = format!(
+        "LHLO a\r\nMAIL FROM:<sender@else.test>\r\nRCPT TO:<alice@x.test>\r\nDATA\r\n{letter}.\r\nQUIT\r\n"
+    );
+    if stream.write_all(text.as_bytes()).is_err() {
+        return false;
+    }
+    let mut said = String::new();
+    let _ = std::io::Read::read_to_string(&mut stream, &mut said);
+    said.lines()
+        .any(|line| line.starts_with("250 2.0.0") && line.contains("mailbox="))
+}
+
+/// By Message-ID, where a namespace wants it: two ways to one mailbox bring one message.
+#[test]
+fn message_ids_of_a_namespace() {
+    let store = Store::with_inbox();
+    let more = "[[address]]\nmatch = \"info@x.test\"\nuser = \"alice\"\nmailbox = \"Public/info\"\n[[address]]\nmatch = \"team@x.test\"\nuser = \"alice\"\nmailbox = \"Public/info\"";
+    let config = store.configure("duplicate_window = \"0\"", more);
+    let text = fs::read_to_string(&config).unwrap();
+    let text = text.replace(
+        "type = \"public\"",
+        "type = \"public\"\nduplicate_message_ids = \"1d\"",
+    );
+    fs::write(&config, text).unwrap();
+    let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    let info = store.path("public/.info");
+    let both = server
+        .client()
+        .deliver(&["info@x.test", "team@x.test"], LETTER);
+    assert!(
+        both.iter().all(|it| it.starts_with("250 2.0.0")),
+        "{both:?}"
+    );
+    assert_eq!(messages(&info).len(), 1, "{both:?}");
+    let other = [LETTER, b"a footer\r\n"].concat();
+    assert!(server.client().deliver(&["team@x.test"], &other)[0].ends_with(" Saved before"));
+    let others_id = String::from_utf8_lossy(LETTER).replace("<one@", "<two@");
+    assert!(
+        server
+            .client()
+            .deliver(&["team@x.test"], others_id.as_bytes())[0]
+            .ends_with(" Saved")
+    );
+    assert_eq!(messages(&info).len(), 2);
+    // Elsewhere nobody looks at it.
+    for _ in 0..2 {
+        assert!(server.client().deliver(&["alice@x.test"], LETTER)[0].ends_with(" Saved"));
+    }
+}
+
+/// What is remembered costs no mail, whatever has become of it.
+#[test]
+fn a_database_that_is_of_no_use() {
+    let store = Store::with_inbox();
+    for (what, path) in [
+        ("torn", "run/torn.db"),
+        ("nowhere", "nowhere/retries.db"),
+        ("a directory", "run/dir.db"),
+    ] {
+        let db = store.path(path);
+        match what {
+            "torn" => fs::write(&db, vec![b'x'; 5000]).unwrap(),
+            "a directory" => fs::create_dir(&db).unwrap(),
+            _ => {}
+        }
+        support::own(&store.path("run"), MAIL, MAIL);
+        if db.exists() {
+            support::own(&db, MAIL, MAIL);
+        }
+        let delivery = format!("duplicate_db = \"{}\"", db.display());
+        let server = serve(&store, &delivery, "");
+        let letter = String::from_utf8_lossy(LETTER).replace("<one@", &format!("<{what}@"));
+        let send = || {
+            send(
+                &server,
+                &[],
+                "s@x.test",
+                "<alice@x.test>",
+                letter.as_bytes(),
+            )
+        };
+        assert!(send().ends_with(" Saved"), "{what}");
+        assert!(send().ends_with(" Saved before"), "{what}");
+        assert!(server.log().contains("WARN"), "{what}: {}", server.log());
+    }
+}
+
+/// The process that talks to clients asks, those that deliver are told.
+#[test]
+fn by_a_process_for_each_user() {
+    if not_root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    scratch.dir("run", 0, 0, 0o755);
+    scratch.dir("home", 20001, 20001, 0o700);
+    let root = scratch.text("");
+    write_long_ago(
+        &scratch.path("users"),
+        &format!("u::20001:20001::{root}/home::\n"),
+    );
+    let text = format!(
+        "mail_path = \"~/Maildir\"\nauth_username_format = \"%{{user | username}}\"\n[[userdb]]\npasswd-file = {{ path = \"{root}/users\" }}\n[lmtp]\nlisten = [{{ unix = \"{root}/run/lmtp\" }}]\n[delivery]\nspool_dir = \"/var/tmp\"\n"
+    );
+    fs::write(scratch.path("postroom.toml"), text).unwrap();
+    let (config, socket) = (scratch.path("postroom.toml"), scratch.path("run/lmtp"));
+    let server = Server::start_as_root(&config, &socket, &scratch.path("run/log"));
+    for number in 0..100 {
+        let letter = String::from_utf8_lossy(LETTER).replace("<one@", &format!("<{number}@"));
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        let text = format!(
+            "LHLO a\r\nMAIL FROM:<sender@else.test>\r\nRCPT TO:<u@x.test>\r\nDATA\r\n{letter}.\r\n"
+        );
+        stream.write_all(text.as_bytes()).unwrap();
+        thread::sleep(Duration::from_micros(number * 50));
+        drop(stream);
+        let reply = server
+            .client()
+            .deliver(&["u@x.test"], letter.as_bytes())
+            .remove(0);
+        assert!(reply.starts_with("250 2.0.0"), "{reply}");
+    }
+    assert_eq!(
+        messages(&scratch.path("home/Maildir")).len(),
+        100,
+        "{}",
+        server.log()
+    );
+}
