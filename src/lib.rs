@@ -4,7 +4,7 @@
 //!
 //! | layer | modules | what they are |
 //! |---|---|---|
-//! | faces | [`lmtp`], [`socketmap`], [`handover`], [`lda`], [`admin`] | the LMTP server, Postfix's question about recipients, messages from LDAs without rights, the stdin LDA, the admin's commands |
+//! | faces | [`lmtp`], [`socketmap`], [`handover`], [`status`], [`lda`], [`admin`] | the LMTP server, Postfix's question about recipients, messages from LDAs without rights, what the server shows of itself, the stdin LDA, the admin's commands |
 //! | config | [`config`] | the TOML file, checked; builds the settings of everything below it |
 //! | where it runs | [`run`] | hands a delivery to the core: in this process, or in a worker of the user's identity |
 //! | delivery core | [`deliver`] | plan, then do: resolve, inspect, carry out |
@@ -12,6 +12,7 @@
 //! | storage | [`maildir`], [`mbox`], [`index`] | two formats: making a mailbox, saving a message, its UID; Dovecot's index log |
 //! | where | [`mailbox`] | names, namespaces, locations, layouts, permissions, rights |
 //! | the message | [`message`] | addresses, envelope, body, headers |
+//! | what is shown | [`observe`] | counters, clients, faults, events |
 //! | ground | [`database`], [`fault`], [`log`], [`text`], [`sys`] | databases, errors and their codes, log lines, encodings, system calls |
 
 pub mod admin;
@@ -19,6 +20,7 @@ pub mod handover;
 pub mod lda;
 pub mod lmtp;
 pub mod socketmap;
+pub mod status;
 
 pub mod config;
 
@@ -38,6 +40,9 @@ pub mod mailbox;
 pub mod message;
 
 pub mod database;
+
+pub mod observe;
+
 pub mod fault;
 pub mod log;
 pub mod sys;

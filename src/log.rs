@@ -12,6 +12,9 @@ use std::time::Duration;
 use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Where syslog listens.
 pub const SYSLOG: &str = "/dev/log";
@@ -27,15 +30,18 @@ pub enum Target {
     Text,
     /// One JSON object per line on stderr.
     Json,
+    /// Entries of the journal, with each fact as a field of its own (`POSTROOM_RCPT=…`). On stderr where there is no journal.
+    Journal,
     /// Datagrams to `/dev/log` under this name, facility mail. Nothing at all where nobody listens.
     Syslog(&'static str),
 }
 
 impl Target {
-    /// `usual`, or JSON where the environment has `POSTROOM_LOG=json`.
+    /// `usual`, or what `POSTROOM_LOG` in the environment says: `json`, `journal`.
     pub fn from_environment(usual: Target) -> Target {
         match std::env::var("POSTROOM_LOG").as_deref() {
             Ok("json") => Target::Json,
+            Ok("journal") => Target::Journal,
             _ => usual,
         }
     }
@@ -49,6 +55,14 @@ pub fn init(target: Target) {
     let filter = usual()
         .parse(wanted)
         .unwrap_or_else(|_| usual().parse_lossy(""));
+    if target == Target::Journal
+        && let Ok(journal) = tracing_journald::layer()
+    {
+        let journal = journal.with_field_prefix(Some("POSTROOM".into()));
+        // An error means that logging is set up already.
+        let _ = registry().with(filter).with(journal).try_init();
+        return;
+    }
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
@@ -56,8 +70,10 @@ pub fn init(target: Target) {
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some() && !io::stderr().is_terminal();
     // An error means that logging is set up already.
     let _ = match target {
-        Target::Text if in_journal => lines.without_time().with_writer(|| Stderr).try_init(),
-        Target::Text => lines.with_writer(|| Stderr).try_init(),
+        Target::Text | Target::Journal if in_journal => {
+            lines.without_time().with_writer(|| Stderr).try_init()
+        }
+        Target::Text | Target::Journal => lines.with_writer(|| Stderr).try_init(),
         Target::Json => lines
             .json()
             .flatten_event(true)
@@ -100,6 +116,9 @@ pub struct Entry<'a> {
     pub mode: Option<u32>,
     pub gid: Option<u32>,
     pub took: Duration,
+    /// Of that, waiting for locks, and for the disk.
+    pub locked: Duration,
+    pub synced: Duration,
     /// The enhanced status code: `2.0.0`.
     pub code: &'a str,
     /// What failed, why, and what mends it.
@@ -133,6 +152,8 @@ pub fn delivery(entry: &Entry<'_>) {
                 mode = mode.as_deref(),
                 gid = entry.gid,
                 ms = entry.took.as_millis() as u64,
+                lock_ms = millis(entry.locked),
+                sync_ms = millis(entry.synced),
                 dsn = entry.code,
                 fault = entry.fault,
                 remarks = remarks.as_deref(),
@@ -146,6 +167,12 @@ pub fn delivery(entry: &Entry<'_>) {
         Some(b'5') => line!("rejected"),
         _ => line!("deferred"),
     }
+}
+
+fn millis(duration: Duration) -> Option<u64> {
+    u64::try_from(duration.as_millis())
+        .ok()
+        .filter(|&millis| millis > 0)
 }
 
 /// Stderr that never fails: a log on a full disk, or one that nobody reads any more, must not cost mail.

@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From top to bottom; those in one row do not know each other.
-const LAYERS: [&[&str]; 12] = [
+const LAYERS: [&[&str]; 13] = [
     &["bin"],
-    &["socketmap", "handover"],
+    &["socketmap", "handover", "status"],
     &["lmtp", "lda", "admin"],
     &["config"],
     &["run"],
@@ -17,6 +17,7 @@ const LAYERS: [&[&str]; 12] = [
     &["mailbox"],
     &["message"],
     &["database"],
+    &["observe"],
     &["fault", "log", "text", "sys"],
 ];
 

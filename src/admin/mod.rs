@@ -7,6 +7,7 @@ pub mod demo;
 pub mod doctor;
 pub mod explain;
 pub mod share;
+pub mod status;
 pub mod user;
 
 use std::io::{self, Write};

@@ -15,10 +15,12 @@ use postroom::handover;
 use postroom::lmtp::listeners::Listeners;
 use postroom::lmtp::{self, Bound};
 use postroom::log;
+use postroom::observe::{hook, snapshot};
 use postroom::run::Runner;
 use postroom::run::monitor::{self, Generation};
 use postroom::run::pool::Pool;
 use postroom::socketmap;
+use postroom::status;
 use postroom::sys::credentials::{self, Credentials};
 use postroom::sys::packet::Packets;
 use postroom::sys::process;
@@ -102,6 +104,8 @@ struct Server {
     mails: Vec<Bound>,
     maps: Vec<Bound>,
     ldas: Vec<Bound>,
+    shows: Vec<Bound>,
+    notify: hook::Settings,
     hand_over: HandOver,
     service: Service,
     workers: Workers,
@@ -116,23 +120,26 @@ impl Server {
     ) -> io::Result<(Server, Settings)> {
         config.lmtp.load_certificate()?;
         config.lmtp.fit_into(process::open_files()?);
-        let (mails, maps, ldas) = match stdio {
-            true => (&[][..], &[][..], &[][..]),
+        let (mails, maps, ldas, shows) = match stdio {
+            true => (&[][..], &[][..], &[][..], &[][..]),
             false => (
                 &config.lmtp.listen[..],
                 &config.socketmap[..],
                 &config.hand_over.listen[..],
+                &config.status[..],
             ),
         };
         if !stdio && mails.is_empty() {
             let advice = "there is nothing to listen on: write [lmtp] listen = [{ unix = \"/run/postroom/lmtp\" }]";
             return Err(io::Error::other(advice));
         }
-        listeners.change(&[mails, maps, ldas].concat())?;
+        listeners.change(&[mails, maps, ldas, shows].concat())?;
         let server = Server {
             mails: listeners.of(mails)?,
             maps: listeners.of(maps)?,
             ldas: listeners.of(ldas)?,
+            shows: listeners.of(shows)?,
+            notify: config.notify.clone(),
             hand_over: config.hand_over.clone(),
             lmtp: Arc::new(config.lmtp),
             service: config.service,
@@ -145,7 +152,12 @@ impl Server {
     /// This server as the monitor starts it.
     fn generation(self, settings: Settings) -> io::Result<Generation> {
         let front = self.workers.front_identity()?;
-        let bound = self.mails.iter().chain(&self.maps).chain(&self.ldas);
+        let bound = self
+            .mails
+            .iter()
+            .chain(&self.maps)
+            .chain(&self.ldas)
+            .chain(&self.shows);
         let descriptors = bound.map(Bound::descriptor).collect();
         Ok(Generation {
             front,
@@ -169,6 +181,8 @@ impl Server {
         // It outlives the runtime: what it holds may wait when it goes.
         let core = Arc::new(Core::new(settings));
         let served = runtime.block_on(async {
+            snapshot::began();
+            hook::start(&self.notify);
             let (stop, stopped) = watch::channel(false);
             tokio::spawn(stop_on_signal(stop, monitor.is_some()));
             let runner = match monitor {
@@ -194,9 +208,10 @@ impl Server {
                 Arc::clone(&self.lmtp),
                 stopped.clone(),
             );
+            let shows = status::serve(self.shows, runner.clone(), stopped.clone());
             let mails = lmtp::serve(self.mails, runner, self.lmtp, stopped);
-            let (mails, maps, ldas) = tokio::join!(mails, maps, ldas);
-            mails.and(maps).and(ldas)
+            let (mails, maps, ldas, shows) = tokio::join!(mails, maps, ldas, shows);
+            mails.and(maps).and(ldas).and(shows)
         });
         runtime.shutdown_timeout(LEAVE);
         served

@@ -35,6 +35,8 @@ enum Command {
     Share(admin::share::Command),
     /// Look for what is wrong in the files of mailboxes, and mend the control files
     Doctor(admin::doctor::Arguments),
+    /// What the running server does
+    Status(admin::status::Arguments),
     /// Show what the userdbs say about a user
     User {
         /// The name as a userdb knows it
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         Command::Acl(command) => admin::acl::run(config, &command, &mut out),
         Command::Share(command) => admin::share::run(config, &command, &mut out),
         Command::Doctor(arguments) => admin::doctor::run(config, &arguments, &mut out),
+        Command::Status(arguments) => admin::status::run(config, &arguments, &mut out),
         Command::User { name } => admin::user::show(config, &name, &mut out),
         Command::Demo { once } => admin::demo::run(once, &mut out),
     };

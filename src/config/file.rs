@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::listeners::{hand_over, lmtp, socketmap};
 use super::map::{addresses, routes};
+use super::observe::{notify, status};
 use super::places::{location, namespaces};
 use super::quota::quotas;
 use super::rights::{acl, sharing_map};
@@ -56,6 +57,7 @@ pub fn read(root: &Section<'_>) -> Config {
     let workers = workers(root);
     delivery.landlock = workers.landlock;
     let hand_over = hand_over(root);
+    let (status, notify) = (status(root), notify(root, &delivery.hostname));
     root.finish();
     Config {
         delivery,
@@ -64,6 +66,8 @@ pub fn read(root: &Section<'_>) -> Config {
         service,
         workers,
         hand_over,
+        status,
+        notify,
         sharing_map,
         path: None,
         settings: Vec::new(),

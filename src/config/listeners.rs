@@ -60,6 +60,7 @@ pub fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::
             dirs: spool,
             min_free: delivery.min_free_space,
         },
+        knows_retries: !delivery.duplicate_window.is_zero(),
         trusted_networks: networks(root, "login_trusted_networks"),
         balancers,
         workarounds: workarounds(root),
@@ -234,7 +235,7 @@ pub fn hand_over(root: &Section<'_>) -> HandOver {
     hand_over
 }
 
-fn listener(section: &Section<'_>) -> Option<Listen> {
+pub(super) fn listener(section: &Section<'_>) -> Option<Listen> {
     let trusted = section
         .has("trusted")
         .then(|| section.flag("trusted", false));

@@ -5,6 +5,7 @@ mod file;
 mod listeners;
 mod mail_location;
 mod map;
+mod observe;
 mod overrides;
 mod own;
 mod places;
@@ -33,6 +34,7 @@ pub use workers::{Isolation, Workers};
 use crate::deliver;
 use crate::deliver::settings::OwnNamespaces;
 use crate::lmtp::{self, Listen};
+use crate::observe::hook;
 use crate::sharing::SharingMap;
 use crate::sys::credentials;
 
@@ -49,6 +51,10 @@ pub struct Config {
     pub service: Service,
     pub workers: Workers,
     pub hand_over: HandOver,
+    /// Where the server shows what it does.
+    pub status: Vec<Listen>,
+    /// Who is told of new messages.
+    pub notify: hook::Settings,
     /// None: nobody is told who shares what.
     pub sharing_map: Option<SharingMap>,
     /// The file; none for the built-in defaults.

@@ -1,6 +1,7 @@
 //! The doing, for an mbox: one message behind the others, and Dovecot's index told of it where it is in step with the file.
 
 use std::io::{self, ErrorKind};
+use std::time::Instant;
 
 use super::Core;
 use super::announce;
@@ -63,7 +64,9 @@ pub fn add(
         holder.map_err(|error| Fault::io(format!("open {}", paths.mailbox.display()), &error))?;
     let mbox = Mbox::at(holder, path)?;
     transaction.check_heard()?;
+    let began = Instant::now();
     let open = mbox.lock(demands, |size| has_seen(core, paths, size))?;
+    let locked = began.elapsed();
     transaction.check_heard()?;
     if let Some(saved) = retry.find(&plan, open.stat().identity()) {
         return Ok(saved);
@@ -101,6 +104,7 @@ pub fn add(
         size: appended.size,
         mode: appended.stat.mode,
         gid: appended.stat.gid,
+        locked,
         remarks,
         ..Saved::nothing(&plan, appended.stat.identity())
     })

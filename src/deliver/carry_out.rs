@@ -138,6 +138,7 @@ pub fn carry_out(
         false => write()?,
     };
     let (size, mode, gid) = (written.size, written.mode, written.gid);
+    let synced = written.synced;
     let mut remarks: Vec<String> = written.remark.iter().cloned().collect();
     remarks.extend(plan.dropped.clone());
     remarks.extend(about_quota);
@@ -182,6 +183,8 @@ pub fn carry_out(
         size,
         mode,
         gid,
+        locked: published.locked,
+        synced: synced + published.synced,
         remarks,
         ..Saved::nothing(&plan, mailbox.identity())
     })

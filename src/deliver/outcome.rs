@@ -1,10 +1,13 @@
 //! What a delivery did: plain data, made into replies, exit codes and log lines.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::inspect::Plan;
 use crate::fault::Fault;
-use crate::log::{self, Entry};
+use crate::log::Entry;
+use crate::observe;
 
 /// What became of the message for one recipient.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +39,9 @@ pub struct Saved {
     pub gid: u32,
     /// Device and inode of the mailbox: of its `new/`, or of the mbox.
     pub mailbox_id: (u64, u64),
+    /// Waiting for the locks of the mailbox, and for the disk.
+    pub locked: Duration,
+    pub synced: Duration,
     /// It was there already: nothing was stored now.
     pub is_again: bool,
     /// What did not go as planned without costing the mail: a wrong group in a private mailbox, …
@@ -55,6 +61,8 @@ impl Saved {
             size: 0,
             mode: 0,
             gid: 0,
+            locked: Duration::ZERO,
+            synced: Duration::ZERO,
             is_again: false,
             remarks: Vec::new(),
         }
@@ -73,7 +81,7 @@ impl Outcome {
     /// Logs one line: what is known of the message, and what became of it.
     pub fn log(&self, message: Entry<'_>) {
         match self {
-            Outcome::Saved(saved) => log::delivery(&Entry {
+            Outcome::Saved(saved) => observe::delivery(&Entry {
                 wanted: saved.instead_of.as_ref().map(|(wanted, _)| wanted.as_str()),
                 why: saved.instead_of.as_ref().map(|(_, why)| why.as_str()),
                 mailbox: Some(&saved.mailbox),
@@ -85,10 +93,12 @@ impl Outcome {
                 gid: Some(saved.gid).filter(|_| saved.mode > 0),
                 code: "2.0.0",
                 remarks: &saved.remarks,
+                locked: saved.locked,
+                synced: saved.synced,
                 is_again: saved.is_again,
                 ..message
             }),
-            Outcome::Deferred(fault) | Outcome::Rejected(fault) => log::delivery(&Entry {
+            Outcome::Deferred(fault) | Outcome::Rejected(fault) => observe::delivery(&Entry {
                 code: fault.code.smtp().1,
                 fault: Some(&fault.to_string()),
                 ..message

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::busy::Busy;
 use super::carry_out::Heard;
@@ -40,6 +40,9 @@ pub struct Published {
     pub file: String,
     /// None where Dovecot is to give it.
     pub uid: Option<u32>,
+    /// Waiting for locks, and for the disk.
+    pub locked: Duration,
+    pub synced: Duration,
     pub remarks: Vec<String>,
 }
 
@@ -123,7 +126,9 @@ impl Publishing<'_> {
         until: Instant,
     ) -> Vec<Result<Published, Fault>> {
         let wants_keywords = batch.iter().any(|message| !message.keywords.is_empty());
+        let began = Instant::now();
         let place = Place::open(self, paths, wants_keywords, until);
+        let locked = began.elapsed();
         let list = place.list();
         // With the lock, and whatever it is in, open: they stay together from here on, or nothing comes of it.
         if let Err(fault) = place.check_name() {
@@ -135,7 +140,13 @@ impl Publishing<'_> {
         let mut results: Vec<_> = batch
             .map(|message| self.link(message, &place.lock))
             .collect();
-        if let Err(fault) = self.sync(&results).and_then(|()| place.check_name()) {
+        let began = Instant::now();
+        let synced = self.sync(&results);
+        let took = began.elapsed();
+        for member in results.iter_mut().flatten() {
+            (member.published.locked, member.published.synced) = (locked, took);
+        }
+        if let Err(fault) = synced.and_then(|()| place.check_name()) {
             let take_back = |result: Result<Member, Fault>| {
                 // A name that cannot be taken back is there twice after the retry: better than not at all.
                 let _ = self.mailbox.unlink(&result?.published.file);
@@ -191,6 +202,8 @@ impl Publishing<'_> {
             published: Published {
                 file,
                 uid: None,
+                locked: Duration::ZERO,
+                synced: Duration::ZERO,
                 remarks,
             },
             flags,
@@ -249,9 +262,15 @@ impl Publishing<'_> {
         for (member, uid) in members.iter_mut().zip(uids) {
             member.published.uid = Some(uid);
         }
-        if self.sync
-            && let Err(why) = list.sync()
-        {
+        let began = Instant::now();
+        let synced = match self.sync {
+            true => list.sync(),
+            false => Ok(()),
+        };
+        for member in members.iter_mut() {
+            member.published.synced += began.elapsed();
+        }
+        if let Err(why) = synced {
             let why = format!("its UID may be another one after a crash: {why}");
             remark(members, &why);
         }

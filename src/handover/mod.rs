@@ -22,6 +22,7 @@ use crate::lda::wire::{Answer, MAX_LINE, MAX_PIECE, Offer};
 use crate::lmtp::incoming::Incoming;
 use crate::lmtp::{self, Bound, Door, Stream};
 use crate::log::Entry;
+use crate::message::body::BodyWriter;
 use crate::message::{Envelope, Message, Recipient, Trace, header};
 use crate::run::Runner;
 use crate::sys::{nss, socket};
@@ -165,7 +166,7 @@ impl Server {
         if say(stream, Answer::Send).await.is_err() {
             return Ok(None);
         }
-        let mut incoming = Incoming::new(&self.settings.spool, limit);
+        let mut incoming = Incoming::new(BodyWriter::new(&self.settings.spool), limit);
         let received = timeout(self.settings.data_deadline, pieces(stream, &mut incoming));
         if !matches!(received.await, Ok(Ok(()))) {
             return Ok(None);
@@ -287,7 +288,7 @@ mod tests {
         let (mut here, there) = UnixStream::pair().unwrap();
         here.write_all(bytes).await.unwrap();
         drop(here);
-        let mut incoming = Incoming::new(&Spool::default(), None);
+        let mut incoming = Incoming::new(BodyWriter::new(&Spool::default()), None);
         pieces(&mut BufReader::new(there), &mut incoming)
             .await
             .ok()?;

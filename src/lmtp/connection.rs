@@ -24,8 +24,12 @@ use super::session::{Delivery, Intake, Limits, Session, StartTls, Step};
 use super::tls::Channel;
 use crate::deliver::{Outcome, Report};
 use crate::fault::{Code, Fault};
-use crate::log::{self, Entry};
+use crate::log::Entry;
+use crate::message::body::BodyWriter;
 use crate::message::{Envelope, Message, Received, Recipient, Trace, header};
+use crate::observe;
+use crate::observe::metrics::metrics;
+use crate::observe::sessions::{self, State};
 use crate::run::Outcomes;
 
 /// Bytes read at once, and the most that wait to be read as commands.
@@ -98,6 +102,8 @@ pub struct Connection<S, D> {
     incoming: Option<Incoming>,
     /// The date of the transaction, for Received.
     date: String,
+    /// What others see of it.
+    shown: Option<sessions::Session>,
 }
 
 impl<S: Wire, D: Deliveries> Connection<S, D> {
@@ -133,11 +139,14 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             output: Vec::new(),
             incoming: None,
             date: String::new(),
+            shown: None,
         }
     }
 
     /// Serves the client until one of the two has enough.
     pub async fn run(mut self) {
+        self.shown = Some(sessions::Session::new(self.session.id(), &self.peer()));
+        metrics().connections.inc();
         tracing::debug!(
             session = self.session.id(),
             peer = self.peer().as_str(),
@@ -193,9 +202,19 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
                 self.date = now();
                 self.incoming = None;
             }
+            self.show(match self.session.in_transaction() {
+                true => State::Envelope,
+                false => State::Idle,
+            });
             if self.follow(step).await? {
                 return self.flush().await;
             }
+        }
+    }
+
+    fn show(&self, state: State) {
+        if let Some(shown) = &self.shown {
+            shown.set(state);
         }
     }
 
@@ -320,7 +339,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             let sender = self.session.sender_text();
             let why = fault.to_string();
             let forwarded = self.session.forwarded();
-            log::delivery(&Entry {
+            observe::delivery(&Entry {
                 session: self.session.id(),
                 queue_id: forwarded.queue_id.as_deref(),
                 client: forwarded.client.as_deref(),
@@ -336,9 +355,19 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
         self.session.checked(&report)
     }
 
+    fn incoming(&self, limit: Option<u64>) -> Incoming {
+        let spool = &self.settings.spool;
+        let writer = match self.settings.knows_retries {
+            true => BodyWriter::digesting(spool),
+            false => BodyWriter::new(spool),
+        };
+        Incoming::new(writer, limit)
+    }
+
     /// Reads a body to its dot.
     async fn read_data(&mut self, limit: Option<u64>) -> Result<Intake, End> {
-        let mut incoming = Incoming::new(&self.settings.spool, limit);
+        self.show(State::Data);
+        let mut incoming = self.incoming(limit);
         let mut decoder = DataDecoder::default();
         let (began, mut received) = (Instant::now(), 0);
         loop {
@@ -359,8 +388,9 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
     /// Reads the octets of one chunk.
     async fn read_chunk(&mut self, octets: u64, keep: bool) -> Result<Intake, End> {
         let kept = self.incoming.take();
+        self.show(State::Data);
         // The session counts the octets of all chunks itself.
-        let mut incoming = kept.unwrap_or_else(|| Incoming::new(&self.settings.spool, None));
+        let mut incoming = kept.unwrap_or_else(|| self.incoming(None));
         let mut chunk = Chunk::new(octets);
         let (began, mut received) = (Instant::now(), 0);
         loop {
@@ -391,6 +421,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
 
     /// Delivers a complete message. Each reply leaves as soon as those before it have.
     async fn deliver(&mut self, mut delivery: Delivery) -> Result<(), End> {
+        self.show(State::Delivering);
         self.flush().await?;
         if self.stream.is_gone() {
             // Whoever sent it has given up and will send it again.
@@ -400,10 +431,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             );
             return Err(End::Closed);
         }
-        let incoming = self
-            .incoming
-            .take()
-            .unwrap_or_else(|| Incoming::new(&self.settings.spool, None));
+        let incoming = self.incoming.take().unwrap_or_else(|| self.incoming(None));
         let began = Instant::now();
         let body = match incoming.finish().await {
             Ok(body) => body,
@@ -459,6 +487,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             }
         }
         drop(outcomes);
+        self.show(State::Idle);
         self.give_up(&mut delivery, message_id.as_deref(), began, fault)?;
         sent
     }

@@ -3,7 +3,7 @@
 use super::session::Intake;
 use crate::fault::{Code, Fault};
 use crate::message::Body;
-use crate::message::body::{BodyWriter, Spool};
+use crate::message::body::BodyWriter;
 
 /// Bytes that are gathered before they are written.
 const GATHER: usize = 64 * 1024;
@@ -21,10 +21,9 @@ pub struct Incoming {
 
 impl Incoming {
     /// `limit`: bytes that the body may have as it comes over the wire.
-    pub fn new(spool: &Spool, limit: Option<u64>) -> Incoming {
-        let writer = Some(BodyWriter::digesting(spool));
+    pub fn new(writer: BodyWriter, limit: Option<u64>) -> Incoming {
         Incoming {
-            writer,
+            writer: Some(writer),
             gathered: Vec::new(),
             taken: 0,
             limit,
@@ -117,6 +116,7 @@ impl Incoming {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::body::Spool;
 
     fn spool() -> Spool {
         Spool::of(vec![std::env::temp_dir()])
@@ -132,7 +132,7 @@ mod tests {
             (1_000_000, Some(1_000_000), Intake::Complete),
             (1_000_000, Some(999_999), Intake::TooBig),
         ] {
-            let mut incoming = Incoming::new(&spool(), limit);
+            let mut incoming = Incoming::new(BodyWriter::new(&spool()), limit);
             for piece in vec![b'x'; size].chunks(3001) {
                 incoming.push(piece);
                 incoming.spill().await;

@@ -13,12 +13,14 @@
 //! | [`proxied`] | the PROXY protocol of load balancers |
 //! | [`guests`] | how many connections each peer has |
 //! | [`listeners`] | the sockets, from one configuration to the next |
+//! | [`doors`] | small services beside it |
 //! | [`connection`] | one client's bytes, session and deliveries together |
 
 pub mod client;
 pub mod codec;
 pub mod command;
 pub mod connection;
+pub mod doors;
 pub mod guests;
 pub mod incoming;
 pub mod listeners;
@@ -47,6 +49,7 @@ use tokio_rustls::rustls::ServerConfig;
 use crate::deliver::Report;
 use crate::message::body::Spool;
 use crate::message::{Message, Recipient};
+use crate::observe::metrics::metrics;
 use crate::run::{Outcomes, Runner, turns};
 use crate::sys::socket;
 use command::Workarounds;
@@ -86,6 +89,8 @@ pub struct Settings {
     /// Tell clients why: for closed sites.
     pub verbose_replies: bool,
     pub spool: Spool,
+    /// Each message has a digest, so that one which is sent again is known.
+    pub knows_retries: bool,
     /// `login_trusted_networks`: whose clients are believed when they say who sends, or whom they speak for.
     pub trusted_networks: Vec<IpNet>,
     /// `haproxy_trusted_networks`: whose PROXY headers are believed.
@@ -445,6 +450,7 @@ impl Arrival {
                     };
                     let guest = guests.admit(peer.address.unwrap_or(address.ip()));
                     let Some(_guest) = guest else {
+                        metrics().turned_away.inc();
                         return farewell(stream, &settings, "Too many connections from you").await;
                     };
                     let connection = Connection::new(stream, peer, deliveries, settings, phase);
@@ -455,6 +461,7 @@ impl Arrival {
     }
 
     async fn turn_away(self, settings: &Settings, why: &str) {
+        metrics().turned_away.inc();
         match self.stream {
             Stream::Unix(stream) => farewell(stream, settings, why).await,
             Stream::Tcp(stream, _) => farewell(stream, settings, why).await,

@@ -198,6 +198,8 @@ mod tests {
         Outcome::Saved(Saved {
             mailbox_id: (1, 1),
             is_again: false,
+            locked: Default::default(),
+            synced: Default::default(),
             mailbox: mailbox.into(),
             instead_of: None,
             user: "alice".into(),

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use super::Maildir;
 use super::filename::{self, Names};
@@ -30,6 +31,8 @@ pub struct Written {
     pub virtual_size: u64,
     pub mode: u32,
     pub gid: u32,
+    /// Waiting for the disk.
+    pub synced: Duration,
     /// Why mode or group are not as planned.
     pub remark: Option<String>,
 }
@@ -69,6 +72,7 @@ impl Maildir {
             virtual_size: header.len() as u64 + count_lines(header) + body.virtual_size(),
             mode: 0,
             gid: 0,
+            synced: Duration::ZERO,
             remark: None,
             named,
             file,
@@ -79,7 +83,9 @@ impl Maildir {
         if demands.sync {
             let failed =
                 |error| Fault::io(format!("sync a message in {}", self.path.display()), &error);
+            let began = Instant::now();
             dir::sync_file(&written.file).map_err(failed)?;
+            written.synced = began.elapsed();
         }
         Ok(written)
     }

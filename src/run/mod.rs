@@ -35,6 +35,7 @@ use tokio::time::timeout;
 use crate::deliver::{self, Answers, Core, Outcome, Report, Retry, Transaction};
 use crate::fault::{Code, Fault};
 use crate::message::{Message, Recipient};
+use crate::observe::snapshot;
 use crate::user::User;
 use dispatch::Dispatch;
 use ledger::{Begun, Ledger};
@@ -179,6 +180,11 @@ impl Runner {
             }
         }
         Err(out_of_reach())
+    }
+
+    /// The worker processes; none where there are none.
+    pub fn workers(&self) -> Option<Vec<snapshot::Worker>> {
+        self.workers.as_ref().map(|pool| pool.list())
     }
 
     /// The user whose mail it is.

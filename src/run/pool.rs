@@ -15,6 +15,7 @@ use tokio::time::{interval, timeout};
 use super::AT_ONCE;
 use super::wire::{self, Answer, Forked, Order};
 use crate::fault::{Code, Fault};
+use crate::observe::snapshot;
 use crate::sys::channel::Channel;
 use crate::sys::credentials::Credentials;
 use crate::sys::packet::{Buffer, Packets};
@@ -119,6 +120,19 @@ impl Pool {
         });
         tokio::spawn(look_after(Arc::clone(&pool)));
         Ok(pool)
+    }
+
+    /// All that live.
+    pub fn list(&self) -> Vec<snapshot::Worker> {
+        let table = self.table();
+        let workers = table.workers.values().chain(&table.leaving);
+        let workers = workers.map(|worker| snapshot::Worker {
+            pid: worker.pid,
+            uid: worker.uid,
+            at_work: worker.pending().as_ref().map_or(0, HashMap::len),
+            deliveries: worker.deliveries.load(Ordering::Relaxed),
+        });
+        workers.collect()
     }
 
     /// A worker of this identity.

@@ -7,13 +7,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use crate::lmtp::{Bound, Door, Stream};
+use crate::lmtp::{Bound, doors};
 use crate::message::{Address, Recipient};
 use crate::run::Runner;
-use crate::sys::socket;
 
 /// The longest request that is read, bytes.
 const MAX_REQUEST: usize = 4096;
@@ -28,45 +26,10 @@ const IDLE: Duration = Duration::from_secs(600);
 pub async fn serve(
     listeners: Vec<Bound>,
     runner: Runner,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let mut doors = JoinSet::new();
-    for listener in listeners {
-        doors.spawn(welcome(Door::new(listener)?, runner.clone()));
-    }
-    if doors.is_empty() {
-        return Ok(());
-    }
-    // Nobody left who could say so: the end too.
-    let _ = stop.wait_for(|stop| *stop).await;
-    doors.shutdown().await;
-    Ok(())
-}
-
-async fn welcome(door: Door, runner: Runner) {
-    let mut clients = JoinSet::new();
-    let mut failures = 0;
-    loop {
-        match door.accept().await {
-            Ok(arrival) => {
-                failures = 0;
-                while clients.try_join_next().is_some() {}
-                if clients.len() >= MAX_CLIENTS {
-                    // Dropped: Postfix tries again.
-                    continue;
-                }
-                let runner = runner.clone();
-                match arrival.stream {
-                    Stream::Unix(stream) => clients.spawn(client(stream, runner)),
-                    Stream::Tcp(stream, _) => clients.spawn(client(stream, runner)),
-                };
-            }
-            Err(_) => {
-                failures += 1;
-                sleep(socket::back_off(failures)).await;
-            }
-        }
-    }
+    let client = move |stream| client(stream, runner.clone());
+    doors::serve(listeners, MAX_CLIENTS, stop, client).await
 }
 
 /// One client, until it has enough or says something that is no request.

@@ -57,6 +57,8 @@ fn outcome(local: &str) -> Outcome {
     Outcome::Saved(Saved {
         mailbox_id: (1, 1),
         is_again: false,
+        locked: Default::default(),
+        synced: Default::default(),
         mailbox: "INBOX".into(),
         instead_of: None,
         user: local.into(),
