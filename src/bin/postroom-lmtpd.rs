@@ -25,6 +25,7 @@ use postroom::sys::credentials::{self, Credentials};
 use postroom::sys::packet::Packets;
 use postroom::sys::process;
 use postroom::sys::sandbox::Sandbox;
+use postroom::sys::service;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -73,18 +74,21 @@ fn start(arguments: &Arguments) -> io::Result<u8> {
     process::ignore_file_size_signal()?;
     process::raise_open_files()?;
     let config = load(arguments)?;
+    let mut listeners = Listeners::new(service::given_sockets()?);
+    let watchdog = service::watchdog();
     if !credentials::is_root() || config.workers.isolation == Isolation::None {
-        let (server, settings) = Server::new(config, &mut Listeners::default(), arguments.stdio)?;
+        let (server, settings) = Server::new(config, &mut listeners, arguments.stdio, watchdog)?;
         if credentials::is_root() {
             become_one(&server.service)?;
         }
         return server.serve(settings, None).map(|()| 0);
     }
     let mut first = Some(config);
-    let listeners = Rc::new(RefCell::new(Listeners::default()));
+    let listeners = Rc::new(RefCell::new(listeners));
     monitor::run(&mut || {
         let config = first.take().map_or_else(|| load(arguments), Ok)?;
-        let (server, settings) = Server::new(config, &mut listeners.borrow_mut(), arguments.stdio)?;
+        let listeners = &mut listeners.borrow_mut();
+        let (server, settings) = Server::new(config, listeners, arguments.stdio, watchdog)?;
         server.generation(settings)
     })
 }
@@ -110,6 +114,8 @@ struct Server {
     service: Service,
     workers: Workers,
     stdio: bool,
+    /// How often systemd wants to hear of us.
+    watchdog: Option<Duration>,
 }
 
 impl Server {
@@ -117,6 +123,7 @@ impl Server {
         mut config: Config,
         listeners: &mut Listeners,
         stdio: bool,
+        watchdog: Option<Duration>,
     ) -> io::Result<(Server, Settings)> {
         config.lmtp.load_certificate()?;
         config.lmtp.fit_into(process::open_files()?);
@@ -145,6 +152,7 @@ impl Server {
             service: config.service,
             workers: config.workers,
             stdio,
+            watchdog,
         };
         Ok((server, config.delivery))
     }
@@ -196,6 +204,10 @@ impl Server {
                     Runner::with_workers(Arc::clone(&core), pool, self.lmtp.turns)
                 }
             };
+            service::ready();
+            if let Some(period) = self.watchdog {
+                tokio::spawn(stay_alive(period));
+            }
             if self.stdio {
                 lmtp::serve_stdio(runner, self.lmtp, stopped).await;
                 return Ok(());
@@ -251,5 +263,17 @@ async fn stop_on_signal(stop: watch::Sender<bool>, has_monitor: bool) {
             },
         }
     }
+    if !has_monitor {
+        service::stopping();
+    }
     stop.send_replace(true);
+}
+
+/// As long as this runs clients are heard.
+async fn stay_alive(period: Duration) {
+    let mut rounds = tokio::time::interval(period / 2);
+    loop {
+        rounds.tick().await;
+        service::alive();
+    }
 }

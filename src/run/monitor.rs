@@ -13,6 +13,7 @@ use crate::sys::children::{Child, Parent, Wish};
 use crate::sys::credentials::Credentials;
 use crate::sys::packet::{self, Buffer, Packets};
 use crate::sys::process::End;
+use crate::sys::service;
 
 /// How long workers may take to finish what they have when their front is gone.
 const FINISH: Duration = Duration::from_secs(60);
@@ -123,6 +124,7 @@ impl Monitor {
 
     fn stop(&mut self) {
         self.is_stopping = true;
+        service::stopping();
         let living = self.running.iter().filter(|it| !it.has_ended);
         living.for_each(|it| it.front.stop());
     }
@@ -130,12 +132,14 @@ impl Monitor {
     /// The new front listens before the old one stops to.
     fn reload(&mut self, load: &mut dyn FnMut() -> io::Result<Generation>) {
         let old: Vec<Child> = self.living().map(|it| it.front).collect();
+        service::reloading();
         match load().and_then(|generation| self.start(generation)) {
             Ok(()) => {
                 old.into_iter().for_each(Child::stop);
                 tracing::info!("the configuration was read again");
             }
             Err(error) => {
+                service::ready();
                 let error = error.to_string();
                 tracing::error!(
                     error = error.as_str(),

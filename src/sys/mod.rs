@@ -12,6 +12,7 @@ pub mod nss;
 pub mod packet;
 pub mod process;
 pub mod sandbox;
+pub mod service;
 pub mod socket;
 
 use std::io;
