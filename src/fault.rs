@@ -48,6 +48,8 @@ pub enum Code {
     NotNow,
     /// An address that no mailbox can have.
     BadAddress,
+    /// Another server, which has the mailbox.
+    Unreachable,
     /// A userdb, ACL file or rule that could not be read: cannot tell.
     CannotTell,
     /// I/O error, lock, read-only file system, lost peer.
@@ -72,6 +74,7 @@ impl Code {
             Code::QuotaOfDisk => (452, "4.2.2"),
             Code::NoSpace => (452, "4.3.1"),
             Code::Busy => (451, "4.2.1"),
+            Code::Unreachable => (451, "4.4.1"),
             Code::Storage | Code::NotNow => (451, "4.2.0"),
             Code::Permissions | Code::CannotTell | Code::Internal => (451, "4.3.0"),
             Code::Resources => (451, "4.3.2"),
@@ -100,6 +103,7 @@ impl Code {
             Code::QuotaOfDisk => "Mailbox is full, try again later",
             Code::NoSpace => "No space for the message, try again later",
             Code::Permissions => "Mailbox cannot take the message as configured, try again later",
+            Code::Unreachable => "Mailbox cannot be reached now, try again later",
             Code::Busy => "Mailbox is busy, try again later",
             Code::NotNow => "Mailbox not available, try again later",
             Code::CannotTell => "Cannot tell where to deliver, try again later",

@@ -108,6 +108,8 @@ pub struct Entry<'a> {
     /// The final mailbox.
     pub mailbox: Option<&'a str>,
     pub user: Option<&'a str>,
+    /// The server that has stored it, where it was another one.
+    pub node: Option<&'a str>,
     /// The IMAP UID.
     pub uid: Option<u32>,
     pub file: Option<&'a str>,
@@ -146,6 +148,7 @@ pub fn delivery(entry: &Entry<'_>) {
                 why = entry.why,
                 mailbox = entry.mailbox,
                 user = entry.user,
+                node = entry.node,
                 uid = entry.uid,
                 file = entry.file,
                 size = entry.size,

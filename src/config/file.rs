@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::listeners::{hand_over, lmtp, socketmap};
 use super::map::{addresses, routes};
 use super::observe::{notify, status};
+use super::placement::placement;
 use super::places::{location, namespaces};
 use super::quota::quotas;
 use super::rights::{acl, sharing_map};
@@ -142,6 +143,7 @@ fn delivery(
             "add a namespace with subscriptions = true, prefix = \"\", list = false and hidden = true",
         );
     }
+    let placement = placement(root, &hostname);
     let settings = Settings {
         hostname,
         userdbs,
@@ -183,6 +185,7 @@ fn delivery(
             .unwrap_or(DeliveryAddress::Final),
         adds_received: root.flag("lmtp_add_received_header", true),
         quotas: quotas(root),
+        placement,
         required_paths: paths(&section, "required_paths"),
         mail_roots: section
             .has("mail_roots")

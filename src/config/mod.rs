@@ -8,6 +8,7 @@ mod map;
 mod observe;
 mod overrides;
 mod own;
+mod placement;
 mod places;
 mod quota;
 pub mod report;

@@ -11,7 +11,7 @@ use crate::fault::{Code, Fault};
 use crate::mailbox::lookup;
 use crate::mailbox::name::{self, StorageName};
 use crate::mailbox::namespace::Namespace;
-use crate::message::{Address, Recipient};
+use crate::message::{Address, Errand, Recipient};
 use crate::user::User;
 
 /// Who delivers, and the mailbox that is asked for.
@@ -35,6 +35,9 @@ pub fn asked(
     directory: &dyn Directory,
     recipient: &Recipient,
 ) -> Result<Asked, Fault> {
+    if let Some(errand) = &recipient.errand {
+        return of_errand(settings, directory, errand);
+    }
     if let Some((rule, detail)) = exact_rule(settings, directory, recipient)? {
         return of_rule(settings, directory, recipient, rule, detail.as_deref());
     }
@@ -74,6 +77,27 @@ pub fn asked(
         mailbox,
         rule: None,
         lines,
+    })
+}
+
+/// The other server has looked for the rest.
+fn of_errand(
+    settings: &Settings,
+    directory: &dyn Directory,
+    errand: &Errand,
+) -> Result<Asked, Fault> {
+    let user = directory.user(&errand.user)?;
+    let user = user.ok_or_else(|| unknown(&errand.user))?;
+    let namespaces = settings.namespaces_of(&user)?;
+    let mailbox = normalised(&namespaces, &errand.mailbox);
+    let text = format!("{mailbox} as {}, for another server", user.name);
+    Ok(Asked {
+        user,
+        namespaces,
+        by: By::Errand,
+        mailbox,
+        rule: None,
+        lines: vec![Line::ok("wanted", text)],
     })
 }
 

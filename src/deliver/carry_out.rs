@@ -59,6 +59,10 @@ impl Transaction {
         &self.message
     }
 
+    pub fn shared_message(&self) -> &Arc<Message> {
+        &self.message
+    }
+
     pub fn check_heard(&self) -> Result<(), Fault> {
         self.heard.check()
     }

@@ -19,6 +19,8 @@ pub trait Directory {
     /// `address`: in small letters.
     fn rule(&self, address: &str) -> Result<Option<Rule>, Fault>;
     fn group_name(&self, gid: u32) -> Result<Option<String>, Fault>;
+    /// What the table of placements says of a user or owner, or of a public mailbox: the name of a node.
+    fn node(&self, user: &str, mailbox: &str) -> Result<Option<String>, Fault>;
 }
 
 /// Asks the userdbs, the maps and the name service.
@@ -40,6 +42,18 @@ impl Directory for Settings {
             Fault::new(Code::CannotTell, doing, error.to_string())
         })
     }
+
+    fn node(&self, user: &str, mailbox: &str) -> Result<Option<String>, Fault> {
+        match &self.placement {
+            Some(placement) => placement.asked(user, mailbox),
+            None => Ok(None),
+        }
+    }
+}
+
+/// What is asked of the table of placements, as one text.
+fn place(user: &str, mailbox: &str) -> String {
+    format!("{user}\0{mailbox}")
 }
 
 /// Answers that were given once. Whatever else is asked cannot be told.
@@ -48,6 +62,8 @@ pub struct Answers {
     users: BTreeMap<String, Option<User>>,
     rules: BTreeMap<String, Option<Rule>>,
     groups: BTreeMap<u32, Option<String>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    nodes: BTreeMap<String, Option<String>>,
 }
 
 impl Directory for Answers {
@@ -62,6 +78,10 @@ impl Directory for Answers {
     fn group_name(&self, gid: u32) -> Result<Option<String>, Fault> {
         told(&self.groups, &gid, "group")
     }
+
+    fn node(&self, user: &str, mailbox: &str) -> Result<Option<String>, Fault> {
+        told(&self.nodes, &place(user, mailbox), "node")
+    }
 }
 
 impl Answers {
@@ -74,6 +94,7 @@ impl Answers {
         self.users.extend(more.users);
         self.rules.extend(more.rules);
         self.groups.extend(more.groups);
+        self.nodes.extend(more.nodes);
     }
 }
 
@@ -97,6 +118,11 @@ impl Directory for Remembered<'_> {
     fn group_name(&self, gid: u32) -> Result<Option<String>, Fault> {
         let known = self.answers.groups.get(&gid).cloned();
         known.map_or_else(|| self.otherwise.group_name(gid), Ok)
+    }
+
+    fn node(&self, user: &str, mailbox: &str) -> Result<Option<String>, Fault> {
+        let known = self.answers.nodes.get(&place(user, mailbox)).cloned();
+        known.map_or_else(|| self.otherwise.node(user, mailbox), Ok)
     }
 }
 
@@ -152,6 +178,13 @@ impl Directory for Recorder<'_> {
     fn group_name(&self, gid: u32) -> Result<Option<String>, Fault> {
         let found = self.asked.group_name(gid)?;
         self.answers.borrow_mut().groups.insert(gid, found.clone());
+        Ok(found)
+    }
+
+    fn node(&self, user: &str, mailbox: &str) -> Result<Option<String>, Fault> {
+        let found = self.asked.node(user, mailbox)?;
+        let nodes = &mut self.answers.borrow_mut().nodes;
+        nodes.insert(place(user, mailbox), found.clone());
         Ok(found)
     }
 }

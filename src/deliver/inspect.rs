@@ -98,6 +98,11 @@ struct Inspection<'a> {
 
 impl Inspection<'_> {
     fn decide(&mut self) -> Result<Plan, Fault> {
+        if let Some(node) = &self.targets.node {
+            let doing = format!("deliver to {}", self.targets.user.name);
+            let why = format!("{node} has his mail, and the LMTP server alone passes mail on");
+            return self.end("user", Fault::new(Code::CannotTell, doing, why));
+        }
         self.check_required_paths()?;
         self.check_identity()?;
         let targets = self.targets;
@@ -105,6 +110,11 @@ impl Inspection<'_> {
             Wanted::Target(target) => (&target.mailbox, self.examine_wanted(target)?),
             Wanted::Missing { mailbox, why } => (mailbox, Finding::Missing(why.clone())),
             Wanted::Denied { mailbox, why } => (mailbox, Finding::Denied(why.clone())),
+            Wanted::Elsewhere { mailbox, .. } => {
+                let doing = format!("deliver to {mailbox}");
+                let why = "another server has it, and the LMTP server alone passes mail on";
+                return self.end("mailbox", Fault::new(Code::CannotTell, doing, why));
+            }
         };
         match finding {
             Finding::Usable(plan) => Ok(*plan),

@@ -18,6 +18,7 @@ pub mod inspect;
 pub mod map;
 pub mod outcome;
 pub mod place;
+pub mod placement;
 pub mod publish;
 pub mod queue;
 pub mod quota;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::inspect::Plan;
+use super::placement::Node;
 use crate::fault::Fault;
 use crate::log::Entry;
 use crate::observe;
@@ -37,6 +38,8 @@ pub struct Saved {
     pub size: u64,
     pub mode: u32,
     pub gid: u32,
+    /// The server that has stored it, where it was another one; of the rest only what it has said is known.
+    pub node: Option<String>,
     /// Device and inode of the mailbox: of its `new/`, or of the mbox.
     pub mailbox_id: (u64, u64),
     /// Waiting for the locks of the mailbox, and for the disk.
@@ -55,8 +58,31 @@ impl Saved {
             mailbox: plan.target.mailbox.clone(),
             instead_of: plan.instead_of.clone(),
             user: plan.user.clone(),
+            node: None,
             mailbox_id,
             uid: None,
+            file: String::new(),
+            size: 0,
+            mode: 0,
+            gid: 0,
+            locked: Duration::ZERO,
+            synced: Duration::ZERO,
+            is_again: false,
+            remarks: Vec::new(),
+        }
+    }
+}
+
+impl Saved {
+    /// What another server has stored, as it says.
+    pub fn elsewhere(node: &Node, user: String, mailbox: String, uid: Option<u32>) -> Saved {
+        Saved {
+            mailbox,
+            instead_of: None,
+            user,
+            node: Some(node.name.clone()),
+            mailbox_id: (0, 0),
+            uid,
             file: String::new(),
             size: 0,
             mode: 0,
@@ -84,7 +110,8 @@ impl Outcome {
             Outcome::Saved(saved) => observe::delivery(&Entry {
                 wanted: saved.instead_of.as_ref().map(|(wanted, _)| wanted.as_str()),
                 why: saved.instead_of.as_ref().map(|(_, why)| why.as_str()),
-                mailbox: Some(&saved.mailbox),
+                mailbox: Some(saved.mailbox.as_str()).filter(|it| !it.is_empty()),
+                node: saved.node.as_deref(),
                 user: Some(&saved.user),
                 uid: saved.uid,
                 file: Some(saved.file.as_str()).filter(|it| !it.is_empty()),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::address::{self, Asked};
 use super::directory::Directory;
+use super::placement::Node;
 use super::quota;
 use super::report::Line;
 use super::route::Route;
@@ -23,7 +24,7 @@ use crate::mailbox::path::{NoPlace, Paths};
 use crate::mailbox::quota::Quota;
 use crate::mailbox::subscriptions::{self, Subscription};
 use crate::maildir::create::exists;
-use crate::message::{Flags, Keywords, Recipient};
+use crate::message::{Flags, Keywords, Recipient, Refusal};
 use crate::text::template::{Template, Variables};
 use crate::user::{Credentials, User};
 
@@ -38,6 +39,10 @@ pub struct Targets {
     pub wanted: Wanted,
     /// The parents of the wanted mailbox, nearest first, where a parent may take its mail.
     pub parents: Vec<Target>,
+    /// Another server has all mailboxes of the user, and decides: nothing of the rest counts.
+    pub node: Option<Node>,
+    /// Whose rights count.
+    pub subject: settings::Subject,
     /// The user's INBOX, where it is not what is wanted anyway.
     pub inbox: Option<Target>,
     pub on_missing: OnMissing,
@@ -69,6 +74,8 @@ pub enum By {
     Map,
     /// The detail of such an address: a child of its mailbox, and a stranger's word again.
     Child,
+    /// Another server, for one of its users.
+    Errand,
     /// `[[route]]`: it never costs the mail, INBOX stands behind it.
     Route,
 }
@@ -86,6 +93,11 @@ pub enum Wanted {
     Denied {
         mailbox: String,
         why: String,
+    },
+    /// Other servers have it, and what may stand in for it: the first that takes the message.
+    Elsewhere {
+        mailbox: String,
+        places: Vec<(String, Node)>,
     },
 }
 
@@ -150,6 +162,12 @@ pub fn resolve(
         rule,
         mut lines,
     } = address::asked(settings, directory, recipient)?;
+    if let Some(placement) = settings.placement.as_ref().filter(|_| by != By::Errand)
+        && let Some(node) = placement.of_user(directory, &user)?
+    {
+        lines.push(Line::ok("node", format!("{node}: it decides")));
+        return Ok(Targets::at(node, recipient, user, mailbox, lines));
+    }
     let resolver = Resolver {
         settings,
         directory,
@@ -160,6 +178,14 @@ pub fn resolve(
             false => rule
                 .as_ref()
                 .and_then(|rule| rule.subject)
+                .or_else(|| {
+                    recipient
+                        .errand
+                        .as_ref()?
+                        .subject
+                        .as_deref()
+                        .and_then(settings::Subject::parse)
+                })
                 .unwrap_or(settings.acl.subject),
         },
         authenticated: recipient.authenticated.as_deref(),
@@ -175,14 +201,33 @@ pub fn resolve(
             OnMissing::Parent
         }
         (Some(rule), _) => rule.on_missing,
+        // Whoever has the INBOX decides what stands in.
+        (None, _) if by == By::Errand => OnMissing::Reject,
         (None, OnMissing::Defer) if by.is_strangers() => OnMissing::Inbox,
         (None, asked) => asked,
     };
     let on_denied = match settings.on_denied {
+        _ if by == By::Errand => OnDenied::Reject,
         OnDenied::Defer if by.is_strangers() => OnDenied::Inbox,
         asked => asked,
     };
-    let wanted = resolver.wanted(found, &mailbox, by, on_missing)?;
+    let wanted = match &recipient.refusal {
+        Some(Refusal { is_missing, why }) => {
+            let (mailbox, why) = (mailbox.clone(), why.clone());
+            match is_missing {
+                true => Wanted::Missing { mailbox, why },
+                false => Wanted::Denied { mailbox, why },
+            }
+        }
+        None => resolver.wanted(found, &mailbox, by, on_missing)?,
+    };
+    if let Wanted::Elsewhere { places, .. } = &wanted {
+        let nodes: Vec<String> = places
+            .iter()
+            .map(|(name, node)| format!("{name} at {node}"))
+            .collect();
+        lines.push(Line::ok("node", nodes.join(", else ")));
+    }
     let wants_inbox = matches!(&wanted, Wanted::Target(target) if target.own_inbox);
     if wants_inbox && rule.is_none() && head.is_none() && !settings.routes.is_empty() {
         let count = settings.routes.len();
@@ -198,6 +243,8 @@ pub fn resolve(
         return Ok(Targets {
             recipient: recipient.shown(),
             by: By::Route,
+            node: None,
+            subject: resolver.subject,
             wanted: routed,
             parents: Vec::new(),
             inbox: Some(resolver.inbox()?),
@@ -225,6 +272,8 @@ pub fn resolve(
     Ok(Targets {
         recipient: recipient.shown(),
         by,
+        node: None,
+        subject: resolver.subject,
         wanted,
         parents,
         inbox,
@@ -254,7 +303,7 @@ pub fn mailbox_of(
     let targets = resolve(settings, settings, &recipient, None)?;
     let target = match targets.wanted {
         Wanted::Target(target) => Some(*target),
-        Wanted::Missing { .. } | Wanted::Denied { .. } => None,
+        Wanted::Missing { .. } | Wanted::Denied { .. } | Wanted::Elsewhere { .. } => None,
     };
     Ok((targets.user, target))
 }
@@ -417,6 +466,18 @@ impl Resolver<'_> {
                 ));
             }
         };
+        if by != By::Errand
+            && let Some(node) = self.node_of(mailbox, &found)?
+        {
+            let mut places = vec![(mailbox.to_owned(), node)];
+            if on_missing == OnMissing::Parent {
+                places.extend(self.parents_elsewhere(mailbox, by)?);
+            }
+            return Ok(Wanted::Elsewhere {
+                mailbox: mailbox.into(),
+                places,
+            });
+        }
         match self.target(mailbox, &found, &storage, on_missing)? {
             Some(target) => Ok(Wanted::Target(Box::new(target))),
             None => missing(format!(
@@ -539,6 +600,41 @@ impl Resolver<'_> {
             name = parent;
         }
         Ok(parents)
+    }
+
+    /// The server that has this mailbox, where it is not this one.
+    fn node_of(&self, mailbox: &str, found: &Found<'_>) -> Result<Option<Node>, Fault> {
+        let Some(placement) = &self.settings.placement else {
+            return Ok(None);
+        };
+        match (found.namespace.kind, &found.owner) {
+            (Kind::Private, _) => Ok(None),
+            (Kind::Public, _) => placement.of_mailbox(self.directory, mailbox),
+            (Kind::Shared, None) => Ok(None),
+            (Kind::Shared, Some(owner)) => match self.directory.user(owner)? {
+                Some(owner) => placement.of_user(self.directory, &owner),
+                None => Ok(None),
+            },
+        }
+    }
+
+    /// Those of its parents that other servers have, nearest first.
+    fn parents_elsewhere(&self, mailbox: &str, by: By) -> Result<Vec<(String, Node)>, Fault> {
+        let mut places = Vec::new();
+        let mut name = mailbox;
+        while let Ok(found) = lookup::find(self.namespaces, name, &self.user.name)
+            && let Some((parent, _)) = name.rsplit_once(found.namespace.separator)
+            && let Ok(above) = lookup::find(self.namespaces, parent, &self.user.name)
+            && above.namespace.name == found.namespace.name
+        {
+            if self.closed_to(by, &above).is_none()
+                && let Some(node) = self.node_of(parent, &above)?
+            {
+                places.push((parent.to_owned(), node));
+            }
+            name = parent;
+        }
+        Ok(places)
     }
 
     /// `None`: the namespace's owner does not exist or has no home, so nobody shares this.
@@ -819,7 +915,9 @@ impl Targets {
     pub fn wanted_name(&self) -> &str {
         match &self.wanted {
             Wanted::Target(target) => &target.mailbox,
-            Wanted::Missing { mailbox, .. } | Wanted::Denied { mailbox, .. } => mailbox,
+            Wanted::Missing { mailbox, .. }
+            | Wanted::Denied { mailbox, .. }
+            | Wanted::Elsewhere { mailbox, .. } => mailbox,
         }
     }
 
@@ -831,6 +929,40 @@ impl Targets {
                 self.keywords.clone().with(&self.route_keywords),
             ),
             _ => (self.flags, self.keywords.clone()),
+        }
+    }
+}
+
+impl Targets {
+    /// Of a user whom another server has.
+    fn at(
+        node: Node,
+        recipient: &Recipient,
+        user: User,
+        mailbox: String,
+        lines: Vec<Line>,
+    ) -> Targets {
+        Targets {
+            recipient: recipient.shown(),
+            user,
+            by: By::Default,
+            wanted: Wanted::Missing {
+                mailbox,
+                why: format!("{node} has it"),
+            },
+            parents: Vec::new(),
+            node: Some(node),
+            subject: settings::Subject::Recipient,
+            inbox: None,
+            on_missing: OnMissing::Defer,
+            on_denied: OnDenied::Defer,
+            flags: recipient.flags,
+            keywords: recipient.keywords.clone(),
+            route_flags: Flags::default(),
+            route_keywords: Keywords::default(),
+            ignores_quota: recipient.ignore_quota,
+            announced: None,
+            lines,
         }
     }
 }
@@ -864,6 +996,7 @@ impl By {
             By::Flag => "-m",
             By::Map => "the address map",
             By::Child => "the address map and the detail",
+            By::Errand => "another server",
             By::Route => "a header route",
         }
     }

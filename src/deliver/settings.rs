@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::map::AddressMap;
+use super::placement::Placement;
 use super::quota::Quotas;
 use super::route::Route;
 use crate::fault::{Code, Fault};
@@ -59,6 +60,8 @@ pub struct Settings {
     pub required_paths: Vec<PathBuf>,
     /// None: nothing is counted.
     pub quotas: Option<Quotas>,
+    /// None: this server has all mailboxes.
+    pub placement: Option<Placement>,
     /// What symlinks to mailboxes may lead to; none: [what the config names](Settings::mail_roots).
     pub mail_roots: Option<Vec<PathBuf>>,
     /// Bytes; none: no limit.

@@ -8,6 +8,7 @@ use smtp_proto::request::parser::Rfc5321Parser;
 use smtp_proto::{MAIL_BODY_BINARYMIME, MAIL_SMTPUTF8};
 
 use super::reply::Reply;
+use crate::message::Errand;
 
 /// What MAIL says beside its path.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -19,6 +20,9 @@ pub struct OfMail {
     pub authenticated: Option<String>,
 }
 
+/// A parameter of RCPT: an [`Errand`], as JSON in xtext.
+pub const ERRAND: &str = "XPOSTROOM";
+
 /// What RCPT says beside its path.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct OfRcpt {
@@ -26,6 +30,8 @@ pub struct OfRcpt {
     pub original: Option<String>,
     /// IGNOREQUOTA: the mail is to be stored however full the mailbox is.
     pub ignore_quota: bool,
+    /// XPOSTROOM: what another server of ours asks for.
+    pub errand: Option<Errand>,
     /// XRCPTFORWARD: what a proxy in front knows of the recipient, fields between tabs.
     pub forward: Option<String>,
 }
@@ -71,6 +77,11 @@ impl OfRcpt {
             match keyword.as_str() {
                 "ORCPT" => found.original = original(value)?,
                 "IGNOREQUOTA" if value.is_empty() => found.ignore_quota = true,
+                ERRAND => {
+                    let errand = decoded(value).and_then(|it| serde_json::from_str(&it).ok());
+                    let bad = || parameters_refused("XPOSTROOM is an errand in xtext");
+                    found.errand = Some(errand.ok_or_else(bad)?);
+                }
                 "XRCPTFORWARD" => {
                     let fields = decoded(value).filter(|it| !it.contains(['\r', '\n', '\0']));
                     let bad = || parameters_refused("XRCPTFORWARD is xtext");

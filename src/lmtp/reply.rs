@@ -98,11 +98,12 @@ impl Reply {
             .uid
             .map(|uid| format!(" uid={uid}"))
             .unwrap_or_default();
-        Reply::new(
-            250,
-            "2.0.0",
-            format!("<{address}> {session} mailbox=\"{mailbox}\"{uid} {what}"),
-        )
+        // Other servers than ours do not say which.
+        let place = match saved.mailbox.is_empty() {
+            true => String::new(),
+            false => format!(" mailbox=\"{mailbox}\"{uid}"),
+        };
+        Reply::new(250, "2.0.0", format!("<{address}> {session}{place} {what}"))
     }
 
     fn refused(address: &Address, session: &str, fault: &Fault, verbose: bool) -> Reply {
@@ -198,6 +199,7 @@ mod tests {
         Outcome::Saved(Saved {
             mailbox_id: (1, 1),
             is_again: false,
+            node: None,
             locked: Default::default(),
             synced: Default::default(),
             mailbox: mailbox.into(),

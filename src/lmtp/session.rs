@@ -6,11 +6,11 @@
 
 use super::client::{Client, Forwarded, XCLIENT, XFORWARD};
 use super::command::{Command, Marker, Refusal, Verb};
-use super::parameters::{OfMail, OfRcpt};
+use super::parameters::{ERRAND, OfMail, OfRcpt};
 use super::reply::Reply;
 use crate::deliver::{Outcome, Report};
 use crate::fault::{Code, Fault};
-use crate::message::{Address, Recipient, ReversePath};
+use crate::message::{Address, MAX_HOPS, Recipient, ReversePath};
 
 /// Protocol errors in a row that a client may make; one more ends the connection.
 const MAX_ERRORS: u32 = 10;
@@ -352,7 +352,7 @@ impl Session {
             words.push("STARTTLS");
         }
         if self.limits.is_trusted {
-            words.extend(["IGNOREQUOTA", XCLIENT, XFORWARD, "XRCPTFORWARD"]);
+            words.extend(["IGNOREQUOTA", XCLIENT, XFORWARD, ERRAND, "XRCPTFORWARD"]);
         }
         let capabilities = words.into_iter().map(String::from).chain([size]);
         self.answer(Reply::list(250, &self.limits.hostname, capabilities))
@@ -450,8 +450,9 @@ impl Session {
         if let Some(reply) = self.out_of_place(Verb::Rcpt) {
             return self.answer(reply);
         }
-        if parameters.forward.is_some() && !self.limits.is_trusted {
-            let why = "XRCPTFORWARD: you are not trusted here";
+        if (parameters.forward.is_some() || parameters.errand.is_some()) && !self.limits.is_trusted
+        {
+            let why = "XRCPTFORWARD, XPOSTROOM: you are not trusted here";
             return self.answer(Reply::new(550, "5.7.14", why));
         }
         let Some(transaction) = &mut self.transaction else {
@@ -463,10 +464,9 @@ impl Session {
         if transaction.accepted.len() >= self.limits.max_recipients {
             return self.answer(Reply::new(452, "4.5.3", "Too many recipients"));
         }
-        let same = transaction
-            .recipients
-            .iter()
-            .position(|known| known.address.is_same_as(&address));
+        let same = transaction.recipients.iter().position(|known| {
+            known.address.is_same_as(&address) && known.errand == parameters.errand
+        });
         if let Some(known) = same {
             transaction.accepted.push(known);
             return self.answer(Reply::accepted(&address));
@@ -476,6 +476,8 @@ impl Session {
             authenticated: transaction.authenticated.clone(),
             ignore_quota: parameters.ignore_quota && self.limits.is_trusted,
             forward: parameters.forward,
+            errand: parameters.errand,
+            hops: self.client.ttl.unwrap_or(MAX_HOPS),
             announced: Some(transaction.announced),
             ..Recipient::new(address)
         };

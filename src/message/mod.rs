@@ -51,6 +51,28 @@ pub struct Received {
     pub date: String,
 }
 
+/// How many servers may pass a message on, one to the next.
+pub const MAX_HOPS: u32 = 5;
+
+/// A mailbox that this server has, for a user of another: it, and nothing in its place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Errand {
+    /// Whose namespaces, uid and groups deliver.
+    pub user: String,
+    /// The full name that he has for it.
+    pub mailbox: String,
+    /// Whose rights count, where that is not as everywhere: a word of `subject`.
+    pub subject: Option<String>,
+}
+
+/// What a server has answered to an errand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Missing; else denied.
+    pub is_missing: bool,
+    pub why: String,
+}
+
 /// One accepted RCPT, or one target of the LDA.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recipient {
@@ -73,6 +95,12 @@ pub struct Recipient {
     pub is_himself: bool,
     /// Somebody trusted says that a full mailbox is no reason to refuse it.
     pub ignore_quota: bool,
+    /// What another server asks for, which cannot do it itself.
+    pub errand: Option<Errand>,
+    /// The mailbox that is wanted is on another server, which has refused it.
+    pub refusal: Option<Refusal>,
+    /// How many more servers it may be passed on to.
+    pub hops: u32,
     /// Bytes of the message that is to come, as the client says (SIZE).
     pub announced: Option<u64>,
     /// What a proxy in front knows of him: fields between tabs.
@@ -92,6 +120,9 @@ impl Recipient {
             keywords: Keywords::default(),
             is_himself: false,
             ignore_quota: false,
+            errand: None,
+            refusal: None,
+            hops: MAX_HOPS,
             announced: None,
             forward: None,
         }

@@ -12,15 +12,19 @@
 //! | [`monitor`] | the parent of all: who may be forked, and what ends when |
 //! | [`pool`] | the workers as the front sees them |
 //! | [`worker`] | one identity at work |
+//! | [`elsewhere`] | what other servers have |
+//! | [`relay`] | talking to them |
 //! | [`ledger`] | what was delivered lately |
 //! | [`turns`] | how much of it one user may have |
 //! | [`dispatch`] | one message on its way to the workers |
 //! | [`wire`] | what they say to each other |
 
 pub mod dispatch;
+mod elsewhere;
 pub mod ledger;
 pub mod monitor;
 pub mod pool;
+pub mod relay;
 pub mod turns;
 pub mod wire;
 pub mod worker;
@@ -38,8 +42,10 @@ use crate::message::{Message, Recipient};
 use crate::observe::snapshot;
 use crate::user::User;
 use dispatch::Dispatch;
+use elsewhere::Next;
 use ledger::{Begun, Ledger};
 use pool::{Identity, Pool};
+use relay::Relay;
 use turns::{Turn, Turns};
 use wire::{Answer, Request};
 
@@ -107,6 +113,8 @@ pub struct Runner {
     core: Arc<Core>,
     slots: Arc<Semaphore>,
     turns: Arc<Turns>,
+    /// None: this is the only server.
+    relay: Option<Arc<Relay>>,
     /// None: nobody asks whether a message was delivered before.
     ledger: Option<Arc<Ledger>>,
     /// None: everything in this process.
@@ -118,6 +126,7 @@ impl Runner {
     pub fn new(core: Arc<Core>, limits: turns::Limits) -> Runner {
         Runner {
             ledger: ledger(&core),
+            relay: relay(&core),
             core,
             slots: Arc::new(Semaphore::new(AT_ONCE)),
             turns: Turns::new(limits),
@@ -129,6 +138,7 @@ impl Runner {
     pub fn with_workers(core: Arc<Core>, workers: Arc<Pool>, limits: turns::Limits) -> Runner {
         Runner {
             ledger: ledger(&core),
+            relay: relay(&core),
             core,
             slots: Arc::new(Semaphore::new(LOOK_UPS)),
             turns: Turns::new(limits),
@@ -139,6 +149,11 @@ impl Runner {
     /// RCPT: resolve and inspect, nothing is opened for writing. A panic becomes a temporary fault.
     pub async fn inspect(&self, recipient: Recipient) -> Report {
         let shown = recipient.shown();
+        let recipient = match self.ask_elsewhere(recipient).await {
+            Ok(Next::Here(recipient)) => *recipient,
+            Ok(Next::Answered(report)) => return report,
+            Err(fault) => return Report::failed(shown, fault),
+        };
         let report = match (self.turn(&recipient).await, &self.workers) {
             (Err(fault), _) => Err(fault),
             (Ok(turn), None) => {
@@ -207,6 +222,12 @@ impl Runner {
                     tokio::spawn(async move {
                         let core = Arc::clone(&runner.core);
                         let outcome = async {
+                            let message = transaction.shared_message();
+                            let next = runner.deliver_elsewhere(message, recipient).await?;
+                            let recipient = match next {
+                                Next::Here(recipient) => *recipient,
+                                Next::Answered(outcome) => return Ok(outcome),
+                            };
                             let turn = runner.turn(&recipient).await?;
                             let message = transaction.message();
                             let begun = runner.begin(message, &recipient).await?;
@@ -246,6 +267,11 @@ impl Runner {
     }
 
     async fn send_off(&self, dispatch: &Dispatch, recipient: Recipient) -> Result<Outcome, Fault> {
+        let next = self.deliver_elsewhere(&dispatch.message, recipient).await?;
+        let recipient = match next {
+            Next::Here(recipient) => *recipient,
+            Next::Answered(outcome) => return Ok(outcome),
+        };
         let _turn = self.turn(&recipient).await?;
         let begun = self.begin(&dispatch.message, &recipient).await?;
         let retry = retry_of(&begun);
@@ -342,6 +368,21 @@ fn ledger(core: &Core) -> Option<Arc<Ledger>> {
                 .then(|| Path::new(STATE).join("duplicates.db"))
         }),
     })
+}
+
+fn relay(core: &Core) -> Option<Arc<Relay>> {
+    let settings = core.settings();
+    let placement = settings.placement.as_ref()?;
+    let made = Relay::new(&settings.hostname, placement.ca_file.as_deref());
+    let made = made.or_else(|error| {
+        let error = error.to_string();
+        tracing::error!(
+            error = error.as_str(),
+            "no certificate of another server counts"
+        );
+        Relay::new(&settings.hostname, None)
+    });
+    made.ok()
 }
 
 fn retry_of(begun: &Option<Begun>) -> Retry {

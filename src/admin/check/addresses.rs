@@ -55,8 +55,10 @@ impl<W: Write> Findings<'_, W> {
 fn leads_nowhere(settings: &Settings, recipient: &Recipient) -> Option<String> {
     match resolve(settings, settings, recipient, None) {
         Err(fault) => Some(fault.to_string()),
+        Ok(targets) if targets.node.is_some() => None,
         Ok(targets) => match targets.wanted {
-            Wanted::Target(_) => None,
+            // Whoever has it says what it is.
+            Wanted::Target(_) | Wanted::Elsewhere { .. } => None,
             Wanted::Missing { mailbox, why } | Wanted::Denied { mailbox, why } => {
                 Some(format!("{mailbox}: {why}"))
             }

@@ -77,6 +77,7 @@ fn saved() -> Outcome {
         user: "u".into(),
         mailbox_id: (1, 1),
         is_again: false,
+        node: None,
         locked: Default::default(),
         synced: Default::default(),
         uid: Some(1),

@@ -57,6 +57,7 @@ fn outcome(local: &str) -> Outcome {
     Outcome::Saved(Saved {
         mailbox_id: (1, 1),
         is_again: false,
+        node: None,
         locked: Default::default(),
         synced: Default::default(),
         mailbox: "INBOX".into(),
