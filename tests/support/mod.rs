@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod imap;
+pub mod machine;
 pub mod mount;
 pub mod peers;
 

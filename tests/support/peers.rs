@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::{MAIL, PATIENCE, Scratch, Store, installed, signal, skip};
 
 /// Where `tests/run` puts what takes long to make: the Debian trixie with Dovecot 2.4.
-fn cache() -> PathBuf {
+pub fn cache() -> PathBuf {
     match std::env::var_os("POSTROOM_CACHE") {
         Some(cache) => PathBuf::from(cache),
         None => PathBuf::from(std::env::var_os("HOME").unwrap_or("/root".into()))
