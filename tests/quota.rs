@@ -368,3 +368,68 @@ fn together_with_dovecot() {
         assert_eq!(dovecot.complaints(), Vec::<String>::new());
     }
 }
+
+/// Once a day whoever is near his limit finds a message about it.
+#[test]
+fn a_warning() {
+    let store = Store::with_inbox();
+    let file = store.path("warning");
+    fs::write(
+        &file,
+        "From: Postmaster <postmaster@x.test>\nSubject: nearly full\n\nThrow something away.\n",
+    )
+    .unwrap();
+    let quota = format!(
+        "[quota]\ndriver = \"maildir\"\nstorage_size = \"10k\"\nwarning_percent = 50\nwarning_message_file = \"{}\"",
+        file.display()
+    );
+    let server = store.serve("", &quota);
+    let inbox = store.path("home/alice/Maildir");
+    let subjects = || {
+        let mut subjects: Vec<String> = messages(&inbox)
+            .iter()
+            .map(|(_, bytes)| support::subject(bytes))
+            .collect();
+        subjects.sort();
+        subjects
+    };
+    let letter = |size: usize| [b"Subject: letter\r\n\r\n".to_vec(), vec![b'x'; size]].concat();
+    let deliver = |size| {
+        let reply = server
+            .client()
+            .deliver(&["alice@x.test"], &letter(size))
+            .remove(0);
+        assert!(reply.starts_with("250 "), "{reply}");
+    };
+    deliver(1000);
+    deliver(1000);
+    assert_eq!(subjects(), ["letter", "letter"]);
+    deliver(4000);
+    assert_eq!(subjects(), ["letter", "letter", "letter", "nearly full"]);
+    assert!(
+        server.log().contains("alice was warned"),
+        "{}",
+        server.log()
+    );
+    // He knows it today.
+    deliver(500);
+    assert_eq!(
+        subjects().iter().filter(|it| *it == "nearly full").count(),
+        1
+    );
+    let (bytes, count) = real(&inbox);
+    assert_eq!(sums(&account(&store, "alice")), (bytes, count));
+    // And is told again tomorrow.
+    let yesterday = std::time::SystemTime::now() - std::time::Duration::from_secs(25 * 3600);
+    let marker = fs::File::options()
+        .write(true)
+        .open(inbox.join("quotawarn"))
+        .unwrap();
+    marker.set_modified(yesterday).unwrap();
+    deliver(500);
+    assert_eq!(
+        subjects().iter().filter(|it| *it == "nearly full").count(),
+        2
+    );
+    support::assert_lists_fit(&store.path(""));
+}

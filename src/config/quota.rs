@@ -2,6 +2,7 @@
 
 use super::section::Section;
 use crate::deliver::quota::Quotas;
+use crate::deliver::warning::Warning;
 use crate::mailbox::quota::{self, Limits};
 
 /// None: nothing is counted.
@@ -14,14 +15,49 @@ pub fn quotas(root: &Section<'_>) -> Option<Quotas> {
         let advice = "write driver = \"maildir\"";
         section.error("driver", "it says where the account is kept", advice);
     }
+    let warning = warning(&section);
     section.finish();
     let quotas = Quotas {
+        warning,
         limits,
         counted: Default::default(),
         checks_at_rcpt: root.flag("lmtp_rcpt_check_quota", true),
         full_is_temporary: root.flag("quota_full_tempfail", false),
     };
     (driver == Some(true)).then_some(quotas)
+}
+
+/// The file is read once: whoever delivers need not be able to.
+fn warning(section: &Section<'_>) -> Option<Warning> {
+    let percent = section.number("warning_percent", Some(90)).unwrap_or(90);
+    if !(1..=100).contains(&percent) {
+        let advice = "write a number from 1 to 100";
+        section.error("warning_percent", "it is a share of the limit", advice);
+    }
+    let path = section.text("warning_message_file")?;
+    let message = match std::fs::read(&path) {
+        Ok(message) => message,
+        Err(error) => {
+            let advice = "write a message there: From:, Subject:, an empty line, and what the user is to read";
+            section.error("warning_message_file", format!("{path}: {error}"), advice);
+            return None;
+        }
+    };
+    let has_header =
+        message.starts_with(b"From:") || memchr::memmem::find(&message, b"\nFrom:").is_some();
+    if !has_header || message.len() > 60_000 {
+        let advice =
+            "begin it with From: and Subject:, then an empty line; no more than 60000 bytes";
+        section.error(
+            "warning_message_file",
+            format!("{path} is no message"),
+            advice,
+        );
+    }
+    Some(Warning {
+        percent: percent.into(),
+        message,
+    })
 }
 
 pub fn limits(section: &Section<'_>) -> Limits {

@@ -12,7 +12,7 @@ use super::publish::{self, Publishing};
 use super::resolve::Target;
 use super::retry::Retry;
 use super::settings::{MailFsync, Permissions, RecipientHeaders};
-use super::{Core, add, announce, quota, size};
+use super::{Core, add, announce, quota, size, warning};
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::store;
 use crate::mailbox::location::Driver;
@@ -177,6 +177,7 @@ pub fn carry_out(
         remarks.extend(announce::to_subscriptions(&plan.target));
     }
     remarks.extend(quota::add(plan.target.quota.as_deref(), size));
+    remarks.extend(warning::warn(core, &plan, size));
     if settings.mail_fsync == MailFsync::Never {
         remarks.push("not synced (mail_fsync = never)".into());
     }

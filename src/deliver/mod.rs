@@ -28,6 +28,7 @@ pub mod retry;
 pub mod route;
 pub mod settings;
 pub mod size;
+pub mod warning;
 
 use std::sync::{Arc, OnceLock};
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::inspect::Plan;
 use super::resolve;
 use super::settings::Settings;
+use super::warning::Warning;
 use crate::fault::{Code, Fault};
 use crate::mailbox::location::Driver;
 use crate::mailbox::lookup::Found;
@@ -31,6 +32,8 @@ pub struct Quotas {
     pub checks_at_rcpt: bool,
     /// `quota_full_tempfail`: the MTA is to try again.
     pub full_is_temporary: bool,
+    /// None: nobody is warned.
+    pub warning: Option<Warning>,
     /// What was counted of accounts that say "full", and may be wrong.
     pub counted: Mutex<HashMap<PathBuf, (Instant, Usage)>>,
 }

@@ -161,6 +161,15 @@ impl Limits {
         }
     }
 
+    /// Whether so much is this share of a limit or more.
+    pub fn is_near(&self, used: Usage, percent: u64) -> bool {
+        let near = |used: i64, limit: u64| {
+            let used = u128::from(used.max(0).unsigned_abs()) * 100;
+            limit > 0 && used >= u128::from(limit) * u128::from(percent)
+        };
+        near(used.bytes, self.storage_limit()) || near(used.messages, self.messages)
+    }
+
     /// Why a message of so many bytes does not fit; 0: any message. `extra`: bytes that its mailbox may hold beside.
     pub fn refuse(&self, used: Usage, size: u64, extra: u64) -> Option<String> {
         let (bytes, messages) = (used.bytes.max(0) as u64, used.messages.max(0) as u64);
