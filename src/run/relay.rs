@@ -569,6 +569,26 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_answer_panics(lines in proptest::collection::vec("\\PC{0,60}|250 .{0,40}|250 x mailbox=\".{0,20}", 0..4)) {
+            if let Some(answer) = Answer::parse(&lines) {
+                let _ = answer.place();
+            }
+        }
+
+        #[test]
+        fn what_is_stuffed_is_the_message(body in "[.\r\na]{0,40}") {
+            let (mut stuffing, mut wire) = (Stuffing::default(), Vec::new());
+            stuffing.push(body.as_bytes(), &mut wire);
+            wire.extend_from_slice(stuffing.end());
+            let ends = memchr::memmem::find(&wire, b"\r\n.\r\n");
+            // Nothing before its end looks like it.
+            let end = ends.map_or(0, |at| at + 2);
+            proptest::prop_assert_eq!(wire.len(), end + 3);
+        }
+    }
+
     #[test]
     fn bytes_on_the_wire() {
         for (body, want) in [

@@ -1,0 +1,172 @@
+//! A whole dialogue: however the bytes of a client are cut, the same messages come out for the same recipients, each recipient has one
+//! answer a message, and what ends a message is CRLF . CRLF and nothing else.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use postroom::deliver::{Outcome, Report};
+use postroom::fault::{Code, Fault};
+use postroom::lmtp::client::Client;
+use postroom::lmtp::codec::{Chunk, DataDecoder, Lines};
+use postroom::lmtp::command::{self, Workarounds};
+use postroom::lmtp::reply::Reply;
+use postroom::lmtp::session::{Intake, Limits, Session, StartTls, Step};
+
+/// What a client has caused.
+#[derive(Debug, Default, PartialEq)]
+struct Seen {
+    replies: Vec<u8>,
+    /// Recipients and bytes of each message that was taken.
+    messages: Vec<(Vec<String>, Vec<u8>)>,
+}
+
+/// Bytes in pieces of this size.
+struct Wire<'a> {
+    rest: &'a [u8],
+    cut: usize,
+    waiting: Vec<u8>,
+}
+
+impl Wire<'_> {
+    /// False: the client has nothing more.
+    fn fill(&mut self) -> bool {
+        let count = self.cut.min(self.rest.len());
+        self.waiting.extend_from_slice(&self.rest[..count]);
+        self.rest = &self.rest[count..];
+        count > 0
+    }
+}
+
+fn dialogue(input: &[u8], cut: usize, trusted: bool) -> Seen {
+    let limits = Limits {
+        hostname: "mx".into(),
+        max_recipients: 3,
+        message_size: Some(1000),
+        verbose_replies: false,
+        is_trusted: trusted,
+        starttls: StartTls::Unavailable,
+    };
+    let mut session = Session::new(limits, Client::at(None), "ID".into());
+    let (mut seen, mut body) = (Seen::default(), Vec::new());
+    let mut wire = Wire { rest: input, cut, waiting: Vec::new() };
+    let mut lines = Lines::default();
+    loop {
+        let (taken, frame) = lines.next(&wire.waiting);
+        let command = frame.map(|it| command::parse(it, Workarounds::default()));
+        wire.waiting.drain(..taken);
+        let Some(command) = command else {
+            if !wire.fill() {
+                return seen;
+            }
+            continue;
+        };
+        let was_open = session.in_transaction();
+        let mut step = session.command(command);
+        if !was_open {
+            body.clear();
+        }
+        loop {
+            step = match step {
+                Step::Answer(replies) => {
+                    say(&mut seen, replies);
+                    break;
+                }
+                Step::Close(reply) => {
+                    say(&mut seen, vec![reply]);
+                    return seen;
+                }
+                Step::StartTls(_) => unreachable!("there is no TLS"),
+                Step::Check(recipient) => {
+                    let mut report = Report::failed(String::new(), fault());
+                    // Some are refused.
+                    report.fault = recipient.address.local.starts_with('n').then(fault);
+                    session.checked(&report)
+                }
+                Step::Data { go_ahead, limit, .. } => {
+                    say(&mut seen, vec![go_ahead]);
+                    let mut decoder = DataDecoder::default();
+                    loop {
+                        let taken = decoder.decode(&wire.waiting, |bytes| body.extend_from_slice(bytes));
+                        wire.waiting.drain(..taken);
+                        if decoder.is_done() {
+                            break;
+                        }
+                        if !wire.fill() {
+                            return seen;
+                        }
+                    }
+                    let fits = limit.is_none_or(|limit| body.len() as u64 <= limit);
+                    session.data_received(if fits { Intake::Complete } else { Intake::TooBig })
+                }
+                Step::Chunk { octets, keep } => {
+                    let mut chunk = Chunk::new(octets);
+                    loop {
+                        let taken = chunk.take(&wire.waiting);
+                        if keep {
+                            body.extend_from_slice(&wire.waiting[..taken]);
+                        }
+                        wire.waiting.drain(..taken);
+                        if chunk.is_done() {
+                            break;
+                        }
+                        if !wire.fill() {
+                            return seen;
+                        }
+                    }
+                    session.chunk_received(Intake::Complete)
+                }
+                Step::Deliver(mut delivery) => {
+                    assert!(body.len() <= 1000);
+                    let recipients = delivery.recipients.iter().map(|it| it.address.to_string());
+                    seen.messages.push((recipients.collect(), body.clone()));
+                    // The last one first: the order of the answers is that of RCPT.
+                    for index in (0..delivery.recipients.len()).rev() {
+                        let replies = delivery.settle(index, Outcome::refused(fault()));
+                        assert!(replies.is_empty() || index == 0);
+                        say(&mut seen, replies);
+                    }
+                    assert!(delivery.unsettled().is_empty());
+                    break;
+                }
+                Step::GiveUp(mut delivery, fault) => {
+                    let replies = delivery.abandon(&fault);
+                    assert!(replies.len() >= delivery.recipients.len());
+                    say(&mut seen, replies);
+                    break;
+                }
+            };
+        }
+    }
+}
+
+fn fault() -> Fault {
+    Fault::new(Code::NotNow, "test", "it is one")
+}
+
+/// Whole lines of printable ASCII.
+fn say(seen: &mut Seen, replies: Vec<Reply>) {
+    for reply in replies {
+        let start = seen.replies.len();
+        reply.write_to(&mut seen.replies);
+        for line in seen.replies[start..].split_inclusive(|&byte| byte == b'\n') {
+            let text = line.strip_suffix(b"\r\n").expect("a whole line");
+            assert!(text.iter().all(|byte| (b' '..=b'~').contains(byte)));
+        }
+    }
+}
+
+fuzz_target!(|input: (u8, bool, Vec<u8>)| {
+    let (cut, trusted, bytes) = input;
+    let whole = dialogue(&bytes, bytes.len().max(1), trusted);
+    assert_eq!(dialogue(&bytes, usize::from(cut).max(1), trusted), whole);
+    // A message by DATA is what stands before the first CRLF . CRLF: no other end of a line ends it.
+    for (_, body) in &whole.messages {
+        assert!(!memchr::memmem::find(body, b"\r\n.\r\n").is_some_and(|at| {
+            // A stuffed dot lost its companion: then there are two in the bytes of the client.
+            memchr::memmem::find(&bytes, b"\r\n..\r\n").is_none() && bytes.len() > at && !has_bdat(&bytes)
+        }));
+    }
+});
+
+fn has_bdat(bytes: &[u8]) -> bool {
+    bytes.windows(4).any(|it| it.eq_ignore_ascii_case(b"BDAT"))
+}
