@@ -22,6 +22,11 @@ fn serve(store: &Store, listener: &str, more: &str) -> (Server, u16) {
     assert!(text.contains(unix));
     fs::write(&config, format!("{more}\n{}", text.replace(unix, &both))).unwrap();
     let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    // Its sockets are opened one after the other.
+    let began = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(began.elapsed() < PATIENCE, "{}", server.log());
+    }
     (server, port)
 }
 

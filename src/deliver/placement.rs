@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn where_a_user_lies() {
-        let text = "[placement]\nself = [\"node1\", \"192.0.2.1\"]\n[node.node2]\nhost = \"192.0.2.2\"\nport = 2424\nstarttls = \"yes\"\n";
+        let text = "[placement]\nssl_client_ca_file = \"/nonexistent\"\nself = [\"node1\", \"192.0.2.1\"]\n[node.node2]\nhost = \"192.0.2.2\"\nport = 2424\nstarttls = \"yes\"\n";
         let settings = Config::from_str("test", text).unwrap().delivery;
         let placement = settings.placement.as_ref().unwrap();
         for (fields, want) in [

@@ -426,6 +426,10 @@ mod tests {
     }
 
     fn append(path: &Path, text: &str, make: Option<&Permission>) -> Result<Appended, Fault> {
+        append_body(path, &body(text), make)
+    }
+
+    fn append_body(path: &Path, body: &Body, make: Option<&Permission>) -> Result<Appended, Fault> {
         let locking = Locking {
             timeout: Duration::from_millis(50),
             ..Locking::default()
@@ -437,11 +441,10 @@ mod tests {
             make,
             owner: None,
         };
-        let body = body(text);
         let message = Message {
             from_line: FROM,
             header: b"R: p\n",
-            body: &body,
+            body,
             flags: Flags::default(),
             uid: None,
         };
@@ -515,7 +518,7 @@ mod tests {
 
     #[test]
     fn every_step_fails_once() {
-        let text = format!("S: x\n\n{}", "line\n".repeat(27_000));
+        let body = body(&format!("S: x\n\n{}", "line\n".repeat(27_000)));
         for errno in fault_point::ERRNOS.into_iter().take(4) {
             for before in [None, Some(""), Some(OLD)] {
                 for step in 0.. {
@@ -526,7 +529,7 @@ mod tests {
                     }
                     let permission = Permission::private(root.path());
                     fault_point::arm(step, errno);
-                    let appended = append(&path, &text, Some(&permission));
+                    let appended = append_body(&path, &body, Some(&permission));
                     let fired = !fault_point::disarm();
                     let case = format!("{before:?}, step {step}, errno {errno}: {appended:?}");
                     let after = fs::read_to_string(&path).ok();

@@ -352,7 +352,7 @@ fn capabilities() {
         ..limits()
     });
     let reply = text(&trusted.say("LHLO me")[0]);
-    let want = "250-STARTTLS\r\n250-IGNOREQUOTA\r\n250-XCLIENT ADDR PORT PROTO HELO LOGIN SESSION TTL TIMEOUT\r\n250-XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE\r\n250-XRCPTFORWARD\r\n250 SIZE 1000\r\n";
+    let want = "250-STARTTLS\r\n250-IGNOREQUOTA\r\n250-XCLIENT ADDR PORT PROTO HELO LOGIN SESSION TTL TIMEOUT\r\n250-XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE\r\n250-XPOSTROOM\r\n250-XRCPTFORWARD\r\n250 SIZE 1000\r\n";
     assert!(reply.ends_with(want), "{reply}");
     trusted.say("STARTTLS");
     assert!(!text(&trusted.say("LHLO me")[0]).contains("STARTTLS"));
