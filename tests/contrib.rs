@@ -24,7 +24,7 @@ mail_path = "~/Maildir"
 [[userdb]]
 passwd-file = { path = "/etc/postroom/users" }
 [lmtp]
-listen = [{ unix = "/run/postroom/lmtp", mode = "0666" }]
+listen = [{ unix = "/run/postroom/lmtp", mode = "0666", trusted = true }]
 "#;
 
 /// The accounts of the machine, each with his own mail.

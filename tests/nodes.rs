@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::peers::{Postgresql, free_port};
+use support::peers::{Exim, Postfix, Postgresql, free_port};
 use support::{MAIL, PATIENCE, Scratch, Server, messages_below, not_root, program};
 
 const LETTER: &[u8] = b"Message-ID: <1@x.test>\r\nSubject: node\r\n\r\nHello\r\n.dot\r\n";
@@ -680,4 +680,122 @@ impl Drop for Network {
             let _ = sleeper.wait();
         }
     }
+}
+
+/// Real MTAs in front of two servers: each recipient has the reply of whoever has his mailbox in the MTA's log, and the MTA's queue ids
+/// are in ours.
+#[test]
+fn behind_mtas() {
+    if not_root() {
+        return;
+    }
+    let site = two_nodes();
+    let users = |later: &str| {
+        site.users(&[
+            ("alice", "userdb_host=node1"),
+            ("bob", "userdb_host=node2"),
+            ("later", later),
+        ]);
+    };
+    users("userdb_host=node2 userdb_port=x");
+    let text = fs::read_to_string(site.configure(1, "", "")).unwrap();
+    let text = text.replace("mode = \"0660\" }", "mode = \"0666\", trusted = true }");
+    fs::write(site.scratch.path("node1.toml"), text).unwrap();
+    site.configure(2, "", "");
+    let (one, two) = (site.start(1), site.start(2));
+    let socket = site.root(1).join("run/lmtp");
+    let corpus = support::corpus(25);
+    let (Some(postfix), Some(exim)) = (
+        Postfix::start(&site.scratch, &socket, "/bin/false"),
+        Exim::new(
+            &site.scratch,
+            &socket,
+            "/bin/false",
+            &site.scratch.path("spool"),
+        ),
+    ) else {
+        return;
+    };
+    let everybody = [
+        "alice@example.test",
+        "bob@example.test",
+        "alice+shared/bob/Projects@example.test",
+        "nobody-here@example.test",
+        "later@example.test",
+    ];
+    for message in &corpus {
+        postfix.send(&everybody, message);
+    }
+    let count = |log: &str, parts: &[&str]| {
+        log.lines()
+            .filter(|line| parts.iter().all(|part| line.contains(part)))
+            .count()
+    };
+    let messages = corpus.len();
+    for (rcpt, status, reply) in [
+        ("alice", "status=sent", "(250 2.0.0 <alice@example.test> "),
+        ("bob", "status=sent", "(250 2.0.0 <bob@example.test> "),
+        (
+            "alice+shared/bob/Projects",
+            "status=sent",
+            "mailbox=\"shared/bob/Projects\"",
+        ),
+        ("nobody-here", "status=bounced", "550 5.1.1 "),
+        ("later", "status=deferred", "451 4.3.0 "),
+    ] {
+        let to = format!("to=<{rcpt}@example.test>");
+        postfix.wait_for(|log| count(log, &[&to, status, reply]) >= messages);
+    }
+    // Postfix tries again, and then there is a place for the rest.
+    users("userdb_host=node2");
+    postfix.wait_for(|log| {
+        count(
+            log,
+            &["to=<later@example.test>", "status=sent", "250 2.0.0 "],
+        ) == messages
+    });
+    let ids: Vec<String> = postfix
+        .log()
+        .lines()
+        .filter(|line| line.contains("to=<alice@example.test>") && line.contains("status=sent"))
+        .filter_map(|line| Some(line.split("]: ").nth(1)?.split(':').next()?.to_owned()))
+        .collect();
+    assert_eq!(ids.len(), messages);
+    let log = one.log();
+    for id in &ids {
+        let ours = format!("queue_id=\"{id}\"");
+        // Local, passed on, refused and deferred ones: all of its recipients.
+        for rcpt in everybody {
+            let rcpt = format!("rcpt=\"{rcpt}\"");
+            assert!(count(&log, &[&ours, &rcpt]) >= 1, "{id} {rcpt}: {log}");
+        }
+    }
+    for message in &corpus {
+        let said = exim.send(&everybody[..4], message);
+        for (rcpt, reply) in [
+            ("<alice@example.test> R=lmtp", "250 2.0.0 <alice@example.test> "),
+            ("<bob@example.test> R=lmtp", "250 2.0.0 <bob@example.test> "),
+            (
+                "<alice+shared/bob/Projects@example.test> R=lmtp",
+                "mailbox=\\\"shared/bob/Projects\\\"",
+            ),
+            ("** nobody-here@example.test", "550 5.1.1 "),
+        ] {
+            assert!(
+                count(&said, &[rcpt, reply]) >= 1,
+                "{rcpt}: {said} {}",
+                two.log()
+            );
+        }
+    }
+    let mut want: HashMap<String, usize> = HashMap::new();
+    want.insert("node1/alice/Maildir".into(), 2 * messages);
+    want.insert("node2/bob/Maildir".into(), 2 * messages);
+    want.insert("node2/bob/Maildir/.Projects".into(), 2 * messages);
+    want.insert("node2/later/Maildir".into(), messages);
+    let mut found: HashMap<String, usize> = HashMap::new();
+    for place in site.found() {
+        *found.entry(place).or_default() += 1;
+    }
+    assert_eq!(found, want);
 }

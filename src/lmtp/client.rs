@@ -7,9 +7,9 @@ use super::parameters::{number, parameters_refused};
 use super::reply::Reply;
 
 /// What XCLIENT may say (Dovecot's words; others are passed over).
-pub const XCLIENT: &str = "XCLIENT ADDR PORT PROTO HELO LOGIN SESSION TTL TIMEOUT";
+pub const XCLIENT: &str = "XCLIENT ADDR HELO LOGIN SESSION TTL TIMEOUT";
 /// What XFORWARD may say (Postfix's words).
-pub const XFORWARD: &str = "XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE";
+pub const XFORWARD: &str = "XFORWARD NAME ADDR IDENT";
 
 /// Bytes of an id that somebody else has made.
 const MAX_ID: usize = 128;

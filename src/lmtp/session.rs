@@ -15,6 +15,9 @@ use crate::message::{Address, MAX_HOPS, Recipient, ReversePath};
 /// Protocol errors in a row that a client may make; one more ends the connection.
 const MAX_ERRORS: u32 = 10;
 
+/// Bytes of the reply to LHLO, line ends as LF: Exim's transport has room for 255, and takes a longer one for malformed.
+const MAX_GREETING: usize = 250;
+
 /// What the server promises its clients.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -50,6 +53,8 @@ pub struct Session {
     /// Where the next message comes from.
     forwarded: Forwarded,
     helo: Option<String>,
+    /// It has said by XCLIENT for whom it speaks.
+    is_proxy: bool,
     /// MAILs accepted so far.
     transactions: u32,
     errors_in_a_row: u32,
@@ -135,6 +140,7 @@ impl Session {
             client,
             forwarded: Forwarded::default(),
             helo: None,
+            is_proxy: false,
             transactions: 0,
             errors_in_a_row: 0,
             transaction: None,
@@ -337,25 +343,43 @@ impl Session {
     fn lhlo(&mut self, name: String) -> Step {
         self.helo = Some(name);
         self.transaction = None;
-        let size = self
-            .limits
-            .message_size
-            .map_or("SIZE".into(), |limit| format!("SIZE {limit}"));
-        let mut words = vec![
-            "8BITMIME",
-            "CHUNKING",
-            "ENHANCEDSTATUSCODES",
+        let capabilities = self.capabilities();
+        self.answer(Reply::list(250, &self.limits.hostname, capabilities))
+    }
+
+    /// The most important first: what would make the reply too long for Exim is left out, and understood nevertheless.
+    fn capabilities(&self) -> Vec<String> {
+        let size = self.limits.message_size;
+        let size = size.map_or("SIZE".into(), |limit| format!("SIZE {limit}"));
+        let usual = [
             "PIPELINING",
+            "ENHANCEDSTATUSCODES",
+            "8BITMIME",
             "SMTPUTF8",
+            "CHUNKING",
         ];
+        let mut words: Vec<String> = usual.map(String::from).to_vec();
+        words.push(size);
         if self.offers_tls() {
-            words.push("STARTTLS");
+            words.push("STARTTLS".into());
         }
         if self.limits.is_trusted {
-            words.extend(["IGNOREQUOTA", XCLIENT, XFORWARD, ERRAND, "XRCPTFORWARD"]);
+            words.extend([XCLIENT, XFORWARD].map(String::from));
         }
-        let capabilities = words.into_iter().map(String::from).chain([size]);
-        self.answer(Reply::list(250, &self.limits.hostname, capabilities))
+        if self.is_proxy {
+            words.extend([ERRAND, "XRCPTFORWARD", "IGNOREQUOTA"].map(String::from));
+            return words;
+        }
+        let mut length = line_length(&self.limits.hostname);
+        words.retain(|word| {
+            let longer = length + line_length(word);
+            let fits = longer <= MAX_GREETING;
+            if fits {
+                length = longer;
+            }
+            fits
+        });
+        words
     }
 
     fn offers_tls(&self) -> bool {
@@ -387,6 +411,7 @@ impl Session {
             self.transactions = 0;
         }
         self.helo = None;
+        self.is_proxy = true;
         self.forwarded = Forwarded::default();
         let greeting = self.greeting();
         self.answer(greeting)
@@ -606,6 +631,11 @@ impl Transaction {
             _ => Chunks::Failed(too_big()),
         };
     }
+}
+
+/// Of `250-word` and a line end.
+fn line_length(word: &str) -> usize {
+    "250-".len() + word.len() + 1
 }
 
 fn need_mail() -> Reply {

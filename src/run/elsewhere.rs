@@ -148,6 +148,7 @@ async fn run(
         recipient,
         address,
         errand,
+        queue_id: message.and_then(|it| it.envelope.queue_id.as_deref()),
         session,
     };
     match message {

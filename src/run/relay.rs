@@ -66,6 +66,8 @@ pub struct Job<'a> {
     /// The address as the node knows it.
     pub address: String,
     pub errand: Option<&'a Errand>,
+    /// The MTA's queue id.
+    pub queue_id: Option<&'a str>,
     /// The id that our replies and log lines carry, once there is a message.
     pub session: Option<&'a str>,
 }
@@ -269,6 +271,10 @@ impl Connection {
             }
             self.say(&line, &[220, 250]).await?;
             self.hello().await?;
+        }
+        if let Some(id) = job.queue_id.filter(|_| self.can("XFORWARD")) {
+            self.say(&format!("XFORWARD IDENT={}", xtext(id)), &[250])
+                .await?;
         }
         let mut mail = format!("MAIL FROM:<{sender}>");
         let (smtputf8, known) = (
