@@ -773,7 +773,10 @@ fn behind_mtas() {
     for message in &corpus {
         let said = exim.send(&everybody[..4], message);
         for (rcpt, reply) in [
-            ("<alice@example.test> R=lmtp", "250 2.0.0 <alice@example.test> "),
+            (
+                "<alice@example.test> R=lmtp",
+                "250 2.0.0 <alice@example.test> ",
+            ),
             ("<bob@example.test> R=lmtp", "250 2.0.0 <bob@example.test> "),
             (
                 "<alice+shared/bob/Projects@example.test> R=lmtp",

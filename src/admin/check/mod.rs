@@ -38,6 +38,7 @@ pub fn check(path: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
     }
     findings.mboxes(&config)?;
     findings.userdbs(&config)?;
+    findings.placement(&config)?;
     findings.addresses(&config)?;
     findings.routes(&config)?;
     findings.places(&config)?;
@@ -45,6 +46,10 @@ pub fn check(path: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
     findings.reach(&config)?;
     findings.sender(&config)?;
     findings.container()?;
+    if !config.lmtp.listen.is_empty() {
+        let what = "lmtp: DSN is not offered: who asks for a notice of delivery hears from the MTA that his mail was relayed";
+        findings.note(what)?;
+    }
     let Findings {
         errors, warnings, ..
     } = findings;
@@ -76,6 +81,29 @@ impl<W: Write> Findings<'_, W> {
     fn warning(&mut self, what: &str, advice: &str) -> io::Result<()> {
         self.warnings += 1;
         writeln!(self.out, "warning: {what}\n  = help: {advice}")
+    }
+
+    /// Neither wrong nor odd: what the admin may not expect.
+    fn note(&mut self, what: &str) -> io::Result<()> {
+        writeln!(self.out, "note: {what}")
+    }
+
+    fn placement(&mut self, config: &Config) -> io::Result<()> {
+        let Some(placement) = &config.delivery.placement else {
+            return Ok(());
+        };
+        if let Err(fault) = placement.asked("", "") {
+            let what = format!("placement: {fault}: every delivery is deferred");
+            self.error(&what, "see that its table can be asked")?;
+        }
+        if let Some(path) = &placement.ca_file
+            && let Err(error) = std::fs::File::open(path)
+        {
+            let what = format!("placement.ssl_client_ca_file: {}: {error}", path.display());
+            let advice = "make it: without it no certificate of another server counts";
+            self.error(&what, advice)?;
+        }
+        Ok(())
     }
 
     /// A root that is the same for all users can be looked at without one.
