@@ -180,6 +180,7 @@ impl Runner {
         });
         let (user, answers, recipient) = looked_up.await??;
         let who = self.identity(user, &answers);
+        let mut failed = out_of_reach();
         for _ in 0..ATTEMPTS {
             let lease = workers.lease(&who).await?;
             let (recipient, answers) = (recipient.clone(), answers.clone());
@@ -188,13 +189,16 @@ impl Runner {
                 recipient,
                 answers,
             });
-            match answer.await? {
-                Answer::Report { report, .. } => return Ok(report),
-                Answer::Elsewhere { .. } => {}
-                Answer::Outcome { .. } => return Err(out_of_step()),
+            match answer.await {
+                Ok(Answer::Report { report, .. }) => return Ok(report),
+                Ok(Answer::Elsewhere { .. }) => failed = out_of_reach(),
+                Ok(Answer::Outcome { .. }) => return Err(out_of_step()),
+                // A look can be had again.
+                Err(fault) if lease.is_gone() => failed = fault,
+                Err(fault) => return Err(fault),
             }
         }
-        Err(out_of_reach())
+        Err(failed)
     }
 
     /// The worker processes; none where there are none.

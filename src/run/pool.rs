@@ -297,6 +297,11 @@ impl Lease {
         self.worker.pid
     }
 
+    /// The process has ended: what was asked of it has no answer.
+    pub fn is_gone(&self) -> bool {
+        self.worker.pending().is_none()
+    }
+
     /// A packet that is not answered.
     pub async fn tell(
         &self,
