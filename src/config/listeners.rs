@@ -60,6 +60,7 @@ pub fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::
             dirs: spool,
             min_free: delivery.min_free_space,
         },
+        takes_errands: delivery.placement.is_some(),
         knows_retries: !delivery.duplicate_window.is_zero(),
         trusted_networks: networks(root, "login_trusted_networks"),
         balancers,

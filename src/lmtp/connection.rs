@@ -121,6 +121,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             message_size: settings.message_size,
             verbose_replies: settings.verbose_replies,
             is_trusted: peer.is_trusted,
+            takes_errands: settings.takes_errands,
             starttls: match (&stream, &settings.certificate) {
                 (Channel::Tls(_), _) => StartTls::Done,
                 (_, None) => StartTls::Unavailable,

@@ -89,6 +89,8 @@ pub struct Settings {
     /// Tell clients why: for closed sites.
     pub verbose_replies: bool,
     pub spool: Spool,
+    /// There are [other servers](crate::deliver::placement).
+    pub takes_errands: bool,
     /// Each message has a digest, so that one which is sent again is known.
     pub knows_retries: bool,
     /// `login_trusted_networks`: whose clients are believed when they say who sends, or whom they speak for.

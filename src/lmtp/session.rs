@@ -30,6 +30,8 @@ pub struct Limits {
     pub verbose_replies: bool,
     /// The client is believed when it says who sends.
     pub is_trusted: bool,
+    /// There are other servers, whose errands are done where they are trusted.
+    pub takes_errands: bool,
     pub starttls: StartTls,
 }
 
@@ -367,7 +369,10 @@ impl Session {
             words.extend([XCLIENT, XFORWARD].map(String::from));
         }
         if self.is_proxy {
-            words.extend([ERRAND, "XRCPTFORWARD", "IGNOREQUOTA"].map(String::from));
+            words.extend(["XRCPTFORWARD", "IGNOREQUOTA"].map(String::from));
+            if self.takes_errands() {
+                words.push(ERRAND.into());
+            }
             return words;
         }
         let mut length = line_length(&self.limits.hostname);
@@ -380,6 +385,10 @@ impl Session {
             fits
         });
         words
+    }
+
+    fn takes_errands(&self) -> bool {
+        self.limits.is_trusted && self.limits.takes_errands
     }
 
     fn offers_tls(&self) -> bool {
@@ -475,9 +484,12 @@ impl Session {
         if let Some(reply) = self.out_of_place(Verb::Rcpt) {
             return self.answer(reply);
         }
-        if (parameters.forward.is_some() || parameters.errand.is_some()) && !self.limits.is_trusted
-        {
-            let why = "XRCPTFORWARD, XPOSTROOM: you are not trusted here";
+        if parameters.forward.is_some() && !self.limits.is_trusted {
+            let why = "XRCPTFORWARD: you are not trusted here";
+            return self.answer(Reply::new(550, "5.7.14", why));
+        }
+        if parameters.errand.is_some() && !self.takes_errands() {
+            let why = "XPOSTROOM: no errands are done for you";
             return self.answer(Reply::new(550, "5.7.14", why));
         }
         let Some(transaction) = &mut self.transaction else {

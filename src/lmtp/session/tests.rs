@@ -33,6 +33,7 @@ fn limits() -> Limits {
         message_size: Some(1000),
         verbose_replies: false,
         is_trusted: false,
+        takes_errands: false,
         starttls: StartTls::Unavailable,
     }
 }
@@ -177,7 +178,7 @@ fn commands_by_states() {
         ),
     ];
     #[rustfmt::skip]
-    let table: [(&str, [&[u16]; 6]); 31] = [
+    let table: [(&str, [&[u16]; 6]); 32] = [
         // command                   connected greeted  mail     rcpt              chunk        bad chunk
         ("LHLO me",                  [&[250], &[250], &[250], &[250],           &[250],      &[250]]),
         ("LHLO",                     [&[501], &[501], &[501], &[501],           &[501],      &[501]]),
@@ -203,6 +204,7 @@ fn commands_by_states() {
         ("BDAT x",                   [&[501], &[501], &[501], &[501],           &[501],      &[501]]),
         ("RCPT TO:<b> IGNOREQUOTA",  [&[503], &[503], &[250], &[250],           &[503],      &[503]]),
         ("RCPT TO:<b> XRCPTFORWARD=a",[&[503],&[503], &[550], &[550],           &[503],      &[503]]),
+        ("RCPT TO:<b> XPOSTROOM={}", [&[503], &[503], &[501], &[501],           &[503],      &[503]]),
         ("STARTTLS",                 [&[502], &[502], &[502], &[502],           &[502],      &[502]]),
         ("XCLIENT ADDR=192.0.2.1",   [&[550], &[550], &[550], &[550],           &[550],      &[550]]),
         ("XFORWARD IDENT=x",         [&[550], &[550], &[550], &[550],           &[550],      &[550]]),
@@ -220,6 +222,8 @@ fn commands_by_states() {
         }
     }
 }
+
+const ERRAND: &str = "RCPT TO:<b> XPOSTROOM={\"user\":\"b\",\"mailbox\":\"x\",\"subject\":null}";
 
 /// What depends on who it is, and on TLS.
 #[test]
@@ -247,6 +251,25 @@ fn commands_of_clients() {
             250,
         ),
         (trusted.clone(), &rcpt, "RCPT TO:<b> IGNOREQUOTA", 250),
+        (trusted.clone(), &rcpt, ERRAND, 550),
+        (
+            Limits {
+                takes_errands: true,
+                ..limits()
+            },
+            &rcpt,
+            ERRAND,
+            550,
+        ),
+        (
+            Limits {
+                takes_errands: true,
+                ..trusted.clone()
+            },
+            &rcpt,
+            ERRAND,
+            250,
+        ),
         (with(StartTls::Offered), &[], "STARTTLS", 220),
         (with(StartTls::Offered), &rcpt, "STARTTLS", 220),
         (with(StartTls::Offered), &rcpt, "DATA", 354),
@@ -349,6 +372,7 @@ fn capabilities_that_fit() {
             hostname: "x".repeat(length),
             message_size: Some(u64::MAX),
             is_trusted: true,
+            takes_errands: true,
             starttls: StartTls::Offered,
             ..limits()
         });

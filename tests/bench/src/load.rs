@@ -107,12 +107,16 @@ impl Load {
             }
             let first = number * self.recipients;
             let users = (first..first + self.recipients).map(|user| user % self.mailboxes);
+            // No two of this process are alike: a message that comes again is stored once.
+            let number = SENT.fetch_add(1, Ordering::Relaxed);
             own.push(client.deliver(users, message.numbered(number))?);
         }
         waits.lock().expect("no thread panicked").extend(own);
         client.quit()
     }
 }
+
+static SENT: AtomicUsize = AtomicUsize::new(0);
 
 /// A message as DATA sends it, of which only the number changes.
 pub struct Message(Vec<u8>);

@@ -43,6 +43,7 @@ fn dialogue(input: &[u8], cut: usize, trusted: bool) -> Seen {
         message_size: Some(1000),
         verbose_replies: false,
         is_trusted: trusted,
+        takes_errands: trusted,
         starttls: StartTls::Unavailable,
     };
     let mut session = Session::new(limits, Client::at(None), "ID".into());
