@@ -87,6 +87,7 @@ fn counters_and_clients() {
         " envelope, ",
         "         2  duplicate 2.0.0",
         "workers       none",
+        "lock waits    ",
     ] {
         assert!(shown.contains(part), "{part}: {shown}");
     }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::lmtp::Listen;
+use crate::observe::metrics::LockWaits;
 use crate::observe::snapshot::Snapshot;
 
 /// What is asked.
@@ -126,6 +127,15 @@ fn print(snapshot: &Snapshot, out: &mut impl Write) -> io::Result<()> {
     for (ending, count) in &snapshot.deliveries {
         writeln!(out, "  {count:>10}  {ending}")?;
     }
+    let LockWaits {
+        deliveries,
+        total,
+        longest,
+    } = snapshot.lock_waits;
+    writeln!(
+        out,
+        "\nlock waits    {deliveries} deliveries, {total} ms together, the longest {longest} ms"
+    )?;
     writeln!(out, "\nlast faults")?;
     for fault in &snapshot.faults {
         let at = i64::try_from(fault.at).unwrap_or_default();

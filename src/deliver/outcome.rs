@@ -55,34 +55,29 @@ impl Saved {
     /// Nothing is known yet but where it goes.
     pub fn nothing(plan: &Plan, mailbox_id: (u64, u64)) -> Saved {
         Saved {
-            mailbox: plan.target.mailbox.clone(),
             instead_of: plan.instead_of.clone(),
-            user: plan.user.clone(),
-            node: None,
             mailbox_id,
-            uid: None,
-            file: String::new(),
-            size: 0,
-            mode: 0,
-            gid: 0,
-            locked: Duration::ZERO,
-            synced: Duration::ZERO,
-            is_again: false,
-            remarks: Vec::new(),
+            ..Saved::empty(plan.target.mailbox.clone(), plan.user.clone())
         }
     }
-}
 
-impl Saved {
     /// What another server has stored, as it says.
     pub fn elsewhere(node: &Node, user: String, mailbox: String, uid: Option<u32>) -> Saved {
+        Saved {
+            node: Some(node.name.clone()),
+            uid,
+            ..Saved::empty(mailbox, user)
+        }
+    }
+
+    fn empty(mailbox: String, user: String) -> Saved {
         Saved {
             mailbox,
             instead_of: None,
             user,
-            node: Some(node.name.clone()),
+            node: None,
             mailbox_id: (0, 0),
-            uid,
+            uid: None,
             file: String::new(),
             size: 0,
             mode: 0,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -11,6 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use serde::{Deserialize, Serialize};
 
 use super::sessions;
 use crate::log::Entry;
@@ -24,6 +26,7 @@ pub struct Metrics {
     endings: Mutex<Endings>,
     fallbacks: Counter,
     without_uid: Counter,
+    waits: Mutex<LockWaits>,
     seconds: Histogram,
     lock_seconds: Histogram,
     sync_seconds: Histogram,
@@ -32,6 +35,16 @@ pub struct Metrics {
     sessions: Family<State, Gauge>,
     pub workers: Gauge,
     pub events_lost: Counter,
+}
+
+/// How deliveries have waited for the locks of mailboxes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockWaits {
+    /// Those that waited for a millisecond or more.
+    pub deliveries: u64,
+    /// Milliseconds, of all of them and of the longest.
+    pub total: u64,
+    pub longest: u64,
 }
 
 type Endings = BTreeMap<(&'static str, String), Counter>;
@@ -64,6 +77,7 @@ impl Metrics {
             endings: Mutex::default(),
             fallbacks: Counter::default(),
             without_uid: Counter::default(),
+            waits: Mutex::default(),
             seconds: histogram(),
             lock_seconds: histogram(),
             sync_seconds: histogram(),
@@ -150,6 +164,7 @@ impl Metrics {
             return;
         }
         self.lock_seconds.observe(entry.locked.as_secs_f64());
+        self.note_wait(entry.locked);
         self.sync_seconds.observe(entry.synced.as_secs_f64());
         if entry.wanted.is_some() {
             self.fallbacks.inc();
@@ -157,6 +172,20 @@ impl Metrics {
         if entry.uid.is_none() {
             self.without_uid.inc();
         }
+    }
+
+    fn note_wait(&self, locked: Duration) {
+        let millis = u64::try_from(locked.as_millis()).unwrap_or(u64::MAX);
+        if millis > 0 {
+            let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+            waits.deliveries += 1;
+            waits.total = waits.total.saturating_add(millis);
+            waits.longest = waits.longest.max(millis);
+        }
+    }
+
+    pub fn lock_waits(&self) -> LockWaits {
+        *self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything, as a scraper reads it.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::faults::{self, Failed};
-use super::metrics::metrics;
+use super::metrics::{LockWaits, metrics};
 use super::sessions::{self, Client};
 
 /// Clients that are named.
@@ -26,6 +26,7 @@ pub struct Snapshot {
     pub workers: Option<Vec<Worker>>,
     /// `stored 2.0.0`: how many.
     pub deliveries: Vec<(String, u64)>,
+    pub lock_waits: LockWaits,
     pub faults: Vec<Failed>,
 }
 
@@ -59,6 +60,7 @@ impl Snapshot {
             clients: sessions::list(CLIENTS),
             workers,
             deliveries: metrics().results(),
+            lock_waits: metrics().lock_waits(),
             faults: faults::list(),
         }
     }
