@@ -198,7 +198,7 @@ const DIALOGUE: &str = "LHLO me\r\nMAIL FROM:<s@x>\r\nRCPT TO:<a>\r\nRCPT TO:<no
     MAIL FROM:<>\r\nBDAT 3 LAST\r\nNO\rNOOP\r\nFOO\r\nQUIT\r\n";
 
 const ANSWERS: &str = "220 mx Postroom LMTP\r\n\
-    250-mx\r\n250-8BITMIME\r\n250-CHUNKING\r\n250-ENHANCEDSTATUSCODES\r\n250-PIPELINING\r\n250-SMTPUTF8\r\n250 SIZE 300000\r\n\
+    250-mx\r\n250-PIPELINING\r\n250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n250 SIZE 300000\r\n\
     250 2.1.0 OK\r\n250 2.1.5 <a> OK\r\n550 5.1.1 <nobody> id No such user\r\n250 2.1.5 <later> OK\r\n250 2.1.5 <a> OK\r\n354 OK\r\n\
     250 2.0.0 <a> id mailbox=\"INBOX\" uid=1 Saved\r\n\
     451 4.2.0 <later> id Message could not be stored, try again later\r\n\
