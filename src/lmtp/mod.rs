@@ -106,9 +106,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// No more connections than there can be files: each may have a message in the spool, and deliveries need some too.
+    /// No more connections than there can be files for: deliveries and the spool need some too.
     pub fn fit_into(&mut self, open_files: u64) {
-        let most = usize::try_from(open_files / 3).unwrap_or(usize::MAX).max(1);
+        let most = usize::try_from(open_files / 4 * 3)
+            .unwrap_or(usize::MAX)
+            .max(1);
         if self.max_connections > most {
             let (wanted, most) = (self.max_connections, most);
             tracing::warn!(

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -31,13 +31,19 @@ fn main() -> ExitCode {
         eprintln!("usage: connections DISK PROGRAMS");
         return ExitCode::FAILURE;
     };
-    match idle(disk, bin).and_then(|()| slow(disk, bin)) {
+    match measure(disk, bin) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("connections: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn measure(disk: &Path, bin: &Path) -> io::Result<()> {
+    let (server, _store, socket) = start(disk, bin)?;
+    idle(&server, &socket)?;
+    slow(&server, &socket)
 }
 
 /// A server that takes so many connections, and where it listens.
@@ -51,7 +57,6 @@ fn start(disk: &Path, bin: &Path) -> io::Result<(Server, Store, PathBuf)> {
         &config,
         text.replace("[lmtp]", "[lmtp]\nmax_connections = 12000"),
     )?;
-    // Many files: for the server, and for us.
     let server = Contestant::Postroom.start(&store, bin)?;
     let socket = store.path("run/postroom");
     Ok((server, store, socket))
@@ -62,7 +67,7 @@ fn connect(socket: &Path) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(socket)?;
     stream.write_all(b"LHLO bench.test\r\n")?;
     let mut said = Vec::new();
-    while !said.windows(9).any(|it| it == b"\r\n250 SIZE") {
+    while !said.windows(10).any(|it| it == b"\r\n250 SIZE") {
         let mut bytes = [0; 512];
         match stream.read(&mut bytes)? {
             0 => {
@@ -83,15 +88,13 @@ fn resident(pid: u32) -> io::Result<u64> {
     number.ok_or_else(|| io::Error::other("no VmRSS"))
 }
 
-fn idle(disk: &Path, bin: &Path) -> io::Result<()> {
-    raise_limit()?;
-    let (server, _store, socket) = start(disk, bin)?;
+fn idle(server: &Server, socket: &Path) -> io::Result<()> {
     let first: Vec<_> = (0..100)
-        .map(|_| connect(&socket))
+        .map(|_| connect(socket))
         .collect::<io::Result<_>>()?;
     let before = resident(server.pid())?;
     let all: Vec<_> = (0..IDLE)
-        .map(|_| connect(&socket))
+        .map(|_| connect(socket))
         .collect::<io::Result<_>>()?;
     let each = (resident(server.pid())? - before) as f64 / IDLE as f64;
     println!("{IDLE} idle connections: {each:.1} KiB each");
@@ -99,14 +102,13 @@ fn idle(disk: &Path, bin: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn slow(disk: &Path, bin: &Path) -> io::Result<()> {
-    let (server, _store, socket) = start(disk, bin)?;
+fn slow(server: &Server, socket: &Path) -> io::Result<()> {
     LOAD.priming().run(&server.target)?;
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         alone.push(LOAD.run(&server.target)?.wait(0.99));
         let mut streams: Vec<_> = (0..SLOW)
-            .map(|_| connect(&socket))
+            .map(|_| connect(socket))
             .collect::<io::Result<_>>()?;
         for stream in &mut streams {
             stream.write_all(b"MAIL FROM:<s@bench.test>\r\nRCPT TO:<u0@bench.test>\r\nDATA\r\n")?;
@@ -136,16 +138,4 @@ fn slow(disk: &Path, bin: &Path) -> io::Result<()> {
         beside / alone
     );
     Ok(())
-}
-
-/// As many files as may be.
-fn raise_limit() -> io::Result<()> {
-    let pid = std::process::id().to_string();
-    let done = Command::new("prlimit")
-        .args(["--pid", &pid, "--nofile=65536:65536"])
-        .status()?;
-    match done.success() {
-        true => Ok(()),
-        false => Err(io::Error::other("prlimit: no more files may be open")),
-    }
 }
