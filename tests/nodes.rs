@@ -457,14 +457,41 @@ fn errands_and_explanations() {
     assert!(reply.starts_with("451 4.4.1"), "{reply}");
     let mut stranger = two.client();
     stranger.say("MAIL FROM:<s@x.test>");
-    let mut command = program("postroom");
-    command
-        .arg("-c")
-        .arg(site.scratch.path("node1.toml"))
-        .args(["explain", "bob@x.test"]);
-    support::as_user(&mut command, MAIL, MAIL, &[]);
-    let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
-    assert!(said.contains("node2 (127.0.0.1:"), "{said}");
+    let explain = |address: &str| {
+        let mut command = program("postroom");
+        command.arg("-c").arg(site.scratch.path("node1.toml"));
+        command.args(["explain", address]);
+        support::as_user(&mut command, MAIL, MAIL, &[]);
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), said)
+    };
+    // What the other server answers is what is said.
+    for (address, code, parts) in [
+        (
+            "bob@x.test",
+            0,
+            &["node2 (127.0.0.1:", "RCPT 250 2.1.5"][..],
+        ),
+        (
+            "bob+Projects@x.test",
+            0,
+            &["node2 (127.0.0.1:", "RCPT 250 2.1.5"],
+        ),
+        ("alice@x.test", 0, &["mailbox=\"INBOX\""]),
+        (
+            "alice+shared/bob/Projects@x.test",
+            75,
+            &["is it ours, and trusts us?", "FAIL"],
+        ),
+    ] {
+        let (found, said) = explain(address);
+        assert_eq!(found, Some(code), "{address}: {said}");
+        assert!(
+            parts.iter().all(|part| said.contains(part)),
+            "{address}: {said}"
+        );
+    }
 }
 
 /// Three machines, one of which is killed and comes back: nothing is lost, nothing is there twice.

@@ -2,9 +2,11 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::deliver::{Core, Report};
 use crate::message::{Address, Recipient};
+use crate::run::{Next, Runner};
 use crate::sys::{credentials, process};
 
 /// What is asked.
@@ -42,10 +44,11 @@ pub fn run(path: Option<&Path>, arguments: &Arguments, out: &mut impl Write) -> 
             return Ok(64);
         }
     };
-    let core = Core::new(config.delivery);
-    let report = match credentials::is_root() {
-        true => as_the_user(&core, &recipient)?,
-        false => core.inspect(&recipient),
+    let core = Arc::new(Core::new(config.delivery));
+    let report = match ask_elsewhere(&core, recipient)? {
+        Next::Answered(report) => report,
+        Next::Here(recipient) if credentials::is_root() => as_the_user(&core, &recipient)?,
+        Next::Here(recipient) => core.inspect(&recipient),
     };
     report.print(arguments.json, out)?;
     Ok(report.fault.map_or(0, |fault| fault.code.exit()))
@@ -66,6 +69,20 @@ fn recipient(arguments: &Arguments) -> Result<Recipient, String> {
     recipient.mailbox = arguments.mailbox.clone();
     recipient.announced = arguments.size;
     Ok(recipient)
+}
+
+/// Where another server has the mailbox it is asked, as for a RCPT.
+fn ask_elsewhere(core: &Arc<Core>, recipient: Recipient) -> io::Result<Next<Report>> {
+    if core.settings().placement.is_none() {
+        return Ok(Next::Here(Box::new(recipient)));
+    }
+    let shown = recipient.shown();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let runner = Runner::for_looks(Arc::clone(core));
+    let asked = runtime.block_on(runner.ask_elsewhere(recipient));
+    Ok(asked.unwrap_or_else(|fault| Next::Answered(Report::failed(shown, fault))))
 }
 
 /// Root asks the userdbs, and goes on as the user whose mail it is.

@@ -99,12 +99,11 @@ fn table(report: &Report, out: &mut impl Write) -> io::Result<()> {
             writeln!(out, "  {:LABEL$}  {}", "exit code", fault.code.exit())
         }
         (None, mailbox) => {
-            let mailbox = printable(mailbox.as_deref().unwrap_or("INBOX"));
-            writeln!(
-                out,
-                "  {:LABEL$}  RCPT 250 2.1.5, DATA 250 2.0.0 mailbox=\"{mailbox}\"",
-                "reply"
-            )?;
+            let data = match mailbox {
+                Some(mailbox) => format!("250 2.0.0 mailbox=\"{}\"", printable(mailbox)),
+                None => "as the other server says".into(),
+            };
+            writeln!(out, "  {:LABEL$}  RCPT 250 2.1.5, DATA {data}", "reply")?;
             writeln!(out, "  {:LABEL$}  0", "exit code")
         }
     }

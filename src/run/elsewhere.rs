@@ -21,7 +21,7 @@ pub enum Next<T> {
 
 impl Runner {
     /// RCPT at another server, where one has the mailbox.
-    pub(super) async fn ask_elsewhere(&self, recipient: Recipient) -> Result<Next<Report>, Fault> {
+    pub async fn ask_elsewhere(&self, recipient: Recipient) -> Result<Next<Report>, Fault> {
         let Some(relay) = &self.relay else {
             return Ok(Next::Here(Box::new(recipient)));
         };

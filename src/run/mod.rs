@@ -42,7 +42,7 @@ use crate::message::{Message, Recipient};
 use crate::observe::snapshot;
 use crate::user::User;
 use dispatch::Dispatch;
-use elsewhere::Next;
+pub use elsewhere::Next;
 use ledger::{Begun, Ledger};
 use pool::{Identity, Pool};
 use relay::Relay;
@@ -130,6 +130,18 @@ impl Runner {
             core,
             slots: Arc::new(Semaphore::new(AT_ONCE)),
             turns: Turns::new(limits),
+            workers: None,
+        }
+    }
+
+    /// For looks alone: nothing is remembered.
+    pub fn for_looks(core: Arc<Core>) -> Runner {
+        Runner {
+            relay: relay(&core),
+            ledger: None,
+            core,
+            slots: Arc::new(Semaphore::new(AT_ONCE)),
+            turns: Turns::new(turns::Limits::default()),
             workers: None,
         }
     }
