@@ -829,3 +829,94 @@ fn behind_mtas() {
     }
     assert_eq!(found, want);
 }
+
+/// Public mailboxes lie where a table says, also those that a route names; what another server refuses has what stands in for it here.
+#[test]
+fn public_mailboxes_by_a_table() {
+    let routed = [b"X-Team: yes\r\n".as_slice(), LETTER].concat();
+    let route = "[[route]]\nheader = \"X-Team\"\nmailbox = \"Public/team\"";
+    let child = "on_missing = \"parent\"";
+    let reject = "on_missing = \"reject\"\non_denied = \"reject\"";
+    for (rcpt, letter, policy, acl, place) in [
+        (
+            "alice+Public/team@x.test",
+            LETTER,
+            "",
+            "anyone lrwip\n",
+            "node2/public/.team",
+        ),
+        (
+            "alice+Public/team@x.test",
+            LETTER,
+            "",
+            "anyone lr\n",
+            "node1/alice/Maildir",
+        ),
+        (
+            "alice+Public/team/child@x.test",
+            LETTER,
+            child,
+            "anyone lrwip\n",
+            "node2/public/.team",
+        ),
+        (
+            "alice+Public/none/child@x.test",
+            LETTER,
+            child,
+            "anyone lrwip\n",
+            "node1/alice/Maildir",
+        ),
+        (
+            "alice@x.test",
+            &routed[..],
+            reject,
+            "anyone lrwip\n",
+            "node2/public/.team",
+        ),
+        // A route never costs the mail.
+        (
+            "alice@x.test",
+            &routed[..],
+            reject,
+            "anyone lr\n",
+            "node1/alice/Maildir",
+        ),
+    ] {
+        let site = two_nodes();
+        site.mailbox(2, "public/.team", acl);
+        let table = site.scratch.path("placement.db");
+        let script = "import sqlite3,sys
+d=sqlite3.connect(sys.argv[1]); d.execute('CREATE TABLE placement (user_name text, mailbox text, node text)')
+for m in ('team','team/child','none','none/child'): d.execute(\"INSERT INTO placement VALUES ('', 'Public/'||?, 'node2')\", (m,))
+d.commit()";
+        let made = Command::new("python3")
+            .args(["-c", script])
+            .arg(&table)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        for node in 1..=2 {
+            let config = site.configure(node, policy, route);
+            let text = fs::read_to_string(&config).unwrap();
+            let sqlite = format!(
+                "[placement]\n[placement.sqlite]\npath = \"{}\"\n",
+                table.display()
+            );
+            fs::write(&config, text.replace("[placement]\n", &sqlite)).unwrap();
+        }
+        let (one, two) = (site.start(1), site.start(2));
+        let reply = one.client().deliver(&[rcpt], letter).remove(0);
+        assert!(
+            reply.starts_with("250 2.0.0"),
+            "{rcpt}: {reply} {} {}",
+            one.log(),
+            two.log()
+        );
+        assert_eq!(
+            site.found(),
+            [place],
+            "{rcpt} {policy} {acl}: {}",
+            one.log()
+        );
+    }
+}

@@ -189,6 +189,7 @@ pub fn resolve(
                 .unwrap_or(settings.acl.subject),
         },
         authenticated: recipient.authenticated.as_deref(),
+        refusal: recipient.refusal.as_ref(),
     };
     let found = lookup::find(&namespaces, &mailbox, &user.name);
     let of_namespace = found
@@ -211,16 +212,7 @@ pub fn resolve(
         OnDenied::Defer if by.is_strangers() => OnDenied::Inbox,
         asked => asked,
     };
-    let wanted = match &recipient.refusal {
-        Some(Refusal { is_missing, why }) => {
-            let (mailbox, why) = (mailbox.clone(), why.clone());
-            match is_missing {
-                true => Wanted::Missing { mailbox, why },
-                false => Wanted::Denied { mailbox, why },
-            }
-        }
-        None => resolver.wanted(found, &mailbox, by, on_missing)?,
-    };
+    let wanted = resolver.wanted(found, &mailbox, by, on_missing)?;
     if let Wanted::Elsewhere { places, .. } = &wanted {
         let nodes: Vec<String> = places
             .iter()
@@ -416,6 +408,8 @@ struct Resolver<'a> {
     subject: settings::Subject,
     /// Who sends, as a trusted peer knows for sure.
     authenticated: Option<&'a str>,
+    /// What another server has answered.
+    refusal: Option<&'a Refusal>,
 }
 
 impl Resolver<'_> {
@@ -469,6 +463,13 @@ impl Resolver<'_> {
         if by != By::Errand
             && let Some(node) = self.node_of(mailbox, &found)?
         {
+            if let Some(refusal) = self.refusal.filter(|it| it.mailbox == mailbox) {
+                let (mailbox, why) = (mailbox.to_owned(), refusal.why.clone());
+                return Ok(match refusal.is_missing {
+                    true => Wanted::Missing { mailbox, why },
+                    false => Wanted::Denied { mailbox, why },
+                });
+            }
             let mut places = vec![(mailbox.to_owned(), node)];
             if on_missing == OnMissing::Parent {
                 places.extend(self.parents_elsewhere(mailbox, by)?);
@@ -594,7 +595,7 @@ impl Resolver<'_> {
             && above.namespace.name == found.namespace.name
             && let Ok(storage) = StorageName::parse(&above.rest, above.namespace)
         {
-            if self.closed_to(by, &above).is_none() {
+            if self.closed_to(by, &above).is_none() && self.node_of(parent, &above)?.is_none() {
                 parents.extend(self.target(parent, &above, &storage, OnMissing::Parent)?);
             }
             name = parent;

@@ -68,6 +68,8 @@ pub struct Errand {
 /// What a server has answered to an errand.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
+    /// What was asked for, by its full name.
+    pub mailbox: String,
     /// Missing; else denied.
     pub is_missing: bool,
     pub why: String,

@@ -89,7 +89,7 @@ impl Runner {
         recipient: Recipient,
         message: Option<&Arc<Message>>,
     ) -> Result<Next<(Node, Answer)>, Fault> {
-        let places = match (&targets.node, &targets.wanted) {
+        let (wanted, places) = match (&targets.node, &targets.wanted) {
             (Some(node), _) => {
                 check_hops(&recipient, node)?;
                 let delimiter = &self.core.settings().recipient_delimiter;
@@ -97,7 +97,7 @@ impl Runner {
                 let answer = run(relay, node, &recipient, address, None, message).await?;
                 return Ok(Next::Answered((node.clone(), answer)));
             }
-            (None, Wanted::Elsewhere { places, .. }) => places,
+            (None, Wanted::Elsewhere { mailbox, places }) => (mailbox, places),
             (None, _) => return Ok(Next::Here(Box::new(recipient))),
         };
         let mut refusal = None;
@@ -118,6 +118,7 @@ impl Runner {
                 Code::NoSuchUser | Code::Denied => {
                     let is_missing = fault.code == Code::NoSuchUser;
                     refusal.get_or_insert(Refusal {
+                        mailbox: wanted.clone(),
                         is_missing,
                         why: fault.to_string(),
                     });

@@ -5,7 +5,8 @@
 //! power cut a retry may be stored twice, never not at all.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -186,14 +187,16 @@ impl Ledger {
 }
 
 impl Begun {
-    /// Writes down what became of it. What is only deferred may be there nevertheless: its row stays.
+    /// Writes down what became of it. Without it, because nobody knows, the row stays, and the file's name decides.
     pub fn end(self, outcome: &Outcome) {
         let request = match (outcome, &self.delivery) {
             (Outcome::Saved(saved), delivery) if !saved.is_again => {
                 let saved = Box::new(saved.clone());
                 Request::Saved(delivery.clone(), self.message_id, saved)
             }
-            (Outcome::Rejected(_), Some(delivery)) => Request::Forget(delivery.clone()),
+            (Outcome::Rejected(_) | Outcome::Deferred(_), Some(delivery)) => {
+                Request::Forget(delivery.clone())
+            }
             _ => return,
         };
         // Without the thread nothing is remembered, which was said.
@@ -261,7 +264,7 @@ impl Rows {
     fn open(settings: &Settings) -> Result<Rows, String> {
         let rows = match &settings.path {
             None => Rows::made(Connection::open_in_memory(), settings),
-            Some(path) => Rows::made(Connection::open(path), settings).or_else(|why| {
+            Some(path) => Rows::made(private(path), settings).or_else(|why| {
                 // Never more than a cache: after a power cut it may be torn.
                 tracing::warn!(why, "the database of retries is made anew");
                 for end in ["", "-wal", "-shm"] {
@@ -269,7 +272,7 @@ impl Rows {
                     name.push(end);
                     let _ = std::fs::remove_file(name);
                 }
-                Rows::made(Connection::open(path), settings)
+                Rows::made(private(path), settings)
             }),
         };
         rows.map_err(|why| match &settings.path {
@@ -467,6 +470,14 @@ impl Rows {
         }
         Ok(())
     }
+}
+
+/// It has names of users and mailboxes in it.
+fn private(path: &Path) -> rusqlite::Result<Connection> {
+    let mut options = std::fs::OpenOptions::new();
+    // What fails here SQLite says.
+    let _ = options.append(true).create(true).mode(0o600).open(path);
+    Connection::open(path)
 }
 
 fn warn(done: rusqlite::Result<()>) {
