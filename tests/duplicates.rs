@@ -168,6 +168,19 @@ fn what_a_retry_finds() {
     fs::remove_file(inbox.join(format!("cur/{name}:2,S"))).unwrap();
     assert!(send().ends_with(" Saved before"));
     assert_eq!(messages(&inbox).len(), 0);
+    // A try in between that fails before it looks makes nobody forget.
+    let mut client = server.client();
+    client.say("MAIL FROM:<s@x.test>");
+    client.say("RCPT TO:<alice@x.test>");
+    fs::rename(inbox.join("new"), inbox.join("away")).unwrap();
+    fs::write(inbox.join("new"), "").unwrap();
+    client.say("DATA");
+    client.send(&support::stuffed(LETTER));
+    let reply = client.reply();
+    assert!(reply.starts_with("451 "), "{reply}");
+    fs::remove_file(inbox.join("new")).unwrap();
+    fs::rename(inbox.join("away"), inbox.join("new")).unwrap();
+    assert!(send().ends_with(" Saved before"));
     // A mailbox that was made anew has not got it.
     fs::rename(&inbox, store.path("home/alice/old")).unwrap();
     store

@@ -834,7 +834,7 @@ fn behind_mtas() {
 #[test]
 fn public_mailboxes_by_a_table() {
     let routed = [b"X-Team: yes\r\n".as_slice(), LETTER].concat();
-    let route = "[[route]]\nheader = \"X-Team\"\nmailbox = \"Public/team\"";
+    let route = "[[route]]\nheader = \"X-Team\"\nmailbox = \"Public/team\"\n[[address]]\nmatch = \"info@x.test\"\nuser = \"alice\"\nmailbox = \"Public/team\"";
     let child = "on_missing = \"parent\"";
     let reject = "on_missing = \"reject\"\non_denied = \"reject\"";
     for (rcpt, letter, policy, acl, place) in [
@@ -873,6 +873,21 @@ fn public_mailboxes_by_a_table() {
             "anyone lrwip\n",
             "node2/public/.team",
         ),
+        // A mailbox with an address: an unused detail of it is its parent's.
+        (
+            "info@x.test",
+            LETTER,
+            "",
+            "anyone lrwip\n",
+            "node2/public/.team",
+        ),
+        (
+            "info+foo@x.test",
+            LETTER,
+            "",
+            "anyone lrwip\n",
+            "node2/public/.team",
+        ),
         // A route never costs the mail.
         (
             "alice@x.test",
@@ -887,7 +902,7 @@ fn public_mailboxes_by_a_table() {
         let table = site.scratch.path("placement.db");
         let script = "import sqlite3,sys
 d=sqlite3.connect(sys.argv[1]); d.execute('CREATE TABLE placement (user_name text, mailbox text, node text)')
-for m in ('team','team/child','none','none/child'): d.execute(\"INSERT INTO placement VALUES ('', 'Public/'||?, 'node2')\", (m,))
+for m in ('team','none'): d.execute(\"INSERT INTO placement VALUES ('', 'Public/'||?, 'node2')\", (m,))
 d.commit()";
         let made = Command::new("python3")
             .args(["-c", script])
@@ -918,5 +933,12 @@ d.commit()";
             "{rcpt} {policy} {acl}: {}",
             one.log()
         );
+        if rcpt == "alice@x.test" {
+            // Also where the other server is gone.
+            drop(two);
+            let letter = String::from_utf8_lossy(letter).replace("<1@", "<2@");
+            let reply = one.client().deliver(&[rcpt], letter.as_bytes()).remove(0);
+            assert!(reply.contains("mailbox=\"INBOX\""), "{reply}");
+        }
     }
 }

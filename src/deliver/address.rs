@@ -87,7 +87,11 @@ fn of_errand(
     errand: &Errand,
 ) -> Result<Asked, Fault> {
     let user = directory.user(&errand.user)?;
-    let user = user.ok_or_else(|| unknown(&errand.user))?;
+    // The other server knows him: which of us is wrong?
+    let user = user.ok_or_else(|| Fault {
+        code: Code::CannotTell,
+        ..unknown(&errand.user)
+    })?;
     let namespaces = settings.namespaces_of(&user)?;
     let mailbox = normalised(&namespaces, &errand.mailbox);
     let text = format!("{mailbox} as {}, for another server", user.name);

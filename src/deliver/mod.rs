@@ -32,7 +32,7 @@ pub mod warning;
 
 use std::sync::{Arc, OnceLock};
 
-use crate::fault::Fault;
+use crate::fault::{Code, Fault};
 use crate::index::Walks;
 use crate::maildir::filename::Names;
 use crate::message::{Message, Recipient};
@@ -136,6 +136,12 @@ impl Core {
             Err(fault) => return Outcome::refused(fault),
         };
         let plan = inspect::inspect(&self.settings, &targets, self.identity()).0;
+        // It is full of what it has: the message is there.
+        if let (Err(fault), Some(saved)) = (&plan, retry.saved())
+            && matches!(fault.code, Code::OverQuota | Code::QuotaOfDisk)
+        {
+            return Outcome::Saved(saved);
+        }
         match plan.and_then(|plan| carry_out::carry_out(self, transaction, recipient, plan, retry))
         {
             Ok(saved) => Outcome::Saved(saved),

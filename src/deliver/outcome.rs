@@ -42,6 +42,8 @@ pub struct Saved {
     pub node: Option<String>,
     /// Device and inode of the mailbox: of its `new/`, or of the mbox.
     pub mailbox_id: (u64, u64),
+    /// Its path.
+    pub place: String,
     /// Waiting for the locks of the mailbox, and for the disk.
     pub locked: Duration,
     pub synced: Duration,
@@ -57,6 +59,7 @@ impl Saved {
         Saved {
             instead_of: plan.instead_of.clone(),
             mailbox_id,
+            place: plan.target.paths.mailbox.display().to_string(),
             ..Saved::empty(plan.target.mailbox.clone(), plan.user.clone())
         }
     }
@@ -77,6 +80,7 @@ impl Saved {
             user,
             node: None,
             mailbox_id: (0, 0),
+            place: String::new(),
             uid: None,
             file: String::new(),
             size: 0,

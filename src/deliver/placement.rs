@@ -103,13 +103,25 @@ impl Placement {
         Ok(Some(node))
     }
 
-    /// The node of a public mailbox, by its full name; none: this one.
+    /// The node of a public mailbox: the table's row for its name, or for the nearest name above; none: this one.
     pub fn of_mailbox(
         &self,
         directory: &dyn Directory,
         mailbox: &str,
+        separator: char,
     ) -> Result<Option<Node>, Fault> {
-        self.of_table(directory, "", mailbox)
+        if self.table.is_none() {
+            return Ok(None);
+        }
+        let mut next = Some(mailbox);
+        while let Some(name) = next {
+            let node = directory.node("", name)?;
+            if let Some(node) = node.filter(|it| !it.is_empty()) {
+                return Ok(self.node(&node));
+            }
+            next = name.rsplit_once(separator).map(|(above, _)| above);
+        }
+        Ok(None)
     }
 
     fn of_table(

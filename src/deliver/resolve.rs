@@ -610,7 +610,9 @@ impl Resolver<'_> {
         };
         match (found.namespace.kind, &found.owner) {
             (Kind::Private, _) => Ok(None),
-            (Kind::Public, _) => placement.of_mailbox(self.directory, mailbox),
+            (Kind::Public, _) => {
+                placement.of_mailbox(self.directory, mailbox, found.namespace.separator)
+            }
             (Kind::Shared, None) => Ok(None),
             (Kind::Shared, Some(owner)) => match self.directory.user(owner)? {
                 Some(owner) => placement.of_user(self.directory, &owner),

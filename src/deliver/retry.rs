@@ -32,15 +32,22 @@ pub struct Earlier {
 }
 
 /// Another message with the same Message-ID.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alike {
-    /// Device and inode of its mailbox.
+    /// Device and inode of its mailbox, and its path: inodes are given again.
     pub mailbox: (u64, u64),
+    pub place: String,
     /// Seconds since then.
     pub age: u64,
 }
 
 impl Retry {
+    /// What was stored before, wherever that was.
+    pub fn saved(&self) -> Option<Saved> {
+        let saved = self.earlier.as_ref()?.saved.clone()?;
+        Some(again(saved, "it was stored already, and is sent again"))
+    }
+
     /// What was stored in this mailbox before.
     pub fn find(&self, plan: &Plan, mailbox: (u64, u64)) -> Option<Saved> {
         let known = self.earlier.as_ref().and_then(|it| it.saved.as_ref());
@@ -51,7 +58,10 @@ impl Retry {
             ));
         }
         let window = plan.target.alike_window;
-        let is_there = |it: &&Alike| it.mailbox == mailbox && it.age < window;
+        let place = plan.target.paths.mailbox.display().to_string();
+        let is_new = plan.create.is_some();
+        let is_there =
+            |it: &&Alike| !is_new && it.mailbox == mailbox && it.place == place && it.age < window;
         self.alike.iter().find(is_there).map(|_| {
             let why = "a message with its Message-ID is there already";
             again(Saved::nothing(plan, mailbox), why)

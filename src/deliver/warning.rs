@@ -11,7 +11,7 @@ use super::publish::{self, Publishing};
 use super::quota;
 use super::settings::{MailFsync, Settings};
 use crate::fault::Fault;
-use crate::mailbox::quota::Usage;
+use crate::mailbox::quota::{Quota, Usage};
 use crate::maildir::Maildir;
 use crate::maildir::maildirsize;
 use crate::maildir::save::Demands;
@@ -42,7 +42,7 @@ pub fn warn(core: &Core, plan: &Plan, size: u64) -> Option<String> {
     if quota.of != plan.user || !is_near(settings, plan, warning, size) {
         return None;
     }
-    match deliver(core, plan, warning) {
+    match turn(core, plan, warning) {
         Ok(true) => Some(format!("{} was warned: his quota is nearly used", quota.of)),
         Ok(false) => None,
         Err(fault) => Some(format!("{} was not warned: {fault}", quota.of)),
@@ -63,8 +63,8 @@ fn is_near(settings: &Settings, plan: &Plan, warning: &Warning, size: u64) -> bo
     quota.limits.is_near(used, warning.percent)
 }
 
-/// True: the message is in his INBOX.
-fn deliver(core: &Core, plan: &Plan, warning: &Warning) -> Result<bool, Fault> {
+/// True: he was warned now.
+fn turn(core: &Core, plan: &Plan, warning: &Warning) -> Result<bool, Fault> {
     let Some(quota) = plan.target.quota.as_deref() else {
         return Ok(false);
     };
@@ -78,6 +78,16 @@ fn deliver(core: &Core, plan: &Plan, warning: &Warning) -> Result<bool, Fault> {
     if !is_due(&directory).map_err(failed)? {
         return Ok(false);
     }
+    let delivered = deliver(core, quota, warning);
+    if delivered.is_err() {
+        // The next delivery tries again.
+        let _ = directory.unlink(FILE);
+    }
+    delivered
+}
+
+/// True: the message is in his INBOX.
+fn deliver(core: &Core, quota: &Quota, warning: &Warning) -> Result<bool, Fault> {
     let Some(inbox) = quota.trees.first() else {
         return Ok(false);
     };
@@ -120,7 +130,7 @@ fn deliver(core: &Core, plan: &Plan, warning: &Warning) -> Result<bool, Fault> {
     Ok(true)
 }
 
-/// Takes the turn of today. Of two who come at once one gets it.
+/// Takes the turn of today. Two who find an old mark in the same moment may both get it.
 fn is_due(directory: &Dir) -> io::Result<bool> {
     match directory.read(FILE) {
         Ok(file) => {

@@ -199,6 +199,7 @@ mod tests {
         Outcome::Saved(Saved {
             mailbox_id: (1, 1),
             is_again: false,
+            place: String::new(),
             node: None,
             locked: Default::default(),
             synced: Default::default(),

@@ -29,6 +29,11 @@ pub fn message_id(head: &[u8]) -> Option<String> {
     (!id.is_empty()).then_some(id)
 }
 
+/// The topmost Message-ID, every byte of it.
+pub fn raw_message_id(head: &[u8]) -> Option<Vec<u8>> {
+    topmost(head, "Message-ID").filter(|id| !id.is_empty())
+}
+
 /// The topmost field of this name: unfolded, encoded words (RFC 2047) decoded, without control characters. None where
 /// there is no such field.
 pub fn field(head: &[u8], name: &str) -> Option<String> {

@@ -146,6 +146,10 @@ impl Dispatch {
             .await;
     }
 
+    pub fn is_abandoned(&self) -> bool {
+        self.is_abandoned.load(Ordering::Relaxed)
+    }
+
     /// Nobody hears the answers any more: what is not visible yet stays so.
     pub fn abandon(self: &Arc<Dispatch>) {
         self.is_abandoned.store(true, Ordering::Relaxed);

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::Runner;
-use super::relay::{Answer, Job, Relay};
+use super::relay::{Answer, Heard, Job, Relay};
 use crate::deliver::placement::Node;
-use crate::deliver::resolve::Wanted;
+use crate::deliver::resolve::{By, Wanted};
 use crate::deliver::settings::Subject;
 use crate::deliver::{Line, Outcome, Report, Saved, Targets};
 use crate::fault::{Code, Fault};
@@ -26,7 +26,7 @@ impl Runner {
             return Ok(Next::Here(Box::new(recipient)));
         };
         let (targets, recipient) = self.targets(recipient, None).await?;
-        let asked = self.go(relay, &targets, recipient, None).await?;
+        let asked = self.go(relay, &targets, recipient, None, &|| true).await?;
         Ok(match asked {
             Next::Here(recipient) => Next::Here(recipient),
             Next::Answered((node, answer)) => {
@@ -50,12 +50,15 @@ impl Runner {
         &self,
         message: &Arc<Message>,
         recipient: Recipient,
+        heard: Heard<'_>,
     ) -> Result<Next<Outcome>, Fault> {
         let Some(relay) = &self.relay else {
             return Ok(Next::Here(Box::new(recipient)));
         };
         let (targets, recipient) = self.targets(recipient, Some(message)).await?;
-        let done = self.go(relay, &targets, recipient, Some(message)).await?;
+        let done = self
+            .go(relay, &targets, recipient, Some(message), heard)
+            .await?;
         Ok(match done {
             Next::Here(recipient) => Next::Here(recipient),
             Next::Answered((node, answer)) => Next::Answered(match answer.fault(&node) {
@@ -88,13 +91,14 @@ impl Runner {
         targets: &Targets,
         recipient: Recipient,
         message: Option<&Arc<Message>>,
+        heard: Heard<'_>,
     ) -> Result<Next<(Node, Answer)>, Fault> {
         let (wanted, places) = match (&targets.node, &targets.wanted) {
             (Some(node), _) => {
                 check_hops(&recipient, node)?;
                 let delimiter = &self.core.settings().recipient_delimiter;
                 let address = address_at(targets, &recipient, delimiter);
-                let answer = run(relay, node, &recipient, address, None, message).await?;
+                let answer = run(relay, node, &recipient, address, None, message, heard).await?;
                 return Ok(Next::Answered((node.clone(), answer)));
             }
             (None, Wanted::Elsewhere { mailbox, places }) => (mailbox, places),
@@ -109,13 +113,42 @@ impl Runner {
                 subject: Some(word(targets.subject).to_owned()),
             };
             let address = recipient.address.to_string();
-            let answer = run(relay, node, &recipient, address, Some(&errand), message).await?;
+            let asked = run(
+                relay,
+                node,
+                &recipient,
+                address,
+                Some(&errand),
+                message,
+                heard,
+            )
+            .await;
+            let answer = match asked {
+                // A route never costs the mail: INBOX stands behind it.
+                Err(fault) if targets.by == By::Route => {
+                    refusal.get_or_insert(Refusal {
+                        mailbox: wanted.clone(),
+                        is_missing: true,
+                        why: fault.to_string(),
+                    });
+                    break;
+                }
+                asked => asked?,
+            };
             let Some(fault) = answer.fault(node) else {
                 return Ok(Next::Answered((node.clone(), answer)));
             };
-            match fault.code {
+            match (answer.code, answer.enhanced.as_str()) {
+                _ if targets.by == By::Route => {
+                    refusal.get_or_insert(Refusal {
+                        mailbox: wanted.clone(),
+                        is_missing: true,
+                        why: fault.to_string(),
+                    });
+                    break;
+                }
                 // The parent may take what its child is not there for.
-                Code::NoSuchUser | Code::Denied => {
+                (550, "5.1.1" | "5.7.1") => {
                     let is_missing = fault.code == Code::NoSuchUser;
                     refusal.get_or_insert(Refusal {
                         mailbox: wanted.clone(),
@@ -126,7 +159,11 @@ impl Runner {
                         break;
                     }
                 }
-                _ => return Ok(Next::Answered((node.clone(), answer))),
+                (400..500, _) | (_, "5.2.2" | "5.3.4") => {
+                    return Ok(Next::Answered((node.clone(), answer)));
+                }
+                // It has not understood what it is asked for.
+                _ => return Err(Fault::new(Code::CannotTell, fault.doing, fault.why)),
             }
         }
         Ok(Next::Here(Box::new(Recipient {
@@ -143,6 +180,7 @@ async fn run(
     address: String,
     errand: Option<&Errand>,
     message: Option<&Arc<Message>>,
+    heard: Heard<'_>,
 ) -> Result<Answer, Fault> {
     let session = message.map(|it| it.trace.session.as_str());
     let job = Job {
@@ -154,7 +192,7 @@ async fn run(
     };
     match message {
         None => relay.ask(node, &job).await,
-        Some(message) => relay.deliver(node, &job, message).await,
+        Some(message) => relay.deliver(node, &job, message, heard).await,
     }
 }
 

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ring::digest::{Context, SHA256, digest};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::time::timeout;
 
@@ -22,6 +22,10 @@ use crate::message::{Message, Recipient, header};
 
 /// How long a retry waits for the end of the delivery before it.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same, for another message with its Message-ID.
+const ALIKE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the database may take: mail does not wait for it.
+const ANSWER: Duration = Duration::from_secs(3);
 /// Requests that become one transaction of the database.
 const BATCH: usize = 256;
 /// How often old rows are thrown away.
@@ -131,9 +135,9 @@ impl Ledger {
                 key: key_of(bytes, message, recipient),
                 queue_id,
             });
-        let message_id = message_id
+        let message_id = header::raw_message_id(head)
             .filter(|_| !self.settings.alike.is_zero())
-            .map(|id| hash(&[b"Message-ID", id.as_bytes()]));
+            .map(|id| hash(&[b"Message-ID", &id]));
         let mut keys: Vec<Key> = message_id.into_iter().collect();
         keys.extend(delivery.as_ref().map(|it| it.key));
         if keys.is_empty() {
@@ -149,23 +153,30 @@ impl Ledger {
         for key in keys {
             let lock = Arc::clone(self.busy().entry(key).or_default());
             begun.keys.push((key, None));
-            let held = timeout(PATIENCE, lock.lock_owned()).await.map_err(|_| {
-                let why = "the same message is being delivered still";
-                Fault::new(Code::Busy, "deliver a message again", why)
-            })?;
-            begun.keys.last_mut().map(|it| it.1.replace(held));
+            let is_alike = message_id == Some(key);
+            let patience = if is_alike { ALIKE_PATIENCE } else { PATIENCE };
+            match timeout(patience, lock.lock_owned()).await {
+                Ok(held) => drop(begun.keys.last_mut().map(|it| it.1.replace(held))),
+                // Another recipient's mailbox hangs: this one need not wait for it.
+                Err(_) if is_alike => begun.message_id = None,
+                Err(_) => {
+                    let why = "the same message is being delivered still";
+                    return Err(Fault::new(Code::Busy, "deliver a message again", why));
+                }
+            }
         }
         let (answer, answered) = oneshot::channel();
         let request = Request::Begin {
             delivery: begun.delivery.clone(),
-            message_id,
+            message_id: begun.message_id,
             name: name.clone(),
             answer,
         };
         let known = match self.thread.send(request) {
-            Ok(()) => answered
-                .await
-                .unwrap_or_else(|_| Err("its thread has ended".into())),
+            Ok(()) => match timeout(ANSWER, answered).await {
+                Ok(answered) => answered.unwrap_or_else(|_| Err("its thread has ended".into())),
+                Err(_) => Err("it does not answer".into()),
+            },
             Err(_) => Err("its thread has ended".into()),
         };
         match known {
@@ -194,7 +205,10 @@ impl Begun {
                 let saved = Box::new(saved.clone());
                 Request::Saved(delivery.clone(), self.message_id, saved)
             }
-            (Outcome::Rejected(_) | Outcome::Deferred(_), Some(delivery)) => {
+            // What an earlier one has left stays: this one may have failed before it looked.
+            (Outcome::Rejected(fault) | Outcome::Deferred(fault), Some(delivery))
+                if self.retry.earlier.is_none() && fault.code != Code::Internal =>
+            {
                 Request::Forget(delivery.clone())
             }
             _ => return,
@@ -243,6 +257,27 @@ fn hash(parts: &[&[u8]]) -> Key {
     key
 }
 
+/// Why there is no database.
+struct Failed {
+    why: String,
+    /// The file is no whole database: waiting does not help.
+    is_broken: bool,
+}
+
+impl From<rusqlite::Error> for Failed {
+    fn from(error: rusqlite::Error) -> Failed {
+        let code = error.sqlite_error_code();
+        let broken = [ErrorCode::NotADatabase, ErrorCode::DatabaseCorrupt];
+        Failed {
+            is_broken: code.is_some_and(|code| broken.contains(&code)),
+            why: error.to_string(),
+        }
+    }
+}
+
+/// How long another server may hold the database.
+const BUSY: Duration = Duration::from_secs(1);
+
 /// The database, in its thread.
 struct Rows {
     connection: Connection,
@@ -255,8 +290,8 @@ CREATE TABLE IF NOT EXISTS deliveries (
   PRIMARY KEY (key, queue_id)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS deliveries_at ON deliveries (at);
 CREATE TABLE IF NOT EXISTS message_ids (
-  key BLOB NOT NULL, device INTEGER NOT NULL, inode INTEGER NOT NULL, at INTEGER NOT NULL,
-  PRIMARY KEY (key, device, inode)) WITHOUT ROWID;
+  key BLOB NOT NULL, device INTEGER NOT NULL, inode INTEGER NOT NULL, place TEXT NOT NULL, at INTEGER NOT NULL,
+  PRIMARY KEY (key, device, inode, place)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS message_ids_at ON message_ids (at);
 ";
 
@@ -264,46 +299,45 @@ impl Rows {
     fn open(settings: &Settings) -> Result<Rows, String> {
         let rows = match &settings.path {
             None => Rows::made(Connection::open_in_memory(), settings),
-            Some(path) => Rows::made(private(path), settings).or_else(|why| {
-                // Never more than a cache: after a power cut it may be torn.
-                tracing::warn!(why, "the database of retries is made anew");
+            Some(path) => Rows::made(private(path), settings).or_else(|failed| {
+                if !failed.is_broken {
+                    return Err(failed);
+                }
+                // Never more than a cache: after a power cut it may be torn. Put aside, whatever it is.
+                tracing::warn!(why = failed.why, "the database of retries is made anew");
                 for end in ["", "-wal", "-shm"] {
                     let mut name = path.clone().into_os_string();
                     name.push(end);
-                    let _ = std::fs::remove_file(name);
+                    let mut aside = name.clone();
+                    aside.push(".broken");
+                    let _ = std::fs::rename(&name, &aside);
                 }
                 Rows::made(private(path), settings)
             }),
         };
-        rows.map_err(|why| match &settings.path {
+        rows.map_err(|Failed { why, .. }| match &settings.path {
             Some(path) => format!("{}: {why}", path.display()),
             None => why,
         })
     }
 
-    fn made(connection: rusqlite::Result<Connection>, settings: &Settings) -> Result<Rows, String> {
-        let text = |error: rusqlite::Error| error.to_string();
-        let connection = connection.map_err(text)?;
+    fn made(connection: rusqlite::Result<Connection>, settings: &Settings) -> Result<Rows, Failed> {
+        let connection = connection?;
         // Another generation of the server may be at its end.
-        connection
-            .busy_timeout(Duration::from_secs(5))
-            .map_err(text)?;
-        let _: String = connection
-            .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
-            .map_err(text)?;
-        connection
-            .execute_batch("PRAGMA synchronous = OFF;")
-            .map_err(text)?;
-        connection.execute_batch(TABLES).map_err(text)?;
-        let whole: String = connection
-            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-            .map_err(text)?;
+        connection.busy_timeout(BUSY)?;
+        let _: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+        connection.execute_batch("PRAGMA synchronous = OFF;")?;
+        connection.execute_batch(TABLES)?;
+        let whole: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         match whole.as_str() {
             "ok" => Ok(Rows {
                 connection,
                 settings: settings.clone(),
             }),
-            _ => Err(whole),
+            _ => Err(Failed {
+                why: whole,
+                is_broken: true,
+            }),
         }
     }
 
@@ -338,7 +372,11 @@ impl Rows {
         is_due: bool,
     ) -> Vec<(oneshot::Sender<Known>, Known)> {
         let mut answers: Vec<(_, Known)> = Vec::new();
-        let begun = self.connection.execute_batch("BEGIN IMMEDIATE");
+        if let Err(error) = self.connection.execute_batch("BEGIN IMMEDIATE") {
+            let why = error.to_string();
+            tracing::warn!(why, "retries may be stored twice");
+            return refused(batch, &why);
+        }
         for request in batch {
             let done = match request {
                 Request::Begin {
@@ -361,8 +399,7 @@ impl Rows {
         if is_due {
             warn(self.clean(now));
         }
-        let ended = begun.and_then(|()| self.connection.execute_batch("COMMIT"));
-        if let Err(error) = ended {
+        if let Err(error) = self.connection.execute_batch("COMMIT") {
             let _ = self.connection.execute_batch("ROLLBACK");
             let why = error.to_string();
             for (_, known) in &mut answers {
@@ -409,13 +446,14 @@ impl Rows {
         }
         let mut alike = Vec::new();
         if let Some(key) = message_id {
-            let mut statement = self
-                .connection
-                .prepare_cached("SELECT device, inode, at FROM message_ids WHERE key = ?1")?;
+            let mut statement = self.connection.prepare_cached(
+                "SELECT device, inode, at, place FROM message_ids WHERE key = ?1",
+            )?;
             let rows = statement.query_map([key], |row| {
                 let at: i64 = row.get(2)?;
                 Ok(Alike {
                     mailbox: (row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64),
+                    place: row.get(3)?,
                     age: now.saturating_sub(at.max(0) as u64),
                 })
             })?;
@@ -440,11 +478,12 @@ impl Rows {
         }
         if let Some(key) = message_id {
             let (device, inode) = saved.mailbox_id;
-            let insert = "INSERT OR REPLACE INTO message_ids VALUES (?1, ?2, ?3, ?4)";
+            let insert = "INSERT OR REPLACE INTO message_ids VALUES (?1, ?2, ?3, ?4, ?5)";
             self.connection.prepare_cached(insert)?.execute(params![
                 key,
                 device as i64,
                 inode as i64,
+                saved.place,
                 now as i64
             ])?;
         }
@@ -470,6 +509,15 @@ impl Rows {
         }
         Ok(())
     }
+}
+
+/// Nobody is told anything.
+fn refused(batch: Vec<Request>, why: &str) -> Vec<(oneshot::Sender<Known>, Known)> {
+    let asked = batch.into_iter().filter_map(|request| match request {
+        Request::Begin { answer, .. } => Some((answer, Err(why.to_owned()))),
+        Request::Saved(..) | Request::Forget(_) => None,
+    });
+    asked.collect()
 }
 
 /// It has names of users and mailboxes in it.

@@ -239,7 +239,8 @@ impl Runner {
                         let core = Arc::clone(&runner.core);
                         let outcome = async {
                             let message = transaction.shared_message();
-                            let next = runner.deliver_elsewhere(message, recipient).await?;
+                            let heard = || transaction.check_heard().is_ok();
+                            let next = runner.deliver_elsewhere(message, recipient, &heard).await?;
                             let recipient = match next {
                                 Next::Here(recipient) => *recipient,
                                 Next::Answered(outcome) => return Ok(outcome),
@@ -283,7 +284,10 @@ impl Runner {
     }
 
     async fn send_off(&self, dispatch: &Dispatch, recipient: Recipient) -> Result<Outcome, Fault> {
-        let next = self.deliver_elsewhere(&dispatch.message, recipient).await?;
+        let heard = || !dispatch.is_abandoned();
+        let next = self
+            .deliver_elsewhere(&dispatch.message, recipient, &heard)
+            .await?;
         let recipient = match next {
             Next::Here(recipient) => *recipient,
             Next::Answered(outcome) => return Ok(outcome),

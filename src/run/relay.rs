@@ -59,6 +59,9 @@ pub struct Answer {
     pub text: String,
 }
 
+/// Whether anybody will still hear the answer.
+pub type Heard<'a> = &'a (dyn Fn() -> bool + Send + Sync);
+
 /// One delivery at a node.
 #[derive(Debug)]
 pub struct Job<'a> {
@@ -100,15 +103,24 @@ impl Relay {
         node: &Node,
         job: &Job<'_>,
         message: &Arc<Message>,
+        heard: Heard<'_>,
     ) -> Result<Answer, Fault> {
+        let check = || match heard() {
+            true => Ok(()),
+            // The client sends it again: the node is not to have it twice.
+            false => Err(io::Error::other("the client is gone")),
+        };
         self.with(node, async |connection| {
             let answer = connection.begin(&message.envelope.sender, job).await?;
             if answer.code >= 300 {
                 connection.say("RSET", &[250]).await?;
                 return Ok(answer);
             }
+            check()?;
             connection.say("DATA", &[354]).await?;
-            connection.send_message(message).await?;
+            let end = connection.send_message(message).await?;
+            check()?;
+            connection.send_end(end).await?;
             connection.answer(STORING).await
         })
         .await
@@ -147,6 +159,7 @@ impl Relay {
         };
         let done = work(&mut connection).await.map_err(failed)?;
         let mut idle = known.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|(since, _)| since.elapsed() < KEEP);
         idle.push((Instant::now(), connection));
         Ok(done)
     }
@@ -328,8 +341,8 @@ impl Connection {
         Answer::parse(&lines).ok_or_else(|| unexpected(&lines))
     }
 
-    /// The message, with CRLF and dots stuffed, and its dot.
-    async fn send_message(&mut self, message: &Arc<Message>) -> io::Result<()> {
+    /// The message, with CRLF and dots stuffed. Answers what ends it.
+    async fn send_message(&mut self, message: &Arc<Message>) -> io::Result<&'static [u8]> {
         let (pieces, mut ready) = mpsc::channel::<Vec<u8>>(2);
         let message = Arc::clone(message);
         let reader = tokio::task::spawn_blocking(move || {
@@ -348,7 +361,11 @@ impl Connection {
             timeout(self.patience, self.stream.write_all(&wire)).await??;
         }
         reader.await.map_err(io::Error::other)??;
-        timeout(self.patience, self.stream.write_all(stuffing.end())).await??;
+        Ok(stuffing.end())
+    }
+
+    async fn send_end(&mut self, end: &[u8]) -> io::Result<()> {
+        timeout(self.patience, self.stream.write_all(end)).await??;
         timeout(self.patience, self.stream.flush()).await?
     }
 

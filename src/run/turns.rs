@@ -37,7 +37,8 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct Turns {
     limits: Limits,
-    users: Mutex<HashMap<String, Arc<Line>>>,
+    /// Each with how many hold it.
+    users: Mutex<HashMap<String, (Arc<Line>, usize)>>,
 }
 
 /// One user's.
@@ -45,7 +46,7 @@ pub struct Turns {
 struct Line {
     free: Semaphore,
     waiting: AtomicUsize,
-    /// When a turn has ended last.
+    /// When a turn has begun or ended last.
     moved: Mutex<Instant>,
 }
 
@@ -72,7 +73,7 @@ impl Turns {
         let line = Arc::clone(&turn.line);
         if let Ok(permit) = line.free.try_acquire() {
             permit.forget();
-            turn.has_it = true;
+            turn.begin();
             return Ok(turn);
         }
         let doing = format!("deliver to {}", turn.user);
@@ -88,7 +89,7 @@ impl Turns {
         match timeout(PATIENCE, line.free.acquire()).await {
             Ok(Ok(permit)) => {
                 permit.forget();
-                turn.has_it = true;
+                turn.begin();
                 Ok(turn)
             }
             _ => busy(format!("no turn within {} s", PATIENCE.as_secs())),
@@ -96,13 +97,20 @@ impl Turns {
     }
 
     fn enter(self: &Arc<Turns>, user: String) -> Turn {
-        let line = Arc::clone(self.users().entry(user.clone()).or_insert_with(|| {
-            Arc::new(Line {
-                free: Semaphore::new(self.limits.at_once),
-                waiting: AtomicUsize::new(0),
-                moved: Mutex::new(Instant::now()),
-            })
-        }));
+        let line = {
+            let mut users = self.users();
+            let new = || {
+                let line = Line {
+                    free: Semaphore::new(self.limits.at_once),
+                    waiting: AtomicUsize::new(0),
+                    moved: Mutex::new(Instant::now()),
+                };
+                (Arc::new(line), 0)
+            };
+            let (line, holders) = users.entry(user.clone()).or_insert_with(new);
+            *holders += 1;
+            Arc::clone(line)
+        };
         Turn {
             turns: Arc::clone(self),
             user,
@@ -111,7 +119,7 @@ impl Turns {
         }
     }
 
-    fn users(&self) -> MutexGuard<'_, HashMap<String, Arc<Line>>> {
+    fn users(&self) -> MutexGuard<'_, HashMap<String, (Arc<Line>, usize)>> {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -123,6 +131,11 @@ impl Line {
 }
 
 impl Turn {
+    fn begin(&mut self) {
+        self.has_it = true;
+        self.moved_now();
+    }
+
     fn moved_now(&self) {
         *self.line.moved() = Instant::now();
     }
@@ -135,9 +148,11 @@ impl Drop for Turn {
             self.line.free.add_permits(1);
         }
         let mut users = self.turns.users();
-        // The map and this one hold it: nobody else is there.
-        if Arc::strong_count(&self.line) == 2 {
-            users.remove(&self.user);
+        if let Some((_, holders)) = users.get_mut(&self.user) {
+            *holders -= 1;
+            if *holders == 0 {
+                users.remove(&self.user);
+            }
         }
     }
 }
@@ -175,7 +190,7 @@ mod tests {
             let turns = Arc::clone(&turns);
             async move { take(&turns, "a").await.is_ok() }
         });
-        while turns.users()["a"].waiting.load(Ordering::Relaxed) == 0 {
+        while turns.users()["a"].0.waiting.load(Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;
         }
         assert_eq!(take(&turns, "a").await.unwrap_err(), Code::Busy);
@@ -189,7 +204,7 @@ mod tests {
     async fn who_hangs_is_not_waited_for() {
         let turns = turns();
         let hung = [take(&turns, "a").await, take(&turns, "a").await];
-        *turns.users()["a"].moved() -= 2 * STALLED;
+        *turns.users()["a"].0.moved() -= 2 * STALLED;
         assert_eq!(take(&turns, "a").await.unwrap_err(), Code::Busy);
         drop(hung);
         assert!(take(&turns, "a").await.is_ok());

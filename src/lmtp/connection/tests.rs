@@ -77,6 +77,7 @@ fn saved() -> Outcome {
         user: "u".into(),
         mailbox_id: (1, 1),
         is_again: false,
+        place: String::new(),
         node: None,
         locked: Default::default(),
         synced: Default::default(),

@@ -58,6 +58,7 @@ fn outcome(local: &str) -> Outcome {
     Outcome::Saved(Saved {
         mailbox_id: (1, 1),
         is_again: false,
+        place: String::new(),
         node: None,
         locked: Default::default(),
         synced: Default::default(),
