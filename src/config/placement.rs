@@ -34,6 +34,9 @@ pub fn placement(root: &Section<'_>, hostname: &str) -> Option<Placement> {
         let database = required(&sqlite, "path").map(|it| Database::Sqlite(PathBuf::from(it)));
         table = database.zip(Some(query(&sqlite)));
     }
+    if sqlite.is_present() && server.is_present() {
+        section.error("sqlite", "there is one table", "take one of the two out");
+    }
     if server.is_present() {
         let database = match server.has("connection") {
             true => postgresql(&server).map(Database::Postgresql),
@@ -52,11 +55,15 @@ pub fn placement(root: &Section<'_>, hostname: &str) -> Option<Placement> {
 }
 
 fn node(name: &str, section: &Section<'_>) -> Node {
-    let port = section.number("port", Some(Node::PORT.into())).unwrap_or(0);
-    let port = u16::try_from(port).unwrap_or_else(|_| {
-        section.error("port", "there are ports up to 65535", "write 24");
-        Node::PORT
-    });
+    let port = section.number("port", Some(Node::PORT.into()));
+    let port = port.unwrap_or(Node::PORT.into());
+    let port = u16::try_from(port)
+        .ok()
+        .filter(|&it| it > 0)
+        .unwrap_or_else(|| {
+            section.error("port", "a port is a number from 1 to 65535", "write 24");
+            Node::PORT
+        });
     let timeout = section.duration("timeout", std::time::Duration::from_secs(Node::TIMEOUT));
     Node {
         name: name.to_owned(),

@@ -178,7 +178,14 @@ impl BodyWriter {
         self.last = last;
         self.size += bytes.len() as u64;
         let needed = self.memory.len() + bytes.len();
+        let mut bytes = bytes;
         if needed > self.limit(needed) {
+            if self.file.is_none() {
+                // The head is the start of the message, however it comes.
+                let missing = HEAD.saturating_sub(self.memory.len()).min(bytes.len());
+                self.memory.extend_from_slice(&bytes[..missing]);
+                bytes = &bytes[missing..];
+            }
             self.spill()?;
         }
         match &mut self.file {
@@ -419,6 +426,14 @@ mod tests {
         assert!(stored(&body) == want);
         assert_eq!(body.head(), &want[..HEAD]);
         assert_eq!(body.virtual_size(), wire.len() as u64);
+    }
+
+    #[test]
+    fn the_head_of_one_large_piece() {
+        let wire = b"0123456789\n".repeat(300_000);
+        let body = body(&[&wire]);
+        assert_eq!(body.head(), &wire[..HEAD]);
+        assert!(stored(&body) == wire);
     }
 
     /// One test: the room is the whole process's.

@@ -96,6 +96,7 @@ impl Runner {
         let (wanted, places) = match (&targets.node, &targets.wanted) {
             (Some(node), _) => {
                 check_hops(&recipient, node)?;
+                check_plain(&recipient, node)?;
                 let delimiter = &self.core.settings().recipient_delimiter;
                 let address = address_at(targets, &recipient, delimiter);
                 let answer = run(relay, node, &recipient, address, None, message, heard).await?;
@@ -125,7 +126,8 @@ impl Runner {
             .await;
             let answer = match asked {
                 // A route never costs the mail: INBOX stands behind it.
-                Err(fault) if targets.by == By::Route => {
+                // Not where it may have the message: then it is asked again.
+                Err(fault) if targets.by == By::Route && fault.code == Code::Unreachable => {
                     refusal.get_or_insert(Refusal {
                         mailbox: wanted.clone(),
                         is_missing: true,
@@ -139,7 +141,7 @@ impl Runner {
                 return Ok(Next::Answered((node.clone(), answer)));
             };
             match (answer.code, answer.enhanced.as_str()) {
-                _ if targets.by == By::Route => {
+                _ if targets.by == By::Route && (!answer.is_of_message || answer.code >= 500) => {
                     refusal.get_or_insert(Refusal {
                         mailbox: wanted.clone(),
                         is_missing: true,
@@ -193,6 +195,25 @@ async fn run(
     match message {
         None => relay.ask(node, &job).await,
         Some(message) => relay.deliver(node, &job, message, heard).await,
+    }
+}
+
+/// What an LDA says beside the address (a user, a mailbox, flags) has no words in LMTP.
+fn check_plain(recipient: &Recipient, node: &Node) -> Result<(), Fault> {
+    let is_more = recipient.user.is_some()
+        || recipient.mailbox.is_some()
+        || recipient.detail.is_some()
+        || recipient.is_himself;
+    match is_more {
+        true => {
+            let why = "it has this user, and what an LDA hands over is not passed on: let the MTA send it by LMTP";
+            Err(Fault::new(
+                Code::CannotTell,
+                format!("deliver at {node}"),
+                why,
+            ))
+        }
+        false => Ok(()),
     }
 }
 

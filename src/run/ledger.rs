@@ -207,7 +207,9 @@ impl Begun {
             }
             // What an earlier one has left stays: this one may have failed before it looked.
             (Outcome::Rejected(fault) | Outcome::Deferred(fault), Some(delivery))
-                if self.retry.earlier.is_none() && fault.code != Code::Internal =>
+                if self.retry.name.is_some()
+                    && self.retry.earlier.is_none()
+                    && fault.code != Code::Internal =>
             {
                 Request::Forget(delivery.clone())
             }

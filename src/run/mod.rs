@@ -161,19 +161,22 @@ impl Runner {
     /// RCPT: resolve and inspect, nothing is opened for writing. A panic becomes a temporary fault.
     pub async fn inspect(&self, recipient: Recipient) -> Report {
         let shown = recipient.shown();
+        let turn = match self.turn(&recipient).await {
+            Ok(turn) => turn,
+            Err(fault) => return Report::failed(shown, fault),
+        };
         let recipient = match self.ask_elsewhere(recipient).await {
             Ok(Next::Here(recipient)) => *recipient,
             Ok(Next::Answered(report)) => return report,
             Err(fault) => return Report::failed(shown, fault),
         };
-        let report = match (self.turn(&recipient).await, &self.workers) {
-            (Err(fault), _) => Err(fault),
-            (Ok(turn), None) => {
+        let report = match &self.workers {
+            None => {
                 let core = Arc::clone(&self.core);
                 let inspect = move || core.inspect(&recipient);
                 self.blocking_in(turn, inspect).await
             }
-            (Ok(_turn), Some(workers)) => {
+            Some(workers) => {
                 let asked = timeout(INSPECTION, self.ask(workers, recipient)).await;
                 asked.unwrap_or_else(|_| {
                     let why = "its file system does not answer";
@@ -239,13 +242,13 @@ impl Runner {
                         let core = Arc::clone(&runner.core);
                         let outcome = async {
                             let message = transaction.shared_message();
+                            let turn = runner.turn(&recipient).await?;
                             let heard = || transaction.check_heard().is_ok();
                             let next = runner.deliver_elsewhere(message, recipient, &heard).await?;
                             let recipient = match next {
                                 Next::Here(recipient) => *recipient,
                                 Next::Answered(outcome) => return Ok(outcome),
                             };
-                            let turn = runner.turn(&recipient).await?;
                             let message = transaction.message();
                             let begun = runner.begin(message, &recipient).await?;
                             let retry = retry_of(&begun);
@@ -284,6 +287,7 @@ impl Runner {
     }
 
     async fn send_off(&self, dispatch: &Dispatch, recipient: Recipient) -> Result<Outcome, Fault> {
+        let _turn = self.turn(&recipient).await?;
         let heard = || !dispatch.is_abandoned();
         let next = self
             .deliver_elsewhere(&dispatch.message, recipient, &heard)
@@ -292,7 +296,6 @@ impl Runner {
             Next::Here(recipient) => *recipient,
             Next::Answered(outcome) => return Ok(outcome),
         };
-        let _turn = self.turn(&recipient).await?;
         let begun = self.begin(&dispatch.message, &recipient).await?;
         let retry = retry_of(&begun);
         let (core, message) = (Arc::clone(&self.core), Arc::clone(&dispatch.message));

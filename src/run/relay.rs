@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,8 @@ pub struct Answer {
     pub enhanced: String,
     /// The last line, without the codes.
     pub text: String,
+    /// To the message, not to RCPT: below 500 nobody knows whether it is there.
+    pub is_of_message: bool,
 }
 
 /// Whether anybody will still hear the answer.
@@ -110,20 +113,35 @@ impl Relay {
             // The client sends it again: the node is not to have it twice.
             false => Err(io::Error::other("the client is gone")),
         };
-        self.with(node, async |connection| {
-            let answer = connection.begin(&message.envelope.sender, job).await?;
-            if answer.code >= 300 {
-                connection.say("RSET", &[250]).await?;
-                return Ok(answer);
-            }
-            check()?;
-            connection.say("DATA", &[354]).await?;
-            let end = connection.send_message(message).await?;
-            check()?;
-            connection.send_end(end).await?;
-            connection.answer(STORING).await
+        let is_sent = AtomicBool::new(false);
+        let done = self
+            .with(node, async |connection| {
+                let answer = connection.begin(&message.envelope.sender, job).await?;
+                if answer.code >= 300 {
+                    connection.say("RSET", &[250]).await?;
+                    return Ok(answer);
+                }
+                check()?;
+                connection.say("DATA", &[354]).await?;
+                let end = connection.send_message(message).await?;
+                check()?;
+                is_sent.store(true, Ordering::Relaxed);
+                connection.send_end(end).await?;
+                let answer = connection.answer(STORING).await?;
+                Ok(Answer {
+                    is_of_message: true,
+                    ..answer
+                })
+            })
+            .await;
+        // Once it has all of it, it may have stored it too.
+        done.map_err(|fault| match is_sent.load(Ordering::Relaxed) {
+            true => Fault {
+                code: Code::Storage,
+                ..fault
+            },
+            false => fault,
         })
-        .await
     }
 
     /// Work on a connection that is free again afterwards, if it went well.
@@ -451,6 +469,7 @@ impl Answer {
             code,
             enhanced: enhanced.to_owned(),
             text: text.to_owned(),
+            is_of_message: false,
         })
     }
 
@@ -462,6 +481,9 @@ impl Answer {
             (500.., "5.1.3") => Code::BadAddress,
             (500.., "5.2.2") => Code::OverQuota,
             (500.., "5.2.3" | "5.3.4") => Code::TooBig,
+            // We do not understand each other, which is no fault of the sender's.
+            (500..=504, _) => Code::CannotTell,
+            (500.., enhanced) if enhanced.starts_with("5.5.") => Code::CannotTell,
             (500.., _) => Code::Denied,
             (_, "4.2.2") => Code::QuotaOfDisk,
             (_, "4.3.1") => Code::NoSpace,
@@ -587,6 +609,7 @@ mod tests {
                 code: 250,
                 enhanced: String::new(),
                 text: text.to_owned(),
+                is_of_message: true,
             };
             assert_eq!(answer.place(), (mailbox.to_owned(), uid), "{text}");
         }
