@@ -140,7 +140,8 @@ impl Server {
             let advice = "there is nothing to listen on: write [lmtp] listen = [{ unix = \"/run/postroom/lmtp\" }]";
             return Err(io::Error::other(advice));
         }
-        listeners.change(&[mails, maps, ldas, shows].concat())?;
+        // Whoever can reach the server over LMTP can reach all of it.
+        listeners.change(&[maps, ldas, shows, mails].concat())?;
         let server = Server {
             mails: listeners.of(mails)?,
             maps: listeners.of(maps)?,
