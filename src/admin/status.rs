@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::lmtp::Listen;
 use crate::observe::metrics::LockWaits;
 use crate::observe::snapshot::Snapshot;
+use crate::text::quote::shown;
 
 /// What is asked.
 #[derive(Debug, clap::Args)]
@@ -143,7 +144,11 @@ fn print(snapshot: &Snapshot, out: &mut impl Write) -> io::Result<()> {
         writeln!(
             out,
             "  {at}  {} {}  {}  {}  {}",
-            fault.result, fault.code, fault.session, fault.recipient, fault.why
+            fault.result,
+            fault.code,
+            shown(&fault.session),
+            shown(&fault.recipient),
+            shown(&fault.why)
         )?;
     }
     Ok(())

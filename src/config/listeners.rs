@@ -170,7 +170,7 @@ fn workarounds(root: &Section<'_>) -> Workarounds {
 pub fn socketmap(root: &Section<'_>) -> Vec<Listen> {
     let section = root.section("socketmap");
     let tables = section.tables("listen");
-    let listen = tables.iter().filter_map(listener).collect();
+    let listen = tables.iter().filter_map(plain_listener).collect();
     section.finish();
     listen
 }
@@ -200,7 +200,7 @@ impl HandOver {
 pub fn hand_over(root: &Section<'_>) -> HandOver {
     let section = root.section("lda");
     let tables = section.tables("listen");
-    let listen: Vec<Listen> = tables.iter().filter_map(listener).collect();
+    let listen: Vec<Listen> = tables.iter().filter_map(plain_listener).collect();
     let tcp = listen
         .iter()
         .position(|it| matches!(it, Listen::Tcp { .. }));
@@ -236,7 +236,17 @@ pub fn hand_over(root: &Section<'_>) -> HandOver {
     hand_over
 }
 
-pub(super) fn listener(section: &Section<'_>) -> Option<Listen> {
+/// One beside LMTP: nobody there begins TLS, or says for whom he speaks.
+pub(super) fn plain_listener(section: &Section<'_>) -> Option<Listen> {
+    for key in ["ssl", "haproxy", "trusted"] {
+        if section.has(key) {
+            section.error(key, "it is for [lmtp] listen alone", "leave it out");
+        }
+    }
+    listener(section)
+}
+
+fn listener(section: &Section<'_>) -> Option<Listen> {
     let trusted = section
         .has("trusted")
         .then(|| section.flag("trusted", false));

@@ -1,6 +1,6 @@
 //! `[status]` and `[notify]`: what the server shows of itself, and whom it tells.
 
-use super::listeners::listener;
+use super::listeners::plain_listener;
 use super::section::Section;
 use crate::lmtp::Listen;
 use crate::observe::hook;
@@ -9,7 +9,7 @@ use crate::observe::hook;
 pub fn status(root: &Section<'_>) -> Vec<Listen> {
     let section = root.section("status");
     let tables = section.tables("listen");
-    let listen: Vec<Listen> = tables.iter().filter_map(listener).collect();
+    let listen: Vec<Listen> = tables.iter().filter_map(plain_listener).collect();
     for (listen, table) in listen.iter().zip(&tables) {
         if let Listen::Tcp { address, .. } = listen
             && !address.ip().is_loopback()
