@@ -50,6 +50,10 @@ impl Retry {
 
     /// What was stored in this mailbox before.
     pub fn find(&self, plan: &Plan, mailbox: (u64, u64)) -> Option<Saved> {
+        // What this delivery has made itself holds nothing yet, whatever had its inode before.
+        if plan.create.is_some() {
+            return None;
+        }
         let known = self.earlier.as_ref().and_then(|it| it.saved.as_ref());
         if let Some(saved) = known.filter(|it| it.mailbox_id == mailbox) {
             return Some(again(
@@ -59,9 +63,7 @@ impl Retry {
         }
         let window = plan.target.alike_window;
         let place = plan.target.paths.mailbox.display().to_string();
-        let is_new = plan.create.is_some();
-        let is_there =
-            |it: &&Alike| !is_new && it.mailbox == mailbox && it.place == place && it.age < window;
+        let is_there = |it: &&Alike| it.mailbox == mailbox && it.place == place && it.age < window;
         self.alike.iter().find(is_there).map(|_| {
             let why = "a message with its Message-ID is there already";
             again(Saved::nothing(plan, mailbox), why)

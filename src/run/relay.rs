@@ -516,19 +516,16 @@ impl Answer {
     }
 }
 
-/// LF to CRLF, and a dot before each dot at the start of a line, over pieces that end anywhere.
+/// LF to CRLF, and a dot before each dot at the start of a line, over pieces that end anywhere. A CR in a body is a lone one: that of
+/// each CRLF went when it came in.
 #[derive(Debug)]
 struct Stuffing {
     at_start: bool,
-    last: u8,
 }
 
 impl Default for Stuffing {
     fn default() -> Stuffing {
-        Stuffing {
-            at_start: true,
-            last: b'\n',
-        }
+        Stuffing { at_start: true }
     }
 }
 
@@ -538,12 +535,11 @@ impl Stuffing {
             if self.at_start && byte == b'.' {
                 wire.push(b'.');
             }
-            if byte == b'\n' && self.last != b'\r' {
+            if byte == b'\n' {
                 wire.push(b'\r');
             }
             wire.push(byte);
             self.at_start = byte == b'\n';
-            self.last = byte;
         }
     }
 
@@ -642,7 +638,7 @@ mod tests {
             (b"a", b"a\r\n.\r\n"),
             (b"", b".\r\n"),
             (b".\n..\na.b\n", b"..\r\n...\r\na.b\r\n.\r\n"),
-            (b"a\r\nb", b"a\r\nb\r\n.\r\n"),
+            (b"a\r\nb", b"a\r\r\nb\r\n.\r\n"),
             (b"a\r", b"a\r\r\n.\r\n"),
         ] {
             for size in 1..=body.len().max(1) {
