@@ -73,7 +73,8 @@ impl Saved {
         }
     }
 
-    fn empty(mailbox: String, user: String) -> Saved {
+    /// Nothing but the names.
+    pub fn empty(mailbox: String, user: String) -> Saved {
         Saved {
             mailbox,
             instead_of: None,

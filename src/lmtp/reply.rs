@@ -197,21 +197,8 @@ mod tests {
 
     fn saved(mailbox: &str, uid: Option<u32>) -> Outcome {
         Outcome::Saved(Saved {
-            mailbox_id: (1, 1),
-            is_again: false,
-            place: String::new(),
-            node: None,
-            locked: Default::default(),
-            synced: Default::default(),
-            mailbox: mailbox.into(),
-            instead_of: None,
-            user: "alice".into(),
             uid,
-            file: "1.M2P3.host".into(),
-            size: 1,
-            mode: 0o600,
-            gid: 1,
-            remarks: vec![],
+            ..Saved::empty(mailbox.into(), "alice".into())
         })
     }
 

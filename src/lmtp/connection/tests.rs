@@ -72,21 +72,8 @@ impl Deliveries for Store {
 
 fn saved() -> Outcome {
     Outcome::Saved(Saved {
-        mailbox: "INBOX".into(),
-        instead_of: None,
-        user: "u".into(),
-        mailbox_id: (1, 1),
-        is_again: false,
-        place: String::new(),
-        node: None,
-        locked: Default::default(),
-        synced: Default::default(),
         uid: Some(1),
-        file: "f".into(),
-        size: 1,
-        mode: 0o600,
-        gid: 1,
-        remarks: vec![],
+        ..Saved::empty("INBOX".into(), "u".into())
     })
 }
 

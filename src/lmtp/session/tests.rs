@@ -55,23 +55,7 @@ fn outcome(local: &str) -> Outcome {
     if local == "later" {
         return Outcome::refused(Fault::new(Code::Storage, "write", "I/O error"));
     }
-    Outcome::Saved(Saved {
-        mailbox_id: (1, 1),
-        is_again: false,
-        place: String::new(),
-        node: None,
-        locked: Default::default(),
-        synced: Default::default(),
-        mailbox: "INBOX".into(),
-        instead_of: None,
-        user: local.into(),
-        uid: None,
-        file: String::new(),
-        size: 0,
-        mode: 0,
-        gid: 0,
-        remarks: vec![],
-    })
+    Outcome::Saved(Saved::empty("INBOX".into(), local.into()))
 }
 
 impl Talk {
