@@ -421,3 +421,48 @@ fn by_a_process_for_each_user() {
         server.log()
     );
 }
+
+/// Somebody holds the database: mail does not wait for him for long, and is stored.
+#[test]
+fn a_database_that_somebody_holds() {
+    let store = Store::with_inbox();
+    support::own(&store.path("run"), MAIL, MAIL);
+    let db = store.path("run/held.db");
+    let delivery = format!("duplicate_db = \"{}\"", db.display());
+    let server = serve(&store, &delivery, "");
+    let script = "import sqlite3,sys
+d=sqlite3.connect(sys.argv[1],isolation_level=None); d.execute('BEGIN EXCLUSIVE'); print('held',flush=True); sys.stdin.read()";
+    let mut command = std::process::Command::new("python3");
+    command.args(["-c", script]).arg(&db);
+    command.stdin(std::process::Stdio::piped());
+    let mut holder = command
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 4];
+    std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut said).unwrap();
+    for _ in 0..2 {
+        let reply = send(&server, &[], "s@x.test", "<alice@x.test>", LETTER);
+        assert!(reply.ends_with(" Saved"), "{reply}");
+    }
+    assert!(
+        server.log().contains("may be stored twice"),
+        "{}",
+        server.log()
+    );
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    // And then it is of use again.
+    let letter = String::from_utf8_lossy(LETTER).replace("<one@", "<two@");
+    let send = || {
+        send(
+            &server,
+            &[],
+            "s@x.test",
+            "<alice@x.test>",
+            letter.as_bytes(),
+        )
+    };
+    assert!(send().ends_with(" Saved"));
+    assert!(send().ends_with(" Saved before"));
+}
