@@ -5,6 +5,7 @@
 //! | layer | modules | what they are |
 //! |---|---|---|
 //! | faces | [`lmtp`], [`socketmap`], [`handover`], [`status`], [`lda`], [`admin`] | the LMTP server, Postfix's question about recipients, messages from LDAs without rights, what the server shows of itself, the stdin LDA, the admin's commands |
+//! | another's | [`import`] | Dovecot's configuration, 2.3 and 2.4, as ours |
 //! | config | [`config`] | the TOML file, checked; builds the settings of everything below it |
 //! | where it runs | [`run`] | hands a delivery to the core: in this process, or in a worker of the user's identity |
 //! | delivery core | [`deliver`] | plan, then do: resolve, inspect, carry out |
@@ -21,6 +22,8 @@ pub mod lda;
 pub mod lmtp;
 pub mod socketmap;
 pub mod status;
+
+pub mod import;
 
 pub mod config;
 

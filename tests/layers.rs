@@ -5,10 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From top to bottom; those in one row do not know each other.
-const LAYERS: [&[&str]; 13] = [
+const LAYERS: [&[&str]; 14] = [
     &["bin"],
     &["socketmap", "handover", "status"],
     &["lmtp", "lda", "admin"],
+    &["import"],
     &["config"],
     &["run"],
     &["deliver"],

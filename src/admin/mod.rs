@@ -2,6 +2,7 @@
 
 pub mod acl;
 pub mod check;
+pub mod config_import;
 pub mod config_show;
 pub mod demo;
 pub mod doctor;

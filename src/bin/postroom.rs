@@ -23,7 +23,11 @@ enum Command {
     /// Print the full decision for one delivery; nothing is written
     Explain(admin::explain::Arguments),
     /// Check the configuration, the mail roots and the sockets: every problem with its line and advice
-    Check,
+    Check {
+        /// A Dovecot configuration beside it: where would the two put the same mailbox in different places?
+        #[arg(long, value_name = "DOVECOT_CONF")]
+        against: Option<PathBuf>,
+    },
     /// Show what is configured
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -60,6 +64,11 @@ enum ConfigCommand {
         /// One setting only, e.g. `delivery.detail`
         key: Option<String>,
     },
+    /// Print Dovecot's configuration, 2.3 or 2.4, as ours
+    Import {
+        /// Its dovecot.conf, or what `doveconf -n` printed
+        file: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -75,9 +84,12 @@ fn main() -> ExitCode {
     let config = config.as_deref();
     let done = match command {
         Command::Explain(arguments) => admin::explain::run(config, &arguments, &mut out),
-        Command::Check => admin::check::check(config, &mut out),
+        Command::Check { against } => admin::check::check(config, against.as_deref(), &mut out),
         Command::Config(ConfigCommand::Show { all, key }) => {
             admin::config_show::show(config, all, key.as_deref(), &mut out)
+        }
+        Command::Config(ConfigCommand::Import { file }) => {
+            admin::config_import::run(&file, &mut out)
         }
         Command::Acl(command) => admin::acl::run(config, &command, &mut out),
         Command::Share(command) => admin::share::run(config, &command, &mut out),

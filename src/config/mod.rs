@@ -3,7 +3,7 @@
 
 mod file;
 mod listeners;
-mod mail_location;
+pub mod mail_location;
 mod map;
 mod observe;
 mod overrides;

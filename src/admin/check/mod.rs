@@ -1,6 +1,7 @@
 //! `postroom check`: every problem of the config and of what it points to, with advice.
 
 mod addresses;
+mod against;
 mod front;
 mod mboxes;
 
@@ -14,8 +15,8 @@ use crate::mailbox::namespace::{Kind, Namespace};
 use crate::mailbox::permission::SETGID;
 use crate::sys::{dir, nss, process};
 
-/// Prints all findings. Exit 0, or 78 when one of them is an error.
-pub fn check(path: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
+/// Prints all findings; with `against`, also what a Dovecot configuration says otherwise. Exit 0, or 78 when one of them is an error.
+pub fn check(path: Option<&Path>, against: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
     let config = match config::load(path) {
         Ok(config) => config,
         Err(errors) => {
@@ -46,6 +47,9 @@ pub fn check(path: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
     findings.reach(&config)?;
     findings.sender(&config)?;
     findings.container()?;
+    if let Some(file) = against {
+        findings.against(&config, file)?;
+    }
     if !config.lmtp.listen.is_empty() {
         let what = "lmtp: DSN is not offered: who asks for a notice of delivery hears from the MTA that his mail was relayed";
         findings.note(what)?;

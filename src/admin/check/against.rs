@@ -1,0 +1,210 @@
+//! `postroom check --against FILE`: where our configuration and Dovecot's would put the same mailbox, its files or its locks in
+//! different places.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::Findings;
+use crate::config::Config;
+use crate::import::{self, Imported};
+use crate::mailbox::location::{Driver, Location};
+use crate::mailbox::namespace::Namespace;
+use crate::text::template::{Template, Variables};
+
+/// Somebody, to fill in variables with: two ways to write one path are no difference.
+const SOMEBODY: Variables<'static> = Variables {
+    user: "Some.Body+x@Example.org",
+    home: Some("/HOME"),
+    owner_user: Some("An.Owner@Example.com"),
+    owner_home: Some("/OWNER"),
+    hostname: "host.example.net",
+    service: "lmtp",
+};
+
+/// Settings, each with what it comes to.
+type Values = Vec<(&'static str, String)>;
+
+impl<W: Write> Findings<'_, W> {
+    /// Compares `config` with the Dovecot configuration in `file`.
+    pub fn against(&mut self, config: &Config, file: &Path) -> io::Result<()> {
+        let imported = match import::import(file) {
+            Ok(imported) => imported,
+            Err(error) => {
+                let advice = "give the file that this Dovecot reads: doveconf -n shows it";
+                return self.error(&format!("against: {error}"), advice);
+            }
+        };
+        for left in &imported.to_mend {
+            let what = format!("against: cannot be compared: {left}");
+            self.warning(&what, "look at it by hand")?;
+        }
+        let theirs = match Config::from_str("Dovecot's configuration", &imported.toml) {
+            Ok(theirs) => theirs,
+            Err(errors) => {
+                let what = format!("against: {} cannot be compared:\n{errors}", file.display());
+                let advice = "mend that first; postroom config import shows the result";
+                return self.error(&what, advice);
+            }
+        };
+        self.compare(config, &theirs, &imported)
+    }
+
+    fn compare(&mut self, ours: &Config, theirs: &Config, imported: &Imported) -> io::Result<()> {
+        let general = values(ours).into_iter().zip(values(theirs));
+        for ((setting, value), (_, other)) in general.filter(|(one, other)| one != other) {
+            self.difference(ours, theirs, imported, setting, (&value, &other))?;
+        }
+        let namespaces = &ours.delivery.namespaces;
+        for other in theirs.delivery.namespaces.iter() {
+            let same = |it: &&Namespace| it.prefix == other.prefix;
+            let Some(own) = namespaces.iter().find(same) else {
+                let what = format!(
+                    "against: Dovecot has a namespace with the prefix {:?} ({:?}), and Postroom has none",
+                    other.prefix, other.name
+                );
+                let advice = "add it: mail for its mailboxes goes elsewhere or nowhere";
+                self.error(&what, advice)?;
+                continue;
+            };
+            let pairs = places(own).into_iter().zip(places(other));
+            for ((setting, value), (_, other_value)) in pairs.filter(|(one, other)| one != other) {
+                let keys = (
+                    format!("namespace.{}.{setting}", own.name),
+                    format!("namespace.{}.{setting}", other.name),
+                );
+                let what = format!(
+                    "against: mailboxes of {:?}: {setting} is {value:?} here{} and {other_value:?} in Dovecot{}",
+                    own.prefix,
+                    origin(ours, &keys.0),
+                    of_dovecot(theirs, imported, &keys.1)
+                );
+                self.error(&what, "make them the same")?;
+            }
+        }
+        let without = |own: &&Namespace| {
+            let others = &theirs.delivery.namespaces;
+            !others.iter().any(|it| it.prefix == own.prefix)
+        };
+        for own in namespaces.iter().filter(without) {
+            let what = format!(
+                "against: Postroom has a namespace with the prefix {:?} ({:?}), and Dovecot has none",
+                own.prefix, own.name
+            );
+            self.warning(&what, "add it there: nobody sees what is stored in it")?;
+        }
+        Ok(())
+    }
+
+    fn difference(
+        &mut self,
+        ours: &Config,
+        theirs: &Config,
+        imported: &Imported,
+        setting: &str,
+        (value, other): (&str, &str),
+    ) -> io::Result<()> {
+        let what = format!(
+            "against: {setting} is {value:?} here{} and {other:?} in Dovecot{}",
+            origin(ours, setting),
+            of_dovecot(theirs, imported, setting)
+        );
+        self.error(&what, "make them the same")
+    }
+}
+
+/// What holds for all mailboxes: names, homes, locks, and whether rights count.
+fn values(config: &Config) -> Values {
+    let delivery = &config.delivery;
+    let home = delivery.userdbs.limits.mail_home.as_ref();
+    vec![
+        (
+            "auth_username_format",
+            shown(&delivery.userdbs.username_format),
+        ),
+        ("mail_home", home.map(shown).unwrap_or_default()),
+        ("lock_method", format!("{:?}", delivery.index_log)),
+        ("mbox_write_locks", locks(config)),
+        ("acl.driver", format!("{:?}", delivery.acl.driver)),
+    ]
+}
+
+/// Only where there are mboxes.
+fn locks(config: &Config) -> String {
+    let mut namespaces = config.delivery.namespaces.iter();
+    match namespaces.any(|it| it.location.driver == Driver::Mbox) {
+        true => format!("{:?}", config.delivery.mbox.locking.kinds),
+        false => String::new(),
+    }
+}
+
+/// Where a namespace has its mailboxes, and what belongs to them.
+fn places(namespace: &Namespace) -> Values {
+    let Location {
+        driver,
+        path,
+        inbox_path,
+        control_path,
+        index_path,
+        layout,
+        utf8,
+        directory_name,
+        storage_escape_char,
+        ..
+    } = &namespace.location;
+    let root = shown(path);
+    let or_root = |path: &Option<Template>| path.as_ref().map_or(root.clone(), shown);
+    vec![
+        ("type", format!("{:?}", namespace.kind)),
+        ("separator", namespace.separator.to_string()),
+        ("inbox", namespace.inbox.to_string()),
+        ("mail_driver", format!("{driver:?}")),
+        ("mail_path", root.clone()),
+        ("mail_inbox_path", or_root(inbox_path)),
+        ("mail_control_path", or_root(control_path)),
+        ("mail_index_path", or_root(index_path)),
+        ("mailbox_list_layout", format!("{layout:?}")),
+        ("mailbox_list_utf8", utf8.to_string()),
+        ("mailbox_directory_name", directory_name.clone()),
+        (
+            "mailbox_list_storage_escape_char",
+            storage_escape_char.map(String::from).unwrap_or_default(),
+        ),
+    ]
+}
+
+/// A setting as it is for [`SOMEBODY`].
+fn shown(template: &Template) -> String {
+    let expanded = template
+        .expand(&SOMEBODY)
+        .unwrap_or_else(|_| template.source().to_owned());
+    let whole = match expanded.strip_prefix('~') {
+        Some(below) => format!("/HOME{below}"),
+        None => expanded,
+    };
+    match whole.strip_suffix('/') {
+        Some(path) if !path.is_empty() => path.to_owned(),
+        _ => whole,
+    }
+}
+
+/// ` (postroom.toml:12)`
+fn origin(config: &Config, key: &str) -> String {
+    let line = config.settings.iter().find(|it| it.key == key);
+    match (line.and_then(|it| it.line), &config.path) {
+        (Some(line), Some(path)) => format!(" ({}:{line})", path.display()),
+        _ => String::new(),
+    }
+}
+
+/// ` (dovecot.conf:7)`: what the import has written behind the line.
+fn of_dovecot(config: &Config, imported: &Imported, key: &str) -> String {
+    let set = config.settings.iter().find(|it| it.key == key);
+    let line = set.and_then(|it| it.line).unwrap_or(0);
+    let text = line
+        .checked_sub(1)
+        .and_then(|at| imported.toml.lines().nth(at));
+    match text.and_then(|it| it.rsplit_once("  # ")) {
+        Some((_, place)) => format!(" ({place})"),
+        None => String::new(),
+    }
+}

@@ -1,0 +1,348 @@
+//! What holds for every delivery: the settings that have our name, and the defaults of Dovecot that are not ours.
+
+use super::Import;
+use super::block::{Block, Entry};
+use super::users::path_of;
+use super::version::Dialect;
+
+/// How a value is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Variables,
+    Flag,
+    Number,
+    List,
+    Time,
+    /// A name, or a number.
+    Id,
+}
+
+/// Settings of the file as a whole that have the same name and meaning.
+const SAME: [(&str, Kind); 22] = [
+    ("hostname", Kind::Text),
+    ("auth_username_format", Kind::Variables),
+    ("mail_uid", Kind::Id),
+    ("mail_gid", Kind::Id),
+    ("mail_home", Kind::Variables),
+    ("mail_access_groups", Kind::List),
+    ("mail_privileged_group", Kind::Id),
+    ("first_valid_uid", Kind::Number),
+    ("last_valid_uid", Kind::Number),
+    ("first_valid_gid", Kind::Number),
+    ("last_valid_gid", Kind::Number),
+    ("login_trusted_networks", Kind::List),
+    ("lmtp_client_workarounds", Kind::List),
+    ("lmtp_hdr_delivery_address", Kind::Text),
+    ("lmtp_add_received_header", Kind::Flag),
+    ("quota_full_tempfail", Kind::Flag),
+    ("lda_mailbox_autosubscribe", Kind::Flag),
+    ("lock_method", Kind::Text),
+    ("mbox_read_locks", Kind::List),
+    ("mbox_lock_timeout", Kind::Time),
+    ("mbox_dotlock_change_timeout", Kind::Time),
+    ("mail_fsync", Kind::Text),
+];
+
+impl Import<'_> {
+    /// What stands before the first table.
+    pub fn general(&mut self) {
+        let root = self.root;
+        for (key, kind) in SAME {
+            if let Some(entry) = root.get(key).filter(|it| !it.value.is_empty()) {
+                self.same(key, kind, entry, root);
+            } else if matches!(kind, Kind::List) && root.of_kind(key).next().is_some() {
+                let place = root.of_kind(key).next().map(|it| it.place.clone());
+                let words = root.words(key);
+                if let Some(place) = place {
+                    self.out.set(key, words, &place);
+                }
+            }
+        }
+        match root
+            .get("mbox_write_locks")
+            .filter(|it| !it.value.is_empty())
+        {
+            Some(entry) => self.same("mbox_write_locks", Kind::List, entry, root),
+            None => self
+                .out
+                .line("mbox_write_locks = [\"fcntl\", \"dotlock\"]  # as Debian's Dovecot does"),
+        }
+        self.out.usual("mbox_quoting", "none");
+        match root.get("lmtp_rcpt_check_quota") {
+            Some(entry) => self.same("lmtp_rcpt_check_quota", Kind::Flag, entry, root),
+            None => self.out.usual("lmtp_rcpt_check_quota", false),
+        }
+        self.certificate();
+    }
+
+    fn same(&mut self, key: &str, kind: Kind, entry: &Entry, block: &Block) {
+        let value = entry.value.as_str();
+        let place = &entry.place;
+        match kind {
+            Kind::Text => self.out.set(key, value, place),
+            Kind::Variables => self.template(key, value, entry),
+            Kind::Flag => self.out.set(key, block.flag(key).unwrap_or(false), place),
+            Kind::List => self.out.set(key, block.words(key), place),
+            Kind::Time => match time(value) {
+                Some(time) => self.out.set(key, time, place),
+                None => self.out.mend(format!("{place}: {value:?} is no time")),
+            },
+            Kind::Number => match value.parse::<u32>() {
+                Ok(number) => self.out.set(key, i64::from(number), place),
+                Err(_) => self.out.mend(format!("{place}: {value:?} is no number")),
+            },
+            Kind::Id => match value.parse::<u32>() {
+                Ok(number) => self.out.set(key, i64::from(number), place),
+                Err(_) => self.out.set(key, value, place),
+            },
+        }
+    }
+
+    pub fn delivery(&mut self) {
+        let root = self.root;
+        self.out.table("[delivery]");
+        if let Some(entry) = root.get("recipient_delimiter") {
+            self.out
+                .set("recipient_delimiter", entry.value.as_str(), &entry.place);
+        }
+        match root.get("lmtp_save_to_detail_mailbox") {
+            Some(entry) if root.flag("lmtp_save_to_detail_mailbox") == Some(true) => {
+                self.out.set("detail", "mailbox", &entry.place)
+            }
+            Some(entry) => self.out.set("detail", "ignore", &entry.place),
+            None => self.out.usual("detail", "ignore"),
+        }
+        match root.get("lda_mailbox_autocreate") {
+            Some(entry) if root.flag("lda_mailbox_autocreate") == Some(true) => {
+                self.out.set("on_missing", "create", &entry.place)
+            }
+            Some(entry) => self.out.set("on_missing", "inbox", &entry.place),
+            None => self.out.usual("on_missing", "inbox"),
+        }
+        self.out.usual("on_denied", "inbox");
+        self.out.usual("permissions", "best-effort");
+        self.out.usual("new_mailbox_permissions", "parent");
+        self.out.usual("recipient_headers", "single");
+        self.out.usual("duplicate_window", 0);
+        if let Some(entry) = root.get("mail_index_log_append") {
+            self.out
+                .set("index_log", entry.value.as_str(), &entry.place);
+        }
+    }
+
+    pub fn lmtp(&mut self) {
+        let root = self.root;
+        self.out.table("[lmtp]");
+        let base = self.base_dir();
+        let mut listens = Vec::new();
+        let services: Vec<&Block> = root
+            .of_kind("service")
+            .filter(|it| it.name == "lmtp")
+            .collect();
+        for service in services {
+            for listener in service.of_kind("unix_listener") {
+                listener.explain();
+                let mode = listener.text("mode").unwrap_or("0666");
+                if matches!(mode, "0" | "0000" | "00") {
+                    continue;
+                }
+                let path = listener.text("path").unwrap_or(&listener.name);
+                let path = match path.starts_with('/') {
+                    true => path.to_owned(),
+                    false => format!("{base}/{path}"),
+                };
+                let mut parts = vec![format!("unix = {}", toml::Value::from(path))];
+                parts.push(format!("mode = {}", toml::Value::from(mode)));
+                for key in ["user", "group"] {
+                    if let Some(name) = listener.text(key) {
+                        parts.push(format!("{key} = {}", toml::Value::from(name)));
+                    }
+                }
+                listens.push((
+                    format!("{{ {} }}", parts.join(", ")),
+                    listener.place.clone(),
+                ));
+            }
+            for listener in service.of_kind("inet_listener") {
+                listener.explain();
+                let port = listener.text("port").unwrap_or("0");
+                if port == "0" {
+                    continue;
+                }
+                let mut addresses = listener.words("address");
+                addresses.extend(listener.words("listen"));
+                if addresses.is_empty() {
+                    addresses = root.words("listen");
+                }
+                if addresses.is_empty() {
+                    addresses = vec!["*".into(), "::".into()];
+                }
+                for address in addresses {
+                    let address = match address.as_str() {
+                        "*" => "0.0.0.0".to_owned(),
+                        it if it.contains(':') && !it.starts_with('[') => format!("[{it}]"),
+                        it => it.to_owned(),
+                    };
+                    let mut parts = vec![format!("tcp = \"{address}:{port}\"")];
+                    for key in ["ssl", "haproxy"] {
+                        if listener.flag(key) == Some(true) {
+                            parts.push(format!("{key} = true"));
+                        }
+                    }
+                    listens.push((
+                        format!("{{ {} }}", parts.join(", ")),
+                        listener.place.clone(),
+                    ));
+                }
+            }
+        }
+        match listens.is_empty() {
+            true => {
+                self.out
+                    .comment("Dovecot says nothing of an own socket for its LMTP server.");
+                self.out
+                    .line("listen = [{ unix = \"/run/postroom/lmtp\" }]");
+            }
+            false => {
+                self.out.comment("The sockets of Dovecot's LMTP server: take them from it, or give Postroom others.");
+                self.out.line("listen = [");
+                for (listen, place) in listens {
+                    self.out.line(&format!("  {listen},  # {place}"));
+                }
+                self.out.line("]");
+            }
+        }
+        if let Some(entry) = root.get("lmtp_verbose_replies") {
+            let is_set = root.flag("lmtp_verbose_replies").unwrap_or(false);
+            self.out.set("verbose_replies", is_set, &entry.place);
+        }
+        if let Some(entry) = root.get("lmtp_user_concurrency_limit") {
+            match entry.value.parse::<i64>() {
+                Ok(limit) if limit > 0 => self.out.set("max_per_user", limit, &entry.place),
+                _ => {
+                    let what = format!("lmtp_user_concurrency_limit ({})", entry.place);
+                    self.out.leave_out(what, "no limit: ours stands");
+                }
+            }
+        }
+        if root.flag("lmtp_proxy") == Some(true) {
+            self.out.warn("lmtp_proxy: recipients whose passdb says proxy are other servers' in Dovecot; for Postroom the userdb's field host, or [placement], says whose mailboxes are where".into());
+        }
+    }
+
+    /// A certificate is for clients over TCP.
+    fn certificate(&mut self) {
+        let root = self.root;
+        let has_tcp = root
+            .of_kind("service")
+            .filter(|it| it.name == "lmtp")
+            .flat_map(|it| it.of_kind("inet_listener"))
+            .any(|it| it.text("port").is_some_and(|port| port != "0"));
+        let keys = [
+            ("ssl_server_cert_file", "ssl_cert"),
+            ("ssl_server_key_file", "ssl_key"),
+        ];
+        let found = keys.map(|(new, old)| (new, root.get(new).or(root.get(old))));
+        if !has_tcp {
+            return;
+        }
+        for (key, entry) in found {
+            if let Some(entry) = entry {
+                let path = path_of(entry).to_owned();
+                self.out.set(key, path, &entry.place);
+            }
+        }
+        if let Some(entry) = root.get("ssl").filter(|it| !it.value.is_empty()) {
+            self.out.set("ssl", entry.value.as_str(), &entry.place);
+        }
+        if let Some(entry) = root.get("haproxy_trusted_networks") {
+            let words = root.words("haproxy_trusted_networks");
+            self.out
+                .set("haproxy_trusted_networks", words, &entry.place);
+        }
+    }
+
+    /// Plugins of the delivery that change what becomes of a message.
+    pub fn plugins(&mut self) {
+        let names = self.plugins.clone();
+        for name in &names {
+            let (why, matters) = match name.as_str() {
+                "acl" | "quota" | "listescape" => continue,
+                "sieve" | "imapsieve" => (
+                    "the scripts of the users are not run: [[route]] sorts by a header, an address's detail names a mailbox",
+                    true,
+                ),
+                "mail_crypt" | "mail-crypt" => (
+                    "Dovecot stores messages encrypted, Postroom does not: do not use it for these mailboxes",
+                    true,
+                ),
+                "zlib" | "mail_compress" | "mail-compress" => (
+                    "messages are stored uncompressed; Dovecot reads both",
+                    false,
+                ),
+                "virtual" => ("no mail is delivered to a virtual mailbox", false),
+                "trash" => ("nothing is expunged to make room for a message", true),
+                "mailbox_alias" => (
+                    "mailboxes that are other names for one are not known: write them as [[address]]",
+                    true,
+                ),
+                "fts" | "fts_solr" | "fts_lucene" | "fts_xapian" | "fts_flatcurve"
+                | "fts_squat" => ("Dovecot indexes what it finds when it looks", false),
+                "notify" | "mail_log" | "push_notification" | "push-notification"
+                | "notify_status" => (
+                    "Postroom has a log line for each recipient, and [notify]",
+                    false,
+                ),
+                "quota_clone" => ("only Dovecot copies the account", false),
+                "replication" | "dsync" => (
+                    "what Postroom stores, Dovecot replicates when it next looks",
+                    true,
+                ),
+                "expire" | "lazy_expunge" | "last_login" | "old_stats" | "stats"
+                | "charset_alias" | "snarf" | "autocreate" | "autosubscribe" | "mail_lua"
+                | "var_expand_crypt" | "imap_acl" | "imap_quota" => {
+                    ("does nothing at a delivery", false)
+                }
+                _ => ("Postroom does not know this plugin", true),
+            };
+            match matters {
+                true => self
+                    .out
+                    .warn_above(format!("mail_plugins has {name}: {why}")),
+                false => {}
+            }
+            self.out.leave_out(format!("mail_plugins {name}"), why);
+        }
+    }
+}
+
+impl<'a> Import<'a> {
+    /// A setting of the plugins: in `plugin { }` (2.3), or in the file (2.4).
+    pub fn option(&self, key: &str) -> Option<&'a Entry> {
+        let root = self.root;
+        let old = root.of_kind("plugin").filter_map(|it| it.get(key)).last();
+        match self.dialect {
+            Dialect::V23 => old.or_else(|| root.get(key)),
+            Dialect::V24 => root.get(key).or(old),
+        }
+    }
+}
+
+/// `5 mins`, `1 week`, `30s`: seconds, as we write a time.
+fn time(text: &str) -> Option<String> {
+    let text = text.trim();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let number: u64 = text[..digits].parse().ok()?;
+    let unit = text[digits..].trim().to_ascii_lowercase();
+    let seconds = match unit.as_str() {
+        _ if number == 0 => 0,
+        "" | "s" | "sec" | "secs" | "second" | "seconds" => 1,
+        "m" | "min" | "mins" | "minute" | "minutes" => 60,
+        "h" | "hour" | "hours" => 3600,
+        "d" | "day" | "days" => 86400,
+        "w" | "week" | "weeks" => 604_800,
+        _ => return None,
+    };
+    Some(format!("{}s", number.checked_mul(seconds)?))
+}

@@ -1,0 +1,205 @@
+//! A Dovecot configuration, 2.3 or 2.4, as ours: what `postroom config import` prints.
+//!
+//! Each setting of the file becomes a line of ours with its origin, or stands in a comment that says why none. What is not
+//! understood is said, and never guessed.
+
+mod block;
+mod delivery;
+mod document;
+mod left_out;
+mod line;
+mod places;
+mod quota;
+mod rights;
+mod source;
+mod users;
+mod version;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use block::Block;
+use document::Document;
+pub use source::SyntaxError;
+use version::Dialect;
+
+use crate::config::Config;
+
+/// What has come out.
+#[derive(Debug)]
+pub struct Imported {
+    /// Our configuration, with comments.
+    pub toml: String,
+    /// What has to be mended by hand before it says what Dovecot's said.
+    pub to_mend: Vec<String>,
+    /// What an admin has to know.
+    pub warnings: Vec<String>,
+}
+
+/// Settings of a delivery that are yes or no.
+const FLAGS: [&str; 18] = [
+    "inbox",
+    "hidden",
+    "subscriptions",
+    "disabled",
+    "ignore_on_failure",
+    "lmtp_save_to_detail_mailbox",
+    "lmtp_rcpt_check_quota",
+    "lmtp_add_received_header",
+    "lmtp_verbose_replies",
+    "lmtp_proxy",
+    "lda_mailbox_autocreate",
+    "lda_mailbox_autosubscribe",
+    "quota_full_tempfail",
+    "quota_ignore",
+    "acl_ignore",
+    "acl_defaults_from_inbox",
+    "acl_globals_only",
+    "mailbox_list_utf8",
+];
+
+/// One file on its way.
+struct Import<'a> {
+    dialect: Dialect,
+    /// What counts for the deliveries of one protocol.
+    root: &'a Block,
+    /// `mail_plugins` of the delivery.
+    plugins: Vec<String>,
+    out: Document,
+}
+
+/// Reads `path` with all that it includes. An error is one that Dovecot has too.
+pub fn import(path: &Path) -> Result<Imported, SyntaxError> {
+    let source = source::read(path)?;
+    let dialect = Dialect::of(&source);
+    let root = source.root.for_protocol("lmtp");
+    let mut out = Document::default();
+    out.comment(&format!(
+        "From {}, which is written for Dovecot {}. Behind each line is where it comes from; what was left out stands at the end.",
+        path.display(),
+        dialect.name()
+    ));
+    let mut import = Import {
+        dialect,
+        root: &root,
+        plugins: root.words("mail_plugins"),
+        out,
+    };
+    for warning in source.warnings {
+        import.out.warn(warning);
+    }
+    import.all();
+    import.flags(&root);
+    import.unnamed(&root);
+    import.other_protocol(&source.root);
+    import.explain_rest(&source.root);
+    import.out.finish();
+    let Document {
+        to_mend, warnings, ..
+    } = &import.out;
+    let (to_mend, mut warnings) = (to_mend.clone(), warnings.clone());
+    let toml = import.out.to_string();
+    warnings.extend(said_by_config(&toml));
+    Ok(Imported {
+        toml,
+        to_mend,
+        warnings,
+    })
+}
+
+impl Import<'_> {
+    fn all(&mut self) {
+        self.general();
+        self.locations();
+        self.userdbs();
+        self.namespaces();
+        self.acl();
+        self.sharing_map();
+        self.quota();
+        self.delivery();
+        self.lmtp();
+        self.plugins();
+    }
+
+    /// Neither yes nor no, which Dovecot does not take.
+    fn flags(&mut self, block: &Block) {
+        for entry in &block.entries {
+            let value = entry.value.to_ascii_lowercase();
+            let is_flag = matches!(
+                value.as_str(),
+                "yes" | "y" | "1" | "true" | "no" | "n" | "0" | "false" | ""
+            );
+            if FLAGS.contains(&entry.key.as_str()) && !is_flag {
+                self.out.to_mend.push(format!(
+                    "{}: {} is yes or no, not {:?}",
+                    entry.place, entry.key, entry.value
+                ));
+            }
+        }
+        for inner in &block.blocks {
+            self.flags(inner);
+        }
+    }
+
+    /// 2.4 wants a name for each section of these.
+    fn unnamed(&mut self, root: &Block) {
+        if self.dialect == Dialect::V23 {
+            return;
+        }
+        for block in &root.blocks {
+            let is_odd = block.name.is_empty()
+                && matches!(block.kind.as_str(), "namespace" | "userdb" | "passdb");
+            if is_odd {
+                self.out.warnings.push(format!(
+                    "{}: Dovecot 2.4 wants a name behind {}",
+                    block.place, block.kind
+                ));
+            }
+        }
+    }
+
+    /// What Dovecot's LDA does otherwise than its LMTP server.
+    fn other_protocol(&mut self, whole: &Block) {
+        let root = whole.for_protocol("lda");
+        let mut other = Import {
+            dialect: self.dialect,
+            root: &root,
+            plugins: root.words("mail_plugins"),
+            out: Document::default(),
+        };
+        other.all();
+        let lines = |text: &str| -> Vec<String> {
+            let lines = text
+                .lines()
+                .filter(|it| !it.starts_with('#') && !it.is_empty());
+            let setting = |line: &str| line.split("  # ").next().unwrap_or(line).to_owned();
+            lines.map(setting).collect()
+        };
+        let (own, other) = (lines(&self.out.to_string()), lines(&other.out.to_string()));
+        let differing: Vec<String> = other.into_iter().filter(|it| !own.contains(it)).collect();
+        if !differing.is_empty() {
+            let text = format!(
+                "dovecot-lda has other settings than the LMTP server; give them to postroom-lda with -o, or a file of its own: {}",
+                differing.join("; ")
+            );
+            self.out.table("# postroom-lda");
+            self.out.warn(text);
+        }
+    }
+}
+
+/// What our own configuration has to say of the result. What the machine lacks, users and files, is said by `postroom check`.
+fn said_by_config(toml: &str) -> Vec<String> {
+    let problems = match Config::from_str("the result", toml) {
+        Ok(config) => config.warnings.map(|it| it.problems).unwrap_or_default(),
+        Err(errors) => errors.problems,
+    };
+    let said = problems.into_iter().map(|problem| {
+        let line = crate::config::report::line_of(toml, problem.place.start);
+        let advice = problem.advice.map_or(String::new(), |it| format!("; {it}"));
+        format!("line {line} of the result: {}{advice}", problem.message)
+    });
+    said.collect()
+}

@@ -1,0 +1,264 @@
+//! Where mail lies: `mail_location` and `location` (2.3), the `mail_*` settings (2.4), namespaces and their mailboxes.
+
+use super::Import;
+use super::block::{Block, Entry};
+use super::document::quoted;
+use super::version::Dialect;
+use crate::config::mail_location;
+use crate::text::template::Template;
+
+/// Settings of where mail lies that have our name. Those with `true` have variables in them.
+const PLACE: [(&str, bool); 10] = [
+    ("mail_driver", false),
+    ("mail_path", true),
+    ("mail_inbox_path", true),
+    ("mail_control_path", true),
+    ("mail_index_path", true),
+    ("mail_index_private_path", true),
+    ("mailbox_list_layout", false),
+    ("mailbox_directory_name", false),
+    ("mailbox_list_storage_escape_char", false),
+    ("mailbox_subscriptions_filename", false),
+];
+
+impl Import<'_> {
+    /// What the file says for all namespaces.
+    pub fn locations(&mut self) {
+        let root = self.root;
+        let said = self.location(root, "mail_location");
+        let is_nothing = !said && root.text("mail_path").is_none();
+        let has_own = |it: &Block| it.text("location").or(it.text("mail_path")).is_some();
+        let spaces: Vec<&Block> = root.of_kind("namespace").collect();
+        if is_nothing && (spaces.is_empty() || !spaces.into_iter().all(has_own)) {
+            let text = "nothing says where mail lies: Dovecot guesses for each user, from what it finds in his home; Postroom takes ~/Maildir";
+            self.out.warn(text.into());
+        }
+        if self.plugins.iter().any(|it| it == "listescape") {
+            self.out
+                .line("mailbox_list_storage_escape_char = \"\\\\\"  # mail_plugins has listescape");
+        }
+    }
+
+    /// The settings of where mail lies of the file, or of a namespace. Answers whether an old location says it.
+    fn location(&mut self, block: &Block, old: &str) -> bool {
+        let mut said = false;
+        let found = block.get(old).or_else(|| block.get("mail_location"));
+        if let Some(entry) = found.filter(|entry| !entry.value.is_empty()) {
+            said = true;
+            match mail_location::settings(&entry.value) {
+                Ok(settings) => {
+                    for (key, value) in settings {
+                        self.place(key, &value, entry);
+                    }
+                }
+                Err(why) => self.out.mend(format!("{}: {old}: {why}", entry.place)),
+            }
+            for key in [
+                "ALT",
+                "BROKENCHAR",
+                "VOLATILEDIR",
+                "INDEXCACHE",
+                "LISTINDEX",
+            ] {
+                if entry.value.contains(&format!(":{key}=")) {
+                    let what = format!("{key} of {old} ({})", entry.place);
+                    self.out
+                        .leave_out(what, "says nothing of where a message is put");
+                }
+            }
+        }
+        for (key, _) in PLACE {
+            if let Some(entry) = block.get(key) {
+                said |= key == "mail_path";
+                self.place(key, &entry.value, entry);
+            }
+        }
+        if let Some(entry) = block.get("mailbox_list_utf8") {
+            self.place("mailbox_list_utf8", &entry.value, entry);
+        }
+        said
+    }
+
+    fn place(&mut self, key: &str, value: &str, entry: &Entry) {
+        if key == "mailbox_list_utf8" {
+            let is_utf8 = matches!(value, "yes" | "y" | "1" | "true");
+            return self.out.set(key, is_utf8, &entry.place);
+        }
+        let has_variables = PLACE.iter().any(|(name, varies)| *name == key && *varies);
+        match has_variables {
+            true => self.template(key, value, entry),
+            false => self.out.set(key, value.to_lowercase(), &entry.place),
+        }
+    }
+
+    /// A value with variables: what we cannot fill in is said, and written as it is, so that nothing else takes its place.
+    pub fn template(&mut self, key: &str, value: &str, entry: &Entry) {
+        self.check_variables(key, value, entry);
+        self.out.set(key, value, &entry.place);
+    }
+
+    pub fn check_variables(&mut self, key: &str, value: &str, entry: &Entry) {
+        if let Err(error) = Template::parse(value) {
+            let advice = error.advice.as_deref().unwrap_or("write it in another way");
+            self.out
+                .mend(format!("{}: {key}: {error}; {advice}", entry.place));
+        }
+        let is_old = value
+            .match_indices('%')
+            .any(|(at, _)| value[at + 1..].starts_with(|c: char| c.is_ascii_alphanumeric()));
+        if self.dialect == Dialect::V24 && is_old {
+            self.out.warn(format!(
+                "{}: {value:?} has variables of Dovecot 2.3, which 2.4 does not fill in; here they are: 2.4 has %{{user}} for %u, %{{user | username}} for %n, %{{user | domain}} for %d, %{{home}} for %h",
+                entry.place
+            ));
+        }
+    }
+
+    pub fn namespaces(&mut self) {
+        let root = self.root;
+        let mut taken: Vec<String> = Vec::new();
+        for block in root.of_kind("namespace") {
+            if block.flag("disabled") == Some(true) {
+                block.explain();
+                let what = format!("namespace {:?} ({})", block.name, block.place);
+                self.out.leave_out(what, "disabled");
+                continue;
+            }
+            let kind = block.text("type").unwrap_or("private");
+            let usual = match block.flag("inbox") {
+                Some(true) => "inbox",
+                _ => kind,
+            };
+            let base = match block.name.as_str() {
+                "" => usual,
+                name => name,
+            };
+            let mut name = base.to_owned();
+            let mut number = 1;
+            while taken.contains(&name) {
+                number += 1;
+                name = format!("{base}{number}");
+            }
+            taken.push(name.clone());
+            self.namespace(block, &name);
+        }
+    }
+
+    fn namespace(&mut self, block: &Block, name: &str) {
+        let header = format!("namespace.{}", quoted(name));
+        self.out.table(&format!("[{header}]"));
+        let kind = block.text("type").unwrap_or("private").to_owned();
+        for key in ["type", "separator"] {
+            if let Some(entry) = block.get(key).filter(|it| !it.value.is_empty()) {
+                self.out.set(key, entry.value.as_str(), &entry.place);
+            }
+        }
+        if let Some(entry) = block.get("prefix") {
+            self.prefix(entry, &kind);
+        }
+        for key in ["inbox", "hidden", "subscriptions", "ignore_on_failure"] {
+            if let Some(entry) = block.get(key) {
+                let is_set = block.flag(key).unwrap_or(false);
+                self.out.set(key, is_set, &entry.place);
+            }
+        }
+        if let Some(entry) = block.get("list") {
+            match entry.value.as_str() {
+                "children" => self.out.set("list", "children", &entry.place),
+                _ => {
+                    let is_set = block.flag("list").unwrap_or(true);
+                    self.out.set("list", is_set, &entry.place);
+                }
+            }
+        }
+        if let Some(entry) = block.get("order") {
+            match entry.value.parse::<u32>() {
+                Ok(order) => self.out.set("order", i64::from(order), &entry.place),
+                Err(_) => self.out.mend(format!("{}: order is a number", entry.place)),
+            }
+        }
+        if let Some(entry) = block.get("alias_for") {
+            if self.dialect == Dialect::V24 && entry.value.is_empty() {
+                self.out.warn(format!(
+                    "{}: an empty alias_for is none in Dovecot 2.4; here it is that for the namespace with the empty prefix, as 2.3 has it",
+                    entry.place
+                ));
+            }
+            self.out
+                .set("alias_for", entry.value.as_str(), &entry.place);
+        }
+        self.location(block, "location");
+        self.ignored_prefix(block, &header);
+        self.entries_of(block, &header);
+        self.namespace_quota(block, &header, &kind);
+        for mailbox in block.of_kind("mailbox") {
+            self.mailbox(mailbox, &header);
+        }
+    }
+
+    /// A shared prefix names the owner: `%%u` (2.3), `$user` (2.4).
+    fn prefix(&mut self, entry: &Entry, kind: &str) {
+        let value = entry.value.as_str();
+        let is_shared = kind == "shared";
+        let has_owner = ["%%", "$", "%{owner_"].iter().any(|it| value.contains(it));
+        if is_shared && !has_owner && value.contains('%') {
+            self.out.mend(format!(
+                "{}: {value:?} names whoever asks, not the owner: write %%u (2.3) or $user (2.4)",
+                entry.place
+            ));
+        } else if is_shared && self.dialect == Dialect::V24 && value.contains("%%") {
+            self.out.warn(format!(
+                "{}: Dovecot 2.4 takes {value:?} for one namespace of this very name; write $user, as it is read here",
+                entry.place
+            ));
+        } else if is_shared && self.dialect == Dialect::V23 && value.contains('$') {
+            self.out.warn(format!(
+                "{}: Dovecot 2.3 knows no {value:?}; write %%u, as it is read here",
+                entry.place
+            ));
+        } else if !is_shared && value.contains("%%") {
+            self.out.warn(format!(
+                "{}: {value:?} names an owner, which only a namespace with type = shared has",
+                entry.place
+            ));
+        }
+        self.out.set("prefix", value, &entry.place);
+    }
+
+    fn mailbox(&mut self, block: &Block, namespace: &str) {
+        let header = format!("{namespace}.mailbox.{}", quoted(&block.name));
+        self.out.table(&format!("[{header}]"));
+        if block.name.is_empty() {
+            self.out
+                .mend(format!("{}: a mailbox has a name", block.place));
+        }
+        if let Some(entry) = block.get("auto") {
+            let auto = match entry.value.as_str() {
+                "" => "no",
+                auto => auto,
+            };
+            self.out.set("auto", auto, &entry.place);
+        }
+        if let Some(entry) = block.get("special_use") {
+            let uses: Vec<String> = block.words("special_use");
+            match uses.as_slice() {
+                [] => {}
+                [one] => self.out.set("special_use", one.as_str(), &entry.place),
+                several => self.out.set("special_use", several.to_vec(), &entry.place),
+            }
+        } else if let Some(list) = block.of_kind("special_use").next() {
+            let uses = block.words("special_use");
+            self.out.set("special_use", uses, &list.place);
+        }
+        if let Some(entry) = block.get("quota_ignore") {
+            let is_set = block.flag("quota_ignore").unwrap_or(false);
+            self.out.set("quota_ignore", is_set, &entry.place);
+        }
+        if let Some(entry) = block.get("quota_storage_extra") {
+            self.size("quota_storage_extra", entry);
+        }
+        self.mailbox_rule(block);
+        self.ignored(block, &header);
+        self.entries_of(block, &header);
+    }
+}

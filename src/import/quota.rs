@@ -1,0 +1,339 @@
+//! How much may lie where: the quota plugin (2.3), `quota NAME { }` and `quota_*` (2.4).
+
+use super::Import;
+use super::block::{Block, Entry, Place};
+
+/// What Dovecot enforces and Postroom cannot.
+const NOT_COUNTED: &str = "Dovecot keeps the account in files of its own: Postroom stores mail however full the mailbox is, and Dovecot counts it. driver = maildir is counted by both";
+
+/// A limit as the admin wrote it.
+struct Limit {
+    key: &'static str,
+    value: toml::Value,
+    place: Place,
+}
+
+impl Import<'_> {
+    pub fn quota(&mut self) {
+        if !self.plugins.iter().any(|it| it == "quota") {
+            for entry in self.quota_settings() {
+                let what = format!("{} ({})", entry.0, entry.1);
+                self.out
+                    .leave_out(what, "mail_plugins of the delivery has no quota");
+            }
+            return;
+        }
+        let root = self.root;
+        if let Some(entry) = self.option("quota").filter(|it| !it.value.is_empty()) {
+            let driver = entry.value.split(':').next().unwrap_or_default();
+            let limits = self.old_limits("quota", "*");
+            self.quota_table("[quota]", driver, &entry.place, limits);
+        }
+        let sections: Vec<&Block> = root.of_kind("quota").collect();
+        if let [first, more @ ..] = sections.as_slice() {
+            let driver = first
+                .text("driver")
+                .or(first.text("quota_driver"))
+                .or(root.text("quota_driver"))
+                .unwrap_or("count")
+                .to_owned();
+            let mut limits = self.limits(root);
+            limits.extend(self.limits(first));
+            self.quota_table("[quota]", &driver, &first.place, limits);
+            first.explain();
+            for more in more {
+                more.explain();
+                let text = format!(
+                    "{}: Postroom knows one quota for the private mailboxes",
+                    more.place
+                );
+                self.out.warn(text);
+            }
+        }
+        self.explain_quota();
+    }
+
+    fn quota_table(&mut self, header: &str, driver: &str, place: &Place, limits: Vec<Limit>) {
+        if driver != "maildir" {
+            self.out.comment("");
+            return self
+                .out
+                .warn(format!("{place}: quota {driver}: {NOT_COUNTED}"));
+        }
+        self.out.table(header);
+        self.out.set("driver", "maildir", place);
+        for limit in limits {
+            self.out.set(limit.key, limit.value, &limit.place);
+        }
+    }
+
+    /// `quota_rule = *:storage=1G:messages=1000`, `quota_rule2`, … and `quota_grace`.
+    fn old_limits(&mut self, root: &str, mailbox: &str) -> Vec<Limit> {
+        let mut limits = Vec::new();
+        for entry in self.rules(root) {
+            let Some((name, rule)) = entry.value.split_once(':') else {
+                self.out.mend(format!("{}: this is no rule", entry.place));
+                continue;
+            };
+            let name = if name == "?" { "*" } else { name };
+            if name != mailbox {
+                continue;
+            }
+            for limit in rule.split(':') {
+                let (key, value) = limit.split_once('=').unwrap_or((limit, ""));
+                match (key, value.strip_prefix('+')) {
+                    ("storage", None) => {
+                        limits.push(limit_of("storage_size", kilobytes(value), &entry))
+                    }
+                    ("bytes", None) => limits.push(limit_of("storage_size", value.into(), &entry)),
+                    ("messages", None) => match value.parse::<i64>() {
+                        Ok(number) => limits.push(Limit {
+                            key: "message_count",
+                            value: number.into(),
+                            place: entry.place.clone(),
+                        }),
+                        Err(_) => self
+                            .out
+                            .mend(format!("{}: {value:?} is no number", entry.place)),
+                    },
+                    ("ignoreunlimited" | "noenforcing", _) => {}
+                    _ => self.out.mend(format!(
+                        "{}: {limit:?} is a limit that Postroom does not know",
+                        entry.place
+                    )),
+                }
+            }
+        }
+        let grace = self.option(&format!("{root}_grace"));
+        if let Some(entry) = grace.filter(|it| !it.value.is_empty()) {
+            let grace = entry.value.replace("%%", "%");
+            limits.push(limit_of("storage_grace", grace, entry));
+        }
+        limits
+    }
+
+    /// The rules of a quota root of 2.3.
+    fn rules(&mut self, root: &str) -> Vec<Rule> {
+        let keys = (1..=30).map(|number| match number {
+            1 => format!("{root}_rule"),
+            number => format!("{root}_rule{number}"),
+        });
+        let found = keys.filter_map(|key| self.option(&key));
+        found
+            .filter(|entry| !entry.value.is_empty())
+            .map(|entry| Rule {
+                value: entry.value.clone(),
+                place: entry.place.clone(),
+            })
+            .collect()
+    }
+
+    /// A rule of 2.3 for one mailbox: `Trash:storage=+100M`, `Spam:ignore`.
+    pub fn mailbox_rule(&mut self, block: &Block) {
+        if !self.plugins.iter().any(|it| it == "quota") {
+            return;
+        }
+        for rule in self.rules("quota") {
+            let Some((name, rest)) = rule.value.split_once(':') else {
+                continue;
+            };
+            if name != block.name {
+                continue;
+            }
+            match rest.split_once('=') {
+                None if rest == "ignore" => self.out.set("quota_ignore", true, &rule.place),
+                Some(("storage", more)) if more.starts_with('+') && !more.contains('%') => {
+                    let size = kilobytes(more.trim_start_matches('+'));
+                    self.out.set("quota_storage_extra", size, &rule.place);
+                }
+                Some(("bytes", more)) if more.starts_with('+') => {
+                    let size = more.trim_start_matches('+').to_owned();
+                    self.out.set("quota_storage_extra", size, &rule.place);
+                }
+                _ => self.out.mend(format!(
+                    "{}: {:?} is a limit of one mailbox that Postroom does not know",
+                    rule.place, rule.value
+                )),
+            }
+        }
+    }
+
+    /// What a namespace has for itself: `quota2 = maildir:Shared:ns=Public/`, or a section in it (2.4).
+    pub fn namespace_quota(&mut self, block: &Block, header: &str, kind: &str) {
+        let prefix = block.text("prefix").unwrap_or_default().to_owned();
+        let mut found = None;
+        for number in 2..=9 {
+            let root = format!("quota{number}");
+            let Some(entry) = self.option(&root) else {
+                continue;
+            };
+            let wanted = format!(":ns={prefix}");
+            if !prefix.is_empty() && entry.value.ends_with(&wanted) {
+                let driver = entry.value.split(':').next().unwrap_or_default().to_owned();
+                let (place, limits) = (entry.place.clone(), self.old_limits(&root, "*"));
+                found = Some((driver, place, limits));
+            }
+        }
+        if let Some(section) = block.of_kind("quota").next() {
+            let driver = section.text("driver").or(section.text("quota_driver"));
+            let driver = driver.unwrap_or("count").to_owned();
+            found = Some((driver, section.place.clone(), self.limits(section)));
+            section.explain();
+        }
+        let Some((driver, place, limits)) = found else {
+            return;
+        };
+        match (kind, driver.as_str()) {
+            ("public", "maildir") => {
+                self.out.table(&format!("[{header}.quota]"));
+                for limit in limits {
+                    self.out.set(limit.key, limit.value, &limit.place);
+                }
+            }
+            ("public", driver) => self
+                .out
+                .warn(format!("{place}: quota {driver}: {NOT_COUNTED}")),
+            _ => self.out.warn(format!(
+                "{place}: Postroom knows a quota of its own only for public namespaces"
+            )),
+        }
+    }
+
+    /// `quota_storage_size` and its like, of the file or of a section.
+    fn limits(&mut self, block: &Block) -> Vec<Limit> {
+        let mut limits = Vec::new();
+        for key in [
+            "storage_size",
+            "storage_percentage",
+            "storage_extra",
+            "storage_grace",
+            "message_count",
+        ] {
+            let long = format!("quota_{key}");
+            let short = block.get(key).filter(|_| block.kind == "quota");
+            let Some(entry) = block.get(&long).or(short) else {
+                continue;
+            };
+            if matches!(entry.value.as_str(), "" | "unlimited") {
+                continue;
+            }
+            let value = match entry.value.parse::<i64>() {
+                Ok(number) if key != "storage_grace" => number.into(),
+                _ => size(&entry.value).into(),
+            };
+            limits.push(Limit {
+                key,
+                value,
+                place: entry.place.clone(),
+            });
+        }
+        limits
+    }
+
+    pub fn size(&mut self, key: &str, entry: &Entry) {
+        self.out.set(key, size(&entry.value), &entry.place);
+    }
+
+    fn quota_settings(&self) -> Vec<(String, Place)> {
+        let plugins = self.root.of_kind("plugin").flat_map(|it| &it.entries);
+        let is_quota =
+            |key: &str| key == "quota" || key.starts_with("quota_") || key.starts_with("quota2");
+        let mut found = Vec::new();
+        for entry in plugins.chain(&self.root.entries) {
+            if is_quota(&entry.key) && entry.key != "quota_full_tempfail" {
+                entry.is_explained.set(true);
+                found.push((entry.key.clone(), entry.place.clone()));
+            }
+        }
+        for block in self.root.of_kind("quota") {
+            block.explain();
+            found.push((format!("quota {:?}", block.name), block.place.clone()));
+        }
+        found
+    }
+
+    /// The rest of the plugin's settings.
+    fn explain_quota(&mut self) {
+        let found: Vec<(String, Place)> = self.quota_settings();
+        for (key, place) in found {
+            let is_warning = key.contains("warning") || key.contains("over");
+            let is_size = key.contains("mail_size");
+            let what = format!("{key} ({place})");
+            if is_warning {
+                let why = "a program of Dovecot's ([quota] warning_message_file sends a message)";
+                self.out.leave_out(what, why);
+            } else if is_size {
+                let text = format!(
+                    "{place}: {key}: a limit of single messages is a field of the userdb, or delivery.message_size for all"
+                );
+                self.out.warn_above(text);
+                self.out.leave_out(
+                    what,
+                    "see delivery.message_size and the fields of the userdb",
+                );
+            } else if !key.contains("rule")
+                && !key.contains("grace")
+                && key != "quota"
+                && !key.starts_with("quota \"")
+                && !key.starts_with("quota_storage")
+                && !key.starts_with("quota_message")
+            {
+                self.out
+                    .leave_out(what, "how Dovecot shows and keeps its account");
+            }
+        }
+    }
+}
+
+struct Rule {
+    value: String,
+    place: Place,
+}
+
+trait Placed {
+    fn at(&self) -> Place;
+}
+
+impl Placed for Rule {
+    fn at(&self) -> Place {
+        self.place.clone()
+    }
+}
+
+impl Placed for Entry {
+    fn at(&self) -> Place {
+        self.place.clone()
+    }
+}
+
+fn limit_of(key: &'static str, value: String, from: &impl Placed) -> Limit {
+    Limit {
+        key,
+        value: value.into(),
+        place: from.at(),
+    }
+}
+
+/// 2.3's storage is in kilobytes where it has no unit.
+fn kilobytes(text: &str) -> String {
+    match text.chars().all(|c| c.is_ascii_digit()) {
+        true => format!("{text}k"),
+        false => size(text),
+    }
+}
+
+/// `10 M`, `10MB`, `10b` as we have them.
+pub fn size(text: &str) -> String {
+    let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let unit = text[digits..].to_ascii_uppercase();
+    let unit = match unit.as_str() {
+        "B" => "",
+        "K" | "KB" | "KIB" => "k",
+        "M" | "MB" | "MIB" => "M",
+        "G" | "GB" | "GIB" => "G",
+        "T" | "TB" | "TIB" => "T",
+        _ => return text,
+    };
+    format!("{}{unit}", &text[..digits])
+}

@@ -1,0 +1,1 @@
+//! Tables: what Dovecot's settings become.

@@ -1,0 +1,348 @@
+//! Who the users are. What Postroom cannot ask itself it asks Dovecot: the answer is Dovecot's own then.
+
+use std::path::Path;
+
+use super::Import;
+use super::block::{Block, Entry, Place};
+use super::document::quoted;
+use super::source;
+use super::version::Dialect;
+use crate::database::query::Query;
+
+/// A `[[userdb]]`, or why it is Dovecot that is asked.
+type Found = Result<String, String>;
+
+impl Import<'_> {
+    pub fn userdbs(&mut self) {
+        let root = self.root;
+        for passdb in root.of_kind("passdb") {
+            passdb.explain();
+            let what = format!("passdb {} ({})", name_of(passdb), passdb.place);
+            self.out
+                .leave_out(what, "passwords, which no delivery needs");
+        }
+        let mut asks_dovecot = false;
+        let userdbs: Vec<&Block> = root.of_kind("userdb").collect();
+        for block in userdbs {
+            let driver = name_of(block);
+            if driver == "prefetch" {
+                block.explain();
+                let what = format!("userdb prefetch ({})", block.place);
+                self.out
+                    .leave_out(what, "an answer for logins, which no delivery has");
+                continue;
+            }
+            let found = self.userdb(block, &driver);
+            block.explain();
+            match found {
+                Ok(line) => {
+                    self.out.table("[[userdb]]");
+                    self.out.line(&format!("{line}  # {}", block.place));
+                }
+                Err(why) if asks_dovecot => {
+                    let what = format!("userdb {driver} ({})", block.place);
+                    self.out
+                        .leave_out(what, &format!("Dovecot is asked already ({why})"));
+                }
+                Err(why) => {
+                    asks_dovecot = true;
+                    self.out.table("[[userdb]]");
+                    let text = format!(
+                        "userdb {driver} ({}): Dovecot is asked, for {why}. Whoever delivers needs its socket: service auth {{ unix_listener auth-userdb {{ group = … }} }}",
+                        block.place
+                    );
+                    self.out.comment(&text);
+                    let socket = self.base_dir() + "/auth-userdb";
+                    let socket = toml::Value::from(socket);
+                    self.out.line(&format!("dovecot = {{ socket = {socket} }}"));
+                }
+            }
+        }
+    }
+
+    fn userdb(&mut self, block: &Block, driver: &str) -> Found {
+        let results = [
+            "result_success",
+            "result_failure",
+            "result_internalfail",
+            "skip",
+        ];
+        let usual = ["return-ok", "continue", "never"];
+        for key in results {
+            if let Some(value) = block.text(key).filter(|value| !usual.contains(value)) {
+                return Err(format!("its {key} is {value}"));
+            }
+        }
+        let is_empty = |it: &Block| it.entries.is_empty() && it.blocks.is_empty();
+        for (inner, key) in [
+            ("default_fields", "default_fields"),
+            ("override_fields", "override_fields"),
+        ] {
+            if block.text(key).is_some() || block.of_kind(inner).any(|it| !is_empty(it)) {
+                return Err(format!("it has {key}"));
+            }
+        }
+        if block
+            .text("auth_username_format")
+            .or(block.text("username_format"))
+            .is_some()
+        {
+            return Err("it has a user name format of its own".into());
+        }
+        let arguments = match self.dialect {
+            Dialect::V23 => block.text("args").unwrap_or_default().to_owned(),
+            Dialect::V24 => String::new(),
+        };
+        match driver {
+            "passwd" if arguments.is_empty() && block.of_kind("fields").all(is_empty) => {
+                Ok("passwd = {}".into())
+            }
+            "passwd-file" => self.passwd_file(block, &arguments),
+            "static" => self.fixed(block, &arguments),
+            "sql" => match self.dialect {
+                Dialect::V23 => self.sql_file(block, &arguments),
+                Dialect::V24 => self.sql_section(block),
+            },
+            "ldap" => Err("directories (postroom.toml(5) has a userdb ldap too)".into()),
+            other => Err(format!("Postroom has no userdb {other}")),
+        }
+    }
+
+    fn passwd_file(&mut self, block: &Block, arguments: &str) -> Found {
+        let mut path = setting(block, "passwd-file", "path").unwrap_or_default();
+        for word in arguments.split_whitespace() {
+            match word.split_once('=') {
+                Some(("scheme", _)) => {}
+                Some(("username_format", "%u" | "%Lu")) => {}
+                Some((key, _)) if !key.contains('/') => return Err(format!("its {key}")),
+                _ => path = word.to_owned(),
+            }
+        }
+        if block.of_kind("fields").any(|it| !it.entries.is_empty()) {
+            return Err("it has fields for all users".into());
+        }
+        if path.is_empty() || path.contains('%') {
+            return Err("its path differs from user to user".into());
+        }
+        let path = toml::Value::from(path);
+        Ok(format!("passwd-file = {{ path = {path} }}"))
+    }
+
+    fn fixed(&mut self, block: &Block, arguments: &str) -> Found {
+        let mut fields: Vec<(String, String)> = arguments
+            .split_whitespace()
+            .filter_map(|word| word.split_once('='))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        for entry in block.of_kind("fields").flat_map(|it| &it.entries) {
+            fields.push((entry.key.clone(), entry.value.clone()));
+        }
+        let all = setting(block, "static", "allow_all_users");
+        let mut is_for_all =
+            all.is_some_and(|it| matches!(it.as_str(), "yes" | "y" | "1" | "true"));
+        fields.retain(|(key, value)| match key.as_str() {
+            "allow_all_users" => {
+                is_for_all = matches!(value.as_str(), "yes" | "y" | "1" | "true");
+                false
+            }
+            _ => true,
+        });
+        let odd = fields.iter().find(|(key, _)| key.contains([':', '+']));
+        if let Some((key, _)) = odd {
+            return Err(format!("its {key}"));
+        }
+        let known: Vec<String> = fields
+            .iter()
+            .filter(|(key, _)| is_ours(key))
+            .map(|(key, value)| format!("{} = {}", quoted(key), toml::Value::from(value.as_str())))
+            .collect();
+        let line = format!("static = {{ {} }}", known.join(", "));
+        match is_for_all {
+            true => Ok(line),
+            false => Err(format!(
+                "its passdb says who exists. Where the MTA knows that: {line}"
+            )),
+        }
+    }
+
+    /// `args = /etc/dovecot/dovecot-sql.conf.ext`
+    fn sql_file(&mut self, block: &Block, path: &str) -> Found {
+        let folder = Path::new(&*block.place.file).parent();
+        let whole = folder.unwrap_or(Path::new("")).join(path);
+        let file = source::read(&whole)
+            .map_err(|error| format!("its settings cannot be read here ({error})"))?
+            .root;
+        let driver = file.text("driver").unwrap_or_default().to_owned();
+        let connect = file.get("connect").ok_or("it has no connect")?;
+        let text = connect.value.clone();
+        let query = file.text("user_query").unwrap_or_default().to_owned();
+        let names = file.text("iterate_query").map(str::to_owned);
+        let place = connect.place.clone();
+        match driver.as_str() {
+            "sqlite" => self.sqlite(&text, &query, names.as_deref()),
+            "pgsql" => {
+                let (open, password) = without_password(&text);
+                self.postgresql(&open, password, &query, names.as_deref(), &place)
+            }
+            other => Err(format!("Postroom does not speak with {other:?}")),
+        }
+    }
+
+    fn sql_section(&mut self, block: &Block) -> Found {
+        let root = self.root;
+        let driver = setting(block, "sql", "driver")
+            .filter(|it| it != "sql")
+            .or(block.text("sql_driver").map(str::to_owned))
+            .or(root.text("sql_driver").map(str::to_owned))
+            .unwrap_or_default();
+        let query = setting(block, "sql", "query").unwrap_or_default();
+        let names = setting(block, "sql", "iterate_query");
+        match driver.as_str() {
+            "sqlite" => {
+                let path = block.text("sqlite_path").or(root.text("sqlite_path"));
+                let path = path.ok_or("it has no sqlite_path")?.to_owned();
+                self.sqlite(&path, &query, names.as_deref())
+            }
+            "pgsql" => {
+                let servers: Vec<&Block> = root
+                    .of_kind("pgsql")
+                    .chain(block.of_kind("pgsql"))
+                    .collect();
+                let [server] = servers.as_slice() else {
+                    return Err("it has not one server".into());
+                };
+                let (open, password) = server_of(server);
+                self.postgresql(&open, password, &query, names.as_deref(), &server.place)
+            }
+            other => Err(format!("Postroom does not speak with {other:?}")),
+        }
+    }
+
+    fn sqlite(&mut self, path: &str, query: &str, names: Option<&str>) -> Found {
+        let path = toml::Value::from(path);
+        Ok(format!(
+            "sqlite = {{ path = {path}, {} }}",
+            queries(query, names)?
+        ))
+    }
+
+    fn postgresql(
+        &mut self,
+        connection: &str,
+        has_password: bool,
+        query: &str,
+        names: Option<&str>,
+        place: &Place,
+    ) -> Found {
+        let queries = queries(query, names)?;
+        let words = connection.split_whitespace();
+        if words.filter(|it| it.starts_with("host=")).count() > 1 {
+            return Err("it has several servers".into());
+        }
+        let password = match has_password {
+            false => String::new(),
+            true => {
+                let text = format!(
+                    "{place}: write its password into /etc/postroom/userdb.password, readable for whoever delivers"
+                );
+                self.out.warn_above(text);
+                "password_file = \"/etc/postroom/userdb.password\", ".into()
+            }
+        };
+        let connection = toml::Value::from(connection);
+        Ok(format!(
+            "postgresql = {{ connection = {connection}, {password}{queries} }}"
+        ))
+    }
+
+    /// Where Dovecot's sockets are.
+    pub fn base_dir(&self) -> String {
+        let said = self.root.text("base_dir").unwrap_or("/run/dovecot");
+        said.trim_end_matches('/').to_owned()
+    }
+}
+
+/// Fields of a userdb that a delivery looks at.
+fn is_ours(key: &str) -> bool {
+    let known = [
+        "uid",
+        "gid",
+        "home",
+        "system_groups_user",
+        "acl_groups",
+        "acl_user",
+        "master_user",
+        "mail_access_groups",
+    ];
+    known.contains(&key) || crate::user::is_place(key)
+}
+
+/// The driver: what `driver` says (2.3), else the name of the section (2.4).
+fn name_of(block: &Block) -> String {
+    let driver = block.text("driver").unwrap_or(&block.name);
+    driver.to_owned()
+}
+
+/// A setting of a userdb of 2.4, in any of its lengths: `userdb_sql_query`, `sql_query`, `passwd_file_path`, `path`, `query`.
+fn setting(block: &Block, driver: &str, key: &str) -> Option<String> {
+    let driver = driver.replace('-', "_");
+    [
+        key.to_owned(),
+        format!("{driver}_{key}"),
+        format!("userdb_{key}"),
+        format!("userdb_{driver}_{key}"),
+    ]
+    .iter()
+    .find_map(|name| block.text(name).map(str::to_owned))
+}
+
+fn queries(query: &str, names: Option<&str>) -> Found {
+    let parsed = |text: &str| {
+        Query::parse(text).map_err(|bad| format!("its query is not understood: {}", bad.message))
+    };
+    if query.is_empty() {
+        return Err("it has no query of its own".into());
+    }
+    parsed(query)?;
+    let mut text = format!("query = {}", toml::Value::from(query));
+    if let Some(names) = names {
+        parsed(names)?;
+        text.push_str(&format!(", iterate_query = {}", toml::Value::from(names)));
+    }
+    Ok(text)
+}
+
+/// A connection of libpq without its password, and whether it had one.
+pub fn without_password(connection: &str) -> (String, bool) {
+    let words = connection.split_whitespace();
+    let kept: Vec<&str> = words.filter(|it| !it.starts_with("password=")).collect();
+    let has_password = connection
+        .split_whitespace()
+        .any(|it| it.starts_with("password="));
+    (kept.join(" "), has_password)
+}
+
+/// `pgsql HOST { parameters { … } }` as libpq writes it, and whether it has a password.
+pub fn server_of(block: &Block) -> (String, bool) {
+    let host = block.text("pgsql_host").unwrap_or(&block.name);
+    let mut words = vec![format!("host={host}")];
+    let mut has_password = false;
+    let inner = block
+        .of_kind("parameters")
+        .chain(block.of_kind("pgsql_parameters"));
+    for entry in inner.flat_map(|it| &it.entries) {
+        entry.is_explained.set(true);
+        match entry.key.as_str() {
+            "password" => has_password = true,
+            "host" => words[0] = format!("host={}", entry.value),
+            key => words.push(format!("{key}={}", entry.value)),
+        }
+    }
+    block.explain();
+    (words.join(" "), has_password)
+}
+
+/// The path of a file that a setting names with `<`, or its value.
+pub fn path_of(entry: &Entry) -> &str {
+    entry.file.as_deref().unwrap_or(&entry.value)
+}
