@@ -125,9 +125,15 @@ impl Import<'_> {
         self.out.usual("new_mailbox_permissions", "parent");
         self.out.usual("recipient_headers", "single");
         self.out.usual("duplicate_window", 0);
-        if let Some(entry) = root.get("mail_index_log_append") {
-            self.out
-                .set("index_log", entry.value.as_str(), &entry.place);
+        if !self.roots_of_users.is_empty() {
+            let mut roots = self.roots.clone();
+            roots.append(&mut self.roots_of_users);
+            roots.sort();
+            roots.dedup();
+            let why = "Dovecot opens whatever a userdb names, Postroom what lies below these.";
+            self.out.comment(why);
+            let roots = toml::Value::from(roots);
+            self.out.line(&format!("mail_roots = {roots}"));
         }
     }
 

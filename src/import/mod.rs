@@ -67,6 +67,9 @@ struct Import<'a> {
     root: &'a Block,
     /// `mail_plugins` of the delivery.
     plugins: Vec<String>,
+    /// Directories that hold the mail and homes of the file, and those that a userdb names.
+    roots: Vec<String>,
+    roots_of_users: Vec<String>,
     out: Document,
 }
 
@@ -85,6 +88,8 @@ pub fn import(path: &Path) -> Result<Imported, SyntaxError> {
         dialect,
         root: &root,
         plugins: root.words("mail_plugins"),
+        roots: Vec::new(),
+        roots_of_users: Vec::new(),
         out,
     };
     for warning in source.warnings {
@@ -167,6 +172,8 @@ impl Import<'_> {
             dialect: self.dialect,
             root: &root,
             plugins: root.words("mail_plugins"),
+            roots: Vec::new(),
+            roots_of_users: Vec::new(),
             out: Document::default(),
         };
         other.all();

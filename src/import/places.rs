@@ -93,6 +93,9 @@ impl Import<'_> {
 
     /// A value with variables: what we cannot fill in is said, and written as it is, so that nothing else takes its place.
     pub fn template(&mut self, key: &str, value: &str, entry: &Entry) {
+        if matches!(key, "mail_path" | "mail_inbox_path" | "mail_home") {
+            self.roots.extend(root_of(value));
+        }
         self.check_variables(key, value, entry);
         self.out.set(key, value, &entry.place);
     }
@@ -261,4 +264,14 @@ impl Import<'_> {
         self.ignored(block, &header);
         self.entries_of(block, &header);
     }
+}
+
+/// The directory that holds a path for every user: `maildir:/srv/%d/%n:INDEX=…` is below `/srv`.
+pub fn root_of(place: &str) -> Option<String> {
+    let path = match place.split_once(':') {
+        Some((driver, rest)) if !driver.contains('/') => rest.split(':').next()?,
+        _ => place,
+    };
+    let template = Template::parse(path).ok()?;
+    template.fixed_part().map(str::to_owned)
 }

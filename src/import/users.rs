@@ -5,6 +5,7 @@ use std::path::Path;
 use super::Import;
 use super::block::{Block, Entry, Place};
 use super::document::quoted;
+use super::places::root_of;
 use super::source;
 use super::version::Dialect;
 use crate::database::query::Query;
@@ -150,6 +151,13 @@ impl Import<'_> {
         let odd = fields.iter().find(|(key, _)| key.contains([':', '+']));
         if let Some((key, _)) = odd {
             return Err(format!("its {key}"));
+        }
+        for (key, value) in &fields {
+            match key.as_str() {
+                "home" => self.roots.extend(root_of(value)),
+                key if crate::user::is_place(key) => self.roots_of_users.extend(root_of(value)),
+                _ => {}
+            }
         }
         let known: Vec<String> = fields
             .iter()

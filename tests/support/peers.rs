@@ -784,3 +784,37 @@ impl Drop for Postgresql {
         let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
 }
+
+/// A Dovecot's `doveconf`.
+pub struct Doveconf {
+    chroot: Option<PathBuf>,
+}
+
+/// None where this Dovecot is not installed.
+pub fn doveconf(version: Version) -> Option<Doveconf> {
+    let chroot = cache().join("trixie");
+    let found = match version {
+        Version::V23 => installed("doveconf"),
+        Version::V24 => chroot.join("usr/bin/doveconf").exists(),
+    };
+    let chroot = (version == Version::V24).then_some(chroot);
+    found.then_some(Doveconf { chroot })
+}
+
+impl Doveconf {
+    /// `doveconf -n -c FILE`
+    pub fn show(&self, file: &Path) -> std::process::Output {
+        let Some(chroot) = &self.chroot else {
+            let mut command = Command::new("doveconf");
+            return command.args(["-n", "-c"]).arg(file).output().unwrap();
+        };
+        let name = format!("tmp/doveconf-{}.conf", std::process::id());
+        let copy = chroot.join(&name);
+        fs::copy(file, &copy).unwrap();
+        let mut command = Command::new("chroot");
+        command.arg(chroot).args(["doveconf", "-n", "-c"]);
+        let output = command.arg(format!("/{name}")).output().unwrap();
+        fs::remove_file(copy).unwrap();
+        output
+    }
+}
