@@ -61,6 +61,12 @@ impl Block {
         found
     }
 
+    /// [`Block::get`] for somebody who may not need it.
+    pub fn look(&self, key: &str) -> Option<&Entry> {
+        let mut entries = self.entries.iter();
+        entries.rfind(|entry| entry.key == key).map(|it| &**it)
+    }
+
     /// The value of [`Block::get`]; an empty one is none.
     pub fn text(&self, key: &str) -> Option<&str> {
         let value = self.get(key)?.value.as_str();
@@ -70,7 +76,7 @@ impl Block {
     /// yes or no, as Dovecot reads it.
     pub fn flag(&self, key: &str) -> Option<bool> {
         match self.text(key)?.to_ascii_lowercase().as_str() {
-            "yes" | "y" | "1" | "true" => Some(true),
+            "yes" | "y" | "1" => Some(true),
             _ => Some(false),
         }
     }

@@ -2,7 +2,6 @@
 
 use super::Import;
 use super::block::{Block, Entry};
-use super::users::path_of;
 use super::version::Dialect;
 
 /// How a value is written.
@@ -64,9 +63,13 @@ impl Import<'_> {
             .filter(|it| !it.value.is_empty())
         {
             Some(entry) => self.same("mbox_write_locks", Kind::List, entry, root),
-            None => self
-                .out
-                .line("mbox_write_locks = [\"fcntl\", \"dotlock\"]  # as Debian's Dovecot does"),
+            None => {
+                let usual = match self.dialect {
+                    Dialect::V23 => ["fcntl", "dotlock"],
+                    Dialect::V24 => ["dotlock", "fcntl"],
+                };
+                self.out.usual("mbox_write_locks", usual.to_vec());
+            }
         }
         self.out.usual("mbox_quoting", "none");
         match root.get("lmtp_rcpt_check_quota") {
@@ -140,85 +143,7 @@ impl Import<'_> {
     pub fn lmtp(&mut self) {
         let root = self.root;
         self.out.table("[lmtp]");
-        let base = self.base_dir();
-        let mut listens = Vec::new();
-        let services: Vec<&Block> = root
-            .of_kind("service")
-            .filter(|it| it.name == "lmtp")
-            .collect();
-        for service in services {
-            for listener in service.of_kind("unix_listener") {
-                listener.explain();
-                let mode = listener.text("mode").unwrap_or("0666");
-                if matches!(mode, "0" | "0000" | "00") {
-                    continue;
-                }
-                let path = listener.text("path").unwrap_or(&listener.name);
-                let path = match path.starts_with('/') {
-                    true => path.to_owned(),
-                    false => format!("{base}/{path}"),
-                };
-                let mut parts = vec![format!("unix = {}", toml::Value::from(path))];
-                parts.push(format!("mode = {}", toml::Value::from(mode)));
-                for key in ["user", "group"] {
-                    if let Some(name) = listener.text(key) {
-                        parts.push(format!("{key} = {}", toml::Value::from(name)));
-                    }
-                }
-                listens.push((
-                    format!("{{ {} }}", parts.join(", ")),
-                    listener.place.clone(),
-                ));
-            }
-            for listener in service.of_kind("inet_listener") {
-                listener.explain();
-                let port = listener.text("port").unwrap_or("0");
-                if port == "0" {
-                    continue;
-                }
-                let mut addresses = listener.words("address");
-                addresses.extend(listener.words("listen"));
-                if addresses.is_empty() {
-                    addresses = root.words("listen");
-                }
-                if addresses.is_empty() {
-                    addresses = vec!["*".into(), "::".into()];
-                }
-                for address in addresses {
-                    let address = match address.as_str() {
-                        "*" => "0.0.0.0".to_owned(),
-                        it if it.contains(':') && !it.starts_with('[') => format!("[{it}]"),
-                        it => it.to_owned(),
-                    };
-                    let mut parts = vec![format!("tcp = \"{address}:{port}\"")];
-                    for key in ["ssl", "haproxy"] {
-                        if listener.flag(key) == Some(true) {
-                            parts.push(format!("{key} = true"));
-                        }
-                    }
-                    listens.push((
-                        format!("{{ {} }}", parts.join(", ")),
-                        listener.place.clone(),
-                    ));
-                }
-            }
-        }
-        match listens.is_empty() {
-            true => {
-                self.out
-                    .comment("Dovecot says nothing of an own socket for its LMTP server.");
-                self.out
-                    .line("listen = [{ unix = \"/run/postroom/lmtp\" }]");
-            }
-            false => {
-                self.out.comment("The sockets of Dovecot's LMTP server: take them from it, or give Postroom others.");
-                self.out.line("listen = [");
-                for (listen, place) in listens {
-                    self.out.line(&format!("  {listen},  # {place}"));
-                }
-                self.out.line("]");
-            }
-        }
+        self.listeners();
         if let Some(entry) = root.get("lmtp_verbose_replies") {
             let is_set = root.flag("lmtp_verbose_replies").unwrap_or(false);
             self.out.set("verbose_replies", is_set, &entry.place);
@@ -234,38 +159,6 @@ impl Import<'_> {
         }
         if root.flag("lmtp_proxy") == Some(true) {
             self.out.warn("lmtp_proxy: recipients whose passdb says proxy are other servers' in Dovecot; for Postroom the userdb's field host, or [placement], says whose mailboxes are where".into());
-        }
-    }
-
-    /// A certificate is for clients over TCP.
-    fn certificate(&mut self) {
-        let root = self.root;
-        let has_tcp = root
-            .of_kind("service")
-            .filter(|it| it.name == "lmtp")
-            .flat_map(|it| it.of_kind("inet_listener"))
-            .any(|it| it.text("port").is_some_and(|port| port != "0"));
-        let keys = [
-            ("ssl_server_cert_file", "ssl_cert"),
-            ("ssl_server_key_file", "ssl_key"),
-        ];
-        let found = keys.map(|(new, old)| (new, root.get(new).or(root.get(old))));
-        if !has_tcp {
-            return;
-        }
-        for (key, entry) in found {
-            if let Some(entry) = entry {
-                let path = path_of(entry).to_owned();
-                self.out.set(key, path, &entry.place);
-            }
-        }
-        if let Some(entry) = root.get("ssl").filter(|it| !it.value.is_empty()) {
-            self.out.set("ssl", entry.value.as_str(), &entry.place);
-        }
-        if let Some(entry) = root.get("haproxy_trusted_networks") {
-            let words = root.words("haproxy_trusted_networks");
-            self.out
-                .set("haproxy_trusted_networks", words, &entry.place);
         }
     }
 

@@ -266,17 +266,28 @@ impl Import<'_> {
 
     fn explain(&mut self, block: &Block, above: &str) {
         for entry in &block.entries {
+            let what = format!("{above}{} ({})", entry.key, entry.place);
+            if entry.key == "mail_plugins" {
+                entry.is_explained.set(true);
+                self.out
+                    .leave_out(what, "each plugin has a line of its own");
+                continue;
+            }
             if entry.is_explained.replace(true) {
                 continue;
             }
-            let what = format!("{above}{} ({})", entry.key, entry.place);
             let mattering = MATTERS.iter().find(|(key, _)| *key == entry.key);
             let usual = matches!(
                 (entry.key.as_str(), entry.value.as_str()),
                 ("mailbox_list_validate_fs_names", "yes") | (_, "no" | "")
             );
             if let Some((_, why)) = mattering.filter(|_| !usual || entry.key.ends_with("names")) {
-                self.out.mend(format!("{what}: {why}"));
+                self.out.warn_above(format!("{what}: {why}"));
+                self.out.leave_out(what, why);
+                continue;
+            }
+            if mattering.is_some() {
+                self.out.leave_out(what, "as it is here");
                 continue;
             }
             let mut known = SETTINGS.iter().chain(&MORE);
@@ -294,7 +305,13 @@ impl Import<'_> {
                 true => inner.kind.clone(),
                 false => format!("{} {}", inner.kind, inner.name),
             };
-            if is_explained(inner) {
+            if inner.kind == "protocol" && inner.name == "lda" && is_explained(inner) {
+                let what = format!("{above}{name} ({})", inner.place);
+                self.out
+                    .leave_out(what, "what dovecot-lda has for itself: it is said above");
+                continue;
+            }
+            if is_explained(inner) && !names_plugins(inner) {
                 continue;
             }
             let of_protocol =
@@ -346,4 +363,8 @@ fn is_explained(block: &Block) -> bool {
     block.entries.iter().all(|it| it.is_explained.get())
         && block.blocks.iter().all(is_explained)
         && !(block.entries.is_empty() && block.blocks.is_empty())
+}
+
+fn names_plugins(block: &Block) -> bool {
+    block.look("mail_plugins").is_some()
 }

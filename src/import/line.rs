@@ -33,7 +33,7 @@ pub enum Value {
 }
 
 fn is_blank(letter: char) -> bool {
-    letter == ' ' || letter == '\t'
+    matches!(letter, ' ' | '\t' | '\r')
 }
 
 /// The text before a comment, without blanks at its ends.
@@ -58,6 +58,18 @@ pub fn without_comment(line: &str) -> &str {
     line[..end].trim_end_matches(is_blank)
 }
 
+/// A line that `doveconf -n` has printed: a `#` counts at its beginning, and where a secret was.
+pub fn of_doveconf(line: &str) -> &str {
+    let line = line.trim_matches(is_blank);
+    match line.starts_with('#') {
+        true => "",
+        false => line
+            .strip_suffix("# hidden, use -P to show it")
+            .unwrap_or(line)
+            .trim_end(),
+    }
+}
+
 /// Reads a line without its comment and line end. An error says what is wrong with it.
 pub fn parse(line: &str) -> Result<Line, String> {
     if line.is_empty() {
@@ -68,7 +80,7 @@ pub fn parse(line: &str) -> Result<Line, String> {
     let rest = rest.trim_start_matches(is_blank);
     if key == "!include" || key == "!include_try" {
         return Ok(Line::Include {
-            pattern: unquoted(rest).unwrap_or_else(|| rest.to_owned()),
+            pattern: rest.to_owned(),
             may_miss: key == "!include_try",
         });
     }
@@ -104,6 +116,14 @@ fn begin(kind: &str, rest: &str) -> Result<Line, String> {
     };
     let (name, behind) = match rest.strip_prefix('"') {
         _ if rest.starts_with('{') => (String::new(), rest),
+        // Two words: `group @x a {`; doveconf prints several names of one certificate so.
+        _ if matches!(kind, "group" | "local_name") && rest.ends_with('{') => {
+            let end = rest.len() - 1;
+            (
+                rest[..end].trim_end_matches(is_blank).to_owned(),
+                &rest[end..],
+            )
+        }
         Some(inside) => {
             let end = inside.find('"').ok_or_else(wanted)?;
             (unescaped(&inside[..end]), &inside[end + 1..])

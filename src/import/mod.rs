@@ -6,8 +6,10 @@
 mod block;
 mod delivery;
 mod document;
+mod group;
 mod left_out;
 mod line;
+mod listeners;
 mod places;
 mod quota;
 mod rights;
@@ -70,13 +72,16 @@ struct Import<'a> {
     /// Directories that hold the mail and homes of the file, and those that a userdb names.
     roots: Vec<String>,
     roots_of_users: Vec<String>,
+    /// That of the file: what it names without a leading slash is in it.
+    folder: &'a Path,
     out: Document,
 }
 
 /// Reads `path` with all that it includes. An error is one that Dovecot has too.
 pub fn import(path: &Path) -> Result<Imported, SyntaxError> {
-    let source = source::read(path)?;
+    let mut source = source::read(path)?;
     let dialect = Dialect::of(&source);
+    let unknown_groups = group::write_out(&mut source.root);
     let root = source.root.for_protocol("lmtp");
     let mut out = Document::default();
     out.comment(&format!(
@@ -90,10 +95,14 @@ pub fn import(path: &Path) -> Result<Imported, SyntaxError> {
         plugins: root.words("mail_plugins"),
         roots: Vec::new(),
         roots_of_users: Vec::new(),
+        folder: path.parent().unwrap_or(Path::new("")),
         out,
     };
     for warning in source.warnings {
         import.out.warn(warning);
+    }
+    for group in unknown_groups {
+        import.out.mend(group);
     }
     import.all();
     import.flags(&root);
@@ -132,10 +141,7 @@ impl Import<'_> {
     fn flags(&mut self, block: &Block) {
         for entry in &block.entries {
             let value = entry.value.to_ascii_lowercase();
-            let is_flag = matches!(
-                value.as_str(),
-                "yes" | "y" | "1" | "true" | "no" | "n" | "0" | "false" | ""
-            );
+            let is_flag = matches!(value.as_str(), "yes" | "y" | "1" | "no" | "");
             if FLAGS.contains(&entry.key.as_str()) && !is_flag {
                 self.out.to_mend.push(format!(
                     "{}: {} is yes or no, not {:?}",
@@ -152,6 +158,11 @@ impl Import<'_> {
     fn unnamed(&mut self, root: &Block) {
         if self.dialect == Dialect::V23 {
             return;
+        }
+        let first = root.entries.first().map(|it| it.key.as_str());
+        if first != Some("dovecot_config_version") {
+            let text = "Dovecot 2.4 wants dovecot_config_version as the first setting";
+            self.out.warnings.push(text.into());
         }
         for block in &root.blocks {
             let is_odd = block.name.is_empty()
@@ -174,6 +185,7 @@ impl Import<'_> {
             plugins: root.words("mail_plugins"),
             roots: Vec::new(),
             roots_of_users: Vec::new(),
+            folder: self.folder,
             out: Document::default(),
         };
         other.all();
@@ -185,7 +197,20 @@ impl Import<'_> {
             lines.map(setting).collect()
         };
         let (own, other) = (lines(&self.out.to_string()), lines(&other.out.to_string()));
-        let differing: Vec<String> = other.into_iter().filter(|it| !own.contains(it)).collect();
+        let of_lmtp = [
+            "lmtp_",
+            "detail ",
+            "listen ",
+            "max_per_user ",
+            "  {",
+            "]",
+            "verbose_replies ",
+        ];
+        let is_both = |line: &String| !of_lmtp.iter().any(|it| line.starts_with(it));
+        let differing: Vec<String> = other
+            .into_iter()
+            .filter(|it| is_both(it) && !own.contains(it))
+            .collect();
         if !differing.is_empty() {
             let text = format!(
                 "dovecot-lda has other settings than the LMTP server; give them to postroom-lda with -o, or a file of its own: {}",

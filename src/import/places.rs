@@ -26,7 +26,11 @@ impl Import<'_> {
     pub fn locations(&mut self) {
         let root = self.root;
         let said = self.location(root, "mail_location");
-        let is_nothing = !said && root.text("mail_path").is_none();
+        if root.text("mail_driver") == Some("mbox") && root.text("mail_path").is_none() {
+            self.out.usual("mail_path", "~/mail");
+        }
+        let is_nothing =
+            !said && root.text("mail_driver").is_none() && root.text("mail_path").is_none();
         let has_own = |it: &Block| it.text("location").or(it.text("mail_path")).is_some();
         let spaces: Vec<&Block> = root.of_kind("namespace").collect();
         if is_nothing && (spaces.is_empty() || !spaces.into_iter().all(has_own)) {
@@ -34,8 +38,8 @@ impl Import<'_> {
             self.out.warn(text.into());
         }
         if self.plugins.iter().any(|it| it == "listescape") {
-            self.out
-                .line("mailbox_list_storage_escape_char = \"\\\\\"  # mail_plugins has listescape");
+            let line = "mailbox_list_storage_escape_char = '\\'  # mail_plugins has listescape";
+            self.out.line(line);
         }
     }
 
@@ -51,7 +55,12 @@ impl Import<'_> {
                         self.place(key, &value, entry);
                     }
                 }
-                Err(why) => self.out.mend(format!("{}: {old}: {why}", entry.place)),
+                Err(why) => {
+                    self.out.mend(format!("{}: {old}: {why}", entry.place));
+                    // Nothing else takes its place.
+                    let driver = entry.value.split(':').next().unwrap_or_default();
+                    self.out.set("mail_driver", driver, &entry.place);
+                }
             }
             for key in [
                 "ALT",
@@ -66,6 +75,11 @@ impl Import<'_> {
                         .leave_out(what, "says nothing of where a message is put");
                 }
             }
+        }
+        if let Some(entry) = found.filter(|entry| entry.value.is_empty()) {
+            let what = format!("{} ({})", entry.key, entry.place);
+            self.out
+                .leave_out(what, "empty: what holds for all namespaces");
         }
         for (key, _) in PLACE {
             if let Some(entry) = block.get(key) {
@@ -125,6 +139,18 @@ impl Import<'_> {
                 block.explain();
                 let what = format!("namespace {:?} ({})", block.name, block.place);
                 self.out.leave_out(what, "disabled");
+                continue;
+            }
+            let is_virtual = |key: &str| {
+                block
+                    .text(key)
+                    .is_some_and(|it| it == "virtual" || it.starts_with("virtual:"))
+            };
+            if is_virtual("location") || is_virtual("mail_driver") {
+                block.explain();
+                let what = format!("namespace {:?} ({})", block.name, block.place);
+                self.out
+                    .leave_out(what, "virtual mailboxes, which get no mail");
                 continue;
             }
             let kind = block.text("type").unwrap_or("private");

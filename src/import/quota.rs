@@ -13,7 +13,7 @@ struct Limit {
     place: Place,
 }
 
-impl Import<'_> {
+impl<'a> Import<'a> {
     pub fn quota(&mut self) {
         if !self.plugins.iter().any(|it| it == "quota") {
             for entry in self.quota_settings() {
@@ -26,7 +26,10 @@ impl Import<'_> {
         let root = self.root;
         if let Some(entry) = self.option("quota").filter(|it| !it.value.is_empty()) {
             let driver = entry.value.split(':').next().unwrap_or_default();
-            let limits = self.old_limits("quota", "*");
+            let limits = match driver {
+                "maildir" => self.old_limits("quota", "*"),
+                _ => Vec::new(),
+            };
             self.quota_table("[quota]", driver, &entry.place, limits);
         }
         let sections: Vec<&Block> = root.of_kind("quota").collect();
@@ -79,13 +82,14 @@ impl Import<'_> {
             if name != mailbox {
                 continue;
             }
+            entry.is_explained.set(true);
             for limit in rule.split(':') {
                 let (key, value) = limit.split_once('=').unwrap_or((limit, ""));
                 match (key, value.strip_prefix('+')) {
                     ("storage", None) => {
                         limits.push(limit_of("storage_size", kilobytes(value), &entry))
                     }
-                    ("bytes", None) => limits.push(limit_of("storage_size", value.into(), &entry)),
+                    ("bytes", None) => limits.push(limit_of("storage_size", value.into(), entry)),
                     ("messages", None) => match value.parse::<i64>() {
                         Ok(number) => limits.push(Limit {
                             key: "message_count",
@@ -112,25 +116,23 @@ impl Import<'_> {
         limits
     }
 
-    /// The rules of a quota root of 2.3.
-    fn rules(&mut self, root: &str) -> Vec<Rule> {
+    /// The rules of a quota root of 2.3. Whoever makes something of one explains it.
+    fn rules(&self, root: &str) -> Vec<&'a Entry> {
         let keys = (1..=30).map(|number| match number {
             1 => format!("{root}_rule"),
             number => format!("{root}_rule{number}"),
         });
-        let found = keys.filter_map(|key| self.option(&key));
-        found
-            .filter(|entry| !entry.value.is_empty())
-            .map(|entry| Rule {
-                value: entry.value.clone(),
-                place: entry.place.clone(),
-            })
-            .collect()
+        let plugins: Vec<&Block> = self.root.of_kind("plugin").collect();
+        let found = keys.filter_map(|key| plugins.iter().rev().find_map(|it| it.look(&key)));
+        found.filter(|entry| !entry.value.is_empty()).collect()
     }
 
     /// A rule of 2.3 for one mailbox: `Trash:storage=+100M`, `Spam:ignore`.
     pub fn mailbox_rule(&mut self, block: &Block) {
-        if !self.plugins.iter().any(|it| it == "quota") {
+        let is_counted = self
+            .option("quota")
+            .is_some_and(|it| it.value.starts_with("maildir:"));
+        if !is_counted || !self.plugins.iter().any(|it| it == "quota") {
             return;
         }
         for rule in self.rules("quota") {
@@ -140,6 +142,7 @@ impl Import<'_> {
             if name != block.name {
                 continue;
             }
+            rule.is_explained.set(true);
             match rest.split_once('=') {
                 None if rest == "ignore" => self.out.set("quota_ignore", true, &rule.place),
                 Some(("storage", more)) if more.starts_with('+') && !more.contains('%') => {
@@ -240,8 +243,9 @@ impl Import<'_> {
             |key: &str| key == "quota" || key.starts_with("quota_") || key.starts_with("quota2");
         let mut found = Vec::new();
         for entry in plugins.chain(&self.root.entries) {
-            if is_quota(&entry.key) && entry.key != "quota_full_tempfail" {
-                entry.is_explained.set(true);
+            let is_taken =
+                entry.key == "quota_full_tempfail" || entry.key.starts_with("quota_clone");
+            if is_quota(&entry.key) && !is_taken && !entry.is_explained.replace(true) {
                 found.push((entry.key.clone(), entry.place.clone()));
             }
         }
@@ -256,28 +260,25 @@ impl Import<'_> {
     fn explain_quota(&mut self) {
         let found: Vec<(String, Place)> = self.quota_settings();
         for (key, place) in found {
-            let is_warning = key.contains("warning") || key.contains("over");
-            let is_size = key.contains("mail_size");
             let what = format!("{key} ({place})");
-            if is_warning {
+            let is_counted = self
+                .option("quota")
+                .is_some_and(|it| it.value.starts_with("maildir:"));
+            if key.contains("_rule") && is_counted {
+                self.out.to_mend.push(format!(
+                    "{what}: no section mailbox has this name: write [namespace.….mailbox.…] with quota_ignore or quota_storage_extra"
+                ));
+            } else if key.contains("_rule") {
+                self.out
+                    .leave_out(what, "a limit of an account that Postroom does not keep");
+            } else if key.contains("warning") || key.contains("over") {
                 let why = "a program of Dovecot's ([quota] warning_message_file sends a message)";
                 self.out.leave_out(what, why);
-            } else if is_size {
-                let text = format!(
-                    "{place}: {key}: a limit of single messages is a field of the userdb, or delivery.message_size for all"
-                );
-                self.out.warn_above(text);
-                self.out.leave_out(
-                    what,
-                    "see delivery.message_size and the fields of the userdb",
-                );
-            } else if !key.contains("rule")
-                && !key.contains("grace")
-                && key != "quota"
-                && !key.starts_with("quota \"")
-                && !key.starts_with("quota_storage")
-                && !key.starts_with("quota_message")
-            {
+            } else if key.contains("mail_size") {
+                let why = "a limit of single messages: delivery.message_size for all, a field of the userdb for one";
+                self.out.warn_above(format!("{what}: {why}"));
+                self.out.leave_out(what, why);
+            } else {
                 self.out
                     .leave_out(what, "how Dovecot shows and keeps its account");
             }
@@ -285,32 +286,11 @@ impl Import<'_> {
     }
 }
 
-struct Rule {
-    value: String,
-    place: Place,
-}
-
-trait Placed {
-    fn at(&self) -> Place;
-}
-
-impl Placed for Rule {
-    fn at(&self) -> Place {
-        self.place.clone()
-    }
-}
-
-impl Placed for Entry {
-    fn at(&self) -> Place {
-        self.place.clone()
-    }
-}
-
-fn limit_of(key: &'static str, value: String, from: &impl Placed) -> Limit {
+fn limit_of(key: &'static str, value: String, from: &Entry) -> Limit {
     Limit {
         key,
         value: value.into(),
-        place: from.at(),
+        place: from.place.clone(),
     }
 }
 

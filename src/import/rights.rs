@@ -1,7 +1,5 @@
 //! Who may do what: the acl plugin (2.3), `acl_*` and `acl { }` (2.4), and the map of who shares to whom.
 
-use std::path::Path;
-
 use super::Import;
 use super::block::{Block, Entry, Place};
 use super::source;
@@ -70,10 +68,16 @@ impl Import<'_> {
             ));
         }
         if let Some(user) = self.option("acl_user") {
-            self.out.mend(format!(
-                "{}: acl_user for all users: give it as a field of the userdb",
-                user.place
-            ));
+            match user.value.as_str() {
+                "" | "%u" | "%{user}" => {
+                    let what = format!("acl_user ({})", user.place);
+                    self.out.leave_out(what, "the user himself, as without it");
+                }
+                _ => self.out.mend(format!(
+                    "{}: acl_user for all users: give it as a field of the userdb",
+                    user.place
+                )),
+            }
         }
         for key in ["acl_anyone", "imap_acl_allow_anyone"] {
             if let Some(entry) = self.option(key) {
@@ -306,10 +310,9 @@ impl Import<'_> {
 
     fn old_sql(&mut self, entry: &Entry) {
         let (driver, path) = entry.value.split_once(':').unwrap_or((&entry.value, ""));
-        let folder = Path::new(&*entry.place.file).parent();
-        let whole = folder.unwrap_or(Path::new("")).join(path);
-        let file = match source::read(&whole) {
-            Ok(file) => file.root,
+        let whole = self.folder.join(path);
+        let file = match source::read_settings(&whole) {
+            Ok(file) => file,
             Err(error) => {
                 return self
                     .out

@@ -16,6 +16,17 @@ pub struct SyntaxError {
     pub message: String,
 }
 
+/// What a `$` in a value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dollar {
+    /// `$mail_plugins`: 2.3.
+    Name,
+    /// `$SET:mail_plugins`: 2.4.
+    Set,
+    /// A letter: files of settings that are no dovecot.conf.
+    Letter,
+}
+
 /// A configuration with its includes.
 #[derive(Debug)]
 pub struct Source {
@@ -25,6 +36,14 @@ pub struct Source {
     /// What is odd and stops nobody.
     pub warnings: Vec<String>,
 }
+
+/// What Dovecot has where a file says nothing, as far as other settings are made of it.
+const DEFAULTS: [(&str, &str); 4] = [
+    ("default_internal_user", "dovecot"),
+    ("default_internal_group", "dovecot"),
+    ("default_login_user", "dovenull"),
+    ("base_dir", "/run/dovecot"),
+];
 
 /// Files that include files that include files.
 const MAX_DEPTH: usize = 20;
@@ -37,12 +56,25 @@ struct Reader {
     version: Option<String>,
     warnings: Vec<String>,
     size: u64,
+    dollar: Dollar,
+    /// That of the first file: places are named from here.
+    folder: PathBuf,
 }
 
 /// Reads `path` and what it includes.
 pub fn read(path: &Path) -> Result<Source, SyntaxError> {
+    read_with(path, Dollar::Name)
+}
+
+/// Reads a file with settings of a database, which is written in the same way.
+pub fn read_settings(path: &Path) -> Result<Block, SyntaxError> {
+    read_with(path, Dollar::Letter).map(|source| source.root)
+}
+
+fn read_with(path: &Path, dollar: Dollar) -> Result<Source, SyntaxError> {
+    let folder = path.parent().unwrap_or(Path::new(""));
     let place = Place {
-        file: path.display().to_string().into(),
+        file: below(path, folder).into(),
         line: 1,
     };
     let root = Block::new(String::new(), String::new(), place.clone());
@@ -51,6 +83,8 @@ pub fn read(path: &Path) -> Result<Source, SyntaxError> {
         version: None,
         warnings: Vec::new(),
         size: 0,
+        dollar,
+        folder: folder.to_owned(),
     };
     reader.file(path, &place, 0)?;
     if let [_, .., open] = reader.open.as_slice() {
@@ -89,7 +123,7 @@ impl Reader {
             Err(error) => return Err(wrong(format!("{shown}: {error}"))),
         }
         let bytes = fs::read(path).map_err(|error| wrong(format!("{shown}: {error}")))?;
-        let name: Rc<str> = shown.to_string().into();
+        let name: Rc<str> = below(path, &self.folder).into();
         let text = String::from_utf8_lossy(&bytes);
         let mut continued = String::new();
         for (at, raw) in text.split('\n').enumerate() {
@@ -110,11 +144,16 @@ impl Reader {
                 }
                 None => raw,
             };
-            let stated = line::without_comment(raw);
+            // What doveconf has printed is a line each, and a # in it is no comment.
+            let is_printed = self.version.is_some() && depth == 0;
+            let stated = match is_printed {
+                true => line::of_doveconf(raw),
+                false => line::without_comment(raw),
+            };
             if stated.is_empty() && !continued.is_empty() {
                 self.lost(&mut continued, &place);
             }
-            if let Some(before) = stated.strip_suffix('\\') {
+            if let Some(before) = stated.strip_suffix('\\').filter(|_| !is_printed) {
                 continued.push_str(before.trim_end());
                 continued.push(' ');
                 continue;
@@ -164,7 +203,7 @@ impl Reader {
                 _ => self.close(),
             },
             Line::Setting { key, value } => {
-                let entry = self.entry(key, value, place)?;
+                let entry = self.entry(key, value, place);
                 self.put(entry);
             }
             Line::Include { pattern, may_miss } => {
@@ -178,20 +217,26 @@ impl Reader {
 
     /// `namespace/inbox/prefix = x` is a setting of a section too.
     fn put(&mut self, mut entry: Entry) {
+        if entry.key == "dovecot_config_version" {
+            self.dollar = Dollar::Set;
+        }
         let place = entry.place.clone();
         let Some(block) = self.open.last_mut() else {
             return;
         };
         let parts: Vec<String> = entry.key.split('/').map(str::to_owned).collect();
-        match parts.as_slice() {
-            [kind, name, key] if kind == "namespace" => {
-                let mut section = Block::new(kind.clone(), name.clone(), place);
-                entry.key.clone_from(key);
-                section.entries.push(Rc::new(entry));
-                block.take(section);
-            }
-            _ => block.entries.push(Rc::new(entry)),
-        }
+        // Keys of these are the admin's.
+        let is_free = ["fields", "plugin", "import_environment", "parameters"];
+        let is_free = is_free.iter().any(|it| block.kind.ends_with(it));
+        let (kind, name, key) = match parts.as_slice() {
+            [kind, name, key] if !is_free => (kind, name.as_str(), key),
+            [kind, key] if !is_free => (kind, "", key),
+            _ => return block.entries.push(Rc::new(entry)),
+        };
+        let mut section = Block::new(kind.clone(), name.to_owned(), place);
+        entry.key.clone_from(key);
+        section.entries.push(Rc::new(entry));
+        block.take(section);
     }
 
     fn close(&mut self) {
@@ -202,29 +247,47 @@ impl Reader {
         }
     }
 
-    fn entry(&self, key: String, value: Value, place: Place) -> Result<Entry, SyntaxError> {
+    fn entry(&mut self, key: String, value: Value, place: Place) -> Entry {
         let (value, file) = match value {
             Value::Quoted(text) => (text, None),
-            Value::File(path) => (String::new(), Some(path)),
+            Value::File(path) => (self.contents(&key, &path, &place), Some(path)),
             Value::Plain(text) => {
-                let value = self.expanded(&text).map_err(|message| SyntaxError {
-                    place: place.clone(),
-                    message,
-                })?;
+                let value = self.expanded(&text, &place);
                 (value, None)
             }
         };
-        Ok(Entry {
+        Entry {
             key,
             value,
             file,
             place,
             is_explained: Cell::new(false),
-        })
+        }
+    }
+
+    /// What a file holds that is named by `<`. Keys and certificates are named by their path.
+    fn contents(&mut self, key: &str, path: &str, place: &Place) -> String {
+        const LARGE: u64 = 64 << 10;
+        if key.starts_with("ssl") {
+            return String::new();
+        }
+        let whole = self.folder.join(path);
+        let is_small = fs::metadata(&whole).is_ok_and(|it| it.is_file() && it.len() <= LARGE);
+        match is_small.then(|| fs::read_to_string(&whole)) {
+            Some(Ok(text)) => text.trim_end_matches('\n').to_owned(),
+            _ => {
+                let odd = format!("{place}: {} cannot be read here", whole.display());
+                self.warnings.push(odd);
+                String::new()
+            }
+        }
     }
 
     /// `$mail_plugins` (2.3), `$SET:mail_plugins` (2.4) and `$ENV:NAME`: what is set so far.
-    fn expanded(&self, text: &str) -> Result<String, String> {
+    fn expanded(&mut self, text: &str, place: &Place) -> String {
+        if self.dollar == Dollar::Letter {
+            return text.to_owned();
+        }
         let mut out = String::new();
         for (at, word) in text.split(' ').enumerate() {
             if at > 0 {
@@ -238,8 +301,14 @@ impl Reader {
                 out.push_str(&std::env::var(name).unwrap_or_default());
                 continue;
             }
-            let name = name.strip_prefix("SET:").unwrap_or(name);
-            let is_name = !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
+            let name = match (name.strip_prefix("SET:"), self.dollar) {
+                (Some(name), _) => name,
+                (None, Dollar::Name) => name,
+                (None, _) => {
+                    out.push_str(word);
+                    continue;
+                }
+            };
             let scopes = self.open.iter().rev();
             let known = scopes
                 .flat_map(|block| block.entries.iter().rev())
@@ -248,11 +317,19 @@ impl Reader {
                 Some(entry) => out.push_str(&entry.value),
                 // Settings that are empty unless something is said.
                 None if name.ends_with("plugins") => {}
-                None if is_name => return Err(format!("${name} is not set before this line")),
-                None => out.push_str(word),
+                None if DEFAULTS.iter().any(|(known, _)| *known == name) => {
+                    let usual = DEFAULTS.iter().find(|(known, _)| *known == name);
+                    out.push_str(usual.map_or("", |(_, value)| value));
+                }
+                None => {
+                    let odd =
+                        format!("{place}: {word} is not set before this line: it is left as it is");
+                    self.warnings.push(odd);
+                    out.push_str(word);
+                }
             }
         }
-        Ok(out.trim().to_owned())
+        out.trim().to_owned()
     }
 
     fn included(
@@ -266,26 +343,31 @@ impl Reader {
             place: place.clone(),
             message,
         };
+        if pattern.is_empty() {
+            return Ok(Vec::new());
+        }
         let folder = file.parent().unwrap_or(Path::new(""));
         let whole = folder.join(pattern);
-        let is_pattern = pattern.contains(['*', '?', '[']);
-        if !is_pattern && whole.is_file() {
-            return Ok(vec![whole]);
+        if pattern.contains('{') {
+            let why = format!("{pattern:?}: write a line for each of what is in braces");
+            return Err(wrong(why));
         }
         let found = glob::glob(&whole.to_string_lossy())
             .map_err(|error| wrong(format!("{pattern:?}: {error}")))?;
         let found: Vec<PathBuf> = found.filter_map(Result::ok).collect();
-        match found.is_empty() {
-            true if may_miss => Ok(found),
-            true if is_pattern => {
-                let odd = format!("{place}: nothing is called {}", whole.display());
-                self.warnings.push(odd);
-                Ok(found)
-            }
+        match found.is_empty() && !may_miss {
             true => Err(wrong(format!("there is no {}", whole.display()))),
-            false => Ok(found),
+            false => Ok(found.into_iter().filter(|it| !it.is_dir()).collect()),
         }
     }
+}
+
+/// A path as it is shown: from `folder` on.
+fn below(path: &Path, folder: &Path) -> String {
+    path.strip_prefix(folder)
+        .unwrap_or(path)
+        .display()
+        .to_string()
 }
 
 /// `# 2.3.19.1 (9b53102964): /etc/dovecot/dovecot.conf`, as `doveconf -n` begins.

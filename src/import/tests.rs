@@ -1,1 +1,374 @@
 //! Tables: what Dovecot's settings become.
+
+use super::*;
+
+/// A configuration, and what comes of it: lines of the result that must be there, and parts of what is said.
+struct Row {
+    conf: &'static str,
+    lines: &'static [&'static str],
+    said: &'static [&'static str],
+}
+
+fn imported(conf: &str) -> Imported {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("dovecot.conf");
+    std::fs::write(&path, conf).unwrap();
+    import(&path).unwrap()
+}
+
+fn settings(toml: &str) -> Vec<String> {
+    let setting = |line: &str| line.split("  # ").next().unwrap_or(line).trim().to_owned();
+    toml.lines().map(setting).collect()
+}
+
+#[test]
+fn settings_become_ours() {
+    for Row { conf, lines, said } in ROWS {
+        let imported = imported(conf);
+        let settings = settings(&imported.toml);
+        for line in *lines {
+            let found = settings.iter().any(|it| it == line);
+            assert!(found, "{conf}\n{line}\n{}", imported.toml);
+        }
+        let all: Vec<&String> = imported.warnings.iter().chain(&imported.to_mend).collect();
+        for part in *said {
+            let found = all.iter().any(|it| it.contains(part));
+            assert!(found, "{conf}\n{part}\n{all:#?}");
+        }
+    }
+}
+
+const ROWS: &[Row] = &[
+    // Where mail lies.
+    Row {
+        conf: "mail_location = maildir:~/Maildir:INDEX=/var/index/%u:CONTROL=/var/control/%u:LAYOUT=fs:UTF-8\n",
+        lines: &[
+            "mail_driver = \"maildir\"",
+            "mail_path = \"~/Maildir\"",
+            "mail_index_path = \"/var/index/%u\"",
+            "mail_control_path = \"/var/control/%u\"",
+            "mailbox_list_layout = \"fs\"",
+            "mailbox_list_utf8 = true",
+        ],
+        said: &[],
+    },
+    Row {
+        conf: "# nothing\n",
+        lines: &[],
+        said: &["nothing says where mail lies"],
+    },
+    Row {
+        conf: "mail_location = maildir:/srv/%2.256Nu/%u\n",
+        lines: &["mail_path = \"/srv/%2.256Nu/%u\""],
+        said: &["mail_path", "is no variable"],
+    },
+    Row {
+        conf: "mail_location = imapc:~/x\n",
+        lines: &["mail_driver = \"imapc\""],
+        said: &["no driver of ours"],
+    },
+    // What the documents warn of.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\nnamespace p {\n  type = public\n  separator = /\n  prefix = Public/\n  location = maildir:/p:CONTROL=~/c:INDEX=~/i\n}\n",
+        lines: &[],
+        said: &["control files per user do not share dovecot-keywords"],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\nnamespace p {\n  type = public\n  separator = /\n  prefix = Public/\n  location = maildir:/p:CONTROL=~/c\n}\n",
+        lines: &[],
+        said: &["control files per user need index files per user"],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\nnamespace a {\n  type = public\n  separator = /\n  prefix = A/\n  location = maildir:/a:INDEX=/i\n}\nnamespace b {\n  type = public\n  separator = /\n  prefix = B/\n  location = maildir:/b:INDEX=/i\n}\n",
+        lines: &[],
+        said: &["have the same mail_index_path"],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\nnamespace a {\n  type = public\n  separator = .\n  prefix = A.\n  location = maildir:/a\n}\n",
+        lines: &[],
+        said: &["have different separators"],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\nnamespace a {\n  type = shared\n  separator = /\n  prefix = shared/%u/\n  location = maildir:%%h/Maildir\n}\n",
+        lines: &[],
+        said: &["names whoever asks, not the owner: write %%u (2.3) or $user (2.4)"],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = /srv/%d/%n\n",
+        lines: &["mail_path = \"/srv/%d/%n\""],
+        said: &["variables of Dovecot 2.3, which 2.4 does not fill in"],
+    },
+    // Dovecot's defaults that are not ours.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\n",
+        lines: &[
+            "detail = \"ignore\"",
+            "on_missing = \"inbox\"",
+            "permissions = \"best-effort\"",
+            "new_mailbox_permissions = \"parent\"",
+            "recipient_headers = \"single\"",
+            "duplicate_window = 0",
+            "mbox_quoting = \"none\"",
+            "lmtp_rcpt_check_quota = false",
+        ],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nlmtp_save_to_detail_mailbox = yes\nlda_mailbox_autocreate = y\nrecipient_delimiter = +-\n",
+        lines: &[
+            "detail = \"mailbox\"",
+            "on_missing = \"create\"",
+            "recipient_delimiter = \"+-\"",
+        ],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nprotocol lda {\n  lda_mailbox_autocreate = yes\n}\n",
+        lines: &["on_missing = \"inbox\""],
+        said: &[
+            "dovecot-lda has other settings than the LMTP server",
+            "on_missing = \"create\"",
+        ],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nprotocol !imap {\n  lmtp_save_to_detail_mailbox = yes\n}\nprotocol imap {\n  lda_mailbox_autocreate = yes\n}\n",
+        lines: &["detail = \"mailbox\"", "on_missing = \"inbox\""],
+        said: &[],
+    },
+    // Users.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nuserdb {\n  driver = passwd\n}\nuserdb {\n  driver = passwd-file\n  args = username_format=%u /etc/dovecot/users\n}\nuserdb {\n  driver = static\n  args = uid=8 gid=8 home=/srv/%n allow_all_users=yes\n}\n",
+        lines: &[
+            "passwd = {}",
+            "passwd-file = { path = \"/etc/dovecot/users\" }",
+            "static = { uid = \"8\", gid = \"8\", home = \"/srv/%n\" }",
+        ],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nbase_dir = /run/dove\nuserdb {\n  driver = passwd-file\n  args = username_format=%n /etc/dovecot/users\n}\nuserdb {\n  driver = static\n  args = uid=8 gid=8 home=/srv/%n\n}\nuserdb {\n  driver = prefetch\n}\n",
+        lines: &["dovecot = { socket = \"/run/dove/auth-userdb\" }"],
+        said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nsql_driver = sqlite\nsqlite_path = /srv/users.db\nuserdb sql {\n  query = SELECT uid, gid, home FROM users WHERE name = '%{user}'\n}\nuserdb static {\n  fields {\n    uid = 8\n    gid = 8\n  }\n  allow_all_users = yes\n}\n",
+        lines: &[
+            "sqlite = { path = \"/srv/users.db\", query = \"SELECT uid, gid, home FROM users WHERE name = '%{user}'\" }",
+            "static = { uid = \"8\", gid = \"8\" }",
+        ],
+        said: &[],
+    },
+    // Rights.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = acl\nplugin {\n  acl = vfile:/etc/dovecot/global-acls:cache_secs=300\n  acl_shared_dict = file:/var/lib/dovecot/shared-mailboxes.db\n  acl_ignore_namespace = private/*\n}\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\nnamespace p {\n  separator = /\n  prefix = private/\n  location = maildir:~/other\n}\n",
+        lines: &[
+            "driver = \"vfile\"",
+            "delivery_right = \"post\"",
+            "dovecot = \"2.3\"",
+            "global_path = \"/etc/dovecot/global-acls\"",
+            "acl.ignore = true",
+            "[acl_sharing_map.file]",
+            "path = \"/var/lib/dovecot/shared-mailboxes.db\"",
+        ],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nprotocol imap {\n  mail_plugins = $mail_plugins acl\n}\nplugin {\n  acl = vfile\n}\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\nnamespace p {\n  type = public\n  separator = /\n  prefix = Public/\n  location = maildir:/p\n}\n",
+        lines: &["driver = \"none\""],
+        said: &["mail_plugins of the delivery has no acl"],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nmail_plugins {\n  acl = yes\n}\nacl_driver = vfile\nnamespace p {\n  type = public\n  separator = /\n  prefix = Public/\n  mail_path = /p\n  acl user=bob {\n    rights = lookup read post\n  }\n  mailbox Lists/* {\n    acl -anyone {\n      rights = lp\n    }\n  }\n}\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\n",
+        lines: &[
+            "[namespace.p.acl.entries]",
+            "\"user=bob\" = \"lrp\"",
+            "[namespace.p.mailbox.\"Lists/*\".acl.entries]",
+            "\"anyone\" = \"-lp\"",
+        ],
+        said: &[],
+    },
+    // Quota.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = quota\nplugin {\n  quota = maildir:User quota\n  quota_rule = *:storage=1G:messages=1000\n  quota_rule2 = Trash:storage=+100M\n  quota_rule3 = Spam:ignore\n  quota_grace = 10%%\n}\nnamespace inbox {\n  inbox = yes\n  mailbox Trash {\n    auto = create\n  }\n  mailbox Spam {\n  }\n}\n",
+        lines: &[
+            "[quota]",
+            "driver = \"maildir\"",
+            "storage_size = \"1G\"",
+            "message_count = 1000",
+            "storage_grace = \"10%\"",
+            "quota_storage_extra = \"100M\"",
+            "quota_ignore = true",
+        ],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = quota\nplugin {\n  quota = maildir:User quota\n  quota_rule = *:storage=100000\n}\n",
+        lines: &["storage_size = \"100000k\""],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = quota\nplugin {\n  quota = count:User quota\n  quota_rule = *:storage=1G\n}\n",
+        lines: &[],
+        said: &["quota count: Dovecot keeps the account in files of its own"],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = quota\nplugin {\n  quota = maildir:User quota\n  quota_rule = *:storage=10%%\n  quota_rule2 = Junk:bytes=5\n}\nnamespace inbox {\n  inbox = yes\n  mailbox Junk {\n  }\n}\n",
+        lines: &[],
+        said: &[
+            "storage_size cannot be this string",
+            "a limit of one mailbox that Postroom does not know",
+        ],
+    },
+    // Sockets.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nservice lmtp {\n  unix_listener /var/spool/postfix/private/dovecot-lmtp {\n    mode = 0600\n    user = postfix\n    group = postfix\n  }\n  unix_listener lmtp {\n    mode = 0\n  }\n  inet_listener lmtp {\n    address = 127.0.0.1 ::1\n    port = 24\n  }\n}\n",
+        lines: &[
+            "{ unix = \"/var/spool/postfix/private/dovecot-lmtp\", mode = \"0600\", user = \"postfix\", group = \"postfix\" },",
+            "{ tcp = \"127.0.0.1:24\" },",
+            "{ tcp = \"[::1]:24\" },",
+        ],
+        said: &[],
+    },
+    // Mailboxes and their names.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = listescape\nnamespace inbox {\n  inbox = yes\n  mailbox \"Sent Messages\" {\n    special_use = \\Sent\n    auto = subscribe\n    autoexpunge = 30d\n  }\n}\n",
+        lines: &[
+            "mailbox_list_storage_escape_char = '\\'",
+            "[namespace.inbox.mailbox.\"Sent Messages\"]",
+            "special_use = '\\Sent'",
+            "auto = \"subscribe\"",
+        ],
+        said: &[],
+    },
+    // What changes a message's fate, and is not ours.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nprotocol lmtp {\n  mail_plugins = $mail_plugins sieve mail_crypt unheard_of\n}\n",
+        lines: &[],
+        said: &[
+            "mail_plugins has sieve: the scripts of the users are not run",
+            "mail_plugins has mail_crypt: Dovecot stores messages encrypted",
+            "mail_plugins has unheard_of: Postroom does not know this plugin",
+        ],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nunheard_of = 1\nnamespace inbox {\n  inbox = perhaps\n  unheard = 2\n}\nsection of {\n  x = y\n}\n",
+        lines: &[],
+        said: &[
+            "unheard_of (dovecot.conf:2): not known to Postroom",
+            "inbox is yes or no, not \"perhaps\"",
+            "namespace inbox / unheard (dovecot.conf:5): not known to Postroom",
+            "section of (dovecot.conf:7): not known to Postroom",
+        ],
+    },
+];
+
+/// What Dovecot does not take.
+#[test]
+fn what_is_no_configuration() {
+    for (conf, why) in [
+        ("a\n", "dovecot.conf:1: \"a\" is followed neither by ="),
+        ("a b\n", "is followed neither by ="),
+        ("namespace{\n}\n", "is followed neither by ="),
+        ("namespace x { inbox = yes }\n", "behind the {"),
+        (
+            "namespace x {\n",
+            "dovecot.conf:1: this namespace has no closing brace",
+        ),
+        ("}\n", "dovecot.conf:1: this brace closes nothing"),
+        ("namespace x {\n} y\n", "is followed neither by ="),
+        ("!include missing.conf\n", "there is no"),
+        ("!include dovecot.conf\n", "includes itself"),
+        ("= x\n", "has a name before the ="),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dovecot.conf");
+        std::fs::write(&path, conf).unwrap();
+        let error = import(&path).unwrap_err().to_string();
+        assert!(error.contains(why), "{conf}: {error}");
+    }
+}
+
+/// Dovecot's ways to write a line, and what it reads there.
+#[test]
+fn lines() {
+    for (line, want) in [
+        ("hostname = a", "\"a\""),
+        ("hostname=a", "\"a\""),
+        ("\thostname\t=\ta # b", "\"a\""),
+        ("hostname = a#b", "\"a\""),
+        ("hostname = \"a # b\"", "\"a # b\""),
+        ("hostname = '  a  '", "\"  a  \""),
+        ("hostname = \"a \\\" b\"", "'a \" b'"),
+        ("hostname = \"a\\nb\"", "\"anb\""),
+        ("hostname = a\\nb", "'a\\nb'"),
+        ("hostname = \"a\" \"b\"", "'a\" \"b'"),
+        ("hostname = \"a b", "'\"a b'"),
+        ("hostname = a \\\n   b", "\"a b\""),
+        ("hostname = a\r", "\"a\""),
+        ("\"hostname\" = a", "\"a\""),
+        ("hostname = x\nhostname = a", "\"a\""),
+    ] {
+        let toml = imported(&format!("{line}\n")).toml;
+        let want = format!("hostname = {want}");
+        assert!(settings(&toml).contains(&want), "{line}\n{toml}");
+    }
+    // Nothing follows the backslash: Dovecot forgets the line.
+    for conf in [
+        "hostname = a \\\n\nssl = no\n",
+        "hostname = a \\\n# b\n",
+        "hostname = a \\",
+    ] {
+        let lost = imported(conf);
+        let settings = settings(&lost.toml);
+        assert!(
+            !settings.iter().any(|it| it.starts_with("hostname")),
+            "{conf}"
+        );
+        assert!(
+            lost.warnings.iter().any(|it| it.contains("backslash")),
+            "{conf}"
+        );
+    }
+}
+
+#[test]
+fn files_of_a_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write(
+        "dovecot.conf",
+        "!include conf.d/*.conf\n!include_try local.conf\n!include_try missing.conf\n",
+    );
+    write(
+        "conf.d/10-mail.conf",
+        "mail_location = maildir:~/Maildir\nmail_plugins = quota\n",
+    );
+    write(
+        "conf.d/20-lmtp.conf",
+        "protocol lmtp {\n  mail_plugins = $mail_plugins acl\n}\n",
+    );
+    write(
+        "local.conf",
+        "hostname = mx.example.org\nuserdb {\n  driver = sql\n  args = sql.conf.ext\n}\n",
+    );
+    write(
+        "sql.conf.ext",
+        "driver = pgsql\nconnect = host=db dbname=mail user=dove password=se$cret\nuser_query = SELECT home, uid, gid \\\n  FROM users WHERE name = '%n'\n",
+    );
+    let imported = import(&folder.path().join("dovecot.conf")).unwrap();
+    let toml = &imported.toml;
+    for line in [
+        "mail_path = \"~/Maildir\"  # conf.d/10-mail.conf:1",
+        "hostname = \"mx.example.org\"  # local.conf:1",
+        "postgresql = { connection = \"host=db dbname=mail user=dove\", password_file = \"/etc/postroom/userdb.password\", query = \"SELECT home, uid, gid FROM users WHERE name = '%n'\" }  # local.conf:2",
+    ] {
+        assert!(toml.lines().any(|it| it == line), "{line}\n{toml}");
+    }
+    assert!(
+        !toml.contains("se$cret") && !imported.warnings.iter().any(|it| it.contains("se$cret"))
+    );
+}

@@ -1,7 +1,5 @@
 //! Who the users are. What Postroom cannot ask itself it asks Dovecot: the answer is Dovecot's own then.
 
-use std::path::Path;
-
 use super::Import;
 use super::block::{Block, Entry, Place};
 use super::document::quoted;
@@ -33,6 +31,7 @@ impl Import<'_> {
                     .leave_out(what, "an answer for logins, which no delivery has");
                 continue;
             }
+            self.unknown_keys(block);
             let found = self.userdb(block, &driver);
             block.explain();
             match found {
@@ -57,6 +56,33 @@ impl Import<'_> {
                     let socket = toml::Value::from(socket);
                     self.out.line(&format!("dovecot = {{ socket = {socket} }}"));
                 }
+            }
+        }
+    }
+
+    /// What no userdb of 2.3 has; 2.4 has a name for each driver.
+    fn unknown_keys(&mut self, block: &Block) {
+        const KNOWN: [&str; 14] = [
+            "driver",
+            "args",
+            "name",
+            "default_fields",
+            "override_fields",
+            "result_success",
+            "result_failure",
+            "result_internalfail",
+            "skip",
+            "auth_verbose",
+            "deny",
+            "master",
+            "pass",
+            "username_filter",
+        ];
+        for entry in &block.entries {
+            let key = entry.key.as_str();
+            if self.dialect == Dialect::V23 && !KNOWN.contains(&key) {
+                let text = format!("userdb / {key} ({}): not known to Postroom", entry.place);
+                self.out.warn(text);
             }
         }
     }
@@ -101,7 +127,7 @@ impl Import<'_> {
             "passwd-file" => self.passwd_file(block, &arguments),
             "static" => self.fixed(block, &arguments),
             "sql" => match self.dialect {
-                Dialect::V23 => self.sql_file(block, &arguments),
+                Dialect::V23 => self.sql_file(&arguments),
                 Dialect::V24 => self.sql_section(block),
             },
             "ldap" => Err("directories (postroom.toml(5) has a userdb ldap too)".into()),
@@ -174,12 +200,10 @@ impl Import<'_> {
     }
 
     /// `args = /etc/dovecot/dovecot-sql.conf.ext`
-    fn sql_file(&mut self, block: &Block, path: &str) -> Found {
-        let folder = Path::new(&*block.place.file).parent();
-        let whole = folder.unwrap_or(Path::new("")).join(path);
-        let file = source::read(&whole)
-            .map_err(|error| format!("its settings cannot be read here ({error})"))?
-            .root;
+    fn sql_file(&mut self, path: &str) -> Found {
+        let whole = self.folder.join(path);
+        let file = source::read_settings(&whole)
+            .map_err(|error| format!("its settings cannot be read here ({error})"))?;
         let driver = file.text("driver").unwrap_or_default().to_owned();
         let connect = file.get("connect").ok_or("it has no connect")?;
         let text = connect.value.clone();

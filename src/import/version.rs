@@ -40,9 +40,10 @@ impl Dialect {
 
     /// What the file says of itself, else the words in it; with neither, 2.3.
     pub fn of(source: &Source) -> Dialect {
-        let said = source
-            .root
-            .text("dovecot_config_version")
+        let mut entries = source.root.entries.iter();
+        let written = entries.rfind(|it| it.key == "dovecot_config_version");
+        let said = written
+            .map(|it| it.value.as_str())
             .or(source.version.as_deref());
         if let Some(said) = said {
             let numbers: Vec<u32> = said.split('.').map_while(|it| it.parse().ok()).collect();
