@@ -305,11 +305,12 @@ impl Import<'_> {
                 true => inner.kind.clone(),
                 false => format!("{} {}", inner.kind, inner.name),
             };
-            if inner.kind == "protocol" && inner.name == "lda" && is_explained(inner) {
-                let what = format!("{above}{name} ({})", inner.place);
-                self.out
-                    .leave_out(what, "what dovecot-lda has for itself: it is said above");
-                continue;
+            if inner.kind == "protocol" && inner.name == "lda" {
+                for entry in inner.entries.iter().filter(|it| it.is_explained.get()) {
+                    let what = format!("{name} / {} ({})", entry.key, entry.place);
+                    self.out
+                        .leave_out(what, "what dovecot-lda has for itself, see above");
+                }
             }
             if is_explained(inner) && !names_plugins(inner) {
                 continue;
@@ -342,7 +343,11 @@ impl Import<'_> {
                 }
                 None => {
                     let mut prefixes = SETTINGS.iter().chain(&MORE);
-                    let found = prefixes.find(|(start, _)| inner.kind.starts_with(start));
+                    let found = prefixes.find(|(start, _)| {
+                        start.len() > 2
+                            && inner.kind.starts_with(start)
+                            && !start.starts_with("mail")
+                    });
                     inner.explain();
                     let what = format!("{above}{name} ({})", inner.place);
                     match found {

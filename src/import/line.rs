@@ -33,7 +33,7 @@ pub enum Value {
 }
 
 fn is_blank(letter: char) -> bool {
-    matches!(letter, ' ' | '\t' | '\r')
+    letter == ' ' || letter == '\t'
 }
 
 /// The text before a comment, without blanks at its ends.
@@ -144,6 +144,12 @@ fn begin(kind: &str, rest: &str) -> Result<Line, String> {
         )),
         _ => Err(wanted()),
     }
+}
+
+/// Whether no setting and no section of Dovecot has such a name.
+pub fn is_odd(name: &str) -> bool {
+    let is_usual = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '/' | '@' | ':');
+    !name.chars().all(is_usual)
 }
 
 /// What stands between quotes, where they are around the whole text.

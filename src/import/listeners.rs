@@ -11,6 +11,15 @@ impl Import<'_> {
         let root = self.root;
         let mut listens = Vec::new();
         for service in root.of_kind("service").filter(|it| it.name == "lmtp") {
+            let kinds = ["unix_listener", "inet_listener", "fifo_listener"];
+            let odd = |it: &&Block| !kinds.contains(&it.kind.as_str());
+            for other in service.blocks.iter().filter(odd) {
+                let text = format!(
+                    "service lmtp / {} ({}): not known to Postroom",
+                    other.kind, other.place
+                );
+                self.out.warn_above(text);
+            }
             for listener in service.of_kind("unix_listener") {
                 listener.explain();
                 listens.extend(unix(listener, &base).map(|it| (it, listener.place.to_string())));
@@ -56,6 +65,13 @@ impl Import<'_> {
         for (key, entry) in found {
             if let Some(entry) = entry {
                 let path = path_of(entry).to_owned();
+                if path.is_empty() {
+                    let text = format!(
+                        "{}: the path of {key} is hidden: doveconf -P shows it",
+                        entry.place
+                    );
+                    self.out.mend(text);
+                }
                 self.out.set(key, path, &entry.place);
             }
         }
@@ -101,7 +117,9 @@ fn inet(listener: &Block, root: &Block) -> Vec<(String, String)> {
     let mut addresses = listener.words("address");
     addresses.extend(listener.words("listen"));
     let mut origin = listener.place.to_string();
-    if let Some(entry) = root.get("listen").filter(|_| addresses.is_empty()) {
+    if addresses.is_empty()
+        && let Some(entry) = root.get("listen")
+    {
         addresses = root.words("listen");
         origin = format!("{origin}, {}", entry.place);
     }

@@ -221,7 +221,12 @@ impl Import<'_> {
         self.entries_of(block, &header);
         self.namespace_quota(block, &header, &kind);
         for mailbox in block.of_kind("mailbox") {
-            self.mailbox(mailbox, &header);
+            self.mailbox(mailbox, block, &header);
+        }
+        if block.flag("inbox") == Some(true) {
+            for mailbox in self.mailboxes_of_rules(block) {
+                self.mailbox(&mailbox, block, &header);
+            }
         }
     }
 
@@ -254,7 +259,7 @@ impl Import<'_> {
         self.out.set("prefix", value, &entry.place);
     }
 
-    fn mailbox(&mut self, block: &Block, namespace: &str) {
+    fn mailbox(&mut self, block: &Block, within: &Block, namespace: &str) {
         let header = format!("{namespace}.mailbox.{}", quoted(&block.name));
         self.out.table(&format!("[{header}]"));
         if block.name.is_empty() {
@@ -286,7 +291,8 @@ impl Import<'_> {
         if let Some(entry) = block.get("quota_storage_extra") {
             self.size("quota_storage_extra", entry);
         }
-        self.mailbox_rule(block);
+        let prefix = within.look("prefix").map_or("", |it| it.value.as_str());
+        self.mailbox_rule(block, prefix);
         self.ignored(block, &header);
         self.entries_of(block, &header);
     }

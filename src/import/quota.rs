@@ -127,24 +127,63 @@ impl<'a> Import<'a> {
         found.filter(|entry| !entry.value.is_empty()).collect()
     }
 
+    /// Mailboxes that have a rule of their own and no section in `namespace`.
+    pub fn mailboxes_of_rules(&self, namespace: &Block) -> Vec<Block> {
+        let names = self.rules("quota").into_iter().filter_map(|rule| {
+            let (name, _) = rule.value.split_once(':')?;
+            let prefix = namespace.look("prefix").map_or("", |it| it.value.as_str());
+            let name = name.strip_prefix(prefix).unwrap_or(name);
+            let is_known = namespace.of_kind("mailbox").any(|it| it.name == name);
+            let is_new = !is_known && self.is_counted() && !matches!(name, "*" | "?" | "");
+            is_new.then(|| Block::new("mailbox".into(), name.into(), rule.place.clone()))
+        });
+        names.collect()
+    }
+
+    /// Whether the account is one that Postroom keeps too.
+    fn is_counted(&self) -> bool {
+        let quota = self
+            .root
+            .of_kind("plugin")
+            .filter_map(|it| it.look("quota"));
+        let is_loaded = self.plugins.iter().any(|it| it == "quota");
+        is_loaded
+            && quota
+                .last()
+                .is_some_and(|it| it.value.starts_with("maildir:"))
+    }
+
+    /// `+10%%` of the limit of all, in bytes.
+    fn share(&self, more: &str) -> Option<i64> {
+        let percent: i64 = more.strip_prefix('+')?.trim_end_matches('%').parse().ok()?;
+        let rules = self.rules("quota");
+        let all = rules
+            .iter()
+            .find_map(|it| it.value.strip_prefix("*:storage="))?;
+        let limit = bytes(&kilobytes(all.split(':').next()?))?;
+        more.ends_with('%')
+            .then(|| limit.checked_mul(percent).map(|it| it / 100))?
+    }
+
     /// A rule of 2.3 for one mailbox: `Trash:storage=+100M`, `Spam:ignore`.
-    pub fn mailbox_rule(&mut self, block: &Block) {
-        let is_counted = self
-            .option("quota")
-            .is_some_and(|it| it.value.starts_with("maildir:"));
-        if !is_counted || !self.plugins.iter().any(|it| it == "quota") {
+    pub fn mailbox_rule(&mut self, block: &Block, prefix: &str) {
+        if !self.is_counted() {
             return;
         }
         for rule in self.rules("quota") {
             let Some((name, rest)) = rule.value.split_once(':') else {
                 continue;
             };
-            if name != block.name {
+            if name.strip_prefix(prefix).unwrap_or(name) != block.name {
                 continue;
             }
             rule.is_explained.set(true);
             match rest.split_once('=') {
                 None if rest == "ignore" => self.out.set("quota_ignore", true, &rule.place),
+                Some(("storage", more)) if self.share(more).is_some() => {
+                    let bytes = self.share(more).unwrap_or_default();
+                    self.out.set("quota_storage_extra", bytes, &rule.place);
+                }
                 Some(("storage", more)) if more.starts_with('+') && !more.contains('%') => {
                     let size = kilobytes(more.trim_start_matches('+'));
                     self.out.set("quota_storage_extra", size, &rule.place);
@@ -261,10 +300,7 @@ impl<'a> Import<'a> {
         let found: Vec<(String, Place)> = self.quota_settings();
         for (key, place) in found {
             let what = format!("{key} ({place})");
-            let is_counted = self
-                .option("quota")
-                .is_some_and(|it| it.value.starts_with("maildir:"));
-            if key.contains("_rule") && is_counted {
+            if key.contains("_rule") && self.is_counted() {
                 self.out.to_mend.push(format!(
                     "{what}: no section mailbox has this name: write [namespace.….mailbox.…] with quota_ignore or quota_storage_extra"
                 ));
@@ -300,6 +336,20 @@ fn kilobytes(text: &str) -> String {
         true => format!("{text}k"),
         false => size(text),
     }
+}
+
+/// A size as we write it, in bytes.
+fn bytes(size: &str) -> Option<i64> {
+    let digits = size.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor: i64 = match &size[digits.len()..] {
+        "" => 1,
+        "k" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        "T" => 1 << 40,
+        _ => return None,
+    };
+    digits.parse::<i64>().ok()?.checked_mul(factor)
 }
 
 /// `10 M`, `10MB`, `10b` as we have them.

@@ -20,6 +20,11 @@ impl Import<'_> {
         let is_loaded = self.plugins.iter().any(|it| it == "acl");
         let name = driver.map(|it| it.value.split(':').next().unwrap_or_default());
         let is_on = is_loaded && name.is_some_and(|it| it == "vfile");
+        if let Some(entry) = driver.filter(|_| !is_on) {
+            let what = format!("{} ({})", entry.key, entry.place);
+            self.out
+                .leave_out(what, "mail_plugins of the delivery has no acl");
+        }
         if !is_on && !has_open {
             return;
         }
@@ -295,7 +300,11 @@ impl Import<'_> {
                 let root = self.root;
                 let served = root.of_kind("dict").find_map(|it| it.get(name));
                 match served {
-                    Some(served) => self.old_sql(served),
+                    Some(served) => {
+                        self.out
+                            .table(&format!("# {} ({})", entry.key, entry.place));
+                        self.old_sql(served)
+                    }
                     None => self
                         .out
                         .mend(format!("{}: there is no dict {name:?}", entry.place)),

@@ -191,18 +191,27 @@ impl Reader {
             place: place.clone(),
             message,
         };
+        if text.contains('\r') {
+            let odd =
+                format!("{place}: a CR within the line, which Dovecot may not take: {text:?}");
+            self.warnings.push(odd);
+        }
         if text.contains('\u{fffd}') {
             let odd = format!("{place}: this is no UTF-8: {text:?}");
             self.warnings.push(odd);
         }
         match line::parse(text).map_err(wrong)? {
             Line::Nothing => {}
-            Line::Begin { kind, name } => self.open.push(Block::new(kind, name, place)),
+            Line::Begin { kind, name } => {
+                self.odd_name(&kind, &place);
+                self.open.push(Block::new(kind, name, place));
+            }
             Line::End => match self.open.len() {
                 1 => return Err(wrong("this brace closes nothing".into())),
                 _ => self.close(),
             },
             Line::Setting { key, value } => {
+                self.odd_name(&key, &place);
                 let entry = self.entry(key, value, place);
                 self.put(entry);
             }
@@ -225,12 +234,21 @@ impl Reader {
             return;
         };
         let parts: Vec<String> = entry.key.split('/').map(str::to_owned).collect();
-        // Keys of these are the admin's.
-        let is_free = ["fields", "plugin", "import_environment", "parameters"];
-        let is_free = is_free.iter().any(|it| block.kind.ends_with(it));
+        // Words of a list: `mail_plugins/acl = yes`.
+        let lists = [
+            "plugins",
+            "protocols",
+            "groups",
+            "locks",
+            "special_use",
+            "fields",
+        ];
+        let is_list = |kind: &String| lists.iter().any(|it| kind.ends_with(it));
         let (kind, name, key) = match parts.as_slice() {
-            [kind, name, key] if !is_free => (kind, name.as_str(), key),
-            [kind, key] if !is_free => (kind, "", key),
+            [kind, name, key] if kind == "namespace" && block.kind.is_empty() => {
+                (kind, name.as_str(), key)
+            }
+            [kind, key] if is_list(kind) => (kind, "", key),
             _ => return block.entries.push(Rc::new(entry)),
         };
         let mut section = Block::new(kind.clone(), name.to_owned(), place);
@@ -262,6 +280,26 @@ impl Reader {
             file,
             place,
             is_explained: Cell::new(false),
+        }
+    }
+
+    fn odd_name(&mut self, name: &str, place: &Place) {
+        // Keys of these are the admin's.
+        let free = [
+            "plugin",
+            "fields",
+            "parameters",
+            "environment",
+            "dict",
+            "acl",
+        ];
+        let is_free = self
+            .open
+            .last()
+            .is_some_and(|block| free.iter().any(|it| block.kind.ends_with(it)));
+        if !is_free && self.dollar != Dollar::Letter && line::is_odd(name) {
+            let odd = format!("{place}: Dovecot has nothing that is called {name:?}");
+            self.warnings.push(odd);
         }
     }
 

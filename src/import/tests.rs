@@ -202,6 +202,14 @@ const ROWS: &[Row] = &[
         said: &[],
     },
     Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = quota\nplugin {\n  quota = maildir:User quota\n  quota_rule = *:storage=1G\n  quota_rule2 = INBOX.Trash:storage=+10%%\n}\nnamespace inbox {\n  inbox = yes\n  prefix = INBOX.\n}\n",
+        lines: &[
+            "[namespace.inbox.mailbox.Trash]",
+            "quota_storage_extra = 107374182",
+        ],
+        said: &[],
+    },
+    Row {
         conf: "mail_location = maildir:~/Maildir\nmail_plugins = quota\nplugin {\n  quota = maildir:User quota\n  quota_rule = *:storage=100000\n}\n",
         lines: &["storage_size = \"100000k\""],
         said: &[],

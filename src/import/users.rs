@@ -60,28 +60,79 @@ impl Import<'_> {
         }
     }
 
-    /// What no userdb of 2.3 has; 2.4 has a name for each driver.
+    /// What no userdb has.
     fn unknown_keys(&mut self, block: &Block) {
-        const KNOWN: [&str; 14] = [
+        const BOTH: [&str; 6] = [
             "driver",
-            "args",
             "name",
-            "default_fields",
-            "override_fields",
             "result_success",
             "result_failure",
             "result_internalfail",
             "skip",
+        ];
+        const OLD: [&str; 8] = [
+            "args",
+            "default_fields",
+            "override_fields",
             "auth_verbose",
             "deny",
             "master",
             "pass",
             "username_filter",
         ];
+        const NEW: [&str; 8] = [
+            "fields_import_all",
+            "use_cache",
+            "use_worker",
+            "query",
+            "iterate_query",
+            "allow_all_users",
+            "passwd_file_path",
+            "auth_username_format",
+        ];
+        // Of what a userdb asks.
+        const OTHERS: [&str; 8] = [
+            "ldap_",
+            "lua_",
+            "sql_",
+            "sqlite_",
+            "mysql_",
+            "pgsql_",
+            "dict_",
+            "cassandra_",
+        ];
+        let driver = name_of(block).replace('-', "_") + "_";
         for entry in &block.entries {
-            let key = entry.key.as_str();
-            if self.dialect == Dialect::V23 && !KNOWN.contains(&key) {
-                let text = format!("userdb / {key} ({}): not known to Postroom", entry.place);
+            let key = entry.key.strip_prefix("userdb_").unwrap_or(&entry.key);
+            let short = key.strip_prefix(&driver).unwrap_or(key);
+            let is_new = self.dialect == Dialect::V24;
+            let known = if is_new { NEW } else { OLD };
+            let is_known = [key, short]
+                .iter()
+                .any(|it| BOTH.contains(it) || known.contains(it));
+            let is_other = OTHERS.iter().any(|it| key.starts_with(it)) || driver == "ldap_";
+            if !is_known && !(is_new && is_other) {
+                let text = format!(
+                    "userdb / {} ({}): not known to Postroom",
+                    entry.key, entry.place
+                );
+                self.out.warn(text);
+            }
+        }
+        for inner in &block.blocks {
+            let kind = inner.kind.strip_prefix("userdb_").unwrap_or(&inner.kind);
+            let is_server = ["mysql", "pgsql", "ldap", "cassandra"].contains(&kind);
+            let is_list = [
+                "fields",
+                "default_fields",
+                "override_fields",
+                "ldap_iterate_fields",
+            ];
+            if !is_server && !is_list.contains(&kind) && !kind.starts_with("lua_") {
+                let text = format!(
+                    "userdb / {} ({}): not known to Postroom",
+                    inner.kind, inner.place
+                );
                 self.out.warn(text);
             }
         }

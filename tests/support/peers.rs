@@ -808,7 +808,7 @@ impl Doveconf {
             let mut command = Command::new("doveconf");
             return command.args(["-n", "-c"]).arg(file).output().unwrap();
         };
-        let name = format!("tmp/doveconf-{}.conf", std::process::id());
+        let name = format!("tmp/doveconf-{:?}.conf", thread::current().id());
         let copy = chroot.join(&name);
         fs::copy(file, &copy).unwrap();
         let mut command = Command::new("chroot");
