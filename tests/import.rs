@@ -292,3 +292,125 @@ fn within_named(path: &Path, text: &str, toml: &str, line: usize) -> bool {
             .any(|(from, _)| after(&toml[from + place.len()..]))
     })
 }
+
+/// `postroom check --against`: the same from both files is nothing to say, and each difference is told with both places.
+#[test]
+fn check_against_a_dovecot() {
+    let scratch = Scratch::new();
+    let theirs = scratch.path("dovecot.conf");
+    let text = "\
+        mail_location = maildir:~/Maildir\n\
+        mail_home = /srv/home/%n\n\
+        lock_method = fcntl\n\
+        mail_plugins = acl\n\
+        namespace inbox {\n  inbox = yes\n  separator = /\n}\n\
+        namespace old {\n  prefix = Old/\n  separator = /\n  location = mbox:~/mail:INBOX=/var/mail/%n\n}\n\
+        namespace public {\n  type = public\n  prefix = Public/\n  separator = /\n  subscriptions = no\n  location = maildir:/srv/public:INDEX=/srv/index\n}\n\
+        plugin {\n  acl = vfile\n}\n";
+    fs::write(&theirs, text).unwrap();
+    let output = program("postroom")
+        .args(["config", "import"])
+        .arg(&theirs)
+        .output()
+        .unwrap();
+    let toml = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let same: &[(&str, &str)] = &[
+        ("", ""),
+        ("\"~/Maildir\"", "\"%{home}/Maildir/\""),
+        ("\"/srv/home/%n\"", "\"/srv/home/%{user | username}\""),
+    ];
+    for (from, to) in same {
+        let found = against(&scratch, &toml.replace(from, to), &theirs);
+        assert_eq!(found, Vec::<String>::new(), "{from} {to}");
+    }
+    for (from, to, words) in [
+        (
+            "\"/srv/public\"",
+            "\"/srv/other\"",
+            &[
+                "mailboxes of \"Public/\": mail_path is \"/srv/other\" here (",
+                "postroom.toml:28) and \"/srv/public\" in Dovecot (dovecot.conf:19)",
+            ][..],
+        ),
+        ("\"/srv/index\"", "\"MEMORY\"", &["mail_index_path"][..]),
+        (
+            "mail_index_path = \"/srv/index\"",
+            "",
+            &["mail_index_path is \"/srv/public\" here and \"/srv/index\""][..],
+        ),
+        (
+            "\"/var/mail/%n\"",
+            "\"/var/spool/%n\"",
+            &["mailboxes of \"Old/\": mail_inbox_path"][..],
+        ),
+        (
+            "\"Old/\"",
+            "\"Older/\"",
+            &[
+                "Dovecot has a namespace with the prefix \"Old/\"",
+                "Postroom has a namespace with the prefix \"Older/\"",
+            ][..],
+        ),
+        (
+            "[\"fcntl\", \"dotlock\"]",
+            "[\"dotlock\", \"fcntl\"]",
+            &["mbox_write_locks is"][..],
+        ),
+        (
+            "lock_method = \"fcntl\"",
+            "lock_method = \"flock\"",
+            &["lock_method is"][..],
+        ),
+        (
+            "\"/srv/home/%n\"",
+            "\"/home/%n\"",
+            &["mail_home is \"/home/Some.Body+x\""][..],
+        ),
+        (
+            "driver = \"vfile\"",
+            "driver = \"none\"",
+            &["acl.driver is"][..],
+        ),
+        (
+            "mail_driver = \"mbox\"",
+            "mail_driver = \"maildir\"",
+            &["mail_driver is \"Maildir\" here"][..],
+        ),
+    ] {
+        assert!(toml.contains(from), "{from}\n{toml}");
+        let found = against(&scratch, &toml.replace(from, to), &theirs).join("\n");
+        for word in words {
+            assert!(found.contains(word), "{to}: {word}\n{found}");
+        }
+    }
+    fs::write(&theirs, "namespace {\n").unwrap();
+    let found = against(&scratch, &toml, &theirs).join("\n");
+    assert!(
+        found.contains("against: dovecot.conf:1: this namespace has no closing brace"),
+        "{found}"
+    );
+}
+
+/// The lines that are about the other configuration.
+fn against(scratch: &Scratch, toml: &str, theirs: &Path) -> Vec<String> {
+    let ours = scratch.path("postroom.toml");
+    fs::write(&ours, toml).unwrap();
+    let mut check = program("postroom");
+    check
+        .arg("-c")
+        .arg(&ours)
+        .args(["check", "--against"])
+        .arg(theirs);
+    let output = check.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let found: Vec<String> = text
+        .lines()
+        .filter(|it| it.contains("against:"))
+        .map(str::to_owned)
+        .collect();
+    let errors = found.iter().any(|it| it.starts_with("error: "));
+    assert!(!errors || output.status.code() == Some(78), "{text}");
+    assert!(text.contains("warnings outside the file"), "{text}");
+    found
+}

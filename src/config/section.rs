@@ -206,7 +206,8 @@ impl<'t> Section<'t> {
     pub fn path_template(&self, key: &'static str) -> Option<Template> {
         let template = self.template(key)?;
         let source = template.source();
-        if !source.is_empty() && !source.starts_with(['/', '~', '%']) {
+        let is_none = key == "mail_index_path" && source == "MEMORY";
+        if !source.is_empty() && !is_none && !source.starts_with(['/', '~', '%']) {
             let message = format!("{source:?} is not absolute");
             self.error(key, message, format!("write \"~/{source}\", or from / on"));
         }

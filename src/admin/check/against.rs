@@ -66,8 +66,10 @@ impl<W: Write> Findings<'_, W> {
                 self.error(&what, advice)?;
                 continue;
             };
-            let pairs = places(own).into_iter().zip(places(other));
-            for ((setting, value), (_, other_value)) in pairs.filter(|(one, other)| one != other) {
+            for (setting, value, other_value) in places(own, other) {
+                if value == other_value {
+                    continue;
+                }
                 let keys = (
                     format!("namespace.{}.{setting}", own.name),
                     format!("namespace.{}.{setting}", other.name),
@@ -137,38 +139,39 @@ fn locks(config: &Config) -> String {
     }
 }
 
-/// Where a namespace has its mailboxes, and what belongs to them.
-fn places(namespace: &Namespace) -> Values {
-    let Location {
-        driver,
-        path,
-        inbox_path,
-        control_path,
-        index_path,
-        layout,
-        utf8,
-        directory_name,
-        storage_escape_char,
-        ..
-    } = &namespace.location;
-    let root = shown(path);
-    let or_root = |path: &Option<Template>| path.as_ref().map_or(root.clone(), shown);
+/// Where the two have the mailboxes of a namespace, and what belongs to them.
+fn places(own: &Namespace, other: &Namespace) -> Vec<(&'static str, String, String)> {
+    let pair = |setting, of: fn(&Namespace) -> String| (setting, of(own), of(other));
+    let path = |setting, of: fn(&Location) -> Option<&Template>| {
+        let (ours, theirs) = (of(&own.location), of(&other.location));
+        let shown = |path: Option<&Template>, location: &Location| match (ours, theirs) {
+            // Both are where the mailboxes are.
+            (None, None) => String::new(),
+            _ => shown(path.unwrap_or(&location.path)),
+        };
+        let (ours, theirs) = (shown(ours, &own.location), shown(theirs, &other.location));
+        (setting, ours, theirs)
+    };
     vec![
-        ("type", format!("{:?}", namespace.kind)),
-        ("separator", namespace.separator.to_string()),
-        ("inbox", namespace.inbox.to_string()),
-        ("mail_driver", format!("{driver:?}")),
-        ("mail_path", root.clone()),
-        ("mail_inbox_path", or_root(inbox_path)),
-        ("mail_control_path", or_root(control_path)),
-        ("mail_index_path", or_root(index_path)),
-        ("mailbox_list_layout", format!("{layout:?}")),
-        ("mailbox_list_utf8", utf8.to_string()),
-        ("mailbox_directory_name", directory_name.clone()),
-        (
-            "mailbox_list_storage_escape_char",
-            storage_escape_char.map(String::from).unwrap_or_default(),
-        ),
+        pair("type", |it| format!("{:?}", it.kind)),
+        pair("separator", |it| it.separator.to_string()),
+        pair("inbox", |it| it.inbox.to_string()),
+        pair("mail_driver", |it| format!("{:?}", it.location.driver)),
+        pair("mail_path", |it| shown(&it.location.path)),
+        path("mail_inbox_path", |it| it.inbox_path.as_ref()),
+        path("mail_control_path", |it| it.control_path.as_ref()),
+        path("mail_index_path", |it| it.index_path.as_ref()),
+        pair("mailbox_list_layout", |it| {
+            format!("{:?}", it.location.layout)
+        }),
+        pair("mailbox_list_utf8", |it| it.location.utf8.to_string()),
+        pair("mailbox_directory_name", |it| {
+            it.location.directory_name.clone()
+        }),
+        pair("mailbox_list_storage_escape_char", |it| {
+            let escape = it.location.storage_escape_char;
+            escape.map(String::from).unwrap_or_default()
+        }),
     ]
 }
 
