@@ -153,6 +153,8 @@ fn rounds(bases: &[Base], thread: usize) -> Found {
             found.rejected += 1;
             continue;
         };
+        let parsed = imported.toml.parse::<toml::Table>();
+        assert!(parsed.is_ok(), "{parsed:?}\n{}", imported.toml);
         if round % 20 == thread {
             let toml = scratch.path("postroom.toml");
             fs::write(&toml, &imported.toml).unwrap();

@@ -1,13 +1,16 @@
 //! The TOML that comes out, with where each line comes from.
 
-use std::fmt::{self, Write};
-
-use super::block::Place;
+use std::fmt;
 
 /// Our configuration as it grows.
 #[derive(Debug, Default)]
 pub struct Document {
-    text: String,
+    lines: Vec<String>,
+    /// Tables that have been begun, and the keys of the last one with their lines.
+    tables: Vec<String>,
+    keys: Vec<(String, usize)>,
+    /// In a table that was there before.
+    is_again: bool,
     /// What has to be mended by hand before the result says what Dovecot's file said.
     pub to_mend: Vec<String>,
     /// What an admin has to know.
@@ -17,32 +20,67 @@ pub struct Document {
 }
 
 impl Document {
-    /// `[namespace.inbox]`, or `[[userdb]]`.
+    /// `[namespace.inbox]`, or `[[userdb]]`. A table that is there already is not begun again.
     pub fn table(&mut self, header: &str) {
-        let _ = writeln!(self.text, "\n{header}");
+        self.keys.clear();
+        let is_list = header.starts_with("[[");
+        self.is_again = !is_list && self.tables.iter().any(|it| it == header);
+        if self.is_again {
+            self.to_mend.push(format!(
+                "{header} would be there twice: the first one is written"
+            ));
+            return;
+        }
+        self.tables.push(header.to_owned());
+        self.lines.push(String::new());
+        self.lines.push(header.to_owned());
+    }
+
+    /// A comment with a blank line before it.
+    pub fn heading(&mut self, text: &str) {
+        self.lines.push(String::new());
+        self.comment(text);
     }
 
     pub fn comment(&mut self, text: &str) {
-        for line in wrapped(text) {
-            let _ = writeln!(self.text, "# {line}");
-        }
+        let lines = wrapped(text);
+        self.lines
+            .extend(lines.iter().map(|line| format!("# {line}")));
     }
 
-    /// A line with its origin.
-    pub fn set(&mut self, key: &str, value: impl Into<toml::Value>, origin: &Place) {
+    /// A line with its origin. What was set before under this key in the same table is not any more.
+    pub fn set(&mut self, key: &str, value: impl Into<toml::Value>, origin: impl fmt::Display) {
         let value = value.into();
-        let _ = writeln!(self.text, "{} = {value}  # {origin}", quoted(key));
+        self.put(key, format!("{} = {value}  # {origin}", quoted(key)));
     }
 
     /// What Dovecot does where nothing is said, and we do something else.
     pub fn usual(&mut self, key: &str, value: impl Into<toml::Value>) {
-        let value = value.into();
-        let _ = writeln!(self.text, "{key} = {value}  # as Dovecot does");
+        self.set(key, value, "as Dovecot does");
+    }
+
+    fn put(&mut self, key: &str, line: String) {
+        if self.is_again {
+            return;
+        }
+        match self.keys.iter().find(|(known, _)| known == key) {
+            Some((_, at)) => self.lines[*at] = line,
+            None => {
+                self.keys.push((key.to_owned(), self.lines.len()));
+                self.lines.push(line);
+            }
+        }
+    }
+
+    /// A line that is a part of a value.
+    pub fn part(&mut self, text: &str) {
+        self.lines.push(text.to_owned());
     }
 
     /// A line whose right side is TOML.
     pub fn line(&mut self, text: &str) {
-        let _ = writeln!(self.text, "{text}");
+        let key = text.split(" = ").next().unwrap_or(text);
+        self.put(key, text.to_owned());
     }
 
     pub fn warn(&mut self, text: String) {
@@ -74,7 +112,7 @@ impl Document {
         if self.left_out.is_empty() {
             return;
         }
-        self.text.push_str("\n# Left out, and why:\n");
+        self.heading("Left out, and why:");
         for (why, settings) in std::mem::take(&mut self.left_out) {
             self.comment(&format!("{why}: {}", settings.join(", ")));
         }
@@ -83,7 +121,10 @@ impl Document {
 
 impl fmt::Display for Document {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        for line in &self.lines {
+            writeln!(f, "{line}")?;
+        }
+        Ok(())
     }
 }
 

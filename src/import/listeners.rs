@@ -41,9 +41,9 @@ impl Import<'_> {
         self.out.comment(what);
         self.out.line("listen = [");
         for (listen, place) in listens {
-            self.out.line(&format!("  {listen},  # {place}"));
+            self.out.part(&format!("  {listen},  # {place}"));
         }
-        self.out.line("]");
+        self.out.part("]");
     }
 
     /// A certificate is for clients over TCP.

@@ -216,7 +216,7 @@ impl Import<'_> {
                 "dovecot-lda has other settings than the LMTP server; give them to postroom-lda with -o, or a file of its own: {}",
                 differing.join("; ")
             );
-            self.out.table("# postroom-lda");
+            self.out.heading("postroom-lda");
             self.out.warn(text);
         }
     }

@@ -58,10 +58,9 @@ impl<'a> Import<'a> {
 
     fn quota_table(&mut self, header: &str, driver: &str, place: &Place, limits: Vec<Limit>) {
         if driver != "maildir" {
-            self.out.comment("");
-            return self
-                .out
-                .warn(format!("{place}: quota {driver}: {NOT_COUNTED}"));
+            let text = format!("{place}: quota {driver}: {NOT_COUNTED}");
+            self.out.heading(&format!("Warning: {text}"));
+            return self.out.warn_above(text);
         }
         self.out.table(header);
         self.out.set("driver", "maildir", place);

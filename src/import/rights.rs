@@ -107,7 +107,9 @@ impl Import<'_> {
             let is_set = block.flag("acl_ignore").unwrap_or(false);
             match header {
                 "acl" => self.out.set("ignore", is_set, &entry.place),
-                _ => self.out.set("acl.ignore", is_set, &entry.place),
+                _ => self
+                    .out
+                    .line(&format!("acl.ignore = {is_set}  # {}", entry.place)),
             }
         }
     }
@@ -157,12 +159,9 @@ impl Import<'_> {
                 words = acl.words("acl_rights");
             }
             match letters(&words) {
-                Ok(letters) => self.out.line(&format!(
-                    "{} = {}  # {}",
-                    toml::Value::from(identifier),
-                    toml::Value::from(format!("{sign}{letters}")),
-                    acl.place
-                )),
+                Ok(letters) => self
+                    .out
+                    .set(identifier, format!("{sign}{letters}"), &acl.place),
                 Err(word) => self
                     .out
                     .mend(format!("{}: {word:?} is no right", acl.place)),

@@ -25,6 +25,7 @@ fn settings(toml: &str) -> Vec<String> {
 fn settings_become_ours() {
     for Row { conf, lines, said } in ROWS {
         let imported = imported(conf);
+        assert!(imported.toml.parse::<toml::Table>().is_ok(), "{conf}");
         let settings = settings(&imported.toml);
         for line in *lines {
             let found = settings.iter().any(|it| it == line);
@@ -183,9 +184,25 @@ const ROWS: &[Row] = &[
             "[namespace.p.acl.entries]",
             "\"user=bob\" = \"lrp\"",
             "[namespace.p.mailbox.\"Lists/*\".acl.entries]",
-            "\"anyone\" = \"-lp\"",
+            "anyone = \"-lp\"",
         ],
         said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nmail_plugins = acl\nacl_driver = vfile\nacl_ignore = no\nnamespace inbox {\n  inbox = yes\n  acl_ignore = yes\n  mailbox Trash {\n    acl_ignore = no\n  }\n}\n",
+        lines: &["ignore = false", "acl.ignore = true", "acl.ignore = false"],
+        said: &[],
+    },
+    // Said twice: the last counts, and the result is TOML.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_path = ~/other\nnamespace inbox {\n  inbox = yes\n  location = maildir:~/a:INDEX=~/i\n  mail_index_path = ~/j\n}\n",
+        lines: &["mail_path = \"~/other\"", "mail_index_path = \"~/j\""],
+        said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_path = ~/Maildir\nmail_driver = maildir\nnamespace inbox {\n  inbox = yes\n  mailbox A {\n  }\n  mailbox B {\n    name = A\n  }\n}\n",
+        lines: &[],
+        said: &["[namespace.inbox.mailbox.A] would be there twice"],
     },
     // Quota.
     Row {

@@ -225,6 +225,13 @@ impl Import<'_> {
             }
             _ => true,
         });
+        // The last of a name counts.
+        let all = fields.clone();
+        let mut at = 0;
+        fields.retain(|(key, _)| {
+            at += 1;
+            !all[at..].iter().any(|(later, _)| later == key)
+        });
         let odd = fields.iter().find(|(key, _)| key.contains([':', '+']));
         if let Some((key, _)) = odd {
             return Err(format!("its {key}"));
