@@ -47,8 +47,13 @@ fn every_setting_is_in_the_manual_and_in_the_example() {
     let keys = shown.lines().filter_map(|line| line.split(" = ").next());
     let names: Vec<&str> = keys.filter_map(|key| key.rsplit('.').next()).collect();
     assert!(names.len() > 30, "{shown}");
+    // Each is an item with a type.
+    let items = manual
+        .lines()
+        .filter_map(|line| line.strip_prefix(".It Cm ")?.split_once(" Pq "));
+    let items: Vec<&str> = items.flat_map(|(keys, _)| keys.split([' ', ','])).collect();
     for name in names {
-        assert!(manual.contains(name), "{name} is not in postroom.toml(5)");
+        assert!(items.contains(&name), "{name} is not in postroom.toml(5)");
         assert!(
             example.contains(name),
             "{name} is not in contrib/postroom.toml"
@@ -57,34 +62,140 @@ fn every_setting_is_in_the_manual_and_in_the_example() {
 }
 
 #[test]
-fn every_option_is_in_its_manual_page() {
-    for (name, arguments, page) in [
-        ("postroom-lda", &[][..], "postroom-lda.1"),
-        ("postroom-lmtpd", &[], "postroom-lmtpd.8"),
-        ("postroom", &[], "postroom.1"),
-        ("postroom", &["explain"], "postroom.1"),
-        ("postroom", &["config", "show"], "postroom.1"),
-        ("postroom", &["doctor"], "postroom.1"),
-        ("postroom", &["demo"], "postroom.1"),
+fn every_option_and_command_is_in_its_manual_page() {
+    for (name, page) in [
+        ("postroom", "postroom.1"),
+        ("postroom-lda", "postroom-lda.1"),
+        ("postroom-lmtpd", "postroom-lmtpd.8"),
     ] {
-        let output = program(name)
-            .args(arguments)
-            .arg("--help")
+        let manual = fs::read_to_string(project("man").join(page)).unwrap();
+        let mut missing = Vec::new();
+        let seen = compare(name, &mut Vec::new(), &manual, &mut missing);
+        assert_eq!(missing, Vec::<String>::new(), "not in {page}");
+        assert!(seen > 3, "{name}: {seen}");
+    }
+}
+
+/// What the help of a command names and its manual does not tell of, and so for those below it. Answers how much is named.
+fn compare(name: &str, path: &mut Vec<String>, manual: &str, missing: &mut Vec<String>) -> usize {
+    let output = program(name).args(&*path).arg("--help").output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{name} {path:?}: {help}");
+    let own = path.first().map(|command| about(command, manual));
+    let (options, commands) = (options(&help), commands(&help));
+    for option in &options {
+        // Those of all commands are told of once.
+        let is_common = ["-c", "--config", "-h", "--help"].contains(&option.as_str());
+        let place = own.as_deref().filter(|_| !is_common).unwrap_or(manual);
+        if !has_word(place, "Fl", &option[1..]) {
+            missing.push(format!("{name} {path:?}: {option}"));
+        }
+    }
+    for command in &commands {
+        if !has_word(own.as_deref().unwrap_or(manual), "Cm", command) {
+            missing.push(format!("{name} {path:?}: {command}"));
+        }
+        path.push(command.clone());
+        compare(name, path, manual, missing);
+        path.pop();
+    }
+    options.len() + commands.len()
+}
+
+/// What a manual says about a command: its lines of the synopsis, and the items that begin with it.
+fn about(command: &str, manual: &str) -> String {
+    let (before, behind) = manual.split_once(".Sh DESCRIPTION").unwrap();
+    let lines = before.split("\n.Nm\n").filter(|it| {
+        let first = it.lines().find(|line| line.starts_with(".Cm"));
+        first.is_some_and(|line| has_word(line, "Cm", command))
+    });
+    let (behind, _) = behind.split_once(".Sh ").unwrap();
+    // The options of a command are a list in its item.
+    let items = behind.split("\n.It Cm ").skip(1);
+    let items = items.filter(|it| it.split_whitespace().next() == Some(command));
+    lines.chain(items).map(|it| format!(".Cm {it}\n")).collect()
+}
+
+/// Whether a line with the macro `Fl` or `Cm` has this word behind it.
+fn has_word(text: &str, name: &str, word: &str) -> bool {
+    text.lines().any(|line| {
+        let words = line.trim_start_matches('.').split_whitespace();
+        words.skip_while(|it| *it != name).any(|it| it == word)
+    })
+}
+
+/// `-c, --config <FILE>  The file`: `-c` and `--config`.
+fn options(help: &str) -> Vec<String> {
+    let lines = help
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with('-'));
+    let words = lines.flat_map(|line| line.split([' ', ',']).take(3));
+    words
+        .filter(|word| word.starts_with('-'))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Those of the section `Commands:`, but `help`.
+fn commands(help: &str) -> Vec<String> {
+    let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let lines = lines.take_while(|line| !line.is_empty());
+    // Whatever stands further to the right goes on with a description.
+    let names = lines.filter_map(|line| {
+        line.strip_prefix("  ")?
+            .split_whitespace()
+            .next()
+            .filter(|_| !line.starts_with("   "))
+    });
+    names
+        .filter(|name| *name != "help")
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The scripts are for the shells, and bash, which is everywhere, completes with them.
+#[test]
+fn completions() {
+    let script = |words: &[&str]| {
+        let output = program("postroom")
+            .arg("completions")
+            .args(words)
             .output()
             .unwrap();
-        let help = String::from_utf8(output.stdout).unwrap();
-        let manual = fs::read_to_string(project("man").join(page)).unwrap();
-        let lines = help
-            .lines()
-            .map(str::trim)
-            .filter(|line| line.starts_with('-'));
-        let words = lines.flat_map(|line| line.split([' ', ',']).take(3));
-        for option in words.filter(|word| word.starts_with('-')) {
-            let macro_call = format!("Fl {}", &option[1..]);
-            assert!(
-                manual.contains(&macro_call),
-                "{name}: {option} is not in {page}"
-            );
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (shell, mark) in [
+        ("bash", "complete -F _postroom"),
+        ("zsh", "#compdef postroom"),
+        ("fish", "complete -c postroom"),
+        ("elvish", "set edit:completion:arg-completer[postroom"),
+        ("powershell", "Register-ArgumentCompleter"),
+    ] {
+        for program in ["postroom", "postroom-lda"] {
+            let text = script(&[shell, program]);
+            assert!(text.contains(mark), "{shell} {program}: {text}");
         }
+    }
+    for (program, line, want) in [
+        ("postroom", "postroom ch", "check"),
+        ("postroom", "postroom config s", "show"),
+        ("postroom", "postroom acl get --js", "--json"),
+        ("postroom", "postroom completions z", "zsh"),
+        ("postroom-lda", "postroom-lda --dry", "--dry-run"),
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        let last = words.len() - 1;
+        let function = program.replace('-', "__");
+        let ask = format!(
+            "{}\nCOMP_WORDS=({line}); COMP_CWORD={last}\n_{function} {program} {} {}\necho \"${{COMPREPLY[@]}}\"",
+            script(&["bash", program]),
+            words[last],
+            words[last - 1]
+        );
+        let output = Command::new("bash").args(["-c", &ask]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(said.trim(), want, "{line}: {output:?}");
     }
 }

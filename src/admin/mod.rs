@@ -1,7 +1,8 @@
-//! What the admin's command does: `postroom explain`, `check`, `doctor`, `acl`, `share`, `config show`, `user`, `demo`.
+//! What the admin's command does: `postroom explain`, `check`, `doctor`, `acl`, `share`, `config show`, `user`, `demo`, `completions`.
 
 pub mod acl;
 pub mod check;
+pub mod completions;
 pub mod config_import;
 pub mod config_show;
 pub mod demo;

@@ -4,8 +4,9 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use postroom::admin;
+use clap::{CommandFactory, Parser, Subcommand};
+use postroom::admin::{self, completions::Program};
+use postroom::lda;
 
 /// Where would a mail go, and why? Delivery into private, public and shared mailboxes.
 #[derive(Parser)]
@@ -52,6 +53,8 @@ enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Print what a shell needs to complete the command line
+    Completions(admin::completions::Arguments),
 }
 
 #[derive(Subcommand)]
@@ -97,6 +100,7 @@ fn main() -> ExitCode {
         Command::Status(arguments) => admin::status::run(config, &arguments, &mut out),
         Command::User { name } => admin::user::show(config, &name, &mut out),
         Command::Demo { once } => admin::demo::run(once, &mut out),
+        Command::Completions(arguments) => admin::completions::print(&arguments, parser, &mut out),
     };
     let flushed = done.and_then(|code| out.flush().map(|()| code));
     match flushed {
@@ -107,5 +111,13 @@ fn main() -> ExitCode {
             let _ = writeln!(io::stderr(), "postroom: {error}");
             ExitCode::from(75)
         }
+    }
+}
+
+/// How the command line of a program is parsed.
+fn parser(program: Program) -> clap::Command {
+    match program {
+        Program::Postroom => Arguments::command(),
+        Program::PostroomLda => lda::options::command(),
     }
 }

@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 use crate::message::{Address, Flags, Keywords, Recipient, ReversePath};
 
@@ -70,6 +70,11 @@ struct Arguments {
     /// Full addresses, resolved as LMTP would
     #[arg(value_name = "RECIPIENT", conflicts_with = "user")]
     addresses: Vec<OsString>,
+}
+
+/// How the command line is parsed, for the completions of shells.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// What is to be done.

@@ -32,6 +32,25 @@ pivot_root . run/old
 exec chroot . sh -c 'umount -l /run/old && exec /lib/systemd/systemd --system --unit=basic.target --log-target=console'
 "#;
 
+const USERS: &str = "\
+vmail:x:5000:5000::/srv/mail:/bin/false\n\
+postroom:x:5001:5001::/:/bin/false\n\
+alice:x:20001:20001::/home/alice:/bin/sh\n\
+bob:x:20002:20002::/home/bob:/bin/sh\n\
+Debian-exim:x:5003:5003::/:/bin/false\n\
+opensmtpd:x:5004:5004::/var/lib/opensmtpd/empty:/bin/false\n\
+opensmtpq:x:5005:5005::/:/bin/false\n\
+";
+const GROUPS: &str = "\
+vmail:x:5000:\n\
+postroom:x:5001:\n\
+alice:x:20001:\n\
+bob:x:20002:\n\
+Debian-exim:x:5003:\n\
+opensmtpd:x:5004:\n\
+opensmtpq:x:5005:\n\
+";
+
 pub struct Machine {
     scratch: Scratch,
     child: Child,
@@ -47,6 +66,39 @@ impl Machine {
 
     /// The same with a package that excludes others: exim4-daemon-light, opensmtpd.
     pub fn boot_with(package: &str, files: &[(&str, u32, &str)]) -> Option<Machine> {
+        Machine::boot_on(package, |tree, put| {
+            for (name, path) in [
+                ("postroom", env!("CARGO_BIN_EXE_postroom")),
+                ("postroom-lda", env!("CARGO_BIN_EXE_postroom-lda")),
+                ("postroom-lmtpd", env!("CARGO_BIN_EXE_postroom-lmtpd")),
+            ] {
+                let program = fs::read(path).unwrap();
+                put(&format!("/usr/local/bin/{name}"), 0o755, &program);
+            }
+            for (path, mode, text) in files {
+                put(path, *mode, text.as_bytes());
+            }
+            for (file, lines) in [("etc/passwd", USERS), ("etc/group", GROUPS)] {
+                let text = fs::read_to_string(tree.join(file)).unwrap();
+                put(file, 0o644, (text + lines).as_bytes());
+            }
+        })
+    }
+
+    /// A fresh machine, with nothing of ours but these files.
+    pub fn boot_fresh(files: &[(&str, u32, &[u8])]) -> Option<Machine> {
+        Machine::boot_on("", |_, put| {
+            for (path, mode, bytes) in files {
+                put(path, *mode, bytes);
+            }
+        })
+    }
+
+    /// `fill`: is given the tree below, and what puts a file over it.
+    fn boot_on(
+        package: &str,
+        fill: impl FnOnce(&Path, &dyn Fn(&str, u32, &[u8])),
+    ) -> Option<Machine> {
         let tree = cache().join("trixie");
         let beside = cache().join("trixie-mta").join(package);
         let lower = match package {
@@ -69,30 +121,7 @@ impl Machine {
             fs::write(&path, bytes).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         };
-        for (name, path) in [
-            ("postroom", env!("CARGO_BIN_EXE_postroom")),
-            ("postroom-lda", env!("CARGO_BIN_EXE_postroom-lda")),
-            ("postroom-lmtpd", env!("CARGO_BIN_EXE_postroom-lmtpd")),
-        ] {
-            let program = fs::read(path).unwrap();
-            put(&format!("/usr/local/bin/{name}"), 0o755, &program);
-        }
-        for (path, mode, text) in files {
-            put(path, *mode, text.as_bytes());
-        }
-        for (file, lines) in [
-            (
-                "etc/passwd",
-                "vmail:x:5000:5000::/srv/mail:/bin/false\npostroom:x:5001:5001::/:/bin/false\nalice:x:20001:20001::/home/alice:/bin/sh\nbob:x:20002:20002::/home/bob:/bin/sh\nDebian-exim:x:5003:5003::/:/bin/false\nopensmtpd:x:5004:5004::/var/lib/opensmtpd/empty:/bin/false\nopensmtpq:x:5005:5005::/:/bin/false\n",
-            ),
-            (
-                "etc/group",
-                "vmail:x:5000:\npostroom:x:5001:\nalice:x:20001:\nbob:x:20002:\nDebian-exim:x:5003:\nopensmtpd:x:5004:\nopensmtpq:x:5005:\n",
-            ),
-        ] {
-            let text = fs::read_to_string(tree.join(file)).unwrap();
-            put(file, 0o644, (text + lines).as_bytes());
-        }
+        fill(&tree, &put);
         let mut command = Command::new("unshare");
         command
             .args([
