@@ -56,7 +56,8 @@ pub fn read(root: &Section<'_>) -> Config {
     let sharing_map = sharing_map(root);
     let socketmap = socketmap(root);
     let workers = workers(root);
-    delivery.landlock = workers.landlock;
+    // A program of Dovecot's would inherit it, and writes where no worker of ours does.
+    delivery.landlock = workers.landlock && !delivery.runs_programs();
     let hand_over = hand_over(root);
     let (status, notify) = (status(root), notify(root, &delivery.hostname));
     root.finish();

@@ -89,19 +89,19 @@ impl Reply {
     fn saved(address: &Address, session: &str, saved: &Saved) -> Reply {
         let address = short(&address.to_string());
         let mailbox = short(&saved.mailbox.replace('\\', "\\\\").replace('"', "\\\""));
-        let what = if saved.is_again {
-            "Saved before"
-        } else {
-            "Saved"
+        let what = match (saved.is_again, &saved.handed_over) {
+            (true, _) => "Saved before",
+            (false, Some(_)) => "Handed over to Dovecot",
+            (false, None) => "Saved",
         };
         let uid = saved
             .uid
             .map(|uid| format!(" uid={uid}"))
             .unwrap_or_default();
         // Other servers than ours do not say which.
-        let place = match saved.mailbox.is_empty() {
-            true => String::new(),
-            false => format!(" mailbox=\"{mailbox}\"{uid}"),
+        let place = match saved.known_mailbox() {
+            None => String::new(),
+            Some(_) => format!(" mailbox=\"{mailbox}\"{uid}"),
         };
         Reply::new(250, "2.0.0", format!("<{address}> {session}{place} {what}"))
     }
