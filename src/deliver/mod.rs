@@ -155,7 +155,7 @@ impl Core {
         {
             return match retry.handed_over(plan) {
                 Some(saved) => Done::Outcome(Outcome::Saved(saved)),
-                None => Done::Parcel(Box::new(parcel)),
+                None => Done::Parcel(parcel),
             };
         }
         let stored =

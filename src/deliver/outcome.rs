@@ -39,11 +39,11 @@ pub struct Saved {
     pub size: u64,
     pub mode: u32,
     pub gid: u32,
-    /// The server that has stored it, where it was another one; of the rest only what it has said is known.
+    /// The server that has stored it, where it was another one, or the way to Dovecot; of the rest only what it has said is known.
     pub node: Option<String>,
-    /// How Dovecot was given it, which alone knows where it has put it: `mailbox` is what it was asked for.
+    /// Dovecot has it, and alone knows where: `mailbox` is what it was asked for.
     #[serde(default)]
-    pub handed_over: Option<String>,
+    pub is_handed_over: bool,
     /// Device and inode of the mailbox: of its `new/`, or of the mbox.
     pub mailbox_id: (u64, u64),
     /// Its path.
@@ -80,7 +80,8 @@ impl Saved {
     /// What Dovecot has taken.
     pub fn handed_over(plan: &Plan, hand_over: &HandOver) -> Saved {
         Saved {
-            handed_over: Some(hand_over.agent.to_string()),
+            node: Some(hand_over.agent.to_string()),
+            is_handed_over: true,
             remarks: plan.dropped.iter().cloned().collect(),
             ..Saved::nothing(plan, (0, 0))
         }
@@ -89,13 +90,13 @@ impl Saved {
     /// The mailbox that has the message; none where only another server knows.
     pub fn known_mailbox(&self) -> Option<&str> {
         let known = Some(self.mailbox.as_str()).filter(|it| !it.is_empty());
-        known.filter(|_| self.handed_over.is_none())
+        known.filter(|_| !self.is_handed_over)
     }
 
     /// The mailbox that was asked for, where the final one is another one, or nobody knows.
     fn wanted(&self) -> Option<&str> {
         let instead_of = self.instead_of.as_ref().map(|(wanted, _)| wanted.as_str());
-        instead_of.or(self.handed_over.as_ref().map(|_| self.mailbox.as_str()))
+        instead_of.or(self.is_handed_over.then_some(self.mailbox.as_str()))
     }
 
     /// Nothing but the names.
@@ -105,7 +106,7 @@ impl Saved {
             instead_of: None,
             user,
             node: None,
-            handed_over: None,
+            is_handed_over: false,
             mailbox_id: (0, 0),
             place: String::new(),
             uid: None,
@@ -137,8 +138,8 @@ impl Outcome {
                 wanted: saved.wanted(),
                 why: saved.instead_of.as_ref().map(|(_, why)| why.as_str()),
                 mailbox: saved.known_mailbox(),
-                node: saved.node.as_deref(),
-                handed_over: saved.handed_over.as_deref(),
+                node: saved.node.as_deref().filter(|_| !saved.is_handed_over),
+                handed_over: saved.node.as_deref().filter(|_| saved.is_handed_over),
                 user: Some(&saved.user),
                 uid: saved.uid,
                 file: Some(saved.file.as_str()).filter(|it| !it.is_empty()),

@@ -12,7 +12,7 @@ use crate::mailbox::agent::{Agent, HandOver};
 pub enum Done {
     Outcome(Outcome),
     /// Nothing is stored yet: whoever talks to servers goes on.
-    Parcel(Box<Parcel>),
+    Parcel(Parcel),
 }
 
 /// What Dovecot's LMTP server is to get.

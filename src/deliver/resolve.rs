@@ -308,7 +308,7 @@ pub fn mailbox_of(
     Ok((targets.user, target))
 }
 
-/// Where the user's own mailboxes lie.
+/// Where the user's own mailboxes lie, those that only Dovecot writes left out.
 pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(Paths, Layout)>, Fault> {
     let namespaces = settings.namespaces_of(user)?;
     let roots = own_roots_of(settings, &namespaces, user)?.into_iter();

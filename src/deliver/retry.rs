@@ -51,9 +51,8 @@ impl Retry {
     /// What Dovecot was given for this mailbox before.
     pub fn handed_over(&self, plan: &Plan) -> Option<Saved> {
         let saved = self.earlier.as_ref()?.saved.as_ref()?;
-        let is_same = saved.handed_over.is_some()
-            && saved.mailbox == plan.target.mailbox
-            && saved.user == plan.user;
+        let is_same =
+            saved.is_handed_over && saved.mailbox == plan.target.mailbox && saved.user == plan.user;
         let why = "Dovecot has it already, and it is sent again";
         is_same.then(|| again(saved.clone(), why))
     }

@@ -89,10 +89,10 @@ impl Reply {
     fn saved(address: &Address, session: &str, saved: &Saved) -> Reply {
         let address = short(&address.to_string());
         let mailbox = short(&saved.mailbox.replace('\\', "\\\\").replace('"', "\\\""));
-        let what = match (saved.is_again, &saved.handed_over) {
+        let what = match (saved.is_again, saved.is_handed_over) {
             (true, _) => "Saved before",
-            (false, Some(_)) => "Handed over to Dovecot",
-            (false, None) => "Saved",
+            (false, true) => "Handed over to Dovecot",
+            (false, false) => "Saved",
         };
         let uid = saved
             .uid

@@ -35,7 +35,7 @@ pub async fn finish(
     match done {
         Done::Outcome(outcome) => outcome,
         Done::Parcel(parcel) => {
-            let taken = take(relay, *parcel, recipient, message, heard).await;
+            let taken = take(relay, parcel, recipient, message, heard).await;
             taken.map_or_else(Outcome::refused, Outcome::Saved)
         }
     }
