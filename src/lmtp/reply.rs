@@ -223,6 +223,14 @@ mod tests {
                 "250 2.0.0 <a@x> id:T2 mailbox=\"INBOX\" Saved\r\n",
             ),
             (
+                Outcome::Saved(Saved {
+                    is_handed_over: true,
+                    ..Saved::empty("Work".into(), "alice".into())
+                }),
+                false,
+                "250 2.0.0 <a@x> id:T2 Handed over to Dovecot\r\n",
+            ),
+            (
                 saved("a\"b\r\n250 é", None),
                 false,
                 "250 2.0.0 <a@x> id:T2 mailbox=\"a\\\"b\\x0d\\x0a250 \\xc3\\xa9\" Saved\r\n",
