@@ -434,6 +434,23 @@ fn what_the_program_is_told_and_what_its_end_means() {
         );
         // The MTA has written its fields already.
         assert_eq!(given("message").as_bytes(), LETTER, "{end}");
+        // A line that dovecot-lda would take off the top of a file (-p) is not the first one.
+        let odd = "From me to you\r\n\r\nHello\r\n";
+        let file = store.scratch.file("letter", MAIL, MAIL, 0o644, odd);
+        let mut command = program("postroom-lda");
+        command
+            .arg("-c")
+            .arg(&config)
+            .args(["-d", "alice", "-f", "s@x.test", "-p"]);
+        command.arg(file);
+        as_user(&mut command, MAIL, MAIL, &[]);
+        assert_eq!(command.output().unwrap().status.code(), Some(code), "{end}");
+        let message = given("message");
+        let (line, rest) = message.split_once("\r\n").unwrap();
+        assert!(
+            line.starts_with("From s@x.test  ") && rest == odd,
+            "{message}"
+        );
         assert!(!store.path("home/alice/Maildir").exists());
     }
 }
@@ -555,6 +572,9 @@ fn answering(store: &Store, rcpt: &'static str, data: &'static str) -> PathBuf {
                         (true, ".\r\n") => data,
                         (true, _) => continue,
                         (false, line) if line.starts_with("RCPT") => rcpt,
+                        (false, line) if line.starts_with("LHLO") => "250-x\r\n250 XCLIENT TTL",
+                        // As Dovecot does, also where it trusts.
+                        (false, line) if line.contains(" AUTH=") => "555 5.5.4 Unsupported",
                         (false, "DATA\r\n") => "354 OK",
                         (false, _) => "250 2.0.0 OK",
                     };
@@ -612,6 +632,9 @@ fn what_dovecot_answers_is_our_answer() {
             &store,
             &format!("mail_driver = \"sdbox\"\nhand_over = \"{agent}\""),
         );
+        let text = fs::read_to_string(&config).unwrap();
+        let who = format!("mail_uid = {MAIL}\nmail_gid = {MAIL}\nfirst_valid_uid");
+        fs::write(&config, text.replacen("first_valid_uid", &who, 1)).unwrap();
         let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
         let mut client = server.client();
         client.say("MAIL FROM:<sender@else.test>");
@@ -644,10 +667,14 @@ fn what_dovecot_answers_is_our_answer() {
             heard()
         );
         let mut command = program("postroom-lda");
-        command
-            .arg("-c")
-            .arg(&config)
-            .args(["-d", "alice", "-f", "sender@else.test"]);
+        command.arg("-c").arg(&config).args([
+            "-d",
+            "alice",
+            "-f",
+            "sender@else.test",
+            "--authenticated",
+            "bob",
+        ]);
         as_user(&mut command, MAIL, MAIL, &[]);
         let output = run_with_input(&mut command, LETTER);
         assert_eq!(output.status.code(), Some(code), "{case}: {output:?}");

@@ -14,6 +14,7 @@ use super::retry::Retry;
 use super::settings::{RecipientHeaders, Settings};
 use crate::fault::{Code, Fault};
 use crate::mailbox::agent::HandOver;
+use crate::mbox::from_line::from_line;
 use crate::message::Recipient;
 use crate::message::body::Spool;
 use crate::sys::process::End;
@@ -39,8 +40,12 @@ pub fn hand_over(
     let alike =
         settings.recipient_headers == RecipientHeaders::Single && transaction.recipients() > 1;
     let shown = settings.delivery_address.of(recipient).filter(|_| !alike);
-    // It adds none of its own.
-    let header = added_headers(message, shown.as_ref(), settings.adds_received);
+    // It adds none of its own, and takes a line that begins so off the top: it shall be one of ours.
+    let mut header = added_headers(message, shown.as_ref(), settings.adds_received);
+    if header.is_empty() && message.body.head().starts_with(b"From ") {
+        let line = from_line(&message.envelope.sender, &jiff::Zoned::now());
+        header = format!("{line}\n").into_bytes();
+    }
     let input = message.body.in_a_file(&header, &spool(settings));
     let input = input.map_err(|error| Fault::io("write the message down for Dovecot", &error))?;
     let mut arguments = arguments.to_vec();

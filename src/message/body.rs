@@ -348,14 +348,14 @@ impl Body {
                     None => out.write_all(line),
                 })
         };
-        let mut file = match &self.storage {
-            Storage::Memory(bytes) => {
-                let mut all = Vec::with_capacity(header.len() + bytes.len());
+        let mut file = match self.size <= SMALL as u64 {
+            true => {
+                let mut all = Vec::new();
                 with_cr(header, &mut all)?;
-                with_cr(bytes, &mut all)?;
+                self.each_piece(|piece| with_cr(piece, &mut all))?;
                 packet::sealed(&all)?
             }
-            Storage::File { .. } => {
+            false => {
                 let mut out = BufWriter::new(spool.file()?);
                 with_cr(header, &mut out)?;
                 self.each_piece(|piece| with_cr(piece, &mut out))?;

@@ -13,7 +13,8 @@ pub async fn ask(relay: &Relay, recipient: &Recipient, report: Report) -> Report
     let Some((hand_over, node)) = hand_over.and_then(|it| Some((it, it.server()?))) else {
         return report;
     };
-    let job = job(recipient, &hand_over.recipient, None);
+    let recipient = understood(recipient);
+    let job = job(&recipient, &hand_over.recipient, None);
     let fault = match relay.ask(&node, &job).await {
         Ok(answer) => answer.fault(&node),
         Err(fault) => Some(fault),
@@ -51,11 +52,20 @@ async fn take(
     let Some(node) = hand_over.server() else {
         return Err(super::out_of_step());
     };
-    let job = job(recipient, &hand_over.recipient, Some(message));
+    let recipient = understood(recipient);
+    let job = job(&recipient, &hand_over.recipient, Some(message));
     let answer = relay.deliver(&node, &job, message, heard).await?;
     match answer.fault(&node) {
         None => Ok(saved),
         Some(fault) => Err(fault),
+    }
+}
+
+/// It takes XCLIENT from whom it trusts, and no `AUTH=` from anybody.
+fn understood(recipient: &Recipient) -> Recipient {
+    Recipient {
+        authenticated: None,
+        ..recipient.clone()
     }
 }
 
