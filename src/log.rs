@@ -110,6 +110,8 @@ pub struct Entry<'a> {
     pub user: Option<&'a str>,
     /// The server that has stored it, where it was another one.
     pub node: Option<&'a str>,
+    /// How Dovecot was given it, which knows the final mailbox.
+    pub handed_over: Option<&'a str>,
     /// The IMAP UID.
     pub uid: Option<u32>,
     pub file: Option<&'a str>,
@@ -149,6 +151,7 @@ pub fn delivery(entry: &Entry<'_>) {
                 mailbox = entry.mailbox,
                 user = entry.user,
                 node = entry.node,
+                handed_over = entry.handed_over,
                 uid = entry.uid,
                 file = entry.file,
                 size = entry.size,

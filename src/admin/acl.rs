@@ -141,6 +141,13 @@ fn open(config: &Config, of: &Of) -> Answer<(Target, Sources)> {
     }
     let missing = || Failed(NO_MAILBOX, format!("there is no mailbox {:?}", of.mailbox));
     let target = target.ok_or_else(missing)?;
+    if target.hand_over.is_some() {
+        let why = format!(
+            "only Dovecot knows the rights on {:?}: doveadm acl",
+            of.mailbox
+        );
+        return Err(Failed(TEMPFAIL, why));
+    }
     if !target.paths.mailbox.is_dir() {
         return Err(missing());
     }

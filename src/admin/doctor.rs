@@ -126,6 +126,9 @@ fn of_user(config: &Config, name: &str) -> Result<Vec<Place>, Failed> {
     become_who(&user.credentials)?;
     let own = settings.namespaces.iter();
     let own = own.filter(|it| it.kind == Kind::Private && it.alias_for.is_none());
+    // What only Dovecot writes only Dovecot mends. Where that is all, it is said.
+    let (ours, dovecots): (Vec<_>, Vec<_>) = own.partition(|it| it.location.dovecots().is_none());
+    let own = if ours.is_empty() { dovecots } else { ours };
     let mut places = Vec::new();
     for namespace in own {
         let found = deliver::mailboxes_of(settings, namespace, Some(&user));

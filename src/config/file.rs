@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::listeners::{hand_over, lmtp, socketmap};
+use super::listeners::{self, hand_over, socketmap};
 use super::map::{addresses, routes};
 use super::observe::{notify, status};
 use super::placement::placement;
@@ -20,6 +20,8 @@ use crate::deliver::settings::{
     Permissions, RecipientHeaders, Settings,
 };
 use crate::index::log::LockMethod;
+use crate::lmtp::{self, Listen};
+use crate::mailbox::agent::Agent;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
 use crate::mailbox::subscriptions::holder;
 use crate::mbox::lock::{Kind, Locking};
@@ -52,10 +54,13 @@ pub fn read(root: &Section<'_>) -> Config {
         Arc::new(namespaces),
         acl,
     );
-    let lmtp = lmtp(root, hostname, &delivery);
+    let lmtp = listeners::lmtp(root, hostname, &delivery);
+    no_circle(root, &delivery, &lmtp);
     let sharing_map = sharing_map(root);
     let socketmap = socketmap(root);
-    let workers = workers(root);
+    let mut workers = workers(root);
+    // A program of Dovecot's would inherit it, and writes where no worker of ours does.
+    workers.landlock &= !delivery.runs_programs();
     delivery.landlock = workers.landlock;
     let hand_over = hand_over(root);
     let (status, notify) = (status(root), notify(root, &delivery.hostname));
@@ -73,6 +78,24 @@ pub fn read(root: &Section<'_>) -> Config {
         path: None,
         settings: Vec::new(),
         warnings: None,
+    }
+}
+
+/// Handed over to ourselves, mail would go round for ever.
+fn no_circle(root: &Section<'_>, delivery: &Settings, lmtp: &lmtp::Settings) {
+    let agents = delivery.namespaces.iter();
+    let mut agents = agents.filter_map(|it| it.location.hand_over.as_ref());
+    let is_ours = |agent: &Agent| {
+        match agent {
+        Agent::Lmtp { host, .. } => lmtp.listen.iter().any(
+            |listen| matches!(listen, Listen::Unix { path, .. } if path.as_os_str() == host.as_str()),
+        ),
+        Agent::Lda { .. } => false,
+    }
+    };
+    if let Some(agent) = agents.find(|it| is_ours(it)) {
+        let message = format!("{agent} is our own socket, of lmtp.listen");
+        root.error("hand_over", message, "write the socket of Dovecot");
     }
 }
 

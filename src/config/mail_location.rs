@@ -9,14 +9,18 @@ const WITHOUT_EFFECT: [&str; 5] = [
     "ITERINDEX",
 ];
 
+/// The same of Dovecot's own formats, which only Dovecot writes.
+const OF_DBOX: [&str; 3] = ["ALT", "ALTNOCHECK", "MAILBOXDIR"];
+
 /// The settings, each with its value.
 pub fn settings(location: &str) -> Result<Vec<(&'static str, String)>, String> {
     let (driver, rest) = location
         .split_once(':')
         .ok_or_else(|| format!("{location:?} has no driver: write maildir:PATH or mbox:PATH"))?;
-    if !["maildir", "mbox"].contains(&driver) {
+    let is_dbox = ["sdbox", "mdbox"].contains(&driver);
+    if !is_dbox && !["maildir", "mbox"].contains(&driver) {
         return Err(format!(
-            "{driver:?} is no driver of ours: maildir and mbox are"
+            "{driver:?} is no driver: maildir, mbox, sdbox and mdbox are"
         ));
     }
     let mut parts = parts(rest).into_iter();
@@ -46,6 +50,7 @@ pub fn settings(location: &str) -> Result<Vec<(&'static str, String)>, String> {
                 continue;
             }
             key if WITHOUT_EFFECT.contains(&key) => continue,
+            key if is_dbox && OF_DBOX.contains(&key) => continue,
             other => return Err(format!("{other} in {location:?} is not known")),
         };
         settings.push((setting, value.to_owned()));
@@ -88,6 +93,10 @@ mod tests {
                 "maildir:/a::b:LAYOUT=Maildir++:UTF-8:VOLATILEDIR=/x:CONTROL=/c:INDEXPVT=/p:DIRNAME=d",
                 "mail_driver=maildir mail_path=/a:b mailbox_list_layout=maildir++ mailbox_list_utf8=yes mail_control_path=/c mail_index_private_path=/p mailbox_directory_name=d",
             ),
+            (
+                "mdbox:~/mdbox:ALT=/slow/%u:ALTNOCHECK:MAILBOXDIR=boxes:LAYOUT=index",
+                "mail_driver=mdbox mail_path=~/mdbox mailbox_list_layout=index",
+            ),
         ] {
             let got = settings(location).unwrap();
             let got: Vec<String> = got
@@ -96,7 +105,7 @@ mod tests {
                 .collect();
             assert_eq!(got.join(" "), want, "{location}");
         }
-        for location in ["", "~/Maildir", "sdbox:~/x", "maildir:~/x:MAILBOXDIR=y"] {
+        for location in ["", "~/Maildir", "imapc:~/x", "maildir:~/x:MAILBOXDIR=y"] {
             assert!(settings(location).is_err(), "{location}");
         }
     }

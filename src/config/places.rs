@@ -8,6 +8,7 @@ use super::quota::limits;
 use super::rights::rules;
 use super::section::Section;
 use crate::mailbox::acl::sources::Rules;
+use crate::mailbox::agent::Agent;
 use crate::mailbox::location::{Driver, Layout, Location};
 use crate::mailbox::namespace::{self, Auto, Kind, List, MailboxBlock, Namespace, OnMissing};
 use crate::text::template::Template;
@@ -19,7 +20,12 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
     };
     let driver = section.choice(
         "mail_driver",
-        &[("maildir", Driver::Maildir), ("mbox", Driver::Mbox)],
+        &[
+            ("maildir", Driver::Maildir),
+            ("mbox", Driver::Mbox),
+            ("sdbox", Driver::Sdbox),
+            ("mdbox", Driver::Mdbox),
+        ],
         Some(above.map_or(Driver::Maildir, |above| above.driver)),
     );
     let driver = driver.unwrap_or(Driver::Maildir);
@@ -28,10 +34,15 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
     let (usual_layout, usual_subscriptions) = match driver {
         Driver::Maildir => (Layout::MaildirPlusPlus, "subscriptions"),
         Driver::Mbox => (Layout::Fs, ".subscriptions"),
+        Driver::Sdbox | Driver::Mdbox => (Layout::Fs, "subscriptions"),
     };
     let layout = section.choice(
         "mailbox_list_layout",
-        &[("maildir++", Layout::MaildirPlusPlus), ("fs", Layout::Fs)],
+        &[
+            ("maildir++", Layout::MaildirPlusPlus),
+            ("fs", Layout::Fs),
+            ("index", Layout::Index),
+        ],
         Some(alike.map_or(usual_layout, |above| above.layout)),
     );
     if driver == Driver::Mbox && layout == Some(Layout::MaildirPlusPlus) {
@@ -66,8 +77,14 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
             "write a name without a slash",
         );
     }
+    let hand_over = agent(section).or_else(|| above.and_then(|above| above.hand_over.clone()));
     Location {
         is_users: false,
+        hand_over,
+        hand_over_detail: section.flag(
+            "hand_over_detail",
+            above.is_some_and(|above| above.hand_over_detail),
+        ),
         subscriptions_filename: subscriptions,
         driver,
         path: match above {
@@ -95,6 +112,17 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
             .and_then(|text| text.chars().next())
             .or_else(|| above.and_then(|above| above.storage_escape_char)),
     }
+}
+
+/// The way to Dovecot, where this section says one.
+fn agent(section: &Section<'_>) -> Option<Agent> {
+    let parsed = Agent::parse(&section.text("hand_over")?);
+    parsed
+        .map_err(|why| {
+            let advice = "write \"lmtp:/run/dovecot/lmtp\", \"lmtp:HOST:PORT\" or \"lda:/usr/lib/dovecot/dovecot-lda\"";
+            section.error("hand_over", why, advice);
+        })
+        .ok()
 }
 
 pub fn namespaces(root: &Section<'_>, above: &Location) -> Vec<Namespace> {
@@ -165,6 +193,13 @@ fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
         .choice("type", &kinds, Some(Kind::Private))
         .unwrap_or(Kind::Private);
     let location = location(section, Some(above));
+    if section.has("hand_over") && location.dovecots().is_none() {
+        section.warning(
+            "hand_over",
+            format!("namespace {name:?}: we write its mailboxes, and hand nothing over"),
+            "take it out, or write the mail_driver or mailbox_list_layout that Dovecot has there",
+        );
+    }
     let usual = location.layout.separator();
     let separator = section.text_or("separator", || usual.to_string());
     if separator.chars().count() > 1 {

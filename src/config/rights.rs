@@ -14,6 +14,8 @@ pub fn acl(root: &Section<'_>, namespaces: &[Namespace]) -> Acl {
     let section = root.section("acl");
     let open = namespaces
         .iter()
+        // Dovecot decides for its own.
+        .filter(|namespace| namespace.location.dovecots().is_none())
         .find(|namespace| namespace.kind != Kind::Private);
     if let Some(open) = open.filter(|_| !section.is_present()) {
         let message = format!(

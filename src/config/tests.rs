@@ -352,3 +352,106 @@ fn the_documents_examples() {
         }
     }
 }
+
+/// What only Dovecot writes needs a way to Dovecot that can name its mailboxes.
+#[test]
+fn what_is_handed_over() {
+    const PUBLIC: &str =
+        "\n[namespace.p]\ntype = \"public\"\nprefix = \"P/\"\nseparator = \"/\"\n[acl]\n";
+    let lda = "hand_over = \"lda:/usr/lib/dovecot/dovecot-lda\"\n";
+    let lmtp = "hand_over = \"lmtp:/run/dovecot/lmtp\"\n";
+    // What stands first; the namespaces; the line of what is said, and the saying; 0 and nothing: all is well
+    for (first, rest, line, message) in [
+        (
+            "mail_driver = \"sdbox\"\n",
+            "",
+            1,
+            "namespace \"inbox\": only Dovecot writes sdbox",
+        ),
+        (
+            "mail_driver = \"mdbox\"\n",
+            "[namespace.a]\ninbox = true\n",
+            2,
+            "namespace \"a\": only Dovecot writes mdbox",
+        ),
+        (
+            "",
+            "[namespace.a]\ninbox = true\nmailbox_list_layout = \"index\"\n",
+            3,
+            "only Dovecot writes layout index",
+        ),
+        (
+            "mail_driver = \"sdbox\"\nhand_over = \"dovecot-lda\"\n",
+            "",
+            2,
+            "neither lmtp: nor lda:",
+        ),
+        ("mail_driver = \"sdbox\"\n", lda, 0, ""),
+        ("mail_driver = \"sdbox\"\n", lmtp, 0, ""),
+        (
+            "mail_driver = \"sdbox\"\nmailbox_list_layout = \"maildir++\"\n",
+            lda,
+            0,
+            "",
+        ),
+        (
+            lda,
+            "[namespace.a]\ninbox = true\nmail_driver = \"mdbox\"\n",
+            0,
+            "",
+        ),
+        (
+            "",
+            &format!("[namespace.a]\ninbox = true\nmail_driver = \"mdbox\"\n{lda}"),
+            0,
+            "",
+        ),
+        // A namespace of its own that we write, beside.
+        (lda, "[namespace.a]\ninbox = true\n", 0, ""),
+        (
+            "",
+            &format!("[namespace.a]\ninbox = true\n{lda}"),
+            3,
+            "we write its mailboxes",
+        ),
+        (
+            "mail_driver = \"sdbox\"\n",
+            &format!("{lmtp}[namespace.a]\ninbox = true{PUBLIC}"),
+            5,
+            "no mailbox of this namespace",
+        ),
+        (
+            "mail_driver = \"sdbox\"\nhand_over_detail = true\n",
+            &format!("{lmtp}[namespace.a]\ninbox = true{PUBLIC}"),
+            0,
+            "",
+        ),
+        (
+            "mail_driver = \"sdbox\"\nhand_over_detail = true\n",
+            &format!(
+                "{lmtp}[namespace.a]\ninbox = true\nprefix = \"INBOX/\"\nseparator = \"/\"{PUBLIC}"
+            ),
+            8,
+            "below the prefix",
+        ),
+        (
+            "mail_driver = \"sdbox\"\n",
+            &format!("{lda}[namespace.a]\ninbox = true{PUBLIC}"),
+            0,
+            "",
+        ),
+        (
+            "mail_driver = \"sdbox\"\n",
+            &format!("{lmtp}[lmtp]\nlisten = [{{ unix = \"/run/dovecot/lmtp\" }}]\n"),
+            2,
+            "our own socket",
+        ),
+    ] {
+        let found = problems(&format!("{first}{rest}"));
+        let is_said = |(at, text): &(usize, String)| *at == line && text.contains(message);
+        match message {
+            "" => assert_eq!(found, [], "{first}{rest}"),
+            _ => assert!(found.iter().any(is_said), "{first}{rest}: {found:?}"),
+        }
+    }
+}

@@ -12,9 +12,10 @@ use super::publish::{self, Publishing};
 use super::resolve::Target;
 use super::retry::Retry;
 use super::settings::{MailFsync, Permissions, RecipientHeaders};
-use super::{Core, add, announce, quota, size, warning};
+use super::{Core, add, announce, program, quota, size, warning};
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::store;
+use crate::mailbox::agent::Agent;
 use crate::mailbox::location::Driver;
 use crate::maildir::save::{Demands, Written};
 use crate::maildir::{Maildir, create};
@@ -57,6 +58,10 @@ impl Transaction {
 
     pub fn message(&self) -> &Message {
         &self.message
+    }
+
+    pub fn recipients(&self) -> usize {
+        self.recipients
     }
 
     pub fn shared_message(&self) -> &Arc<Message> {
@@ -106,6 +111,14 @@ pub fn carry_out(
     let settings = &core.settings;
     let message = &transaction.message;
     size::check(plan.most, message.body.size())?;
+    if let Some(hand_over) = &plan.target.hand_over {
+        let Agent::Lda { program, arguments } = &hand_over.agent else {
+            let why = "whoever talks to servers has it";
+            return Err(Fault::new(Code::Internal, "hand a message over", why));
+        };
+        let way = (hand_over, program.as_path(), arguments.as_slice());
+        return program::hand_over(settings, transaction, recipient, &plan, retry, way);
+    }
     if plan.target.driver == Driver::Mbox {
         return add::add(core, transaction, recipient, plan, retry);
     }

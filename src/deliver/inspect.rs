@@ -15,6 +15,7 @@ use super::settings::{NewMailboxPermissions, Permissions, Settings};
 use super::size;
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::Rights;
+use crate::mailbox::agent::{Agent, HandOver};
 use crate::mailbox::link::Links;
 use crate::mailbox::location::Driver;
 use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
@@ -82,6 +83,10 @@ pub fn inspect(
         recipient: targets.recipient.clone(),
         lines: inspection.lines,
         mailbox: plan.as_ref().ok().map(|plan| plan.target.mailbox.clone()),
+        hand_over: plan
+            .as_ref()
+            .ok()
+            .and_then(|plan| plan.target.hand_over.clone()),
         fault,
     };
     (plan, report)
@@ -248,6 +253,9 @@ impl Inspection<'_> {
     /// One target: there or not, allowed or not, or a fault.
     fn examine(&mut self, target: &Target) -> Result<Finding, Fault> {
         self.rights = Rights::all();
+        if let Some(hand_over) = &target.hand_over {
+            return self.examine_dovecots(target, hand_over);
+        }
         let namespace = format!(
             "{}  ({}, {})",
             target.namespace,
@@ -269,6 +277,31 @@ impl Inspection<'_> {
             Ok(None) => self.missing_target(target),
             Err(error) => self.no_way(target, error),
         }
+    }
+
+    /// Dovecot decides the rest. What can be seen is whether there is a program to run.
+    fn examine_dovecots(
+        &mut self,
+        target: &Target,
+        HandOver { agent, recipient }: &HandOver,
+    ) -> Result<Finding, Fault> {
+        let namespace = format!("{}  ({}, Dovecot's)", target.namespace, kind(target.kind));
+        self.lines.push(Line::ok("namespace", namespace));
+        let mailbox = format!("{}  Dovecot's: it decides", target.mailbox);
+        self.lines.push(Line::ok("mailbox", mailbox));
+        let shown = match agent {
+            Agent::Lmtp { .. } => format!("{agent} to <{recipient}>"),
+            Agent::Lda { program, .. } => {
+                if let Err(error) = dir::may_run(program) {
+                    let doing = format!("run {}", program.display());
+                    let fault = Fault::new(Code::Unreachable, doing, error.to_string());
+                    return self.end("hand over", fault.with_advice("see hand_over"));
+                }
+                agent.to_string()
+            }
+        };
+        self.lines.push(Line::ok("hand over", shown));
+        self.usable(target, None)
     }
 
     fn links(&self, target: &Target) -> Links {
@@ -505,6 +538,8 @@ impl Inspection<'_> {
         let checked = size::most(self.settings, &self.targets.user).and_then(|most| {
             if let Some(announced) = announced {
                 size::check(most, announced)?;
+            }
+            if let Some(announced) = announced.filter(|_| target.hand_over.is_none()) {
                 size::check_space(self.settings, &target.paths.root, announced)?;
             }
             Ok(most)

@@ -17,8 +17,10 @@ pub mod header;
 pub mod inspect;
 pub mod map;
 pub mod outcome;
+pub mod parcel;
 pub mod place;
 pub mod placement;
+pub mod program;
 pub mod publish;
 pub mod queue;
 pub mod quota;
@@ -43,6 +45,7 @@ pub use address::user_of;
 pub use carry_out::Transaction;
 pub use directory::{Answers, Directory, Remembered};
 pub use outcome::{Outcome, Saved};
+pub use parcel::{Done, Parcel};
 pub use report::{Line, Report};
 pub use resolve::{Target, Targets, mailbox_of, mailboxes_of, roots_of};
 pub use retry::{Alike, Earlier, Retry};
@@ -112,9 +115,13 @@ impl Core {
         Transaction::new(message, recipients)
     }
 
-    /// The whole delivery to one recipient.
+    /// The whole delivery to one recipient, for tests without a server.
+    #[cfg(test)]
     pub fn deliver(&self, transaction: &Transaction, recipient: &Recipient) -> Outcome {
-        self.deliver_with(&self.settings, transaction, recipient, &Retry::default())
+        match self.deliver_with(&self.settings, transaction, recipient, &Retry::default()) {
+            Done::Outcome(outcome) => outcome,
+            Done::Parcel(parcel) => unreachable!("{parcel:?}"),
+        }
     }
 
     /// A file name that no other delivery has.
@@ -129,23 +136,30 @@ impl Core {
         transaction: &Transaction,
         recipient: &Recipient,
         retry: &Retry,
-    ) -> Outcome {
+    ) -> Done {
         let head = transaction.message().body.head();
         let targets = match resolve::resolve(&self.settings, directory, recipient, Some(head)) {
             Ok(targets) => targets,
-            Err(fault) => return Outcome::refused(fault),
+            Err(fault) => return Done::Outcome(Outcome::refused(fault)),
         };
         let plan = inspect::inspect(&self.settings, &targets, self.identity()).0;
         // It is full of what it has: the message is there.
         if let (Err(fault), Some(saved)) = (&plan, retry.saved())
             && matches!(fault.code, Code::OverQuota | Code::QuotaOfDisk)
         {
-            return Outcome::Saved(saved);
+            return Done::Outcome(Outcome::Saved(saved));
         }
-        match plan.and_then(|plan| carry_out::carry_out(self, transaction, recipient, plan, retry))
+        if let Ok(plan) = &plan
+            && let Some(parcel) = Parcel::of(plan)
+            && size::check(plan.most, transaction.message().body.size()).is_ok()
         {
-            Ok(saved) => Outcome::Saved(saved),
-            Err(fault) => Outcome::refused(fault),
+            return match retry.handed_over(plan) {
+                Some(saved) => Done::Outcome(Outcome::Saved(saved)),
+                None => Done::Parcel(parcel),
+            };
         }
+        let stored =
+            plan.and_then(|plan| carry_out::carry_out(self, transaction, recipient, plan, retry));
+        Done::Outcome(stored.map_or_else(Outcome::refused, Outcome::Saved))
     }
 }

@@ -8,6 +8,7 @@ use super::inspect::Plan;
 use super::placement::Node;
 use crate::fault::Fault;
 use crate::log::Entry;
+use crate::mailbox::agent::HandOver;
 use crate::observe;
 
 /// What became of the message for one recipient.
@@ -38,8 +39,11 @@ pub struct Saved {
     pub size: u64,
     pub mode: u32,
     pub gid: u32,
-    /// The server that has stored it, where it was another one; of the rest only what it has said is known.
+    /// The server that has stored it, where it was another one, or the way to Dovecot; of the rest only what it has said is known.
     pub node: Option<String>,
+    /// Dovecot has it, and alone knows where: `mailbox` is what it was asked for.
+    #[serde(default)]
+    pub is_handed_over: bool,
     /// Device and inode of the mailbox: of its `new/`, or of the mbox.
     pub mailbox_id: (u64, u64),
     /// Its path.
@@ -73,6 +77,28 @@ impl Saved {
         }
     }
 
+    /// What Dovecot has taken.
+    pub fn handed_over(plan: &Plan, hand_over: &HandOver) -> Saved {
+        Saved {
+            node: Some(hand_over.agent.to_string()),
+            is_handed_over: true,
+            remarks: plan.dropped.iter().cloned().collect(),
+            ..Saved::nothing(plan, (0, 0))
+        }
+    }
+
+    /// The mailbox that has the message; none where only another server knows.
+    pub fn known_mailbox(&self) -> Option<&str> {
+        let known = Some(self.mailbox.as_str()).filter(|it| !it.is_empty());
+        known.filter(|_| !self.is_handed_over)
+    }
+
+    /// The mailbox that was asked for, where the final one is another one, or nobody knows.
+    fn wanted(&self) -> Option<&str> {
+        let instead_of = self.instead_of.as_ref().map(|(wanted, _)| wanted.as_str());
+        instead_of.or(self.is_handed_over.then_some(self.mailbox.as_str()))
+    }
+
     /// Nothing but the names.
     pub fn empty(mailbox: String, user: String) -> Saved {
         Saved {
@@ -80,6 +106,7 @@ impl Saved {
             instead_of: None,
             user,
             node: None,
+            is_handed_over: false,
             mailbox_id: (0, 0),
             place: String::new(),
             uid: None,
@@ -108,10 +135,11 @@ impl Outcome {
     pub fn log(&self, message: Entry<'_>) {
         match self {
             Outcome::Saved(saved) => observe::delivery(&Entry {
-                wanted: saved.instead_of.as_ref().map(|(wanted, _)| wanted.as_str()),
+                wanted: saved.wanted(),
                 why: saved.instead_of.as_ref().map(|(_, why)| why.as_str()),
-                mailbox: Some(saved.mailbox.as_str()).filter(|it| !it.is_empty()),
-                node: saved.node.as_deref(),
+                mailbox: saved.known_mailbox(),
+                node: saved.node.as_deref().filter(|_| !saved.is_handed_over),
+                handed_over: saved.node.as_deref().filter(|_| saved.is_handed_over),
                 user: Some(&saved.user),
                 uid: saved.uid,
                 file: Some(saved.file.as_str()).filter(|it| !it.is_empty()),

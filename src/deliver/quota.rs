@@ -89,6 +89,9 @@ pub fn of(
     paths: &Paths,
 ) -> Result<Option<Quota>, Fault> {
     let namespace = found.namespace;
+    if namespace.location.dovecots().is_some() {
+        return Ok(None);
+    }
     let (Some(quotas), Driver::Maildir) = (&settings.quotas, namespace.location.driver) else {
         return Ok(None);
     };

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
+use crate::mailbox::agent::HandOver;
 
 /// The decision for one recipient, step by step. `explain` prints it, RCPT answers from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +16,9 @@ pub struct Report {
     pub lines: Vec<Line>,
     /// The mailbox that would take the message, by its full name.
     pub mailbox: Option<String>,
+    /// How Dovecot would get it, where only Dovecot can write that mailbox.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hand_over: Option<HandOver>,
     /// Why it would be refused.
     pub fault: Option<Fault>,
 }
@@ -64,6 +68,7 @@ impl Report {
             recipient,
             lines: vec![line],
             mailbox: None,
+            hand_over: None,
             fault: Some(fault),
         }
     }
@@ -100,6 +105,7 @@ fn table(report: &Report, out: &mut impl Write) -> io::Result<()> {
         }
         (None, mailbox) => {
             let data = match mailbox {
+                Some(_) if report.hand_over.is_some() => "as Dovecot says".into(),
                 Some(mailbox) => format!("250 2.0.0 mailbox=\"{}\"", printable(mailbox)),
                 None => "as the other server says".into(),
             };

@@ -16,6 +16,7 @@ use super::settings::{self, AclDriver, Detail, Dovecot, Permissions, Settings};
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::sources::{self, Configured, Rules};
 use crate::mailbox::acl::{Sources, store};
+use crate::mailbox::agent::{Agent, HandOver};
 use crate::mailbox::location::{Driver, Layout, Location};
 use crate::mailbox::lookup::{self, Found, NotFound};
 use crate::mailbox::name::StorageName;
@@ -24,7 +25,7 @@ use crate::mailbox::path::{NoPlace, Paths};
 use crate::mailbox::quota::Quota;
 use crate::mailbox::subscriptions::{self, Subscription};
 use crate::maildir::create::exists;
-use crate::message::{Flags, Keywords, Recipient, Refusal};
+use crate::message::{Address, Flags, Keywords, Recipient, Refusal};
 use crate::text::template::{Template, Variables};
 use crate::user::{Credentials, User};
 
@@ -112,6 +113,8 @@ pub struct Target {
     pub driver: Driver,
     pub layout: Layout,
     pub paths: Paths,
+    /// Only Dovecot writes it: its way there. Whether it is there, and who may store, Dovecot knows.
+    pub hand_over: Option<HandOver>,
     /// The INBOX of this namespace's user or owner.
     pub is_inbox: bool,
     /// The delivering user's own INBOX: always created, never stopped by an ACL.
@@ -190,6 +193,8 @@ pub fn resolve(
         },
         authenticated: recipient.authenticated.as_deref(),
         refusal: recipient.refusal.as_ref(),
+        recipient,
+        by_rule: rule.is_some(),
     };
     let found = lookup::find(&namespaces, &mailbox, &user.name);
     let of_namespace = found
@@ -253,7 +258,10 @@ pub fn resolve(
         });
     }
     let parents = match (&wanted, on_missing) {
-        (Wanted::Target(target), OnMissing::Parent) => resolver.parents(&target.mailbox, by)?,
+        // That it is missing is not seen here.
+        (Wanted::Target(target), OnMissing::Parent) if target.hand_over.is_none() => {
+            resolver.parents(&target.mailbox, by)?
+        }
         _ => Vec::new(),
     };
     // Mail for an address of a mailbox is not for the user who delivers it.
@@ -300,7 +308,7 @@ pub fn mailbox_of(
     Ok((targets.user, target))
 }
 
-/// Where the user's own mailboxes lie.
+/// Where the user's own mailboxes lie, those that only Dovecot writes left out.
 pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(Paths, Layout)>, Fault> {
     let namespaces = settings.namespaces_of(user)?;
     let roots = own_roots_of(settings, &namespaces, user)?.into_iter();
@@ -311,7 +319,7 @@ pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(Paths, Layout)>
     Ok(roots)
 }
 
-/// His private namespaces, of these, with the place of each.
+/// His private namespaces, of these, with the place of each; none of those that only Dovecot writes.
 pub fn own_roots_of<'a>(
     settings: &Settings,
     namespaces: &'a [Namespace],
@@ -326,6 +334,7 @@ pub fn own_roots_of<'a>(
     };
     let own = namespaces.iter();
     let own = own.filter(|it| it.kind == Kind::Private && it.alias_for.is_none());
+    let own = own.filter(|it| it.location.dovecots().is_none());
     let mut roots = Vec::new();
     for namespace in own {
         match Paths::of(&namespace.location, &StorageName::Inbox, &variables) {
@@ -361,6 +370,9 @@ pub fn mailboxes_of(
         index_private_path: None,
         ..namespace.location.clone()
     };
+    if let Some(format) = location.dovecots() {
+        return Err(failed(format!("only Dovecot knows them ({format})")));
+    }
     if location.driver == Driver::Mbox {
         return Err(failed(
             "its mailboxes are mboxes, which have no files of their own to look at".into(),
@@ -410,6 +422,9 @@ struct Resolver<'a> {
     authenticated: Option<&'a str>,
     /// What another server has answered.
     refusal: Option<&'a Refusal>,
+    recipient: &'a Recipient,
+    /// The address map has named the user.
+    by_rule: bool,
 }
 
 impl Resolver<'_> {
@@ -460,6 +475,14 @@ impl Resolver<'_> {
                 ));
             }
         };
+        if let Err(fault) = self.hand_over(mailbox, found.namespace, &storage)
+            && (by.is_strangers() || by == By::Route)
+        {
+            return Ok(Wanted::Denied {
+                mailbox: mailbox.into(),
+                why: fault.to_string(),
+            });
+        }
         if by != By::Errand
             && let Some(node) = self.node_of(mailbox, &found)?
         {
@@ -669,7 +692,10 @@ impl Resolver<'_> {
         // `shared/bob` is bob's INBOX, wherever his namespace's root is.
         let whole = namespace.kind == Kind::Shared && found.rest == "INBOX";
         let storage = if whole { &StorageName::Inbox } else { storage };
+        let hand_over = self.hand_over(mailbox, namespace, storage)?;
+        let is_ours = hand_over.is_none();
         let paths = match Paths::of(&namespace.location, storage, &variables) {
+            _ if !is_ours => Paths::unknown(),
             Ok(paths) => paths,
             Err(NoPlace::NoOwnerHome) => return Ok(None),
             Err(NoPlace::NoValue(why) | NoPlace::Bad(why)) => {
@@ -677,7 +703,9 @@ impl Resolver<'_> {
                 return Err(Fault::new(Code::CannotTell, doing, why));
             }
         };
-        self.check_place(&paths)?;
+        if is_ours {
+            self.check_place(&paths)?;
+        }
         let own_inbox = namespace.kind == Kind::Private && *storage == StorageName::Inbox;
         let auto = namespace.kind == Kind::Private
             && namespace
@@ -690,6 +718,7 @@ impl Resolver<'_> {
             kind: namespace.kind,
             driver: namespace.location.driver,
             layout: namespace.location.layout,
+            hand_over,
             is_inbox: *storage == StorageName::Inbox,
             own_inbox,
             owner: match namespace.kind {
@@ -704,8 +733,14 @@ impl Resolver<'_> {
                 };
                 quota::of(self.settings, found, user, &paths)?.map(Box::new)
             },
-            acl: self.sources(found, storage, &paths),
-            subscription: self.subscription(found, storage, &variables),
+            acl: match is_ours {
+                true => self.sources(found, storage, &paths),
+                false => None,
+            },
+            subscription: match is_ours {
+                true => self.subscription(found, storage, &variables),
+                false => None,
+            },
             is_configured: auto,
             create: own_inbox || auto || on_missing == OnMissing::Create,
             permissions: self.settings.permissions.unwrap_or(match namespace.kind {
@@ -721,6 +756,87 @@ impl Resolver<'_> {
             alike_window: namespace.duplicate_message_ids.as_secs(),
             paths,
         }))
+    }
+
+    /// The way of a message into a mailbox that only Dovecot writes; none: we write it. A fault: no way names it.
+    fn hand_over(
+        &self,
+        mailbox: &str,
+        namespace: &Namespace,
+        storage: &StorageName,
+    ) -> Result<Option<HandOver>, Fault> {
+        let location = &namespace.location;
+        let Some(format) = location.dovecots() else {
+            return Ok(None);
+        };
+        let failed = |why: String| {
+            let doing = format!("hand mail for {mailbox:?} over to Dovecot");
+            Fault::new(Code::CannotTell, doing, why)
+        };
+        let agent = location.hand_over.clone();
+        let agent = agent.ok_or_else(|| failed(format!("{format}, and hand_over is not set")))?;
+        let is_inbox = namespace.kind == Kind::Private && *storage == StorageName::Inbox;
+        let recipient = match &agent {
+            Agent::Lda { .. } => {
+                let original = self.recipient.original.clone();
+                let original = original.filter(|it| Address::parse(it).is_ok());
+                let original = original.unwrap_or_else(|| self.recipient.address.to_string());
+                Some(original)
+                    .filter(|it| it.is_ascii())
+                    .unwrap_or_default()
+            }
+            Agent::Lmtp { .. } => {
+                let detail = match is_inbox {
+                    true => None,
+                    false => Some(self.detail_of(mailbox, location).map_err(failed)?),
+                };
+                self.address_with(detail).map_err(failed)?
+            }
+        };
+        Ok(Some(HandOver { agent, recipient }))
+    }
+
+    /// What Dovecot's LMTP server must hear as a detail to put mail into this mailbox: it puts the prefix of INBOX before it.
+    fn detail_of<'m>(&self, mailbox: &'m str, location: &Location) -> Result<&'m str, String> {
+        if !location.hand_over_detail {
+            return Err(
+                "over LMTP it puts mail into INBOX, unless it has lmtp_save_to_detail_mailbox (hand_over_detail)".into(),
+            );
+        }
+        let prefix = self.namespaces.iter().find(|it| it.inbox);
+        let prefix = prefix.map_or("".into(), |it| it.prefix_for(&self.user.name));
+        let detail = mailbox.strip_prefix(prefix.as_ref());
+        let detail = detail.filter(|it| !it.is_empty());
+        let detail = detail
+            .ok_or_else(|| format!("over LMTP only mailboxes below {prefix:?} have a name"))?;
+        match detail.is_ascii() {
+            true => Ok(detail),
+            false => Err("over LMTP only mailboxes in ASCII have a name".into()),
+        }
+    }
+
+    /// The address that means this user and this detail to Dovecot: as the client gave it, where it is his.
+    fn address_with(&self, detail: Option<&str>) -> Result<String, String> {
+        let ours = &self.settings.recipient_delimiter;
+        let (delimiters, divider) = match ours.chars().next() {
+            Some(first) => (ours.as_str(), first),
+            None => ("+", '+'),
+        };
+        let is_given =
+            !self.by_rule && self.recipient.user.is_none() && self.recipient.errand.is_none();
+        let address = match is_given {
+            true => self.recipient.address.split_detail(ours).0,
+            false => Address::parse(&self.user.name)
+                .map_err(|why| format!("{:?} is no address: {why}", self.user.name))?,
+        };
+        if address.local.contains(|c| delimiters.contains(c)) {
+            return Err(format!("it would read a detail in {}", address.local));
+        }
+        let local = match detail {
+            Some(detail) => format!("{}{divider}{detail}", address.local),
+            None => address.local,
+        };
+        Ok(Address { local, ..address }.to_string())
     }
 
     /// What a userdb says of places holds below the mail roots only.
@@ -767,6 +883,9 @@ impl Resolver<'_> {
             return None;
         }
         let holder = subscriptions::holder(self.namespaces, found.namespace)?;
+        if holder.location.dovecots().is_some() {
+            return None;
+        }
         Some(Subscription {
             name: subscriptions::Name::of(found, storage, holder)?,
             filename: holder.location.subscriptions_filename.clone(),
@@ -888,9 +1007,9 @@ impl Resolver<'_> {
         let all: Vec<&Rules> = general.into_iter().chain(blocks).collect();
         Some(Sources {
             own: own(match driver {
-                Driver::Maildir => &paths.mailbox,
                 // A file has nothing below it.
                 Driver::Mbox => &paths.control,
+                Driver::Maildir | Driver::Sdbox | Driver::Mdbox => &paths.mailbox,
             }),
             configured: configured(&all),
             global,

@@ -48,6 +48,15 @@ impl Retry {
         Some(again(saved, "it was stored already, and is sent again"))
     }
 
+    /// What Dovecot was given for this mailbox before.
+    pub fn handed_over(&self, plan: &Plan) -> Option<Saved> {
+        let saved = self.earlier.as_ref()?.saved.as_ref()?;
+        let is_same =
+            saved.is_handed_over && saved.mailbox == plan.target.mailbox && saved.user == plan.user;
+        let why = "Dovecot has it already, and it is sent again";
+        is_same.then(|| again(saved.clone(), why))
+    }
+
     /// What was stored in this mailbox before.
     pub fn find(&self, plan: &Plan, mailbox: (u64, u64)) -> Option<Saved> {
         // What this delivery has made itself holds nothing yet, whatever had its inode before.

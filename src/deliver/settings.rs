@@ -16,6 +16,7 @@ use crate::fault::{Code, Fault};
 use crate::index::log::LockMethod;
 use crate::mailbox::acl::Rights;
 use crate::mailbox::acl::sources::Rules;
+use crate::mailbox::agent::Agent;
 use crate::mailbox::namespace::{Namespace, OnDenied, OnMissing};
 use crate::mbox::lock::Locking;
 use crate::mbox::text::Quoting;
@@ -93,8 +94,20 @@ impl Settings {
         self.places.get_or_init(|| self.find_places())
     }
 
+    /// Namespaces whose mailboxes we write: of others nothing is opened.
+    fn written(&self) -> impl Iterator<Item = &Namespace> {
+        let all = self.namespaces.iter();
+        all.filter(|it| it.location.dovecots().is_none())
+    }
+
+    /// Whether a delivery may run dovecot-lda: for a namespace of the file, or for one of a userdb.
+    pub fn runs_programs(&self) -> bool {
+        let mut agents = self.namespaces.iter().map(|it| &it.location.hand_over);
+        agents.any(|it| matches!(it, Some(Agent::Lda { .. })))
+    }
+
     fn find_places(&self) -> Vec<PathBuf> {
-        let paths = self.namespaces.iter().flat_map(|namespace| {
+        let paths = self.written().flat_map(|namespace| {
             let location = &namespace.location;
             let others = [
                 &location.inbox_path,
@@ -145,7 +158,7 @@ impl Settings {
         if let Some(roots) = &self.mail_roots {
             return roots.clone();
         }
-        let paths = self.namespaces.iter().flat_map(|namespace| {
+        let paths = self.written().flat_map(|namespace| {
             let location = &namespace.location;
             std::iter::once(&location.path).chain(&location.inbox_path)
         });

@@ -24,11 +24,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{self, Config};
-use crate::deliver::{self, Answers, Core, Outcome, Remembered, Report, Retry};
+use crate::deliver::{self, Answers, Core, Done, Outcome, Remembered, Report, Retry};
 use crate::fault::{Code, Fault};
 use crate::log::{self, Entry};
 use crate::message::body::Spool;
 use crate::message::{Envelope, Message, Recipient, ReversePath, Trace, header};
+use crate::run::dovecot;
+use crate::run::relay::Relay;
 use crate::sys::credentials::{self, Credentials};
 use crate::sys::dir::Dir;
 use crate::sys::process;
@@ -502,9 +504,10 @@ impl Job {
             let directory = self.directory(group);
             // Whoever called knows the exit code: nothing is sent again unheard.
             let retry = Retry::default();
-            let outcome = self
+            let delivered = self
                 .core
                 .deliver_with(&directory, &transaction, recipient, &retry);
+            let outcome = self.finish(delivered, recipient, &message);
             outcome.log(Entry {
                 message_id: message_id.as_deref(),
                 took: began.elapsed(),
@@ -521,6 +524,25 @@ impl Job {
             }
         }
         0
+    }
+
+    /// Takes to Dovecot's LMTP server what is for it.
+    fn finish(&self, done: Done, recipient: &Recipient, message: &Arc<Message>) -> Outcome {
+        let parcel = match done {
+            Done::Outcome(outcome) => return outcome,
+            parcel => parcel,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        match runtime {
+            Ok(runtime) => {
+                let relay = Relay::plain(&self.core.settings().hostname);
+                let finish = dovecot::finish(&relay, parcel, recipient, message, &|| true);
+                runtime.block_on(finish)
+            }
+            Err(error) => Outcome::refused(Fault::io("hand a message over", &error)),
+        }
     }
 
     fn message(&self, input: Input) -> Message {

@@ -89,19 +89,19 @@ impl Reply {
     fn saved(address: &Address, session: &str, saved: &Saved) -> Reply {
         let address = short(&address.to_string());
         let mailbox = short(&saved.mailbox.replace('\\', "\\\\").replace('"', "\\\""));
-        let what = if saved.is_again {
-            "Saved before"
-        } else {
-            "Saved"
+        let what = match (saved.is_again, saved.is_handed_over) {
+            (true, _) => "Saved before",
+            (false, true) => "Handed over to Dovecot",
+            (false, false) => "Saved",
         };
         let uid = saved
             .uid
             .map(|uid| format!(" uid={uid}"))
             .unwrap_or_default();
         // Other servers than ours do not say which.
-        let place = match saved.mailbox.is_empty() {
-            true => String::new(),
-            false => format!(" mailbox=\"{mailbox}\"{uid}"),
+        let place = match saved.known_mailbox() {
+            None => String::new(),
+            Some(_) => format!(" mailbox=\"{mailbox}\"{uid}"),
         };
         Reply::new(250, "2.0.0", format!("<{address}> {session}{place} {what}"))
     }
@@ -221,6 +221,14 @@ mod tests {
                 saved("INBOX", None),
                 false,
                 "250 2.0.0 <a@x> id:T2 mailbox=\"INBOX\" Saved\r\n",
+            ),
+            (
+                Outcome::Saved(Saved {
+                    is_handed_over: true,
+                    ..Saved::empty("Work".into(), "alice".into())
+                }),
+                false,
+                "250 2.0.0 <a@x> id:T2 Handed over to Dovecot\r\n",
             ),
             (
                 saved("a\"b\r\n250 é", None),

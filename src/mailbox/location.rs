@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::agent::Agent;
 use crate::text::template::Template;
 
 /// The storage format. A closed set.
@@ -10,6 +11,10 @@ use crate::text::template::Template;
 pub enum Driver {
     Maildir,
     Mbox,
+    /// Dovecot's own format, one file a message: only Dovecot writes it.
+    Sdbox,
+    /// The same, many messages in a file.
+    Mdbox,
 }
 
 /// How mailbox names become directories (Dovecot's `mailbox_list_layout`).
@@ -21,6 +26,9 @@ pub enum Layout {
     /// Nested: `<root>/A/B`; layout separator `/`.
     #[serde(rename = "fs")]
     Fs,
+    /// Directories have names that Dovecot's list index alone knows; separator `/`.
+    #[serde(rename = "index")]
+    Index,
 }
 
 impl Layout {
@@ -28,7 +36,7 @@ impl Layout {
     pub fn separator(self) -> char {
         match self {
             Layout::MaildirPlusPlus => '.',
-            Layout::Fs => '/',
+            Layout::Fs | Layout::Index => '/',
         }
     }
 }
@@ -59,9 +67,23 @@ pub struct Location {
     pub storage_escape_char: Option<char>,
     /// `mailbox_subscriptions_filename`
     pub subscriptions_filename: String,
+    /// `hand_over`: how Dovecot gets what only Dovecot can write. Always there where that is so.
+    pub hand_over: Option<Agent>,
+    /// `hand_over_detail`: its LMTP server has `lmtp_save_to_detail_mailbox`.
+    pub hand_over_detail: bool,
 }
 
 impl Location {
+    /// What of these mailboxes only Dovecot can write; none: nothing, we write them.
+    pub fn dovecots(&self) -> Option<&'static str> {
+        match (self.driver, self.layout) {
+            (Driver::Sdbox, _) => Some("sdbox"),
+            (Driver::Mdbox, _) => Some("mdbox"),
+            (Driver::Maildir | Driver::Mbox, Layout::Index) => Some("layout index"),
+            (Driver::Maildir | Driver::Mbox, Layout::MaildirPlusPlus | Layout::Fs) => None,
+        }
+    }
+
     /// Whether mailboxes or their control or index files lie elsewhere for each user. `~` is his home.
     pub fn uses_user(&self) -> bool {
         let paths = [

@@ -1,6 +1,7 @@
 //! Mailboxes: what they are called, where they lie, who may store in them, what their files look like.
 
 pub mod acl;
+pub mod agent;
 pub mod link;
 pub mod location;
 pub mod lookup;
@@ -45,6 +46,8 @@ pub(crate) mod tests {
                 directory_name: String::new(),
                 storage_escape_char: None,
                 subscriptions_filename: "subscriptions".into(),
+                hand_over: None,
+                hand_over_detail: false,
             },
             mailboxes: Vec::new(),
             on_missing: None,

@@ -181,6 +181,7 @@ fn is_reserved_file(component: &str, driver: Driver) -> bool {
             component,
             "cur" | "new" | "tmp" | "subscriptions" | "maildirsize" | "maildirfolder"
         ),
+        Driver::Sdbox | Driver::Mdbox => component == "dbox-Mails",
         Driver::Mbox => false,
     };
     inside

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::acl::sources::Rules;
+use super::agent::Agent;
 use super::location::Location;
 use super::quota::Limits;
 use crate::text::template::{Template, TemplateError, Variables};
@@ -168,6 +169,7 @@ pub fn check(namespaces: &[Namespace]) -> Vec<Problem> {
         check_prefix(namespace, &mut problems);
         check_shared(namespace, &mut problems);
         check_paths(namespace, &mut problems);
+        check_hand_over(namespace, namespaces, &mut problems);
         check_alias(namespace, namespaces, &mut problems);
     }
     check_pairs(namespaces, &mut problems);
@@ -266,7 +268,7 @@ fn check_shared(namespace: &Namespace, problems: &mut Vec<Problem>) {
             "use $user, $username and $domain".into(),
         ));
     }
-    if !namespace.location.path.uses_owner() {
+    if !namespace.location.path.uses_owner() && namespace.location.dovecots().is_none() {
         let message = format!("namespace {name:?}: its mail_path is the same for every owner");
         let advice =
             "write it with %{owner_home} or %{owner_user}, like \"%{owner_home}/Maildir\"".into();
@@ -276,6 +278,10 @@ fn check_shared(namespace: &Namespace, problems: &mut Vec<Problem>) {
 
 fn check_paths(namespace: &Namespace, problems: &mut Vec<Problem>) {
     let Namespace { name, location, .. } = namespace;
+    // Dovecot goes by its own.
+    if location.dovecots().is_some() {
+        return;
+    }
     check_owners(namespace, problems);
     if namespace.kind == Kind::Private {
         return;
@@ -351,6 +357,41 @@ fn check_owners(namespace: &Namespace, problems: &mut Vec<Problem>) {
     });
 }
 
+/// What only Dovecot can write needs a way to Dovecot, and a way that can name its mailboxes.
+fn check_hand_over(namespace: &Namespace, all: &[Namespace], problems: &mut Vec<Problem>) {
+    let Namespace { name, location, .. } = namespace;
+    let Some(format) = location.dovecots() else {
+        return;
+    };
+    let setting = match format {
+        "layout index" => "mailbox_list_layout",
+        _ => "mail_driver",
+    };
+    let inbox_prefix = all.iter().find(|it| it.inbox).map(|it| &it.prefix);
+    let is_named = inbox_prefix.is_none_or(|prefix| namespace.prefix.starts_with(prefix));
+    let (setting, what, advice) = match &location.hand_over {
+        None => (
+            setting,
+            format!("only Dovecot writes {format}, and hand_over does not say how it gets mail"),
+            "write hand_over = \"lmtp:/run/dovecot/lmtp\", or hand_over = \"lda:/usr/lib/dovecot/dovecot-lda\"",
+        ),
+        Some(Agent::Lmtp { .. }) if !namespace.inbox && !location.hand_over_detail => (
+            "hand_over",
+            "over LMTP Dovecot puts mail into INBOX, and no mailbox of this namespace is that"
+                .into(),
+            "where Dovecot has lmtp_save_to_detail_mailbox = yes write hand_over_detail = true, else hand_over = \"lda:/usr/lib/dovecot/dovecot-lda\"",
+        ),
+        Some(Agent::Lmtp { .. }) if !is_named => (
+            "hand_over",
+            "over LMTP Dovecot can be told only of mailboxes below the prefix of the INBOX's namespace".into(),
+            "write hand_over = \"lda:/usr/lib/dovecot/dovecot-lda\"",
+        ),
+        Some(_) => return,
+    };
+    let message = format!("namespace {name:?}: {what}");
+    problems.push(problem(namespace, setting, message, advice.into()));
+}
+
 fn check_alias(namespace: &Namespace, all: &[Namespace], problems: &mut Vec<Problem>) {
     let Some(alias) = &namespace.alias_for else {
         return;
@@ -411,7 +452,12 @@ fn check_pairs(namespaces: &[Namespace], problems: &mut Vec<Problem>) {
                     "give each its own".into(),
                 ));
             }
-            if one.alias_for.is_some() || other.alias_for.is_some() {
+            let is_dovecots = |it: &Namespace| it.location.dovecots().is_some();
+            let is_alias = |it: &Namespace| it.alias_for.is_some();
+            if [one, other]
+                .iter()
+                .any(|it| is_alias(it) || is_dovecots(it))
+            {
                 continue;
             }
             for setting in colliding(&one.location, &other.location) {

@@ -81,8 +81,12 @@ impl Paths {
         };
         // What is not kept apart lies with the mail.
         let apart = |base: Option<PathBuf>| match (location.driver, base) {
-            (Driver::Maildir, Some(base)) => (below(&base, location, name), base),
-            (Driver::Maildir, None) => (mailbox.clone(), root.clone()),
+            (Driver::Maildir | Driver::Sdbox | Driver::Mdbox, Some(base)) => {
+                (below(&base, location, name), base)
+            }
+            (Driver::Maildir | Driver::Sdbox | Driver::Mdbox, None) => {
+                (mailbox.clone(), root.clone())
+            }
             // A file has nothing below it.
             (Driver::Mbox, base) => {
                 let base = base.unwrap_or_else(|| root.clone());
@@ -99,7 +103,7 @@ impl Paths {
             false => {
                 let (index, root) = apart(optional(&location.index_path)?);
                 let root = match location.driver {
-                    Driver::Maildir => root,
+                    Driver::Maildir | Driver::Sdbox | Driver::Mdbox => root,
                     Driver::Mbox => root.join(BESIDE),
                 };
                 (Some(index), Some(root))
@@ -126,6 +130,24 @@ impl Paths {
             index,
             index_root,
         })
+    }
+}
+
+impl Paths {
+    /// Of a mailbox that only Dovecot finds: nothing can be opened there.
+    pub fn unknown() -> Paths {
+        Paths {
+            root: PathBuf::new(),
+            mailbox: PathBuf::new(),
+            inbox: PathBuf::new(),
+            above: Vec::new(),
+            control: PathBuf::new(),
+            control_root: PathBuf::new(),
+            index: None,
+            index_root: None,
+            index_private: None,
+            root_rule: RootRule::None,
+        }
     }
 }
 
@@ -157,7 +179,7 @@ fn below(root: &Path, location: &Location, name: &StorageName) -> PathBuf {
     };
     let path = match location.layout {
         Layout::MaildirPlusPlus => root.join(format!(".{}", components.join("."))),
-        Layout::Fs => components
+        Layout::Fs | Layout::Index => components
             .iter()
             .fold(root.to_owned(), |path, component| path.join(component)),
     };

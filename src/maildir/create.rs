@@ -65,7 +65,9 @@ pub fn count(root: &Path, layout: Layout) -> usize {
                 .unwrap_or_default();
             names.iter().filter(|name| name.starts_with('.')).count()
         }
-        Layout::Fs => Dir::open(root).map_or(0, |dir| count_nested(&dir, MAX_LEVELS)),
+        Layout::Fs | Layout::Index => {
+            Dir::open(root).map_or(0, |dir| count_nested(&dir, MAX_LEVELS))
+        }
     }
 }
 

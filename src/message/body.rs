@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -335,6 +335,35 @@ impl Body {
     pub fn copy_to(&self, mut file: &File) -> io::Result<()> {
         crate::sys::fault_point::pass()?;
         self.each_piece(|piece| file.write_all(piece))
+    }
+
+    /// `header` and the message in a file of its own, with CRLF, to be read from where it is: by a program that makes them LF again, and
+    /// would take a CR for its own that stands before one.
+    pub fn in_a_file(&self, header: &[u8], spool: &Spool) -> io::Result<File> {
+        let with_cr = |piece: &[u8], out: &mut dyn Write| {
+            piece
+                .split_inclusive(|&byte| byte == b'\n')
+                .try_for_each(|line| match line.strip_suffix(b"\n") {
+                    Some(text) => out.write_all(text).and_then(|()| out.write_all(b"\r\n")),
+                    None => out.write_all(line),
+                })
+        };
+        let mut file = match self.size <= SMALL as u64 {
+            true => {
+                let mut all = Vec::new();
+                with_cr(header, &mut all)?;
+                self.each_piece(|piece| with_cr(piece, &mut all))?;
+                packet::sealed(&all)?
+            }
+            false => {
+                let mut out = BufWriter::new(spool.file()?);
+                with_cr(header, &mut out)?;
+                self.each_piece(|piece| with_cr(piece, &mut out))?;
+                out.into_inner()?
+            }
+        };
+        file.rewind()?;
+        Ok(file)
     }
 
     /// The message piece by piece.

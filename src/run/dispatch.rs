@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, OnceCell};
 use super::out_of_step;
 use super::pool::{Identity, Lease, Pool};
 use super::wire::{Announced, Answer, Request};
-use crate::deliver::{Answers, Outcome, Retry};
+use crate::deliver::{Answers, Done, Retry};
 use crate::fault::{Code, Fault};
 use crate::message::{Message, Recipient};
 
@@ -60,12 +60,12 @@ impl Dispatch {
         recipient: Recipient,
         answers: Answers,
         retry: Retry,
-    ) -> Result<Option<Outcome>, Fault> {
+    ) -> Result<Option<Done>, Fault> {
         let told = self.tell(who).await?;
         let answer = self.ask(&told, recipient, answers, retry).await;
         self.is_answered(told).await;
         match answer? {
-            Answer::Outcome { outcome, .. } => Ok(Some(outcome)),
+            Answer::Done { done, .. } => Ok(Some(done)),
             Answer::Elsewhere { .. } => Ok(None),
             Answer::Report { .. } => Err(out_of_step()),
         }

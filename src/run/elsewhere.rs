@@ -39,6 +39,7 @@ impl Runner {
                     recipient: targets.recipient,
                     lines,
                     mailbox: None,
+                    hand_over: None,
                     fault,
                 })
             }

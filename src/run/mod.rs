@@ -13,6 +13,7 @@
 //! | [`pool`] | the workers as the front sees them |
 //! | [`worker`] | one identity at work |
 //! | [`elsewhere`] | what other servers have |
+//! | [`dovecot`] | what only Dovecot writes, by its LMTP server |
 //! | [`relay`] | talking to them |
 //! | [`ledger`] | what was delivered lately |
 //! | [`turns`] | how much of it one user may have |
@@ -20,6 +21,7 @@
 //! | [`wire`] | what they say to each other |
 
 pub mod dispatch;
+pub mod dovecot;
 mod elsewhere;
 pub mod ledger;
 pub mod monitor;
@@ -115,6 +117,8 @@ pub struct Runner {
     turns: Arc<Turns>,
     /// None: this is the only server.
     relay: Option<Arc<Relay>>,
+    /// To Dovecot's own LMTP server, where there are mailboxes that only Dovecot writes.
+    dovecot: Arc<Relay>,
     /// None: nobody asks whether a message was delivered before.
     ledger: Option<Arc<Ledger>>,
     /// None: everything in this process.
@@ -127,6 +131,7 @@ impl Runner {
         Runner {
             ledger: ledger(&core),
             relay: relay(&core),
+            dovecot: Relay::plain(&core.settings().hostname),
             core,
             slots: Arc::new(Semaphore::new(AT_ONCE)),
             turns: Turns::new(limits),
@@ -138,6 +143,7 @@ impl Runner {
     pub fn for_looks(core: Arc<Core>) -> Runner {
         Runner {
             relay: relay(&core),
+            dovecot: Relay::plain(&core.settings().hostname),
             ledger: None,
             core,
             slots: Arc::new(Semaphore::new(AT_ONCE)),
@@ -151,6 +157,7 @@ impl Runner {
         Runner {
             ledger: ledger(&core),
             relay: relay(&core),
+            dovecot: Relay::plain(&core.settings().hostname),
             core,
             slots: Arc::new(Semaphore::new(LOOK_UPS)),
             turns: Turns::new(limits),
@@ -170,6 +177,7 @@ impl Runner {
             Ok(Next::Answered(report)) => return report,
             Err(fault) => return Report::failed(shown, fault),
         };
+        let given = recipient.clone();
         let report = match &self.workers {
             None => {
                 let core = Arc::clone(&self.core);
@@ -184,7 +192,10 @@ impl Runner {
                 })
             }
         };
-        report.unwrap_or_else(|fault| Report::failed(shown, fault))
+        match report {
+            Ok(report) => dovecot::ask(&self.dovecot, &given, report).await,
+            Err(fault) => Report::failed(shown, fault),
+        }
     }
 
     async fn ask(&self, workers: &Arc<Pool>, recipient: Recipient) -> Result<Report, Fault> {
@@ -207,7 +218,7 @@ impl Runner {
             match answer.await {
                 Ok(Answer::Report { report, .. }) => return Ok(report),
                 Ok(Answer::Elsewhere { .. }) => failed = out_of_reach(),
-                Ok(Answer::Outcome { .. }) => return Err(out_of_step()),
+                Ok(Answer::Done { .. }) => return Err(out_of_step()),
                 // A look can be had again.
                 Err(fault) if lease.is_gone() => failed = fault,
                 Err(fault) => return Err(fault),
@@ -252,11 +263,16 @@ impl Runner {
                             let message = transaction.message();
                             let begun = runner.begin(message, &recipient).await?;
                             let retry = retry_of(&begun);
+                            let (work, to) = (Arc::clone(&transaction), recipient.clone());
                             let work = move || {
-                                let settings = core.settings();
-                                core.deliver_with(settings, &transaction, &recipient, &retry)
+                                let done = core.deliver_with(core.settings(), &work, &to, &retry);
+                                (done, turn)
                             };
-                            let outcome = runner.blocking_in(turn, work).await?;
+                            let (done, _turn) = runner.blocking(work).await?;
+                            let message = transaction.shared_message();
+                            let outcome =
+                                dovecot::finish(&runner.dovecot, done, &recipient, message, &heard)
+                                    .await;
                             end(begun, &outcome);
                             Ok(outcome)
                         };
@@ -308,7 +324,10 @@ impl Runner {
         for _ in 0..ATTEMPTS {
             let retry = retry.clone();
             let asked = dispatch.deliver(&who, recipient.clone(), answers.clone(), retry);
-            if let Some(outcome) = asked.await? {
+            if let Some(done) = asked.await? {
+                let message = &dispatch.message;
+                let outcome =
+                    dovecot::finish(&self.dovecot, done, &recipient, message, &heard).await;
                 end(begun, &outcome);
                 return Ok(outcome);
             }

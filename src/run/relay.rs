@@ -39,7 +39,7 @@ const STORING: Duration = Duration::from_secs(310);
 #[derive(Debug)]
 pub struct Relay {
     tls: Option<Arc<ClientConfig>>,
-    any_tls: Arc<ClientConfig>,
+    any_tls: Option<Arc<ClientConfig>>,
     hostname: String,
     nodes: Mutex<HashMap<Node, Arc<Known>>>,
 }
@@ -83,10 +83,20 @@ impl Relay {
     pub fn new(hostname: &str, ca_file: Option<&std::path::Path>) -> io::Result<Arc<Relay>> {
         Ok(Arc::new(Relay {
             tls: ca_file.map(certificates::verified).transpose()?,
-            any_tls: certificates::any()?,
+            any_tls: Some(certificates::any()?),
             hostname: hostname.to_owned(),
             nodes: Mutex::default(),
         }))
+    }
+
+    /// For nodes that are spoken to without TLS.
+    pub fn plain(hostname: &str) -> Arc<Relay> {
+        Arc::new(Relay {
+            tls: None,
+            any_tls: None,
+            hostname: hostname.to_owned(),
+            nodes: Mutex::default(),
+        })
     }
 
     /// What the node says of the recipient. A fault: it cannot be asked.
@@ -212,12 +222,11 @@ impl Relay {
         connection.hello().await?;
         let config = match node.tls {
             Tls::No => return Ok(connection),
-            Tls::Any => &self.any_tls,
-            Tls::Verified => self
-                .tls
-                .as_ref()
-                .ok_or_else(|| io::Error::other("placement.ssl_client_ca_file is not set"))?,
+            Tls::Any => self.any_tls.as_ref(),
+            Tls::Verified => self.tls.as_ref(),
         };
+        let missing = || io::Error::other("placement.ssl_client_ca_file is not set");
+        let config = config.ok_or_else(missing)?;
         connection.say("STARTTLS", &[220]).await?;
         let name = ServerName::try_from(node.host.clone()).map_err(io::Error::other)?;
         // Whoever stands between us could have put there what waits behind the answer.

@@ -5,7 +5,7 @@ use std::io;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::deliver::{Answers, Outcome, Report, Retry};
+use crate::deliver::{Answers, Done, Report, Retry};
 use crate::message::{Envelope, Recipient, Trace};
 use crate::sys::credentials::Credentials;
 
@@ -68,9 +68,9 @@ pub enum Answer {
         id: u64,
         report: Report,
     },
-    Outcome {
+    Done {
         id: u64,
-        outcome: Outcome,
+        done: Done,
     },
     /// Not begun: this worker cannot reach what it must, and leaves.
     Elsewhere {
@@ -93,9 +93,7 @@ impl Request {
 impl Answer {
     pub fn id(&self) -> u64 {
         match self {
-            Answer::Report { id, .. } | Answer::Outcome { id, .. } | Answer::Elsewhere { id } => {
-                *id
-            }
+            Answer::Report { id, .. } | Answer::Done { id, .. } | Answer::Elsewhere { id } => *id,
         }
     }
 }

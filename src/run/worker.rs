@@ -14,7 +14,7 @@ use tokio::runtime;
 
 use super::AT_ONCE;
 use super::wire::{self, Announced, Answer, Request};
-use crate::deliver::{Answers, Core, Outcome, Report, Settings, Transaction};
+use crate::deliver::{Answers, Core, Done, Outcome, Report, Saved, Settings, Transaction};
 use crate::fault::{Code, Fault};
 use crate::message::{Body, Message};
 use crate::sys::children;
@@ -91,15 +91,15 @@ fn serve(settings: Settings, socket: Packets) -> io::Result<()> {
                 let transaction = transactions.get(&transaction).cloned();
                 let (core, socket) = (Arc::clone(&core), Arc::clone(&socket));
                 threads.spawn_blocking(move || {
-                    let outcome = match transaction {
+                    let done = match transaction {
                         Some(Ok(transaction)) => guarded(|| {
                             core.deliver_with(&answers, &transaction, &recipient, &retry)
                         }),
                         Some(Err(fault)) => Err(fault),
                         None => Err(Fault::new(Code::Internal, "deliver", "there is no message")),
                     };
-                    let outcome = outcome.unwrap_or_else(Outcome::Deferred);
-                    say(&socket, Answer::Outcome { id, outcome });
+                    let done = done.unwrap_or_else(|it| Done::Outcome(Outcome::Deferred(it)));
+                    say(&socket, Answer::Done { id, done });
                 });
             }
         }
@@ -185,15 +185,16 @@ fn say(socket: &Packets, answer: Answer) {
                 report: Report::failed(report.recipient, fault),
             },
             Answer::Elsewhere { .. } => return,
-            Answer::Outcome { id, outcome } => Answer::Outcome {
+            Answer::Done { id, done } => Answer::Done {
                 id,
-                outcome: match outcome {
-                    Outcome::Saved(saved) => Outcome::Saved(crate::deliver::Saved {
+                done: Done::Outcome(match done {
+                    Done::Outcome(Outcome::Saved(saved)) => Outcome::Saved(Saved {
                         remarks: vec![fault.to_string()],
                         ..saved
                     }),
-                    Outcome::Deferred(_) | Outcome::Rejected(_) => Outcome::Deferred(fault),
-                },
+                    Done::Outcome(Outcome::Deferred(_) | Outcome::Rejected(_))
+                    | Done::Parcel(_) => Outcome::Deferred(fault),
+                }),
             },
         };
         let _ = wire::packed(&short).and_then(|packet| socket.send(&packet, None));

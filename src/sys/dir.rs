@@ -474,6 +474,13 @@ pub fn may_write(path: &Path) -> io::Result<()> {
     Ok(faccessat(AT_FDCWD, path, wanted, AtFlags::AT_EACCESS)?)
 }
 
+/// Whether this process may run the program at `path`.
+pub fn may_run(path: &Path) -> io::Result<()> {
+    pass()?;
+    let flags = AtFlags::AT_EACCESS;
+    Ok(faccessat(AT_FDCWD, path, AccessFlags::X_OK, flags)?)
+}
+
 /// Whether this process may read and write the file at `path`.
 pub fn may_change(path: &Path) -> io::Result<()> {
     pass()?;

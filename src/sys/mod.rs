@@ -11,6 +11,7 @@ pub mod file_lock;
 pub mod nss;
 pub mod packet;
 pub mod process;
+pub mod program;
 pub mod sandbox;
 pub mod service;
 pub mod socket;

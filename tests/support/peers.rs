@@ -140,6 +140,17 @@ impl Dovecot {
         super::run_with_input(&mut command, message).status.code()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A command that runs where this Dovecot lives. What it names has to be there.
+    pub fn inside(&self, command: &Command) -> Command {
+        let mut inside = command_inside(&self.inside, command.get_program().to_str().unwrap());
+        inside.args(command.get_args());
+        inside
+    }
+
     pub fn doveadm(&self, arguments: &[&str]) -> std::process::Output {
         command_inside(&self.inside, "doveadm")
             .arg("-c")

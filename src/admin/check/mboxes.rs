@@ -15,6 +15,7 @@ impl<W: Write> Findings<'_, W> {
     pub(super) fn mboxes(&mut self, config: &Config) -> io::Result<()> {
         let locking = &config.delivery.mbox.locking;
         let namespaces = config.delivery.namespaces.iter();
+        let namespaces = namespaces.filter(|it| it.location.dovecots().is_none());
         for namespace in namespaces.filter(|it| it.location.driver == Driver::Mbox) {
             let location = &namespace.location;
             for path in [Some(&location.path), location.inbox_path.as_ref()] {

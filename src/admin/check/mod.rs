@@ -3,6 +3,7 @@
 mod addresses;
 mod against;
 mod front;
+mod hand_over;
 mod mboxes;
 
 use std::io::{self, Write};
@@ -38,6 +39,7 @@ pub fn check(path: Option<&Path>, against: Option<&Path>, out: &mut impl Write) 
         findings.namespace(namespace)?;
     }
     findings.mboxes(&config)?;
+    findings.hand_over(&config)?;
     findings.userdbs(&config)?;
     findings.placement(&config)?;
     findings.addresses(&config)?;
@@ -113,7 +115,8 @@ impl<W: Write> Findings<'_, W> {
     /// A root that is the same for all users can be looked at without one.
     fn namespace(&mut self, namespace: &Namespace) -> io::Result<()> {
         let path = &namespace.location.path;
-        if path.has_variables() || path.uses_user() {
+        let is_dovecots = namespace.location.dovecots().is_some();
+        if is_dovecots || path.has_variables() || path.uses_user() {
             return Ok(());
         }
         let (name, root) = (&namespace.name, path.source());

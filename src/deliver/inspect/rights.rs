@@ -48,6 +48,18 @@ impl Inspection<'_> {
     /// The flags and keywords that the message can have there, and what is said of the others.
     pub fn flags(&self, target: &Target) -> (Flags, Keywords, Option<String>) {
         let (wanted, keywords) = self.targets.marks_in(target);
+        // Neither LMTP nor dovecot-lda has a word for them.
+        if target.hand_over.is_some() {
+            let dropped = [wanted.to_string(), keywords.to_string()];
+            let dropped: Vec<&str> = dropped
+                .iter()
+                .map(String::as_str)
+                .filter(|it| !it.is_empty())
+                .collect();
+            let said =
+                (!dropped.is_empty()).then(|| format!("stored without {}", dropped.join(" ")));
+            return (Flags::default(), Keywords::default(), said);
+        }
         let allowed = wanted.allowed_by(|right| self.rights.has(right));
         // Where each user has a \Seen of his own, it is not set for all of them.
         let stored = match target.paths.index_private.is_some() {

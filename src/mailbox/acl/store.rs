@@ -102,7 +102,7 @@ pub fn mailboxes(paths: &Paths, layout: Layout) -> io::Result<Vec<(String, PathB
         let path = match (layout, name.as_str()) {
             (_, "INBOX") => paths.inbox.clone(),
             (Layout::MaildirPlusPlus, name) => root.join(format!(".{name}")),
-            (Layout::Fs, name) => root.join(name),
+            (Layout::Fs | Layout::Index, name) => root.join(name),
         };
         (name, path)
     };
@@ -139,8 +139,9 @@ fn collect(
                     found.push(name.to_owned());
                 }
             }
-            Layout::Fs if matches!(name.as_str(), "cur" | "new" | "tmp") || levels == 0 => {}
-            Layout::Fs => {
+            Layout::Fs | Layout::Index
+                if matches!(name.as_str(), "cur" | "new" | "tmp") || levels == 0 => {}
+            Layout::Fs | Layout::Index => {
                 let below = dir.open_dir(&name);
                 let name = match above {
                     "" => name,
