@@ -83,16 +83,16 @@ pub fn read(root: &Section<'_>) -> Config {
 
 /// Handed over to ourselves, mail would go round for ever.
 fn no_circle(root: &Section<'_>, delivery: &Settings, lmtp: &lmtp::Settings) {
+    let is_at = |listen: &Listen, host: &str| match listen {
+        Listen::Unix { path, .. } => path.as_os_str() == host,
+        _ => false,
+    };
+    let is_ours = |agent: &Agent| match agent {
+        Agent::Lmtp { host, .. } => lmtp.listen.iter().any(|it| is_at(it, host)),
+        Agent::Lda { .. } => false,
+    };
     let agents = delivery.namespaces.iter();
     let mut agents = agents.filter_map(|it| it.location.hand_over.as_ref());
-    let is_ours = |agent: &Agent| {
-        match agent {
-        Agent::Lmtp { host, .. } => lmtp.listen.iter().any(
-            |listen| matches!(listen, Listen::Unix { path, .. } if path.as_os_str() == host.as_str()),
-        ),
-        Agent::Lda { .. } => false,
-    }
-    };
     if let Some(agent) = agents.find(|it| is_ours(it)) {
         let message = format!("{agent} is our own socket, of lmtp.listen");
         root.error("hand_over", message, "write the socket of Dovecot");

@@ -475,14 +475,6 @@ impl Resolver<'_> {
                 ));
             }
         };
-        if let Err(fault) = self.hand_over(mailbox, found.namespace, &storage)
-            && (by.is_strangers() || by == By::Route)
-        {
-            return Ok(Wanted::Denied {
-                mailbox: mailbox.into(),
-                why: fault.to_string(),
-            });
-        }
         if by != By::Errand
             && let Some(node) = self.node_of(mailbox, &found)?
         {
@@ -500,6 +492,14 @@ impl Resolver<'_> {
             return Ok(Wanted::Elsewhere {
                 mailbox: mailbox.into(),
                 places,
+            });
+        }
+        if let Err(fault) = self.hand_over(mailbox, found.namespace, &storage)
+            && (by.is_strangers() || by == By::Route)
+        {
+            return Ok(Wanted::Denied {
+                mailbox: mailbox.into(),
+                why: fault.to_string(),
             });
         }
         match self.target(mailbox, &found, &storage, on_missing)? {
