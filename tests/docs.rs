@@ -199,3 +199,29 @@ fn completions() {
         assert_eq!(said.trim(), want, "{line}: {output:?}");
     }
 }
+
+/// Each test that `contrib/DOVECOT.md` names is there.
+#[test]
+fn tests_that_the_documents_name() {
+    let document = project("contrib/DOVECOT.md");
+    let text = fs::read_to_string(&document).unwrap();
+    let words = text.split('`').skip(1).step_by(2);
+    let named: Vec<&str> = words.filter(|word| word.contains("::")).collect();
+    assert!(named.len() > 40, "{named:?}");
+    for name in named {
+        let parts: Vec<&str> = name.split("::").collect();
+        let (module, function) = (parts[0], parts[parts.len() - 1]);
+        let within = parts[..parts.len() - 1].join("/");
+        let above = parts[..parts.len().saturating_sub(2)].join("/");
+        let files = [
+            format!("tests/{module}.rs"),
+            format!("src/{within}.rs"),
+            format!("src/{above}.rs"),
+        ];
+        let found = files.iter().any(|file| {
+            let text = fs::read_to_string(project(file)).unwrap_or_default();
+            text.contains(&format!("fn {function}("))
+        });
+        assert!(found, "{name} is in none of {files:?}");
+    }
+}

@@ -916,3 +916,147 @@ fn user_shared_mailboxes() {
         assert_eq!(both.dovecot.complaints(), Vec::<String>::new(), "{heading}");
     }
 }
+
+/// What Postroom does not write Dovecot does, and the same mailboxes come out.
+#[test]
+fn the_hidden_subscription_namespace_in_mdbox() {
+    if not_root() {
+        return;
+    }
+    // dovecot-lda writes its log as the user.
+    let block = r#"
+log_path = /dev/stderr
+info_log_path =
+debug_log_path =
+mail_location = mdbox:~/mdbox
+namespace subscriptions {
+  subscriptions = yes
+  prefix = ""
+  list = no
+  hidden = yes
+}
+
+namespace inbox {
+  inbox = yes
+  location =
+  subscriptions = no
+
+  prefix = INBOX/
+  separator = /
+
+  mailbox Spam {
+    auto = subscribe
+    special_use = \Junk
+  }
+}
+
+namespace {
+  type = shared
+  prefix = shared/%%u/
+  location = mdbox:%%h/mdbox:INDEXPVT=%h/mdbox/shared
+  list = children
+  subscriptions = no
+}
+
+namespace {
+  type = public
+  separator = /
+  prefix = public/
+  location = mdbox:ROOT/var/mail/public:INDEXPVT=%h
+  subscriptions = no
+  list = children
+}
+"#;
+    let Some(both) = Both::start(V23, block, public) else {
+        return;
+    };
+    for name in ["INBOX/Work", "public/info"] {
+        both.create("alice", name);
+    }
+    both.create("bob", "INBOX/Work");
+    let names = [
+        "INBOX",
+        "INBOX/Work",
+        "INBOX/Spam",
+        "public/info",
+        "shared/bob/Work",
+    ];
+    for name in names {
+        let to = match name {
+            "INBOX" => "alice@example.test".to_owned(),
+            name => format!("alice+{name}@example.test"),
+        };
+        let message = b"Subject: handed over\r\n\r\nx\r\n";
+        let replies = both.server.client().deliver(&[&to], message);
+        let log = both.server.log();
+        assert!(
+            replies[0].starts_with("250 2.0.0"),
+            "{name}: {replies:?} {log}"
+        );
+        assert_eq!(both.subjects("alice", name), ["handed over"], "{name}");
+    }
+    assert_eq!(both.subjects("bob", "INBOX/Work"), ["handed over"]);
+    assert!(!both.store.path("home/alice/Maildir").exists());
+}
+
+/// `auto` makes what nothing else would.
+#[test]
+fn mailboxes_that_are_made_by_themselves() {
+    if not_root() {
+        return;
+    }
+    let example = by_heading("Namespaces: Mailbox Settings");
+    let block = format!("lda_mailbox_autocreate = no\n{}", example.block);
+    let Some(both) = Both::start(example.version, &block, example.prepare) else {
+        return;
+    };
+    for (name, is_made) in [
+        ("Spam", true),
+        ("Sent", true),
+        ("Trash", false),
+        ("Drafts", false),
+        ("unheard", false),
+    ] {
+        let to = format!("alice+INBOX.{name}@example.test");
+        let message = b"Subject: auto\r\n\r\nx\r\n";
+        let replies = both.server.client().deliver(&[&to], message);
+        let place = match is_made {
+            true => format!("INBOX.{name}"),
+            false => "INBOX".into(),
+        };
+        let named = format!("mailbox=\"{place}\"");
+        assert!(replies[0].contains(&named), "{name}: {replies:?}");
+        let folder = both.store.path(&format!("home/alice/Maildir/.{name}"));
+        assert_eq!(folder.exists(), is_made, "{name}");
+        assert!(both.subjects("alice", &place).contains(&"auto".to_owned()));
+    }
+}
+
+/// The map of who shares to whom: the same file for both.
+#[test]
+fn maps_of_shares() {
+    if not_root() {
+        return;
+    }
+    let example = by_heading("Shared Mailboxes: User Shared Mailboxes");
+    let map = "acl_sharing_map {\n  dict file {\n    path = ROOT/db/shared-mailboxes.db\n  }\n}\n\
+               protocol imap {\n  mail_plugins {\n    imap_acl = yes\n  }\n}\n";
+    let block = format!("{}{map}", example.block);
+    let prepare = |store: &Store| drop(store.scratch.dir("db", MAIL, MAIL, 0o770));
+    let Some(both) = Both::start(example.version, &block, prepare) else {
+        return;
+    };
+    both.create("bob", "Work");
+    let mut imap = Imap::login(both.dovecot.port, "bob");
+    let done = imap.command("SETACL Work alice lrp");
+    assert!(done.last().unwrap().contains(" OK "), "{done:?}");
+    let mut share = program("postroom");
+    share.arg("-c").arg(both.store.path("postroom.toml"));
+    share.args(["share", "list", "bob"]);
+    as_user(&mut share, MAIL, MAIL, &[]);
+    let listed = share.output().unwrap();
+    let rows = String::from_utf8_lossy(&listed.stdout);
+    assert_eq!(rows, "bob -> alice\n", "{listed:?}");
+    both.deliver("shared/bob/Work", "by the map");
+    assert_eq!(both.subjects("bob", "Work"), ["by the map"]);
+}

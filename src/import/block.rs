@@ -28,6 +28,8 @@ pub struct Entry {
     pub place: Place,
     /// Something of ours comes from it, or says why nothing does.
     pub is_explained: Cell<bool>,
+    /// The same setting is said again.
+    pub is_overridden: Cell<bool>,
 }
 
 /// A section: what stands between `kind name {` and `}`, those of one name together.
@@ -56,7 +58,8 @@ impl Block {
         let mut found = None;
         for entry in self.entries.iter().filter(|entry| entry.key == key) {
             entry.is_explained.set(true);
-            found = Some(&**entry);
+            let before: Option<&Entry> = found.replace(&**entry);
+            before.inspect(|it| it.is_overridden.set(true));
         }
         found
     }

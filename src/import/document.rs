@@ -107,6 +107,13 @@ impl Document {
         }
     }
 
+    /// What the result will say.
+    pub fn everything(&self) -> String {
+        let left = self.left_out.iter().flat_map(|(_, settings)| settings);
+        let lines = self.lines.iter().chain(left);
+        lines.map(|line| format!("{line}\n")).collect()
+    }
+
     /// All that was left out, each with its reason.
     pub fn finish(&mut self) {
         if self.left_out.is_empty() {

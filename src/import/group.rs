@@ -69,6 +69,7 @@ fn english(entry: &Entry) -> Block {
             file: None,
             place: place.clone(),
             is_explained: Cell::new(true),
+            is_overridden: Cell::new(false),
         })
     };
     let section = |kind: &str, name: &str| Block::new(kind.into(), name.into(), place.clone());
@@ -192,5 +193,6 @@ fn renamed(entry: &Rc<Entry>, key: String) -> Rc<Entry> {
         file: entry.file.clone(),
         place: entry.place.clone(),
         is_explained: Cell::new(false),
+        is_overridden: Cell::new(false),
     })
 }

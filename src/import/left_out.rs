@@ -1,7 +1,7 @@
 //! Why a setting of Dovecot is nothing to a delivery.
 
 use super::Import;
-use super::block::Block;
+use super::block::{Block, Place};
 
 /// Sections, with all that is in them.
 const SECTIONS: [(&str, &str); 34] = [
@@ -262,6 +262,26 @@ impl Import<'_> {
     /// Says of all that nothing has come from why that is so.
     pub fn explain_rest(&mut self, root: &Block) {
         self.explain(root, "");
+        let named = self.out.everything();
+        self.name(root, "", &named);
+    }
+
+    /// What was looked at and has come to nothing is named all the same.
+    fn name(&mut self, block: &Block, above: &str, named: &str) {
+        for entry in &block.entries {
+            if !is_named(&entry.place, named) {
+                let what = format!("{above}{} ({})", entry.key, entry.place);
+                self.out
+                    .leave_out(what, "counted for what stands above, or is empty");
+            }
+        }
+        for inner in &block.blocks {
+            let is_whole = is_named(&inner.place, named);
+            if !is_whole || matches!(inner.kind.as_str(), "namespace" | "mailbox" | "plugin") {
+                let above = format!("{above}{} {} / ", inner.kind, inner.name);
+                self.name(inner, &above, named);
+            }
+        }
     }
 
     fn explain(&mut self, block: &Block, above: &str) {
@@ -271,6 +291,10 @@ impl Import<'_> {
                 entry.is_explained.set(true);
                 self.out
                     .leave_out(what, "each plugin has a line of its own");
+                continue;
+            }
+            if entry.is_overridden.get() {
+                self.out.leave_out(what, "said again, which counts");
                 continue;
             }
             if entry.is_explained.replace(true) {
@@ -372,4 +396,11 @@ fn is_explained(block: &Block) -> bool {
 
 fn names_plugins(block: &Block) -> bool {
     block.look("mail_plugins").is_some()
+}
+
+/// Whether a text has this place in it.
+fn is_named(place: &Place, text: &str) -> bool {
+    let place = place.to_string();
+    let is_whole = |at: usize| !text[at + place.len()..].starts_with(|c: char| c.is_ascii_digit());
+    text.match_indices(&place).any(|(at, _)| is_whole(at))
 }

@@ -20,7 +20,7 @@ mod version;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use block::Block;
 use document::Document;
@@ -74,6 +74,8 @@ struct Import<'a> {
     roots_of_users: Vec<String>,
     /// That of the file: what it names without a leading slash is in it.
     folder: &'a Path,
+    /// The file, where Dovecot's programs have to be told of it.
+    conf: Option<PathBuf>,
     out: Document,
 }
 
@@ -81,6 +83,7 @@ struct Import<'a> {
 pub fn import(path: &Path) -> Result<Imported, SyntaxError> {
     let mut source = source::read(path)?;
     let dialect = Dialect::of(&source);
+    let is_printed = source.version.is_some();
     let unknown_groups = group::write_out(&mut source.root);
     let root = source.root.for_protocol("lmtp");
     let mut out = Document::default();
@@ -96,6 +99,9 @@ pub fn import(path: &Path) -> Result<Imported, SyntaxError> {
         roots: Vec::new(),
         roots_of_users: Vec::new(),
         folder: path.parent().unwrap_or(Path::new("")),
+        conf: std::path::absolute(path)
+            .ok()
+            .filter(|it| !is_printed && *it != Path::new("/etc/dovecot/dovecot.conf")),
         out,
     };
     for warning in source.warnings {
@@ -186,6 +192,7 @@ impl Import<'_> {
             roots: Vec::new(),
             roots_of_users: Vec::new(),
             folder: self.folder,
+            conf: self.conf.clone(),
             out: Document::default(),
         };
         other.all();

@@ -25,6 +25,7 @@ impl Import<'_> {
     /// What the file says for all namespaces.
     pub fn locations(&mut self) {
         let root = self.root;
+        self.hand_over();
         let said = self.location(root, "mail_location");
         if root.text("mail_driver") == Some("mbox") && root.text("mail_path").is_none() {
             self.out.usual("mail_path", "~/mail");
@@ -40,6 +41,30 @@ impl Import<'_> {
         if self.plugins.iter().any(|it| it == "listescape") {
             let line = "mailbox_list_storage_escape_char = '\\'  # mail_plugins has listescape";
             self.out.line(line);
+        }
+    }
+
+    /// What Postroom does not write goes to Dovecot's own delivery.
+    fn hand_over(&mut self) {
+        let root = self.root;
+        let all = std::iter::once(root).chain(root.of_kind("namespace"));
+        let mut found: Vec<&Entry> = all.flat_map(needs_dovecot).collect();
+        found.dedup_by_key(|entry| entry.place.clone());
+        let Some(first) = found.first() else { return };
+        let folder = root.text("libexec_dir").unwrap_or("/usr/lib/dovecot");
+        self.out.comment("Dovecot alone writes dbox, and mailboxes whose list is in an index. With lmtp_save_to_detail_mailbox also: hand_over = \"lmtp:…\", hand_over_detail = true.");
+        let conf = self.conf.as_ref();
+        let conf = conf.map_or(String::new(), |it| format!(" -c {}", it.display()));
+        let command = format!("lda:{folder}/dovecot-lda{conf}");
+        self.out.set("hand_over", command, &first.place);
+        for entry in found {
+            let is_moved = entry.value.contains(":INDEX=");
+            if is_moved && entry.value.contains("dbox:") {
+                self.out.warn(format!(
+                    "{}: dbox with its indexes elsewhere: where that differs from user to user, a mailbox of several users breaks (INDEXPVT is for their flags)",
+                    entry.place
+                ));
+            }
         }
     }
 
@@ -306,4 +331,23 @@ pub fn root_of(place: &str) -> Option<String> {
     };
     let template = Template::parse(path).ok()?;
     template.fixed_part().map(str::to_owned)
+}
+
+/// The settings that make mailboxes which only Dovecot can write.
+fn needs_dovecot(block: &Block) -> Vec<&Entry> {
+    let is_of_dovecot = |entry: &&std::rc::Rc<Entry>| {
+        let value = entry.value.to_lowercase();
+        match entry.key.as_str() {
+            "mail_location" | "location" => {
+                value.starts_with("sdbox:")
+                    || value.starts_with("mdbox:")
+                    || value.contains(":layout=index")
+            }
+            "mail_driver" => matches!(value.as_str(), "sdbox" | "mdbox"),
+            "mailbox_list_layout" => value == "index",
+            _ => false,
+        }
+    };
+    let entries = block.entries.iter().filter(is_of_dovecot);
+    entries.map(|entry| &**entry).collect()
 }

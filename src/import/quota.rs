@@ -211,7 +211,11 @@ impl<'a> Import<'a> {
             let wanted = format!(":ns={prefix}");
             if !prefix.is_empty() && entry.value.ends_with(&wanted) {
                 let driver = entry.value.split(':').next().unwrap_or_default().to_owned();
-                let (place, limits) = (entry.place.clone(), self.old_limits(&root, "*"));
+                let place = entry.place.clone();
+                let limits = match driver.as_str() {
+                    "maildir" => self.old_limits(&root, "*"),
+                    _ => Vec::new(),
+                };
                 found = Some((driver, place, limits));
             }
         }

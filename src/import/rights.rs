@@ -65,6 +65,17 @@ impl Import<'_> {
                 .set("global_path", entry.value.as_str(), &entry.place),
             (None, None) => {}
         }
+        for number in 1..=9 {
+            let key = match number {
+                1 => "acl_ignore_namespace".to_owned(),
+                number => format!("acl_ignore_namespace{number}"),
+            };
+            if let Some(entry) = self.option(&key) {
+                let what = format!("{key} ({})", entry.place);
+                self.out
+                    .leave_out(what, "written at the namespaces whose prefix it fits");
+            }
+        }
         self.ignored(root, "acl");
         if let Some(groups) = self.option("acl_groups") {
             self.out.mend(format!(

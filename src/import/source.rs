@@ -280,6 +280,7 @@ impl Reader {
             file,
             place,
             is_explained: Cell::new(false),
+            is_overridden: Cell::new(false),
         }
     }
 

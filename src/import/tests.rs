@@ -66,7 +66,18 @@ const ROWS: &[Row] = &[
     Row {
         conf: "mail_location = imapc:~/x\n",
         lines: &["mail_driver = \"imapc\""],
-        said: &["no driver of ours"],
+        said: &["\"imapc\" is no driver"],
+    },
+    // What Dovecot alone writes.
+    Row {
+        conf: "mail_location = mdbox:~/mdbox:INDEX=/var/index/%u:ALT=/alt/%u\nnamespace inbox {\n  inbox = yes\n}\nnamespace a {\n  prefix = a/\n  separator = /\n  location = maildir:~/m:LAYOUT=index\n}\n",
+        lines: &["mail_driver = \"mdbox\"", "mailbox_list_layout = \"index\""],
+        said: &["dbox with its indexes elsewhere"],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = sdbox\nmail_path = ~/sdbox\nlibexec_dir = /opt/dovecot\n",
+        lines: &["mail_driver = \"sdbox\""],
+        said: &[],
     },
     // What the documents warn of.
     Row {
@@ -353,6 +364,30 @@ fn lines() {
             lost.warnings.iter().any(|it| it.contains("backslash")),
             "{conf}"
         );
+    }
+}
+
+/// Dovecot's programs are told of a file that they would not find.
+#[test]
+fn hand_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("dovecot.conf");
+    let told = format!("-c {}", path.display());
+    for (before, command) in [
+        ("", format!("/usr/lib/dovecot/dovecot-lda {told}")),
+        (
+            "# 2.3.19.1 (9b53102964): /etc/dovecot/dovecot.conf\n",
+            "/usr/lib/dovecot/dovecot-lda".into(),
+        ),
+        (
+            "libexec_dir = /opt/dovecot\n",
+            format!("/opt/dovecot/dovecot-lda {told}"),
+        ),
+    ] {
+        std::fs::write(&path, format!("{before}mail_location = mdbox:~/mdbox\n")).unwrap();
+        let toml = import(&path).unwrap().toml;
+        let line = format!("hand_over = \"lda:{command}\"");
+        assert!(settings(&toml).contains(&line), "{line}\n{toml}");
     }
 }
 

@@ -256,29 +256,39 @@ fn variable(text: &str) -> Result<(Part, usize), TemplateError> {
     }
 }
 
-/// `L`, `U` and the width forms of 2.3: `%Lu`, `%1n`, `%0.2n`, `%1.1n`.
+/// The width forms of 2.3 (`%1n`, `%0.2n`) and its modifiers `L`, `U` and `R` (`%Lu`, `%1Ln`): first what the letters say, then the
+/// width.
 fn modifiers(text: &str) -> (Vec<Filter>, &str) {
-    if let Some(rest) = text.strip_prefix('L') {
-        return (vec![Filter::Lower], rest);
-    }
-    if let Some(rest) = text.strip_prefix('U') {
-        return (vec![Filter::Upper], rest);
-    }
     let rest = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.' || c == '-');
     let width = &text[..text.len() - rest.len()];
     let number = |text: &str| text.parse::<i64>().ok();
-    match width.split_once('.') {
+    let cut = match width.split_once('.') {
         Some((start, length)) => match (number(start), number(length)) {
             (Some(start), Some(length)) if length >= 0 => {
-                (vec![Filter::Substr(start, Some(length as usize))], rest)
+                Some(Filter::Substr(start, Some(length as usize)))
             }
-            _ => (vec![], text),
+            _ => return (vec![], text),
         },
+        None if width.is_empty() => None,
         None => match number(width) {
-            Some(length) if length >= 0 => (vec![Filter::Truncate(length as usize)], rest),
-            _ => (vec![], text),
+            Some(length) if length >= 0 => Some(Filter::Truncate(length as usize)),
+            _ => return (vec![], text),
         },
+    };
+    let mut filters = Vec::new();
+    let mut rest = rest;
+    loop {
+        let filter = match rest.chars().next() {
+            Some('L') => Filter::Lower,
+            Some('U') => Filter::Upper,
+            Some('R') => Filter::Reverse,
+            _ => break,
+        };
+        filters.push(filter);
+        rest = &rest[1..];
     }
+    filters.extend(cut);
+    (filters, rest)
 }
 
 fn of_owner(variable: Variable) -> Variable {
@@ -466,6 +476,7 @@ mod tests {
             ("/vmail/%d/%n/Maildir", "/vmail/D1.test/Bob/Maildir"),
             ("/vmail/%Ld/%1n", "/vmail/d1.test/B"),
             ("%0.2n-%1.1n-%Lu", "Bo-o-bob@d1.test"),
+            ("%1Ln-%2Un-%1.1Rn", "b-BO-o"),
             ("%h/x", "/home/bob/x"),
             ("%%u %%n %%d %%h", "amy@d2.test amy d2.test /home/amy"),
             (
