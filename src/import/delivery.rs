@@ -205,11 +205,9 @@ impl Import<'_> {
                 }
                 _ => ("Postroom does not know this plugin", true),
             };
-            match matters {
-                true => self
-                    .out
-                    .warn_above(format!("mail_plugins has {name}: {why}")),
-                false => {}
+            if matters {
+                self.out
+                    .warn_above(format!("mail_plugins has {name}: {why}"));
             }
             self.out.leave_out(format!("mail_plugins {name}"), why);
         }

@@ -86,7 +86,7 @@ impl<'a> Import<'a> {
                 let (key, value) = limit.split_once('=').unwrap_or((limit, ""));
                 match (key, value.strip_prefix('+')) {
                     ("storage", None) => {
-                        limits.push(limit_of("storage_size", kilobytes(value), &entry))
+                        limits.push(limit_of("storage_size", kilobytes(value), entry))
                     }
                     ("bytes", None) => limits.push(limit_of("storage_size", value.into(), entry)),
                     ("messages", None) => match value.parse::<i64>() {

@@ -111,7 +111,7 @@ impl Import<'_> {
                 .iter()
                 .any(|it| BOTH.contains(it) || known.contains(it));
             let is_other = OTHERS.iter().any(|it| key.starts_with(it)) || driver == "ldap_";
-            if !is_known && !(is_new && is_other) {
+            if !(is_known || is_new && is_other) {
                 let text = format!(
                     "userdb / {} ({}): not known to Postroom",
                     entry.key, entry.place
