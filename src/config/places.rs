@@ -16,7 +16,12 @@ use crate::text::template::Template;
 /// The `mail_*` settings of the file, or of a namespace with those of the file as defaults.
 pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
     let template = |key: &'static str, of: fn(&Location) -> Option<Template>| {
-        section.path_template(key).or_else(|| above.and_then(of))
+        match section.path_template(key) {
+            // Not what holds above, and nothing in its place.
+            Some(template) if template.source().is_empty() => None,
+            Some(template) => Some(template),
+            None => above.and_then(of),
+        }
     };
     let driver = section.choice(
         "mail_driver",

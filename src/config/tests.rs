@@ -455,3 +455,31 @@ fn what_is_handed_over() {
         }
     }
 }
+
+/// An empty path in a namespace is none, not that of the file.
+#[test]
+fn an_empty_path_is_none() {
+    let text = "mail_index_path = \"/i/%u\"\nmail_control_path = \"/c/%u\"\nmail_inbox_path = \"/n/%u\"\n\
+                [namespace.inbox]\nseparator = \"/\"\ninbox = true\n\
+                [namespace.other]\nseparator = \"/\"\nprefix = \"o/\"\nmail_path = \"~/o\"\n\
+                mail_index_path = \"\"\nmail_control_path = \"\"\nmail_inbox_path = \"\"\n";
+    let config = Config::from_str("t.toml", text).unwrap();
+    let paths = |at: usize| {
+        let location = &config.delivery.namespaces[at].location;
+        let paths = [
+            &location.index_path,
+            &location.control_path,
+            &location.inbox_path,
+        ];
+        paths.map(|it| it.as_ref().map(|it| it.source().to_owned()))
+    };
+    assert_eq!(
+        paths(0),
+        [
+            Some("/i/%u".into()),
+            Some("/c/%u".into()),
+            Some("/n/%u".into())
+        ]
+    );
+    assert_eq!(paths(1), [None, None, None]);
+}

@@ -76,8 +76,12 @@ impl Import<'_> {
             said = true;
             match mail_location::settings(&entry.value) {
                 Ok(settings) => {
-                    for (key, value) in settings {
-                        self.place(key, &value, entry);
+                    let told: Vec<&str> = settings.iter().map(|(key, _)| *key).collect();
+                    for (key, value) in &settings {
+                        self.place(key, value, entry);
+                    }
+                    if block.kind == "namespace" {
+                        self.instead(&told, entry);
                     }
                 }
                 Err(why) => {
@@ -116,6 +120,32 @@ impl Import<'_> {
             self.place("mailbox_list_utf8", &entry.value, entry);
         }
         said
+    }
+
+    /// A location of 2.3 is instead of the one of the file: what that says besides does not hold in the namespace.
+    fn instead(&mut self, told: &[&str], entry: &Entry) {
+        let above = self.root.look("mail_location");
+        let above = above.and_then(|it| mail_location::settings(&it.value).ok());
+        for (key, _) in above.unwrap_or_default() {
+            if told.contains(&key) {
+                continue;
+            }
+            match key {
+                "mail_driver" | "mail_path" => {}
+                "mailbox_list_utf8" => self.out.set(key, false, &entry.place),
+                "mailbox_list_layout" | "mailbox_subscriptions_filename" => {
+                    let is_maildir = entry.value.starts_with("maildir:");
+                    let usual = match (key, is_maildir) {
+                        ("mailbox_list_layout", true) => "maildir++",
+                        ("mailbox_list_layout", false) => "fs",
+                        (_, true) => "subscriptions",
+                        (_, false) => ".subscriptions",
+                    };
+                    self.out.set(key, usual, &entry.place);
+                }
+                key => self.out.set(key, "", &entry.place),
+            }
+        }
     }
 
     fn place(&mut self, key: &str, value: &str, entry: &Entry) {

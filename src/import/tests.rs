@@ -68,6 +68,18 @@ const ROWS: &[Row] = &[
         lines: &["mail_driver = \"imapc\""],
         said: &["\"imapc\" is no driver"],
     },
+    // A location of its own is instead of that of the file.
+    Row {
+        conf: "mail_location = maildir:~/Maildir:INDEX=/var/index/%u:CONTROL=/var/control/%u:LAYOUT=fs:UTF-8:DIRNAME=x\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\nnamespace public {\n  type = public\n  separator = /\n  prefix = Public/\n  location = maildir:/srv/public:CONTROL=/srv/control\n}\n",
+        lines: &[
+            "mail_control_path = \"/srv/control\"",
+            "mail_index_path = \"\"",
+            "mailbox_list_layout = \"maildir++\"",
+            "mailbox_list_utf8 = false",
+            "mailbox_directory_name = \"\"",
+        ],
+        said: &[],
+    },
     // What Dovecot alone writes.
     Row {
         conf: "mail_location = mdbox:~/mdbox:INDEX=/var/index/%u:ALT=/alt/%u\nnamespace inbox {\n  inbox = yes\n}\nnamespace a {\n  prefix = a/\n  separator = /\n  location = maildir:~/m:LAYOUT=index\n}\n",

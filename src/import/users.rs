@@ -20,6 +20,10 @@ impl Import<'_> {
             self.out
                 .leave_out(what, "passwords, which no delivery needs");
         }
+        if root.of_kind("userdb").next().is_none() {
+            let text = "there is no userdb: Dovecot delivers to nobody, and Postroom to the users of the machine";
+            self.out.warn(text.into());
+        }
         let mut asks_dovecot = false;
         let userdbs: Vec<&Block> = root.of_kind("userdb").collect();
         for block in userdbs {
