@@ -210,7 +210,7 @@ fn is_elsewhere(word: &str, toml: &str, path: &Path, text: &str, line: usize) ->
     let key = name.split(" (").next().unwrap_or(name);
     let key = key.rsplit("{ ").next().unwrap_or(key);
     let is_named = toml.replace("\n#   ", " ").contains(&format!("{key} ("));
-    is_named || within_named(path, text, toml, line)
+    is_named || within_named(&name_of(path), text, toml, line)
 }
 
 /// Each line of a whole configuration has become one of ours, or its reason is said.
@@ -240,19 +240,19 @@ fn whole_configurations() {
             );
             let file = scratch.path("postroom.toml");
             fs::write(&file, &toml).unwrap();
-            explained(&path, &toml);
+            explained(&path, &name_of(&path), &toml);
         }
     }
 }
 
 /// Every line with a setting is named by the result, as `file:line`.
-fn explained(path: &Path, toml: &str) {
+fn explained(path: &Path, shown: &str, toml: &str) {
     let text = fs::read_to_string(path).unwrap();
     let mut missing = Vec::new();
     for (at, line) in text.lines().enumerate() {
         let line = line.trim();
         let is_setting = line.contains('=') && !line.starts_with('#');
-        let place = format!("{}:{}", name_of(path), at + 1);
+        let place = format!("{shown}:{}", at + 1);
         let after = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_digit());
         let named = toml
             .match_indices(&place)
@@ -262,7 +262,7 @@ fn explained(path: &Path, toml: &str) {
         }
     }
     // A section that is left out, or taken, as a whole is named by the line that it begins in.
-    missing.retain(|(line, _)| !within_named(path, &text, toml, *line));
+    missing.retain(|(line, _)| !within_named(shown, &text, toml, *line));
     assert!(
         missing.is_empty(),
         "{}: {missing:#?}\n{toml}",
@@ -274,7 +274,7 @@ fn name_of(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
 }
 
-fn within_named(path: &Path, text: &str, toml: &str, line: usize) -> bool {
+fn within_named(shown: &str, text: &str, toml: &str, line: usize) -> bool {
     let mut open: Vec<usize> = Vec::new();
     for (at, text) in text.lines().enumerate().take(line) {
         let text = text.split(" #").next().unwrap_or(text).trim();
@@ -288,7 +288,7 @@ fn within_named(path: &Path, text: &str, toml: &str, line: usize) -> bool {
         }
     }
     open.iter().any(|at| {
-        let place = format!("{}:{at}", name_of(path));
+        let place = format!("{shown}:{at}");
         let after = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_digit());
         toml.match_indices(&place)
             .any(|(from, _)| after(&toml[from + place.len()..]))
@@ -332,7 +332,7 @@ fn check_against_a_dovecot() {
             "\"/srv/other\"",
             &[
                 "mailboxes of \"Public/\": mail_path is \"/srv/other\" here (",
-                "postroom.toml:28) and \"/srv/public\" in Dovecot (dovecot.conf:19)",
+                "postroom.toml:29) and \"/srv/public\" in Dovecot (dovecot.conf:19)",
             ][..],
         ),
         ("\"/srv/index\"", "\"MEMORY\"", &["mail_index_path"][..]),
@@ -415,4 +415,29 @@ fn against(scratch: &Scratch, toml: &str, theirs: &Path) -> Vec<String> {
     assert!(!errors || output.status.code() == Some(78), "{text}");
     assert!(text.contains("warnings outside the file"), "{text}");
     found
+}
+
+/// `conf.d` and what it includes: each line is named by the file that it is in.
+#[test]
+fn configurations_of_several_files() {
+    for version in ["2.3", "2.4"] {
+        let tree =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/import/tree-{version}"));
+        let imported = import::import(&tree.join("dovecot.conf")).unwrap();
+        assert_eq!(imported.to_mend, Vec::<String>::new(), "{version}");
+        let folders = [tree.clone(), tree.join("conf.d")];
+        let files = folders
+            .iter()
+            .flat_map(|folder| fs::read_dir(folder).unwrap());
+        let files: Vec<PathBuf> = files
+            .map(|it| it.unwrap().path())
+            .filter(|it| it.is_file())
+            .collect();
+        // One is not included.
+        let read = files.iter().filter(|it| !it.ends_with("auth-sql.conf.ext"));
+        for file in read {
+            let shown = file.strip_prefix(&tree).unwrap().display().to_string();
+            explained(file, &shown, &imported.toml);
+        }
+    }
 }
