@@ -206,6 +206,7 @@ impl Import<'_> {
         let (own, other) = (lines(&self.out.to_string()), lines(&other.out.to_string()));
         let of_lmtp = [
             "lmtp_",
+            "ssl",
             "detail ",
             "listen ",
             "max_per_user ",

@@ -182,6 +182,11 @@ const ROWS: &[Row] = &[
         ],
         said: &[],
     },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nuserdb {\n  driver = static\n  args = home=/srv/my mail/%n allow_all_users=yes\n}\n",
+        lines: &["dovecot = { socket = \"/run/dovecot/auth-userdb\" }"],
+        said: &[],
+    },
     // Rights.
     Row {
         conf: "mail_location = maildir:~/Maildir\nmail_plugins = acl\nplugin {\n  acl = vfile:/etc/dovecot/global-acls:cache_secs=300\n  acl_shared_dict = file:/var/lib/dovecot/shared-mailboxes.db\n  acl_ignore_namespace = private/*\n}\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\nnamespace p {\n  separator = /\n  prefix = private/\n  location = maildir:~/other\n}\n",

@@ -216,6 +216,9 @@ impl Import<'_> {
             .filter_map(|word| word.split_once('='))
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect();
+        if let Some(word) = arguments.split_whitespace().find(|it| !it.contains('=')) {
+            return Err(format!("{word:?} in its args is no field"));
+        }
         for entry in block.of_kind("fields").flat_map(|it| &it.entries) {
             fields.push((entry.key.clone(), entry.value.clone()));
         }
