@@ -42,6 +42,13 @@ pub struct Block {
     pub blocks: Vec<Block>,
 }
 
+/// yes, as Dovecot writes it, in any case.
+pub fn is_yes(value: &str) -> bool {
+    ["yes", "y", "1"]
+        .iter()
+        .any(|it| value.eq_ignore_ascii_case(it))
+}
+
 impl Block {
     pub fn new(kind: String, name: String, place: Place) -> Block {
         Block {
@@ -78,10 +85,7 @@ impl Block {
 
     /// yes or no, as Dovecot reads it.
     pub fn flag(&self, key: &str) -> Option<bool> {
-        match self.text(key)?.to_ascii_lowercase().as_str() {
-            "yes" | "y" | "1" => Some(true),
-            _ => Some(false),
-        }
+        self.text(key).map(is_yes)
     }
 
     pub fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Block> {
@@ -99,7 +103,7 @@ impl Block {
         for entry in self.of_kind(key).flat_map(|block| &block.entries) {
             entry.is_explained.set(true);
             words.retain(|word| *word != entry.key);
-            if !matches!(entry.value.as_str(), "no" | "n" | "0" | "false") {
+            if is_yes(&entry.value) {
                 words.push(entry.key.clone());
             }
         }

@@ -1,7 +1,7 @@
 //! Where mail lies: `mail_location` and `location` (2.3), the `mail_*` settings (2.4), namespaces and their mailboxes.
 
 use super::Import;
-use super::block::{Block, Entry};
+use super::block::{Block, Entry, is_yes};
 use super::document::quoted;
 use super::version::Dialect;
 use crate::config::mail_location;
@@ -122,6 +122,19 @@ impl Import<'_> {
         said
     }
 
+    /// 2.4 has a path for each format where nothing says one.
+    fn usual_path(&mut self, block: &Block) {
+        let is_said = |it: &Block| it.look("mail_path").is_some_and(|it| !it.value.is_empty());
+        if self.dialect == Dialect::V23 || is_said(block) || is_said(self.root) {
+            return;
+        }
+        match block.text("mail_driver") {
+            Some("mbox") => self.out.usual("mail_path", "~/mail"),
+            Some("maildir") => self.out.usual("mail_path", "~/Maildir"),
+            _ => {}
+        }
+    }
+
     /// A location of 2.3 is instead of the one of the file: what that says besides does not hold in the namespace.
     fn instead(&mut self, told: &[&str], entry: &Entry) {
         let above = self.root.look("mail_location");
@@ -150,7 +163,7 @@ impl Import<'_> {
 
     fn place(&mut self, key: &str, value: &str, entry: &Entry) {
         if key == "mailbox_list_utf8" {
-            let is_utf8 = matches!(value, "yes" | "y" | "1" | "true");
+            let is_utf8 = is_yes(value);
             return self.out.set(key, is_utf8, &entry.place);
         }
         let has_variables = PLACE.iter().any(|(name, varies)| *name == key && *varies);
@@ -272,6 +285,7 @@ impl Import<'_> {
                 .set("alias_for", entry.value.as_str(), &entry.place);
         }
         self.location(block, "location");
+        self.usual_path(block);
         self.ignored_prefix(block, &header);
         self.entries_of(block, &header);
         self.namespace_quota(block, &header, &kind);

@@ -1,7 +1,7 @@
 //! Who may do what: the acl plugin (2.3), `acl_*` and `acl { }` (2.4), and the map of who shares to whom.
 
 use super::Import;
-use super::block::{Block, Entry, Place};
+use super::block::{Block, Entry, Place, is_yes};
 use super::source;
 use super::users::{server_of, without_password};
 use super::version::Dialect;
@@ -46,7 +46,7 @@ impl Import<'_> {
         self.out.usual("dovecot", self.dialect.name());
         for key in ["defaults_from_inbox", "globals_only"] {
             if let Some(entry) = self.option(&format!("acl_{key}")) {
-                let is_set = matches!(entry.value.as_str(), "yes" | "y" | "1" | "true");
+                let is_set = is_yes(&entry.value);
                 self.out.set(key, is_set, &entry.place);
             }
         }

@@ -391,7 +391,11 @@ impl Reader {
             let why = format!("{pattern:?}: write a line for each of what is in braces");
             return Err(wrong(why));
         }
-        let found = glob::glob(&whole.to_string_lossy())
+        let options = glob::MatchOptions {
+            require_literal_leading_dot: true,
+            ..glob::MatchOptions::default()
+        };
+        let found = glob::glob_with(&whole.to_string_lossy(), options)
             .map_err(|error| wrong(format!("{pattern:?}: {error}")))?;
         let found: Vec<PathBuf> = found.filter_map(Result::ok).collect();
         match found.is_empty() && !may_miss {
@@ -411,7 +415,10 @@ fn below(path: &Path, folder: &Path) -> String {
 
 /// `# 2.3.19.1 (9b53102964): /etc/dovecot/dovecot.conf`, as `doveconf -n` begins.
 fn version(line: &str) -> Option<String> {
-    let version = line.strip_prefix("# ")?.split(' ').next()?;
+    let (version, rest) = line.strip_prefix("# ")?.split_once(' ')?;
+    if !rest.starts_with('(') || !rest.contains("): /") {
+        return None;
+    }
     let numbers = version.split('.').take(2);
     let is_version =
         numbers.clone().count() == 2 && numbers.into_iter().all(|it| it.parse::<u8>().is_ok());

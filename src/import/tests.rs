@@ -80,6 +80,21 @@ const ROWS: &[Row] = &[
         ],
         said: &[],
     },
+    // A comment is no version of doveconf's.
+    Row {
+        conf: "# 2.3 configuration\nmail_location = maildir:~/Maildir # where\nlda_mailbox_autocreate = YES # make\n",
+        lines: &["mail_path = \"~/Maildir\"", "on_missing = \"create\""],
+        said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmailbox_list_utf8 = Yes\nnamespace inbox {\n  inbox = Yes\n}\nnamespace old {\n  prefix = Old/\n  separator = /\n  mail_driver = mbox\n}\nmail_plugins {\n  quota = NO\n}\n",
+        lines: &[
+            "mailbox_list_utf8 = true",
+            "inbox = true",
+            "mail_path = \"~/mail\"",
+        ],
+        said: &[],
+    },
     // What Dovecot alone writes.
     Row {
         conf: "mail_location = mdbox:~/mdbox:INDEX=/var/index/%u:ALT=/alt/%u\nnamespace inbox {\n  inbox = yes\n}\nnamespace a {\n  prefix = a/\n  separator = /\n  location = maildir:~/m:LAYOUT=index\n}\n",
@@ -428,6 +443,7 @@ fn files_of_a_configuration() {
         "conf.d/20-lmtp.conf",
         "protocol lmtp {\n  mail_plugins = $mail_plugins acl\n}\n",
     );
+    write("conf.d/.hidden.conf", "mail_home = /hidden\n");
     write(
         "local.conf",
         "hostname = mx.example.org\nuserdb {\n  driver = sql\n  args = sql.conf.ext\n}\n",
@@ -445,6 +461,7 @@ fn files_of_a_configuration() {
     ] {
         assert!(toml.lines().any(|it| it == line), "{line}\n{toml}");
     }
+    assert!(!toml.contains("hidden"), "{toml}");
     assert!(
         !toml.contains("se$cret") && !imported.warnings.iter().any(|it| it.contains("se$cret"))
     );

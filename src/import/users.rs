@@ -1,7 +1,7 @@
 //! Who the users are. What Postroom cannot ask itself it asks Dovecot: the answer is Dovecot's own then.
 
 use super::Import;
-use super::block::{Block, Entry, Place};
+use super::block::{Block, Entry, Place, is_yes};
 use super::document::quoted;
 use super::places::root_of;
 use super::source;
@@ -223,11 +223,10 @@ impl Import<'_> {
             fields.push((entry.key.clone(), entry.value.clone()));
         }
         let all = setting(block, "static", "allow_all_users");
-        let mut is_for_all =
-            all.is_some_and(|it| matches!(it.as_str(), "yes" | "y" | "1" | "true"));
+        let mut is_for_all = all.is_some_and(|it| is_yes(&it));
         fields.retain(|(key, value)| match key.as_str() {
             "allow_all_users" => {
-                is_for_all = matches!(value.as_str(), "yes" | "y" | "1" | "true");
+                is_for_all = is_yes(value);
                 false
             }
             _ => true,
