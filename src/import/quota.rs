@@ -24,10 +24,20 @@ impl<'a> Import<'a> {
             return;
         }
         let root = self.root;
-        if let Some(entry) = self.option("quota").filter(|it| !it.value.is_empty()) {
+        let first = self.option("quota");
+        let is_own = |it: &&Entry| !it.value.is_empty() && !it.value.contains(":ns=");
+        if let Some(entry) = first.filter(is_own) {
             let driver = entry.value.split(':').next().unwrap_or_default();
+            let is_enforced = !entry.value.ends_with(":noenforcing");
+            if !is_enforced {
+                let text = format!(
+                    "{}: noenforcing: mail is counted, and no mailbox is ever full",
+                    entry.place
+                );
+                self.out.warn_above(text);
+            }
             let limits = match driver {
-                "maildir" => self.old_limits("quota", "*"),
+                "maildir" if is_enforced => self.old_limits("quota", "*"),
                 _ => Vec::new(),
             };
             self.quota_table("[quota]", driver, &entry.place, limits);
@@ -203,13 +213,18 @@ impl<'a> Import<'a> {
     pub fn namespace_quota(&mut self, block: &Block, header: &str, kind: &str) {
         let prefix = block.text("prefix").unwrap_or_default().to_owned();
         let mut found = None;
-        for number in 2..=9 {
-            let root = format!("quota{number}");
+        for number in 1..=9 {
+            let root = match number {
+                1 => "quota".to_owned(),
+                number => format!("quota{number}"),
+            };
             let Some(entry) = self.option(&root) else {
                 continue;
             };
             let wanted = format!(":ns={prefix}");
-            if !prefix.is_empty() && entry.value.ends_with(&wanted) {
+            let is_this =
+                entry.value.ends_with(&wanted) || entry.value.contains(&format!("{wanted}:"));
+            if !prefix.is_empty() && is_this {
                 let driver = entry.value.split(':').next().unwrap_or_default().to_owned();
                 let place = entry.place.clone();
                 let limits = match driver.as_str() {

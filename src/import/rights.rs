@@ -347,7 +347,10 @@ impl Import<'_> {
                 self.template("path", &connect.value, connect);
             }
             "pgsql" => {
-                let (open, has_password) = without_password(&connect.value);
+                let Some((open, has_password)) = without_password(&connect.value) else {
+                    let text = format!("{}: connect is not understood", connect.place);
+                    return self.out.mend(text);
+                };
                 self.map_postgresql(&open, has_password, &connect.place);
             }
             other => {

@@ -287,6 +287,16 @@ const ROWS: &[Row] = &[
             "a limit of one mailbox that Postroom does not know",
         ],
     },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = quota\nplugin {\n  quota = maildir:Pub:ns=Public/\n  quota_rule = *:storage=1G\n}\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\nnamespace p {\n  type = public\n  prefix = Public/\n  separator = /\n  location = maildir:/p\n}\n",
+        lines: &["[namespace.p.quota]", "storage_size = \"1G\""],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = quota\nplugin {\n  quota = maildir:User quota:noenforcing\n  quota_rule = *:storage=1G\n}\n",
+        lines: &["[quota]", "driver = \"maildir\""],
+        said: &["noenforcing: mail is counted"],
+    },
     // Sockets.
     Row {
         conf: "mail_location = maildir:~/Maildir\nservice lmtp {\n  unix_listener /var/spool/postfix/private/dovecot-lmtp {\n    mode = 0600\n    user = postfix\n    group = postfix\n  }\n  unix_listener lmtp {\n    mode = 0\n  }\n  inet_listener lmtp {\n    address = 127.0.0.1 ::1\n    port = 24\n  }\n}\n",
@@ -465,4 +475,52 @@ fn files_of_a_configuration() {
     assert!(
         !toml.contains("se$cret") && !imported.warnings.iter().any(|it| it.contains("se$cret"))
     );
+}
+
+/// What libpq may be told, and no password in what is printed.
+#[test]
+fn connections() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("dovecot.conf");
+    let conf = "mail_location = maildir:~/M\nuserdb {\n  driver = sql\n  args = sql.ext\n}\n";
+    std::fs::write(&path, conf).unwrap();
+    for (connect, want) in [
+        ("host=db password=SECRET user=m", Some("host=db user=m")),
+        ("host=db password = SECRET user = m", Some("host=db user=m")),
+        (
+            "host=db password='my SECRET' user='a b'",
+            Some("host=db user='a b'"),
+        ),
+        (
+            "host=db password='it\\'s SECRET' user=m",
+            Some("host=db user=m"),
+        ),
+        ("host=db sslpassword=SECRET", None),
+        ("postgresql://m:SECRET@db/mail", None),
+        ("host=db password='SECRET", None),
+    ] {
+        let text = format!(
+            "driver = pgsql\nconnect = {connect}\nuser_query = SELECT uid FROM u WHERE n = '%n'\n"
+        );
+        std::fs::write(folder.path().join("sql.ext"), text).unwrap();
+        let imported = import(&path).unwrap();
+        assert!(
+            !imported.toml.contains("SECRET"),
+            "{connect}\n{}",
+            imported.toml
+        );
+        assert!(!imported.warnings.concat().contains("SECRET"), "{connect}");
+        let found = imported.toml.contains("dovecot = { socket");
+        match want {
+            Some(want) => {
+                let line = format!("connection = {},", toml::Value::from(want));
+                assert!(
+                    imported.toml.contains(&line),
+                    "{connect}\n{}",
+                    imported.toml
+                );
+            }
+            None => assert!(found, "{connect}\n{}", imported.toml),
+        }
+    }
 }

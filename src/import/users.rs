@@ -277,7 +277,8 @@ impl Import<'_> {
         match driver.as_str() {
             "sqlite" => self.sqlite(&text, &query, names.as_deref()),
             "pgsql" => {
-                let (open, password) = without_password(&text);
+                let (open, password) =
+                    without_password(&text).ok_or("its connect is not understood")?;
                 self.postgresql(&open, password, &query, names.as_deref(), &place)
             }
             other => Err(format!("Postroom does not speak with {other:?}")),
@@ -408,14 +409,45 @@ fn queries(query: &str, names: Option<&str>) -> Found {
     Ok(text)
 }
 
-/// A connection of libpq without its password, and whether it had one.
-pub fn without_password(connection: &str) -> (String, bool) {
-    let words = connection.split_whitespace();
-    let kept: Vec<&str> = words.filter(|it| !it.starts_with("password=")).collect();
-    let has_password = connection
-        .split_whitespace()
-        .any(|it| it.starts_with("password="));
-    (kept.join(" "), has_password)
+/// A connection of libpq without its password, and whether it had one; none where it is not written as `key=value key='value'`.
+pub fn without_password(connection: &str) -> Option<(String, bool)> {
+    let mut kept = Vec::new();
+    let mut has_password = false;
+    let mut rest = connection.trim_start();
+    while !rest.is_empty() {
+        let (key, value) = rest.split_once('=')?;
+        let key = key.trim();
+        let is_key = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if !is_key {
+            return None;
+        }
+        let (value, behind) = connection_value(value.trim_start())?;
+        match key {
+            "password" => has_password = true,
+            // Other secrets: Dovecot is asked.
+            key if key.contains("pass") => return None,
+            key => kept.push(format!("{key}={value}")),
+        }
+        rest = behind.trim_start();
+    }
+    Some((kept.join(" "), has_password))
+}
+
+/// A value as it is written, with its quotes, and what is behind it.
+fn connection_value(text: &str) -> Option<(&str, &str)> {
+    if !text.starts_with('\'') {
+        let end = text.find(char::is_whitespace).unwrap_or(text.len());
+        return Some(text.split_at(end));
+    }
+    let mut is_escaped = false;
+    for (at, letter) in text.char_indices().skip(1) {
+        match letter {
+            '\'' if !is_escaped => return Some(text.split_at(at + 1)),
+            '\\' => is_escaped = !is_escaped,
+            _ => is_escaped = false,
+        }
+    }
+    None
 }
 
 /// `pgsql HOST { parameters { … } }` as libpq writes it, and whether it has a password.
