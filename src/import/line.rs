@@ -58,15 +58,12 @@ pub fn without_comment(line: &str) -> &str {
     line[..end].trim_end_matches(is_blank)
 }
 
-/// A line that `doveconf -n` has printed: a `#` counts at its beginning, and where a secret was.
+/// A line that `doveconf -n` has printed: a `#` in the name of a section is one, and values with a `#` are quoted.
 pub fn of_doveconf(line: &str) -> &str {
     let line = line.trim_matches(is_blank);
-    match line.starts_with('#') {
-        true => "",
-        false => line
-            .strip_suffix("# hidden, use -P to show it")
-            .unwrap_or(line)
-            .trim_end(),
+    match line.ends_with('{') && !line.starts_with('#') {
+        true => line,
+        false => without_comment(line),
     }
 }
 

@@ -202,6 +202,25 @@ const ROWS: &[Row] = &[
         lines: &["dovecot = { socket = \"/run/dovecot/auth-userdb\" }"],
         said: &[],
     },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nuserdb {\n  driver = static\n  args = uid=8 gid=8 home=/srv/%n quota_rule=*:storage=5G allow_all_users=yes\n}\n",
+        lines: &["dovecot = { socket = \"/run/dovecot/auth-userdb\" }"],
+        said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nuserdb sql {\n  sql_driver = sqlite\n  sqlite_path = /x.db\n  query = SELECT uid FROM u WHERE n = '%{user}'\n  fields {\n    home = /srv/%{user}\n  }\n}\n",
+        lines: &["dovecot = { socket = \"/run/dovecot/auth-userdb\" }"],
+        said: &[],
+    },
+    Row {
+        conf: "# 2.3.19.1 (9b53102964): /etc/dovecot/dovecot.conf\nmail_location = maildir:~/Maildir # the mail\nnamespace inbox {\n  inbox = yes\n  separator = \\\n  mailbox #lists {\n    auto = create\n  }\n}\nssl_key = # hidden, use -P to show it\n",
+        lines: &[
+            "mail_path = \"~/Maildir\"",
+            "separator = '\\'",
+            "[namespace.inbox.mailbox.\"#lists\"]",
+        ],
+        said: &[],
+    },
     // Rights.
     Row {
         conf: "mail_location = maildir:~/Maildir\nmail_plugins = acl\nplugin {\n  acl = vfile:/etc/dovecot/global-acls:cache_secs=300\n  acl_shared_dict = file:/var/lib/dovecot/shared-mailboxes.db\n  acl_ignore_namespace = private/*\n}\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\nnamespace p {\n  separator = /\n  prefix = private/\n  location = maildir:~/other\n}\n",

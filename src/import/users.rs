@@ -143,6 +143,12 @@ impl Import<'_> {
     }
 
     fn userdb(&mut self, block: &Block, driver: &str) -> Found {
+        let has_fields = |it: &Block| {
+            matches!(it.kind.as_str(), "fields" | "userdb_fields") && !it.entries.is_empty()
+        };
+        if driver != "static" && block.blocks.iter().any(has_fields) {
+            return Err("it has fields for all users".into());
+        }
         let results = [
             "result_success",
             "result_failure",
@@ -219,7 +225,10 @@ impl Import<'_> {
         if let Some(word) = arguments.split_whitespace().find(|it| !it.contains('=')) {
             return Err(format!("{word:?} in its args is no field"));
         }
-        for entry in block.of_kind("fields").flat_map(|it| &it.entries) {
+        let sections = block
+            .of_kind("fields")
+            .chain(block.of_kind("userdb_fields"));
+        for entry in sections.flat_map(|it| &it.entries) {
             fields.push((entry.key.clone(), entry.value.clone()));
         }
         let all = setting(block, "static", "allow_all_users");
@@ -248,6 +257,21 @@ impl Import<'_> {
                 key if crate::user::is_place(key) => self.roots_of_users.extend(root_of(value)),
                 _ => {}
             }
+        }
+        // Of these a delivery knows nothing.
+        let others = [
+            "nice",
+            "password",
+            "nopassword",
+            "proxy",
+            "proxy_maybe",
+            "allow_nets",
+        ];
+        let lost = fields
+            .iter()
+            .find(|(key, _)| !is_ours(key) && !others.contains(&key.as_str()));
+        if let Some((key, _)) = lost {
+            return Err(format!("its {key}"));
         }
         let known: Vec<String> = fields
             .iter()
