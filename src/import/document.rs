@@ -143,7 +143,8 @@ pub fn quoted(key: &str) -> String {
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
     match is_bare {
         true => key.to_owned(),
-        false => toml::Value::from(key).to_string(),
+        // A string of JSON is one of TOML, in one line.
+        false => serde_json::Value::from(key).to_string(),
     }
 }
 

@@ -243,7 +243,19 @@ const MORE: [(&str, &str); 26] = [
 ];
 
 /// What a delivery does differently where one of these is set.
-const MATTERS: [(&str, &str); 3] = [
+const MATTERS: [(&str, &str); 6] = [
+    (
+        "auth_default_realm",
+        "a name without a domain stays so here: write auth_username_format",
+    ),
+    (
+        "auth_default_domain",
+        "a name without a domain stays so here: write auth_username_format",
+    ),
+    (
+        "auth_username_translation",
+        "letters of names stay as they are here",
+    ),
     (
         "mail_full_filesystem_access",
         "a name of a mailbox is never a path here",

@@ -169,7 +169,10 @@ impl Import<'_> {
         let has_variables = PLACE.iter().any(|(name, varies)| *name == key && *varies);
         match has_variables {
             true => self.template(key, value, entry),
-            false => self.out.set(key, value.to_lowercase(), &entry.place),
+            false if matches!(key, "mail_driver" | "mailbox_list_layout") => {
+                self.out.set(key, value.to_lowercase(), &entry.place)
+            }
+            false => self.out.set(key, value, &entry.place),
         }
     }
 

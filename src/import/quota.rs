@@ -28,7 +28,7 @@ impl<'a> Import<'a> {
         let is_own = |it: &&Entry| !it.value.is_empty() && !it.value.contains(":ns=");
         if let Some(entry) = first.filter(is_own) {
             let driver = entry.value.split(':').next().unwrap_or_default();
-            let is_enforced = !entry.value.ends_with(":noenforcing");
+            let is_enforced = !entry.value.split(':').any(|it| it == "noenforcing");
             if !is_enforced {
                 let text = format!(
                     "{}: noenforcing: mail is counted, and no mailbox is ever full",
@@ -118,6 +118,12 @@ impl<'a> Import<'a> {
             }
         }
         let grace = self.option(&format!("{root}_grace"));
+        if grace.is_none()
+            && let Some(entry) = self.option(root)
+        {
+            // What 2.3 has where nothing is said.
+            limits.push(limit_of("storage_grace", "10%".into(), entry));
+        }
         if let Some(entry) = grace.filter(|it| !it.value.is_empty()) {
             let grace = entry.value.replace("%%", "%");
             limits.push(limit_of("storage_grace", grace, entry));

@@ -158,6 +158,7 @@ impl Import<'_> {
             header => format!("[{header}.acl.entries]"),
         };
         self.out.table(&table);
+        let mut seen: Vec<String> = Vec::new();
         for acl in acls {
             acl.explain();
             let name = acl.text("id").or(acl.text("acl_id")).unwrap_or(&acl.name);
@@ -169,6 +170,15 @@ impl Import<'_> {
             if words.is_empty() {
                 words = acl.words("acl_rights");
             }
+            if seen.iter().any(|it| it == identifier) {
+                let text = format!(
+                    "{}: a second entry for {identifier:?}: write the result of both",
+                    acl.place
+                );
+                self.out.mend(text);
+                continue;
+            }
+            seen.push(identifier.to_owned());
             match letters(&words) {
                 Ok(letters) => self
                     .out

@@ -173,10 +173,9 @@ impl Reader {
 
     /// A line that goes on, with nothing behind it: Dovecot forgets it.
     fn lost(&mut self, continued: &mut String, place: &Place) {
-        let text = std::mem::take(continued);
-        let odd = format!(
-            "{place}: nothing follows the backslash of {text:?}: Dovecot does not see this setting"
-        );
+        continued.clear();
+        let odd =
+            format!("{place}: nothing follows the backslash: Dovecot does not see this setting");
         self.warnings.push(odd);
     }
 
@@ -192,12 +191,11 @@ impl Reader {
             message,
         };
         if text.contains('\r') {
-            let odd =
-                format!("{place}: a CR within the line, which Dovecot may not take: {text:?}");
+            let odd = format!("{place}: a CR within the line, which Dovecot may not take");
             self.warnings.push(odd);
         }
         if text.contains('\u{fffd}') {
-            let odd = format!("{place}: this is no UTF-8: {text:?}");
+            let odd = format!("{place}: this is no UTF-8");
             self.warnings.push(odd);
         }
         match line::parse(text).map_err(wrong)? {

@@ -485,7 +485,7 @@ pub fn server_of(block: &Block) -> (String, bool) {
     for entry in inner.flat_map(|it| &it.entries) {
         entry.is_explained.set(true);
         match entry.key.as_str() {
-            "password" => has_password = true,
+            key if key.contains("pass") => has_password = true,
             "host" => words[0] = format!("host={}", entry.value),
             key => words.push(format!("{key}={}", entry.value)),
         }
