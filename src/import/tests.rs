@@ -316,6 +316,25 @@ const ROWS: &[Row] = &[
         lines: &["[quota]", "driver = \"maildir\""],
         said: &["noenforcing: mail is counted"],
     },
+    Row {
+        conf: "mail_location = maildir:~/Maildir:LAYOUT=FS:DIRNAME=Mails.D\nmail_plugins = quota\nplugin {\n  quota = maildir:User quota:noenforcing:hidden\n  quota_rule = *:storage=1G\n}\nauth_default_realm = example.org\nnamespace inbox {\n  inbox = yes\n  mailbox a\"b'c\\d {\n    auto = create\n  }\n}\n",
+        lines: &[
+            "mailbox_list_layout = \"fs\"",
+            "mailbox_directory_name = \"Mails.D\"",
+            "[namespace.inbox.mailbox.\"a\\\"b'c\\\\d\"]",
+        ],
+        said: &["noenforcing: mail is counted", "auth_default_realm"],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = quota\nplugin {\n  quota = maildir:User quota\n  quota_rule = *:storage=1G\n}\n",
+        lines: &["storage_grace = \"10%\""],
+        said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nmail_plugins = acl\nacl_driver = vfile\nacl user=bob {\n  rights = lrpi\n}\nacl -user=bob {\n  rights = p\n}\n",
+        lines: &["\"user=bob\" = \"lrpi\""],
+        said: &["a second entry for \"user=bob\""],
+    },
     // Sockets.
     Row {
         conf: "mail_location = maildir:~/Maildir\nservice lmtp {\n  unix_listener /var/spool/postfix/private/dovecot-lmtp {\n    mode = 0600\n    user = postfix\n    group = postfix\n  }\n  unix_listener lmtp {\n    mode = 0\n  }\n  inet_listener lmtp {\n    address = 127.0.0.1 ::1\n    port = 24\n  }\n}\n",
