@@ -370,6 +370,12 @@ impl Import<'_> {
             ];
             match why {
                 Some(why) => {
+                    if matches!(inner.kind.as_str(), "remote" | "local") && is_of_delivery(inner) {
+                        self.out.warn_above(format!(
+                            "{above}{name} ({}): what it says of mail holds for some clients in Dovecot, and not here",
+                            inner.place
+                        ));
+                    }
                     inner.explain();
                     self.out
                         .leave_out(format!("{above}{name} ({})", inner.place), why);
@@ -415,4 +421,27 @@ fn is_named(place: &Place, text: &str) -> bool {
     let place = place.to_string();
     let is_whole = |at: usize| !text[at + place.len()..].starts_with(|c: char| c.is_ascii_digit());
     text.match_indices(&place).any(|(at, _)| is_whole(at))
+}
+
+/// Whether a delivery depends on something in a section.
+fn is_of_delivery(block: &Block) -> bool {
+    let starts = [
+        "mail_",
+        "mailbox_",
+        "lmtp_",
+        "lda_",
+        "quota",
+        "acl",
+        "auth_username_format",
+    ];
+    let is_setting = |key: &str| {
+        starts.iter().any(|it| key.starts_with(it)) && key != "mail_max_userip_connections"
+    };
+    let is_section =
+        |kind: &str| matches!(kind, "namespace" | "plugin" | "userdb") || is_setting(kind);
+    block.entries.iter().any(|it| is_setting(&it.key))
+        || block
+            .blocks
+            .iter()
+            .any(|it| is_section(&it.kind) || is_of_delivery(it))
 }

@@ -221,6 +221,11 @@ const ROWS: &[Row] = &[
         ],
         said: &[],
     },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nremote 10.0.0.0/8 {\n  protocol lmtp {\n    mail_location = maildir:/other/%u\n  }\n}\nuserdb {\n  driver = passwd\n  result_success = continue\n}\n",
+        lines: &["dovecot = { socket = \"/run/dovecot/auth-userdb\" }"],
+        said: &["remote 10.0.0.0/8 (dovecot.conf:2): what it says of mail holds for some clients"],
+    },
     // Rights.
     Row {
         conf: "mail_location = maildir:~/Maildir\nmail_plugins = acl\nplugin {\n  acl = vfile:/etc/dovecot/global-acls:cache_secs=300\n  acl_shared_dict = file:/var/lib/dovecot/shared-mailboxes.db\n  acl_ignore_namespace = private/*\n}\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\nnamespace p {\n  separator = /\n  prefix = private/\n  location = maildir:~/other\n}\n",

@@ -143,9 +143,7 @@ impl Import<'_> {
     }
 
     fn userdb(&mut self, block: &Block, driver: &str) -> Found {
-        let has_fields = |it: &Block| {
-            matches!(it.kind.as_str(), "fields" | "userdb_fields") && !it.entries.is_empty()
-        };
+        let has_fields = |it: &Block| it.kind.ends_with("fields") && !it.entries.is_empty();
         if driver != "static" && block.blocks.iter().any(has_fields) {
             return Err("it has fields for all users".into());
         }
@@ -155,9 +153,14 @@ impl Import<'_> {
             "result_internalfail",
             "skip",
         ];
-        let usual = ["return-ok", "continue", "never"];
         for key in results {
-            if let Some(value) = block.text(key).filter(|value| !usual.contains(value)) {
+            let usual = match key {
+                "result_success" => "return-ok",
+                "skip" => "never",
+                _ => "continue",
+            };
+            let said = block.text(key).or(block.text(&format!("userdb_{key}")));
+            if let Some(value) = said.filter(|value| *value != usual) {
                 return Err(format!("its {key} is {value}"));
             }
         }
