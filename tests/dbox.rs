@@ -223,12 +223,13 @@ fn deliver_and_read(site: &Site, way: Way, case: &str) {
         ),
         (
             "dave@example.test",
+            // We know him, and Dovecot does not: which of us is wrong?
             if way == Way::Lmtp {
-                "550 5.1.1"
+                "451 4.3.0"
             } else {
                 "250 2.1.5"
             },
-            "550 5.1.1",
+            "451 4.3.0",
             "",
         ),
         ("nobody@example.test", "550 5.1.1", "", ""),
@@ -311,7 +312,7 @@ fn deliver_and_read(site: &Site, way: Way, case: &str) {
         (&["-d", "alice", "-m", "Work/Deep"], 0, "Work/Deep"),
         (&["-d", "alice", "-a", "info@example.test"], 0, "INBOX"),
         (&["alice+Work@example.test"], 0, "Work"),
-        (&["-d", "dave"], 67, ""),
+        (&["-d", "dave"], 75, ""),
     ] {
         let before = count(site, mailbox);
         let (left, said) = site.lda(arguments);
@@ -374,7 +375,7 @@ fn what_the_program_is_told_and_what_its_end_means() {
     // How it ends; the reply; our LDA's exit code
     for (end, reply, code) in [
         ("exit 0", "250 2.0.0", 0),
-        ("echo 'no such user' >&2; exit 67", "550 5.1.1", 67),
+        ("echo 'no such user' >&2; exit 67", "451 4.3.0", 75),
         ("echo 'over quota' >&2; exit 77", "550 5.7.1", 77),
         ("exit 64", "451 4.2.0", 75),
         ("exit 75", "451 4.2.0", 75),
@@ -619,7 +620,22 @@ fn what_dovecot_answers_is_our_answer() {
         ),
         // It may have stored it: nobody knows.
         ("250 2.1.5 OK", "", "250 2.1.5", "451 4.2.0", 75),
-        ("550 5.1.1 <a> User doesn't exist", "", "550 5.1.1", "", 67),
+        ("550 5.1.1 <a> User doesn't exist", "", "451 4.3.0", "", 75),
+        (
+            "550 5.3.5 <a> Internal user lookup failure",
+            "",
+            "451 4.3.0",
+            "",
+            75,
+        ),
+        (
+            "554 5.4.6 <a> Proxying loops to itself",
+            "",
+            "451 4.3.0",
+            "",
+            75,
+        ),
+        ("550 5.7.1 <a> refused", "", "550 5.7.1", "", 77),
         ("552 5.2.2 <a> full", "", "552 5.2.2", "", 77),
         ("451 4.3.0 <a> later", "", "451 4.3.0", "", 75),
         ("", "", "451 4.4.1", "", 75),
@@ -770,13 +786,21 @@ fn over_lmtp_only_what_dovecot_can_be_told_has_a_name() {
             "<\"alice+a b\"@example.test>",
             "wanted=\"a b\"",
         ),
-        // By the name of the user whom the map means.
+        // Alice's INBOX is not for mail to info@.
         (
             DETAIL,
             "info@example.test",
+            "451 4.3.0",
+            "",
+            "into the INBOX of alice",
+        ),
+        // By the name of the user whom the map means.
+        (
+            DETAIL,
+            "own@example.test",
             "250 2.0.0",
-            "<alice+Info>",
-            "wanted=\"Info\"",
+            "<alice>",
+            "wanted=\"INBOX\"",
         ),
         ("", "info@example.test", "451 4.3.0", "", "hand_over_detail"),
         // It would take the plus for a divider.
@@ -805,6 +829,7 @@ fn over_lmtp_only_what_dovecot_can_be_told_has_a_name() {
         );
         support::write_long_ago(&store.path("users"), &format!("{users}{plus}"));
         let map = "[[address]]\nmatch = \"info@example.test\"\nmailbox = \"Info\"\nuser = \"alice\"\n\
+                   [[address]]\nmatch = \"own@example.test\"\nmailbox = \"INBOX\"\nuser = \"alice\"\n\
                    [[address]]\nmatch = \"plus@example.test\"\nmailbox = \"INBOX\"\nuser = \"a+b\"\n";
         let text = fs::read_to_string(&config).unwrap() + map;
         fs::write(&config, text).unwrap();

@@ -81,8 +81,8 @@ pub fn hand_over(
 fn code_of(end: End) -> Option<Code> {
     match end {
         End::Exit(0) => None,
-        // Its userdb has no such user.
-        End::Exit(67) => Some(Code::NoSuchUser),
+        // Our userdb has this user, its own has not: which of us is wrong?
+        End::Exit(67) => Some(Code::CannotTell),
         // Over quota, or Sieve has refused it.
         End::Exit(77) => Some(Code::Denied),
         End::Exit(_) => Some(Code::NotNow),
@@ -115,7 +115,7 @@ mod tests {
     fn only_what_dovecot_is_sure_of_is_permanent() {
         for code in -1..=255 {
             let is_permanent = code_of(End::Exit(code)).is_some_and(|code| !code.is_temporary());
-            assert_eq!(is_permanent, [67, 77].contains(&code), "{code}");
+            assert_eq!(is_permanent, code == 77, "{code}");
             assert_eq!(code_of(End::Exit(code)).is_none(), code == 0, "{code}");
         }
         assert!(code_of(End::Signal(9)).is_some_and(Code::is_temporary));

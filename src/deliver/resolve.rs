@@ -494,13 +494,17 @@ impl Resolver<'_> {
                 places,
             });
         }
-        if let Err(fault) = self.hand_over(mailbox, found.namespace, &storage)
-            && (by.is_strangers() || by == By::Route)
-        {
-            return Ok(Wanted::Denied {
-                mailbox: mailbox.into(),
-                why: fault.to_string(),
-            });
+        match self.hand_over(mailbox, found.namespace, &storage) {
+            Err(fault) if by.is_strangers() || by == By::Route => {
+                return Ok(Wanted::Denied {
+                    mailbox: mailbox.into(),
+                    why: fault.to_string(),
+                });
+            }
+            Ok(Some(_)) if self.by_rule || by == By::Errand => {
+                self.check_fallback(mailbox, found.namespace, &storage)?;
+            }
+            _ => {}
         }
         match self.target(mailbox, &found, &storage, on_missing)? {
             Some(target) => Ok(Wanted::Target(Box::new(target))),
@@ -758,6 +762,26 @@ impl Resolver<'_> {
         }))
     }
 
+    /// What Dovecot cannot put into a mailbox it puts into the INBOX of the user who delivers. Nobody reads the mail there that
+    /// is for an address of a mailbox, or that another server has passed on.
+    fn check_fallback(
+        &self,
+        mailbox: &str,
+        namespace: &Namespace,
+        storage: &StorageName,
+    ) -> Result<(), Fault> {
+        if namespace.kind == Kind::Private && *storage == StorageName::Inbox {
+            return Ok(());
+        }
+        let doing = format!("hand mail for {mailbox:?} over to Dovecot");
+        let why = format!(
+            "where it cannot store it, it would put it into the INBOX of {}",
+            self.user.name
+        );
+        let advice = "keep a mailbox with an address of its own, or one that other servers send to, in a format that Postroom writes";
+        Err(Fault::new(Code::CannotTell, doing, why).with_advice(advice))
+    }
+
     /// The way of a message into a mailbox that only Dovecot writes; none: we write it. A fault: no way names it.
     fn hand_over(
         &self,
@@ -781,8 +805,9 @@ impl Resolver<'_> {
                 let original = self.recipient.original.clone();
                 let original = original.filter(|it| Address::parse(it).is_ok());
                 let original = original.unwrap_or_else(|| self.recipient.address.to_string());
+                // An address literal ends dovecot-lda with a wrong usage.
                 Some(original)
-                    .filter(|it| it.is_ascii())
+                    .filter(|it| it.is_ascii() && !it.contains("@["))
                     .unwrap_or_default()
             }
             Agent::Lmtp { .. } => {

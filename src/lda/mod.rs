@@ -537,8 +537,10 @@ impl Job {
             .build();
         match runtime {
             Ok(runtime) => {
-                let relay = Relay::plain(&self.core.settings().hostname);
-                let finish = dovecot::finish(&relay, parcel, recipient, message, &|| true);
+                let settings = self.core.settings();
+                let relay = Relay::plain(&settings.hostname);
+                let heard = || true;
+                let finish = dovecot::finish(&relay, settings, parcel, recipient, message, &heard);
                 runtime.block_on(finish)
             }
             Err(error) => Outcome::refused(Fault::io("hand a message over", &error)),

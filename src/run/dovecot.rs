@@ -2,21 +2,31 @@
 
 use std::sync::Arc;
 
-use super::relay::{Heard, Job, Relay};
-use crate::deliver::{Done, Line, Outcome, Parcel, Report, Saved};
-use crate::fault::Fault;
-use crate::message::{Message, Recipient};
+use super::relay::{Answer, Heard, Job, Relay};
+use crate::deliver::placement::Node;
+use crate::deliver::{Done, Line, Outcome, Parcel, Report, Saved, Settings};
+use crate::fault::{Code, Fault};
+use crate::mailbox::agent::HandOver;
+use crate::message::{Address, Message, Recipient};
 
 /// RCPT there, where the report says that it would get the message.
-pub async fn ask(relay: &Relay, recipient: &Recipient, report: Report) -> Report {
+pub async fn ask(
+    relay: &Relay,
+    settings: &Settings,
+    recipient: &Recipient,
+    report: Report,
+) -> Report {
     let hand_over = report.hand_over.as_ref().filter(|_| report.fault.is_none());
     let Some((hand_over, node)) = hand_over.and_then(|it| Some((it, it.server()?))) else {
         return report;
     };
+    if let Err(fault) = check(settings, hand_over) {
+        return refused(report, fault);
+    }
     let recipient = understood(recipient);
     let job = job(&recipient, &hand_over.recipient, None);
     let fault = match relay.ask(&node, &job).await {
-        Ok(answer) => answer.fault(&node),
+        Ok(answer) => fault_of(&answer, &node),
         Err(fault) => Some(fault),
     };
     match fault {
@@ -28,6 +38,7 @@ pub async fn ask(relay: &Relay, recipient: &Recipient, report: Report) -> Report
 /// Takes there what is to be taken.
 pub async fn finish(
     relay: &Relay,
+    settings: &Settings,
     done: Done,
     recipient: &Recipient,
     message: &Arc<Message>,
@@ -36,7 +47,10 @@ pub async fn finish(
     match done {
         Done::Outcome(outcome) => outcome,
         Done::Parcel(parcel) => {
-            let taken = take(relay, parcel, recipient, message, heard).await;
+            let taken = match check(settings, &parcel.hand_over) {
+                Ok(()) => take(relay, parcel, recipient, message, heard).await,
+                Err(fault) => Err(fault),
+            };
             taken.map_or_else(Outcome::refused, Outcome::Saved)
         }
     }
@@ -55,10 +69,33 @@ async fn take(
     let recipient = understood(recipient);
     let job = job(&recipient, &hand_over.recipient, Some(message));
     let answer = relay.deliver(&node, &job, message, heard).await?;
-    match answer.fault(&node) {
+    match fault_of(&answer, &node) {
         None => Ok(saved),
         Some(fault) => Err(fault),
     }
+}
+
+/// A worker of the user's has said it: it names no server but those of the file, and nobody but one recipient.
+fn check(settings: &Settings, HandOver { agent, recipient }: &HandOver) -> Result<(), Fault> {
+    let mut namespaces = settings.namespaces.iter();
+    let is_ours = namespaces.any(|it| it.location.hand_over.as_ref() == Some(agent));
+    let is_address = Address::parse(recipient).is_ok_and(|it| it.to_string() == *recipient);
+    match is_ours && is_address {
+        true => Ok(()),
+        false => Err(super::out_of_step()),
+    }
+}
+
+/// Our userdb has this user. Where its own has not: which of us is wrong?
+fn fault_of(answer: &Answer, node: &Node) -> Option<Fault> {
+    let fault = answer.fault(node)?;
+    Some(match fault.code {
+        Code::NoSuchUser | Code::BadAddress => Fault {
+            code: Code::CannotTell,
+            ..fault
+        },
+        _ => fault,
+    })
 }
 
 /// It takes XCLIENT from whom it trusts, and no `AUTH=` from anybody.
@@ -87,5 +124,36 @@ fn refused(mut report: Report, fault: Fault) -> Report {
         mailbox: None,
         fault: Some(fault),
         ..report
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::mailbox::agent::Agent;
+
+    /// A worker belongs to a user: what it says opens no other server, and speaks for nobody else.
+    #[test]
+    fn what_a_worker_may_name() {
+        let text = "mail_driver = \"mdbox\"\nhand_over = \"lmtp:/run/dovecot/lmtp\"\n";
+        let settings = Config::from_str("test", text).unwrap().delivery;
+        for (agent, recipient, is_taken) in [
+            ("lmtp:/run/dovecot/lmtp", "alice@example.org", true),
+            ("lmtp:/run/dovecot/lmtp", "alice+Work/Deep", true),
+            ("lmtp:/run/dovecot/lmtp", "\"a b\"@example.org", true),
+            ("lmtp:/run/other", "alice@example.org", false),
+            ("lmtp:db.example.org:5432", "alice@example.org", false),
+            ("lmtp:/run/dovecot/lmtp", "", false),
+            ("lmtp:/run/dovecot/lmtp", "alice>\r\nRCPT TO:<bob", false),
+            ("lmtp:/run/dovecot/lmtp", "alice> ORCPT=rfc822;x <", false),
+        ] {
+            let hand_over = HandOver {
+                agent: Agent::parse(agent).unwrap(),
+                recipient: recipient.into(),
+            };
+            let taken = check(&settings, &hand_over).is_ok();
+            assert_eq!(taken, is_taken, "{agent} {recipient:?}");
+        }
     }
 }

@@ -193,7 +193,7 @@ impl Runner {
             }
         };
         match report {
-            Ok(report) => dovecot::ask(&self.dovecot, &given, report).await,
+            Ok(report) => dovecot::ask(&self.dovecot, self.core.settings(), &given, report).await,
             Err(fault) => Report::failed(shown, fault),
         }
     }
@@ -270,9 +270,15 @@ impl Runner {
                             };
                             let (done, _turn) = runner.blocking(work).await?;
                             let message = transaction.shared_message();
-                            let outcome =
-                                dovecot::finish(&runner.dovecot, done, &recipient, message, &heard)
-                                    .await;
+                            let outcome = dovecot::finish(
+                                &runner.dovecot,
+                                runner.core.settings(),
+                                done,
+                                &recipient,
+                                message,
+                                &heard,
+                            )
+                            .await;
                             end(begun, &outcome);
                             Ok(outcome)
                         };
@@ -326,8 +332,15 @@ impl Runner {
             let asked = dispatch.deliver(&who, recipient.clone(), answers.clone(), retry);
             if let Some(done) = asked.await? {
                 let message = &dispatch.message;
-                let outcome =
-                    dovecot::finish(&self.dovecot, done, &recipient, message, &heard).await;
+                let outcome = dovecot::finish(
+                    &self.dovecot,
+                    self.core.settings(),
+                    done,
+                    &recipient,
+                    message,
+                    &heard,
+                )
+                .await;
                 end(begun, &outcome);
                 return Ok(outcome);
             }

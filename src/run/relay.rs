@@ -493,6 +493,11 @@ impl Answer {
             // We do not understand each other, which is no fault of the sender's.
             (500..=504, _) => Code::CannotTell,
             (500.., enhanced) if enhanced.starts_with("5.5.") => Code::CannotTell,
+            // How it is configured, and whom it trusts.
+            (500.., enhanced) if enhanced.starts_with("5.3.") || enhanced.starts_with("5.4.") => {
+                Code::CannotTell
+            }
+            (500.., "5.7.14") => Code::CannotTell,
             (500.., _) => Code::Denied,
             (_, "4.2.2") => Code::QuotaOfDisk,
             (_, "4.3.1") => Code::NoSpace,

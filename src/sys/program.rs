@@ -104,6 +104,9 @@ impl Running {
         fcntl(&stderr, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let (mut said, mut piece) = (Vec::new(), [0; 4096]);
         loop {
+            if Instant::now() >= until {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             match stderr.read(&mut piece) {
                 Ok(0) => break,
                 Ok(count) => {
@@ -116,9 +119,6 @@ impl Running {
                 Err(error) => return Err(error),
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
             // Its end is seen even where a child of its own keeps its stderr open.
             if self.0.try_wait()?.is_some() {
                 break;
@@ -166,7 +166,7 @@ mod tests {
         }
         let much = shell("yes | head -c 100000 >&2", b"", Duration::from_secs(9)).unwrap();
         assert_eq!(much.said.len(), MAX_SAID - 1);
-        for script in ["exec sleep 60", "exec 2>&-; exec sleep 60"] {
+        for script in ["exec sleep 60", "exec 2>&-; exec sleep 60", "exec yes >&2"] {
             let error = shell(script, b"", Duration::from_millis(300)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{script}");
         }

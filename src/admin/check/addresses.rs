@@ -51,12 +51,18 @@ impl<W: Write> Findings<'_, W> {
     }
 }
 
-/// Why mail for `recipient` has no place, whatever is there.
+/// Why mail for `recipient`, whom a rule has made, has no place, whatever is there.
 fn leads_nowhere(settings: &Settings, recipient: &Recipient) -> Option<String> {
     match resolve(settings, settings, recipient, None) {
         Err(fault) => Some(fault.to_string()),
         Ok(targets) if targets.node.is_some() => None,
         Ok(targets) => match targets.wanted {
+            Wanted::Target(target) if target.hand_over.is_some() && !target.own_inbox => {
+                Some(format!(
+                    "{}: only Dovecot writes it, and what it cannot store there it would put into the INBOX of {}",
+                    target.mailbox, targets.user.name
+                ))
+            }
             // Whoever has it says what it is.
             Wanted::Target(_) | Wanted::Elsewhere { .. } => None,
             Wanted::Missing { mailbox, why } | Wanted::Denied { mailbox, why } => {
