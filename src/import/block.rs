@@ -23,6 +23,8 @@ impl fmt::Display for Place {
 pub struct Entry {
     pub key: String,
     pub value: String,
+    /// A word of a list, `kind { word = yes }`: put in, or taken out. None: the value is all.
+    pub step: Option<bool>,
     /// The value is in this file (`<path`).
     pub file: Option<String>,
     pub place: Place,
@@ -92,19 +94,19 @@ impl Block {
         self.blocks.iter().filter(move |block| block.kind == kind)
     }
 
-    /// A list: words of a setting, or `kind { word = yes }`.
+    /// A list: what a setting says is instead of all before it, a word in a block beside it.
     pub fn words(&self, key: &str) -> Vec<String> {
-        let text = self.text(key).unwrap_or_default();
-        let mut words: Vec<String> = text
-            .split([' ', '\t', ','])
-            .filter(|word| !word.is_empty())
-            .map(str::to_owned)
-            .collect();
-        for entry in self.of_kind(key).flat_map(|block| &block.entries) {
+        let mut words: Vec<String> = Vec::new();
+        for entry in self.entries.iter().filter(|entry| entry.key == key) {
             entry.is_explained.set(true);
-            words.retain(|word| *word != entry.key);
-            if is_yes(&entry.value) {
-                words.push(entry.key.clone());
+            let split = entry.value.split([' ', '\t', ',']);
+            let named = split.filter(|word| !word.is_empty()).map(str::to_owned);
+            match entry.step {
+                None => words = named.collect(),
+                Some(is_in) => {
+                    words.retain(|word| *word != entry.value);
+                    words.extend(is_in.then(|| entry.value.clone()));
+                }
             }
         }
         words

@@ -48,14 +48,12 @@ impl Import<'_> {
     pub fn general(&mut self) {
         let root = self.root;
         for (key, kind) in SAME {
-            if let Some(entry) = root.get(key).filter(|it| !it.value.is_empty()) {
+            let entry = match kind {
+                Kind::List => root.look(key),
+                _ => root.get(key),
+            };
+            if let Some(entry) = entry.filter(|it| !it.value.is_empty()) {
                 self.same(key, kind, entry, root);
-            } else if matches!(kind, Kind::List) && root.of_kind(key).next().is_some() {
-                let place = root.of_kind(key).next().map(|it| it.place.clone());
-                let words = root.words(key);
-                if let Some(place) = place {
-                    self.out.set(key, words, &place);
-                }
             }
         }
         match root

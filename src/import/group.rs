@@ -66,6 +66,7 @@ fn english(entry: &Entry) -> Block {
         Rc::new(Entry {
             key: key.into(),
             value: value.into(),
+            step: None,
             file: None,
             place: place.clone(),
             is_explained: Cell::new(true),
@@ -190,6 +191,7 @@ fn renamed(entry: &Rc<Entry>, key: String) -> Rc<Entry> {
     Rc::new(Entry {
         key,
         value: entry.value.clone(),
+        step: entry.step,
         file: entry.file.clone(),
         place: entry.place.clone(),
         is_explained: Cell::new(false),

@@ -291,6 +291,7 @@ impl Import<'_> {
         self.usual_path(block);
         self.ignored_prefix(block, &header);
         self.entries_of(block, &header);
+        self.unknown_limits(block);
         self.namespace_quota(block, &header, &kind);
         for mailbox in block.of_kind("mailbox") {
             self.mailbox(mailbox, block, &header);
@@ -345,16 +346,13 @@ impl Import<'_> {
             };
             self.out.set("auto", auto, &entry.place);
         }
-        if let Some(entry) = block.get("special_use") {
+        if let Some(entry) = block.look("special_use") {
             let uses: Vec<String> = block.words("special_use");
             match uses.as_slice() {
                 [] => {}
                 [one] => self.out.set("special_use", one.as_str(), &entry.place),
                 several => self.out.set("special_use", several.to_vec(), &entry.place),
             }
-        } else if let Some(list) = block.of_kind("special_use").next() {
-            let uses = block.words("special_use");
-            self.out.set("special_use", uses, &list.place);
         }
         if let Some(entry) = block.get("quota_ignore") {
             let is_set = block.flag("quota_ignore").unwrap_or(false);
@@ -363,6 +361,7 @@ impl Import<'_> {
         if let Some(entry) = block.get("quota_storage_extra") {
             self.size("quota_storage_extra", entry);
         }
+        self.unknown_limits(block);
         let prefix = within.look("prefix").map_or("", |it| it.value.as_str());
         self.mailbox_rule(block, prefix);
         self.ignored(block, &header);

@@ -1,7 +1,7 @@
 //! How much may lie where: the quota plugin (2.3), `quota NAME { }` and `quota_*` (2.4).
 
 use super::Import;
-use super::block::{Block, Entry, Place};
+use super::block::{Block, Entry, Place, is_yes};
 
 /// What Dovecot enforces and Postroom cannot.
 const NOT_COUNTED: &str = "Dovecot keeps the account in files of its own: Postroom stores mail however full the mailbox is, and Dovecot counts it. driver = maildir is counted by both";
@@ -25,7 +25,13 @@ impl<'a> Import<'a> {
         }
         let root = self.root;
         let first = self.option("quota");
-        let is_own = |it: &&Entry| !it.value.is_empty() && !it.value.contains(":ns=");
+        // An empty prefix is that of the INBOX, which is ours.
+        let of_namespace = |it: &Entry| {
+            it.value
+                .split(':')
+                .any(|it| it.starts_with("ns=") && it != "ns=")
+        };
+        let is_own = |it: &&Entry| !it.value.is_empty() && !of_namespace(it);
         if let Some(entry) = first.filter(is_own) {
             let driver = entry.value.split(':').next().unwrap_or_default();
             let is_enforced = !entry.value.split(':').any(|it| it == "noenforcing");
@@ -52,6 +58,14 @@ impl<'a> Import<'a> {
                 .to_owned();
             let mut limits = self.limits(root);
             limits.extend(self.limits(first));
+            if self.is_unenforced(root) || self.is_unenforced(first) {
+                let text = format!(
+                    "{}: not enforced: mail is counted, and no mailbox is ever full",
+                    first.place
+                );
+                self.out.warn_above(text);
+                limits.clear();
+            }
             self.quota_table("[quota]", &driver, &first.place, limits);
             first.explain();
             for more in more {
@@ -64,6 +78,17 @@ impl<'a> Import<'a> {
             }
         }
         self.explain_quota();
+    }
+
+    /// `enforce = no` and `ignore = yes` of 2.4.
+    fn is_unenforced(&self, block: &Block) -> bool {
+        let is_quota = block.kind == "quota";
+        let flag = |short: &str| {
+            let long = block.look(&format!("quota_{short}"));
+            let entry = long.or(block.look(short).filter(|_| is_quota));
+            entry.map(|it| is_yes(&it.value))
+        };
+        flag("enforce") == Some(false) || flag("ignore") == Some(true)
     }
 
     fn quota_table(&mut self, header: &str, driver: &str, place: &Place, limits: Vec<Limit>) {
@@ -138,7 +163,8 @@ impl<'a> Import<'a> {
             number => format!("{root}_rule{number}"),
         });
         let plugins: Vec<&Block> = self.root.of_kind("plugin").collect();
-        let found = keys.filter_map(|key| plugins.iter().rev().find_map(|it| it.look(&key)));
+        // Dovecot looks for the next number until one is missing.
+        let found = keys.map_while(|key| plugins.iter().rev().find_map(|it| it.look(&key)));
         found.filter(|entry| !entry.value.is_empty()).collect()
     }
 
@@ -147,7 +173,7 @@ impl<'a> Import<'a> {
         let names = self.rules("quota").into_iter().filter_map(|rule| {
             let (name, _) = rule.value.split_once(':')?;
             let prefix = namespace.look("prefix").map_or("", |it| it.value.as_str());
-            let name = name.strip_prefix(prefix).unwrap_or(name);
+            let name = name.strip_prefix(prefix)?;
             let is_known = namespace.of_kind("mailbox").any(|it| it.name == name);
             let is_new = !is_known && self.is_counted() && !matches!(name, "*" | "?" | "");
             is_new.then(|| Block::new("mailbox".into(), name.into(), rule.place.clone()))
@@ -165,7 +191,7 @@ impl<'a> Import<'a> {
         is_loaded
             && quota
                 .last()
-                .is_some_and(|it| it.value.starts_with("maildir:"))
+                .is_some_and(|it| it.value.split(':').next() == Some("maildir"))
     }
 
     /// `+10%%` of the limit of all, in bytes.
@@ -189,28 +215,48 @@ impl<'a> Import<'a> {
             let Some((name, rest)) = rule.value.split_once(':') else {
                 continue;
             };
-            if name.strip_prefix(prefix).unwrap_or(name) != block.name {
+            if name.strip_prefix(prefix) != Some(block.name.as_str()) {
                 continue;
             }
             rule.is_explained.set(true);
-            match rest.split_once('=') {
-                None if rest == "ignore" => self.out.set("quota_ignore", true, &rule.place),
-                Some(("storage", more)) if self.share(more).is_some() => {
-                    let bytes = self.share(more).unwrap_or_default();
-                    self.out.set("quota_storage_extra", bytes, &rule.place);
+            for limit in rest.split(':') {
+                match limit.split_once('=') {
+                    None if limit == "ignore" => self.out.set("quota_ignore", true, &rule.place),
+                    Some(("storage", more)) if self.share(more).is_some() => {
+                        let bytes = self.share(more).unwrap_or_default();
+                        self.out.set("quota_storage_extra", bytes, &rule.place);
+                    }
+                    Some(("storage", more)) if more.starts_with('+') && !more.contains('%') => {
+                        let size = kilobytes(more.trim_start_matches('+'));
+                        self.out.set("quota_storage_extra", size, &rule.place);
+                    }
+                    Some(("bytes", more)) if more.starts_with('+') => {
+                        let size = more.trim_start_matches('+').to_owned();
+                        self.out.set("quota_storage_extra", size, &rule.place);
+                    }
+                    _ => self.out.mend(format!(
+                        "{}: {limit:?} is a limit of one mailbox that Postroom does not know",
+                        rule.place
+                    )),
                 }
-                Some(("storage", more)) if more.starts_with('+') && !more.contains('%') => {
-                    let size = kilobytes(more.trim_start_matches('+'));
-                    self.out.set("quota_storage_extra", size, &rule.place);
-                }
-                Some(("bytes", more)) if more.starts_with('+') => {
-                    let size = more.trim_start_matches('+').to_owned();
-                    self.out.set("quota_storage_extra", size, &rule.place);
-                }
-                _ => self.out.mend(format!(
-                    "{}: {:?} is a limit of one mailbox that Postroom does not know",
-                    rule.place, rule.value
-                )),
+            }
+        }
+    }
+
+    /// What 2.4 may say of a namespace or a mailbox, and we cannot.
+    pub fn unknown_limits(&mut self, block: &Block) {
+        if !self.plugins.iter().any(|it| it == "quota") {
+            return;
+        }
+        let known = ["quota_ignore", "quota_storage_extra"];
+        for entry in &block.entries {
+            if entry.key.starts_with("quota_") && !known.contains(&entry.key.as_str()) {
+                entry.is_explained.set(true);
+                let text = format!(
+                    "{}: {} of one {}: a limit that Postroom does not know",
+                    entry.place, entry.key, block.kind
+                );
+                self.out.mend(text);
             }
         }
     }
@@ -227,9 +273,8 @@ impl<'a> Import<'a> {
             let Some(entry) = self.option(&root) else {
                 continue;
             };
-            let wanted = format!(":ns={prefix}");
-            let is_this =
-                entry.value.ends_with(&wanted) || entry.value.contains(&format!("{wanted}:"));
+            let wanted = format!("ns={prefix}");
+            let is_this = entry.value.split(':').any(|it| it == wanted);
             if !prefix.is_empty() && is_this {
                 let driver = entry.value.split(':').next().unwrap_or_default().to_owned();
                 let place = entry.place.clone();
@@ -268,6 +313,19 @@ impl<'a> Import<'a> {
     /// `quota_storage_size` and its like, of the file or of a section.
     fn limits(&mut self, block: &Block) -> Vec<Limit> {
         let mut limits = Vec::new();
+        let percentage = match block.kind.as_str() {
+            "quota" => block
+                .get("message_percentage")
+                .or(block.get("quota_message_percentage")),
+            _ => block.get("quota_message_percentage"),
+        };
+        if let Some(entry) = percentage.filter(|it| it.value != "100") {
+            let text = format!(
+                "{}: message_percentage: write message_count as what it comes to",
+                entry.place
+            );
+            self.out.to_mend.push(text);
+        }
         for key in [
             "storage_size",
             "storage_percentage",

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::block::{Block, Entry, Place};
+use super::block::{Block, Entry, Place, is_yes};
 use super::line::{self, Line, Value};
 
 /// What Dovecot would not take, or what cannot be read.
@@ -232,34 +232,38 @@ impl Reader {
             return;
         };
         let parts: Vec<String> = entry.key.split('/').map(str::to_owned).collect();
-        // Words of a list: `mail_plugins/acl = yes`.
-        let lists = [
-            "plugins",
-            "protocols",
-            "groups",
-            "locks",
-            "special_use",
-            "fields",
-        ];
-        let is_list = |kind: &String| lists.iter().any(|it| kind.ends_with(it));
-        let (kind, name, key) = match parts.as_slice() {
+        match parts.as_slice() {
             [kind, name, key] if kind == "namespace" && block.kind.is_empty() => {
-                (kind, name.as_str(), key)
+                let mut section = Block::new(kind.clone(), name.clone(), place);
+                entry.key.clone_from(key);
+                section.entries.push(Rc::new(entry));
+                block.take(section);
             }
-            [kind, key] if is_list(kind) => (kind, "", key),
-            _ => return block.entries.push(Rc::new(entry)),
-        };
-        let mut section = Block::new(kind.clone(), name.to_owned(), place);
-        entry.key.clone_from(key);
-        section.entries.push(Rc::new(entry));
-        block.take(section);
+            // A word of a list: `mail_plugins/acl = yes`.
+            [list, word] if is_list(list) => block.entries.push(step(list, word, &entry)),
+            [list, key] if list.ends_with("fields") => {
+                let mut section = Block::new(list.clone(), String::new(), place);
+                entry.key.clone_from(key);
+                section.entries.push(Rc::new(entry));
+                block.take(section);
+            }
+            _ => block.entries.push(Rc::new(entry)),
+        }
     }
 
+    /// `mail_plugins { acl = yes }` is a list, whose words count in their order with what else is said of it.
     fn close(&mut self) {
-        if let Some(block) = self.open.pop()
-            && let Some(above) = self.open.last_mut()
-        {
-            above.take(block);
+        let Some(block) = self.open.pop() else { return };
+        let Some(above) = self.open.last_mut() else {
+            return;
+        };
+        match is_list(&block.kind) && block.name.is_empty() {
+            true => {
+                let words = block.entries.iter();
+                let steps = words.map(|entry| step(&block.kind, &entry.key, entry));
+                above.entries.extend(steps);
+            }
+            false => above.take(block),
         }
     }
 
@@ -275,6 +279,7 @@ impl Reader {
         Entry {
             key,
             value,
+            step: None,
             file,
             place,
             is_explained: Cell::new(false),
@@ -401,6 +406,34 @@ impl Reader {
             false => Ok(found.into_iter().filter(|it| !it.is_dir()).collect()),
         }
     }
+}
+
+/// Whether a setting is a list of words.
+fn is_list(key: &str) -> bool {
+    let ends = [
+        "plugins",
+        "protocols",
+        "groups",
+        "locks",
+        "networks",
+        "workarounds",
+        "special_use",
+        "rights",
+    ];
+    ends.iter().any(|it| key.ends_with(it))
+}
+
+/// `word = yes` in a list.
+fn step(list: &str, word: &str, from: &Entry) -> Rc<Entry> {
+    Rc::new(Entry {
+        key: list.to_owned(),
+        value: word.to_owned(),
+        step: Some(is_yes(&from.value)),
+        file: None,
+        place: from.place.clone(),
+        is_explained: Cell::new(false),
+        is_overridden: Cell::new(false),
+    })
 }
 
 /// A path as it is shown: from `folder` on.
