@@ -38,7 +38,7 @@ pub fn settings(location: &str) -> Result<Vec<(&'static str, String)>, String> {
             "INDEX" => "mail_index_path",
             "INDEXPVT" => "mail_index_private_path",
             "CONTROL" => "mail_control_path",
-            "DIRNAME" => "mailbox_directory_name",
+            "DIRNAME" | "FULLDIRNAME" => "mailbox_directory_name",
             "SUBSCRIPTIONS" => "mailbox_subscriptions_filename",
             "BROKENCHAR" => continue,
             "LAYOUT" => {

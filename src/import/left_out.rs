@@ -243,7 +243,11 @@ const MORE: [(&str, &str); 26] = [
 ];
 
 /// What a delivery does differently where one of these is set.
-const MATTERS: [(&str, &str); 6] = [
+const MATTERS: [(&str, &str); 7] = [
+    (
+        "mailbox_directory_name_legacy",
+        "control and index files are below mailbox_directory_name too here",
+    ),
     (
         "auth_default_realm",
         "a name without a domain stays so here: write auth_username_format",
@@ -419,7 +423,11 @@ fn names_plugins(block: &Block) -> bool {
 /// Whether a text has this place in it.
 fn is_named(place: &Place, text: &str) -> bool {
     let place = place.to_string();
-    let is_whole = |at: usize| !text[at + place.len()..].starts_with(|c: char| c.is_ascii_digit());
+    let is_name = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | '/');
+    let is_whole = |at: usize| {
+        !text[at + place.len()..].starts_with(|c: char| c.is_ascii_digit())
+            && !text[..at].ends_with(is_name)
+    };
     text.match_indices(&place).any(|(at, _)| is_whole(at))
 }
 

@@ -119,9 +119,14 @@ pub fn import(path: &Path) -> Result<Imported, SyntaxError> {
     let Document {
         to_mend, warnings, ..
     } = &import.out;
-    let (to_mend, mut warnings) = (to_mend.clone(), warnings.clone());
+    let (mut to_mend, mut warnings) = (to_mend.clone(), warnings.clone());
     let toml = import.out.to_string();
-    warnings.extend(said_by_config(&toml));
+    for (is_wrong, text) in said_by_config(&toml) {
+        match is_wrong {
+            true => to_mend.push(text),
+            false => warnings.push(text),
+        }
+    }
     Ok(Imported {
         toml,
         to_mend,
@@ -196,42 +201,54 @@ impl Import<'_> {
             out: Document::default(),
         };
         other.all();
-        let lines = |text: &str| -> Vec<String> {
-            let lines = text
-                .lines()
-                .filter(|it| !it.starts_with('#') && !it.is_empty());
-            let setting = |line: &str| line.split("  # ").next().unwrap_or(line).to_owned();
-            lines.map(setting).collect()
+        let (own, other) = (settings(&self.out), settings(&other.out));
+        let only = |one: &[String], other: &[String]| {
+            let differing = one.iter().filter(|it| !other.contains(it));
+            differing.cloned().collect::<Vec<_>>().join("; ")
         };
-        let (own, other) = (lines(&self.out.to_string()), lines(&other.out.to_string()));
-        let of_lmtp = [
-            "lmtp_",
-            "ssl",
-            "detail ",
-            "listen ",
-            "max_per_user ",
-            "  {",
-            "]",
-            "verbose_replies ",
-        ];
-        let is_both = |line: &String| !of_lmtp.iter().any(|it| line.starts_with(it));
-        let differing: Vec<String> = other
-            .into_iter()
-            .filter(|it| is_both(it) && !own.contains(it))
-            .collect();
-        if !differing.is_empty() {
-            let text = format!(
-                "dovecot-lda has other settings than the LMTP server; give them to postroom-lda with -o, or a file of its own: {}",
-                differing.join("; ")
-            );
-            self.out.heading("postroom-lda");
-            self.out.warn(text);
+        let (of_lda, of_lmtp) = (only(&other, &own), only(&own, &other));
+        if of_lda.is_empty() && of_lmtp.is_empty() {
+            return;
         }
+        let text = format!(
+            "dovecot-lda has other settings than the LMTP server; give them to postroom-lda with -o, or a file of its own. It has: {}. It has not: {}",
+            or_nothing(&of_lda),
+            or_nothing(&of_lmtp)
+        );
+        self.out.heading("postroom-lda");
+        self.out.warn(text);
     }
 }
 
-/// What our own configuration has to say of the result. What the machine lacks, users and files, is said by `postroom check`.
-fn said_by_config(toml: &str) -> Vec<String> {
+fn or_nothing(text: &str) -> &str {
+    match text {
+        "" => "nothing else",
+        text => text,
+    }
+}
+
+/// Settings that LMTP and LDA have both, each with its table: `[quota] driver = "maildir"`.
+fn settings(out: &Document) -> Vec<String> {
+    let of_lmtp = ["lmtp_", "ssl", "detail "];
+    let (mut table, mut found) = (String::new(), Vec::new());
+    for line in out.to_string().lines() {
+        let line = line.split("  # ").next().unwrap_or(line);
+        if line.starts_with('[') {
+            table = format!("{line} ");
+        } else if !line.is_empty()
+            && !line.starts_with(['#', ' ', ']'])
+            && table != "[lmtp] "
+            && !of_lmtp.iter().any(|it| line.starts_with(it))
+        {
+            found.push(format!("{table}{line}"));
+        }
+    }
+    found
+}
+
+/// What our own configuration has to say of the result: whether it is wrong, and how. What this machine lacks, users and files,
+/// makes none wrong.
+fn said_by_config(toml: &str) -> Vec<(bool, String)> {
     let problems = match Config::from_str("the result", toml) {
         Ok(config) => config.warnings.map(|it| it.problems).unwrap_or_default(),
         Err(errors) => errors.problems,
@@ -239,7 +256,15 @@ fn said_by_config(toml: &str) -> Vec<String> {
     let said = problems.into_iter().map(|problem| {
         let line = crate::config::report::line_of(toml, problem.place.start);
         let advice = problem.advice.map_or(String::new(), |it| format!("; {it}"));
-        format!("line {line} of the result: {}{advice}", problem.message)
+        let of_machine = [
+            "there is no user",
+            "there is no group",
+            "(os error",
+            "a sharing map is one file",
+        ];
+        let is_of_machine = of_machine.iter().any(|it| problem.message.contains(it));
+        let text = format!("line {line} of the result: {}{advice}", problem.message);
+        (!problem.is_warning && !is_of_machine, text)
     });
     said.collect()
 }

@@ -76,6 +76,15 @@ impl Import<'_> {
             said = true;
             match mail_location::settings(&entry.value) {
                 Ok(settings) => {
+                    let is_apart = [":CONTROL=", ":INDEX="]
+                        .iter()
+                        .any(|it| entry.value.contains(it));
+                    if is_apart && !is_of_dovecot(entry) && entry.value.contains(":DIRNAME=") {
+                        self.out.mend(format!(
+                            "{}: DIRNAME is no part of the paths of CONTROL and INDEX in Dovecot, and here it is",
+                            entry.place
+                        ));
+                    }
                     let told: Vec<&str> = settings.iter().map(|(key, _)| *key).collect();
                     for (key, value) in &settings {
                         self.place(key, value, entry);
@@ -381,19 +390,20 @@ pub fn root_of(place: &str) -> Option<String> {
 
 /// The settings that make mailboxes which only Dovecot can write.
 fn needs_dovecot(block: &Block) -> Vec<&Entry> {
-    let is_of_dovecot = |entry: &&std::rc::Rc<Entry>| {
-        let value = entry.value.to_lowercase();
-        match entry.key.as_str() {
-            "mail_location" | "location" => {
-                value.starts_with("sdbox:")
-                    || value.starts_with("mdbox:")
-                    || value.contains(":layout=index")
-            }
-            "mail_driver" => matches!(value.as_str(), "sdbox" | "mdbox"),
-            "mailbox_list_layout" => value == "index",
-            _ => false,
+    let entries = block.entries.iter().map(|entry| &**entry);
+    entries.filter(|entry| is_of_dovecot(entry)).collect()
+}
+
+fn is_of_dovecot(entry: &Entry) -> bool {
+    let value = entry.value.to_lowercase();
+    match entry.key.as_str() {
+        "mail_location" | "location" => {
+            value.starts_with("sdbox:")
+                || value.starts_with("mdbox:")
+                || value.contains(":layout=index")
         }
-    };
-    let entries = block.entries.iter().filter(is_of_dovecot);
-    entries.map(|entry| &**entry).collect()
+        "mail_driver" => matches!(value.as_str(), "sdbox" | "mdbox"),
+        "mailbox_list_layout" => value == "index",
+        _ => false,
+    }
 }

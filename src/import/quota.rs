@@ -248,15 +248,24 @@ impl<'a> Import<'a> {
         if !self.plugins.iter().any(|it| it == "quota") {
             return;
         }
+        let section = self.root.of_kind("quota").next();
+        let driver = section.and_then(|it| it.look("driver").or(it.look("quota_driver")));
+        let is_kept = self.is_counted() || driver.is_some_and(|it| it.value == "maildir");
         let known = ["quota_ignore", "quota_storage_extra"];
         for entry in &block.entries {
-            if entry.key.starts_with("quota_") && !known.contains(&entry.key.as_str()) {
-                entry.is_explained.set(true);
-                let text = format!(
-                    "{}: {} of one {}: a limit that Postroom does not know",
-                    entry.place, entry.key, block.kind
-                );
-                self.out.mend(text);
+            if !entry.key.starts_with("quota_") || known.contains(&entry.key.as_str()) {
+                continue;
+            }
+            entry.is_explained.set(true);
+            let what = format!("{} ({})", entry.key, entry.place);
+            match is_kept {
+                true => self.out.mend(format!(
+                    "{what} of one {}: a limit that Postroom does not know",
+                    block.kind
+                )),
+                false => self
+                    .out
+                    .leave_out(what, "a limit of an account that Postroom does not keep"),
             }
         }
     }

@@ -340,6 +340,52 @@ const ROWS: &[Row] = &[
         lines: &["\"user=bob\" = \"lrpi\""],
         said: &["a second entry for \"user=bob\""],
     },
+    // Lists: what a filter says is instead of what is above it, its words are beside.
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nmail_plugins {\n  quota = yes\n}\nquota a {\n  driver = maildir\n  storage_size = 1k\n}\nprotocol lmtp {\n  mail_plugins = acl\n}\nacl_driver = vfile\nnamespace p {\n  type = public\n  prefix = P/\n  separator = /\n  mail_path = /p\n}\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\n",
+        lines: &["driver = \"vfile\""],
+        said: &[
+            "It has: [acl] driver = \"none\"; [quota] driver = \"maildir\"; [quota] storage_size = \"1k\"",
+        ],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nmail_access_groups {\n  a = yes\n}\nmail_access_groups = b c\nmail_access_groups/d = yes\nprotocol lmtp {\n  mail_access_groups {\n    b = no\n    e = yes\n  }\n}\n",
+        lines: &["mail_access_groups = [\"c\", \"d\", \"e\"]"],
+        said: &[],
+    },
+    // What 2.3 counts, by the full name, and until a number is missing.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = quota\nplugin {\n  quota = maildir:User quota:ns=\n  quota_rule = *:storage=1G\n  quota_rule2 = Trash:ignore\n  quota_rule4 = *:messages=5\n}\nnamespace inbox {\n  inbox = yes\n  prefix = INBOX/\n  separator = /\n  mailbox Trash {\n    auto = create\n  }\n}\n",
+        lines: &["storage_size = \"1G\"", "[namespace.inbox.mailbox.Trash]"],
+        said: &["quota_rule2 (dovecot.conf:6): no section mailbox has this name"],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = quota\nplugin {\n  quota = maildir:x\n  quota_rule = *:storage=1G\n  quota_rule2 = Trash:storage=+100M:messages=+5\n}\nnamespace inbox {\n  inbox = yes\n  mailbox Trash {\n  }\n}\n",
+        lines: &["quota_storage_extra = \"100M\""],
+        said: &["\"messages=+5\" is a limit of one mailbox"],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nmail_plugins = quota\nquota a {\n  driver = maildir\n  storage_size = 1G\n  enforce = no\n}\nnamespace inbox {\n  inbox = yes\n  mailbox Trash {\n    quota_storage_percentage = 110\n  }\n}\n",
+        lines: &["driver = \"maildir\""],
+        said: &[
+            "not enforced: mail is counted",
+            ") of one mailbox: a limit that Postroom does not know",
+        ],
+    },
+    // The result has to be right, and its directories have to be Dovecot's.
+    Row {
+        conf: "mail_location = maildir:~/Maildir:DIRNAME=D:CONTROL=/c/%u\nnamespace inbox {\n  inbox = yes\n}\n",
+        lines: &["mailbox_directory_name = \"D\""],
+        said: &["DIRNAME is no part of the paths of CONTROL and INDEX"],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir:FULLDIRNAME=D:LAYOUT=imapdir\nuserdb {\n  driver = prefetch\n}\n",
+        lines: &[
+            "mailbox_directory_name = \"D\"",
+            "mailbox_list_layout = \"imapdir\"",
+        ],
+        said: &["is no value of mailbox_list_layout", "there is no userdb"],
+    },
     // Sockets.
     Row {
         conf: "mail_location = maildir:~/Maildir\nservice lmtp {\n  unix_listener /var/spool/postfix/private/dovecot-lmtp {\n    mode = 0600\n    user = postfix\n    group = postfix\n  }\n  unix_listener lmtp {\n    mode = 0\n  }\n  inet_listener lmtp {\n    address = 127.0.0.1 ::1\n    port = 24\n  }\n}\n",
@@ -382,6 +428,28 @@ const ROWS: &[Row] = &[
         ],
     },
 ];
+
+/// A value of the file that we do not have is left to mend; a user whom this machine does not have is not.
+#[test]
+fn what_is_left_to_mend() {
+    for (conf, is_left) in [
+        (
+            "mail_location = maildir:~/Maildir\nuserdb {\n  driver = passwd\n}\n",
+            false,
+        ),
+        (
+            "mail_location = maildir:~/Maildir\nmail_uid = nobody-of-this-name\n",
+            false,
+        ),
+        ("mail_location = maildir:~/Maildir:LAYOUT=imapdir\n", true),
+        (
+            "mail_location = maildir:~/Maildir\nlock_method = lockf\n",
+            true,
+        ),
+    ] {
+        assert_eq!(!imported(conf).to_mend.is_empty(), is_left, "{conf}");
+    }
+}
 
 /// What Dovecot does not take.
 #[test]

@@ -144,9 +144,14 @@ fn places(own: &Namespace, other: &Namespace) -> Vec<(&'static str, String, Stri
     let pair = |setting, of: fn(&Namespace) -> String| (setting, of(own), of(other));
     let path = |setting, of: fn(&Location) -> Option<&Template>| {
         let (ours, theirs) = (of(&own.location), of(&other.location));
-        let shown = |path: Option<&Template>, location: &Location| match (ours, theirs) {
+        let shown = |path: Option<&Template>, location: &Location| match (ours, theirs, path) {
             // Both are where the mailboxes are.
-            (None, None) => String::new(),
+            (None, None, _) => String::new(),
+            // Below them, or `.`: they themselves.
+            (_, _, Some(path)) if path.source() == "." => shown(&location.path),
+            (_, _, Some(path)) if !path.source().starts_with(['/', '~', '%']) => {
+                format!("{}/{}", shown(&location.path), shown(path))
+            }
             _ => shown(path.unwrap_or(&location.path)),
         };
         let (ours, theirs) = (shown(ours, &own.location), shown(theirs, &other.location));
@@ -161,6 +166,9 @@ fn places(own: &Namespace, other: &Namespace) -> Vec<(&'static str, String, Stri
         path("mail_inbox_path", |it| it.inbox_path.as_ref()),
         path("mail_control_path", |it| it.control_path.as_ref()),
         path("mail_index_path", |it| it.index_path.as_ref()),
+        path("mail_index_private_path", |it| {
+            it.index_private_path.as_ref()
+        }),
         pair("mailbox_list_layout", |it| {
             format!("{:?}", it.location.layout)
         }),
