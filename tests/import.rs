@@ -213,6 +213,12 @@ fn is_elsewhere(word: &str, toml: &str, path: &Path, text: &str, line: usize) ->
     is_named || within_named(&name_of(path), text, toml, line)
 }
 
+/// What Postroom would not start with, and Dovecot's documents warn of or only a userdb makes right.
+const LEFT: [(&str, &str); 2] = [
+    ("03-values-from-userdb.conf", "have the same prefix"),
+    ("20-freebsd-virtual.conf", "would conflict"),
+];
+
 /// Each line of a whole configuration has become one of ours, or its reason is said.
 #[test]
 fn whole_configurations() {
@@ -227,15 +233,16 @@ fn whole_configurations() {
                 .unwrap();
             let error = String::from_utf8_lossy(&output.stderr).into_owned();
             let toml = String::from_utf8_lossy(&output.stdout).into_owned();
-            // Files that are elsewhere are the admin's to look for, and one site has what the documents warn of.
+            // Files that are elsewhere are the admin's to look for.
             let left = error.lines().filter(|it| it.starts_with("to mend: "));
-            let left: Vec<&str> = left
-                .filter(|it| {
-                    !it.contains("cannot be read here")
-                        && !it.contains("is hidden")
-                        && !it.contains("would conflict")
-                })
-                .collect();
+            let is_known = |line: &&str| {
+                let of_file = LEFT.iter().filter(|(file, _)| path.ends_with(file));
+                let mut parts = of_file.map(|(_, part)| *part);
+                parts.any(|part| line.contains(part))
+                    || line.contains("cannot be read here")
+                    || line.contains("is hidden")
+            };
+            let left: Vec<&str> = left.filter(|it| !is_known(it)).collect();
             assert!(left.is_empty(), "{}: {left:#?}", path.display());
             assert!(
                 !error.contains("not known to Postroom"),
