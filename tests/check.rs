@@ -22,9 +22,11 @@ fn postroom(store: &Store, arguments: &[&str]) -> (Option<i32>, String) {
 #[test]
 fn what_is_wrong_outside_the_file() {
     const ADDRESS: &str = "[[address]]\nmatch = \"x@example.test\"\n";
+    const DOVECOTS: &str = "[namespace.archive]\nseparator = \"/\"\nprefix = \"Archive/\"\nmail_driver = \"mdbox\"\n\
+                            mail_path = \"~/mdbox\"\nhand_over = \"lda:/bin/true\"";
     // in [delivery], at the end of the file, what is said
     #[rustfmt::skip]
-    let cases: [(&str, String, &str); 8] = [
+    let cases: [(&str, String, &str); 10] = [
         ("", "[address_map.file]\npath = \"/nonexistent/map\"".into(), "error: /nonexistent/map: No such file"),
         ("", "[socketmap]\nlisten = [{ unix = \"/nonexistent/map\" }]".into(), "error: listen /nonexistent/map: /nonexistent: No such file"),
         ("", format!("{ADDRESS}mailbox = \"INBOX\"\nuser = \"nobody-here\""), "error: address 1 (x@example.test): look up the user"),
@@ -32,6 +34,8 @@ fn what_is_wrong_outside_the_file() {
         ("", format!("{ADDRESS}mailbox = \"shared/nobody-here/x\"\nuser = \"alice\""), "shared/nobody-here/x: no such owner"),
         ("", "[[route]]\nheader = \"X\"\nmailbox = \"\\\\Archive\"".into(), "warning: route 1: no mailbox is \\Archive"),
         ("required_paths = [\"/nonexistent/mount\"]", String::new(), "error: required path /nonexistent/mount"),
+        ("on_missing = \"reject\"", DOVECOTS.into(), "warning: namespace archive: Dovecot takes INBOX"),
+        ("on_denied = \"defer\"", DOVECOTS.into(), "warning: namespace archive: Dovecot takes INBOX"),
         ("", "[[address]]\nmatch = \"*@x.test\"\nmailbox = \"INBOX\"\nuser = \"nobody-here\"".into(), "error: address 1 (*@x.test)"),
     ];
     for (delivery, more, want) in cases {

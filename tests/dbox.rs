@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use support::imap::Imap;
 use support::peers::{Dovecot, VERSIONS, Version};
-use support::{MAIL, Server, Store, as_user, not_root, program, run_with_input, tree};
+use support::{MAIL, Server, Store, as_user, messages, not_root, program, run_with_input, tree};
 
 const LETTER: &[u8] = b"Message-ID: <1@x.test>\r\nSubject: box\r\n\r\nHello\r\n.dot\r\nFrom me\r\n";
 
@@ -849,6 +849,155 @@ fn over_lmtp_only_what_dovecot_can_be_told_has_a_name() {
             ),
         }
         assert!(server.log().contains(log), "{case}: {}", server.log());
+    }
+}
+
+/// A route never costs the mail, and never stores it twice.
+#[test]
+fn what_dovecot_refuses_of_a_route() {
+    // The way, and its answers to RCPT and to the message; our answer; where the message is
+    for (way, rcpt, data, reply, place) in [
+        (
+            Way::Lmtp,
+            "250 2.1.5 OK",
+            "250 2.0.0 Saved",
+            "250 2.0.0",
+            "Dovecot",
+        ),
+        (Way::Lmtp, "550 5.7.1 <a> refused", "", "250 2.0.0", "INBOX"),
+        (Way::Lmtp, "550 5.1.1 <a> unknown", "", "250 2.0.0", "INBOX"),
+        (Way::Lmtp, "451 4.2.0 <a> later", "", "250 2.0.0", "INBOX"),
+        (Way::Lmtp, "", "", "250 2.0.0", "INBOX"),
+        (
+            Way::Lmtp,
+            "250 2.1.5 OK",
+            "552 5.2.2 <a> full",
+            "250 2.0.0",
+            "INBOX",
+        ),
+        // It may have stored it.
+        (
+            Way::Lmtp,
+            "250 2.1.5 OK",
+            "451 4.2.0 <a> not now",
+            "451 4.2.0",
+            "",
+        ),
+        (Way::Lmtp, "250 2.1.5 OK", "", "451 4.2.0", ""),
+        (Way::Lda, "exit 0", "", "250 2.0.0", "Dovecot"),
+        (Way::Lda, "exit 77", "", "250 2.0.0", "INBOX"),
+        (Way::Lda, "exit 67", "", "250 2.0.0", "INBOX"),
+        (Way::Lda, "exit 75", "", "250 2.0.0", "INBOX"),
+        (Way::Lda, "kill -9 $$", "", "451 4.2.0", ""),
+    ] {
+        let case = format!("{way:?} {rcpt} {data}");
+        let store = Store::with_inbox();
+        let agent = match way {
+            Way::Lmtp => format!("lmtp:{}", answering(&store, rcpt, data).display()),
+            Way::Lda => script(&store, rcpt),
+        };
+        let config = configure(&store, "");
+        let archive = format!(
+            "[namespace.archive]\nseparator = \"/\"\nprefix = \"Archive/\"\nmail_driver = \"mdbox\"\n\
+             mail_path = \"~/mdbox\"\nhand_over = \"{agent}\"\nhand_over_detail = true\n\
+             [[route]]\nheader = \"Message-ID\"\nmailbox = \"Archive/Old\"\n"
+        );
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, text + &archive).unwrap();
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let replies = server.client().deliver(&["alice@example.test"], LETTER);
+        assert!(
+            replies[0].starts_with(reply),
+            "{case}: {replies:?} {}",
+            server.log()
+        );
+        let inbox = || messages(&store.path("home/alice/Maildir")).len();
+        assert_eq!(inbox(), usize::from(place == "INBOX"), "{case}");
+        assert_eq!(
+            replies[0].ends_with("Handed over to Dovecot"),
+            place == "Dovecot",
+            "{case}: {replies:?}"
+        );
+        if place == "INBOX" {
+            assert!(
+                server.log().contains("wanted=\"Archive/Old\""),
+                "{case}: {}",
+                server.log()
+            );
+        }
+        // And by our LDA: a copy more where it was one.
+        let mut command = program("postroom-lda");
+        command
+            .arg("-c")
+            .arg(&config)
+            .args(["-d", "alice", "-f", "s@x.test"]);
+        as_user(&mut command, MAIL, MAIL, &[]);
+        let code = run_with_input(&mut command, LETTER).status.code();
+        assert_eq!(code, Some(if place.is_empty() { 75 } else { 0 }), "{case}");
+        assert_eq!(inbox(), 2 * usize::from(place == "INBOX"), "{case}");
+    }
+}
+
+/// Nobody gets it while Dovecot will not take it for somebody else: all are asked first, also by `--dry-run`.
+#[test]
+fn all_are_asked_before_anything_is_stored() {
+    // Dovecot's answer to RCPT; the exit code
+    for (rcpt, code) in [
+        ("250 2.1.5 OK", 0),
+        ("550 5.7.1 <a> refused", 77),
+        ("552 5.2.2 <a> full", 77),
+        ("451 4.3.0 <a> later", 75),
+        ("550 5.1.1 <a> unknown", 75),
+        ("", 75),
+    ] {
+        let store = Store::new();
+        let socket = answering(&store, rcpt, "250 2.0.0 Saved");
+        let config = configure(&store, "");
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(
+            &config,
+            format!("hand_over = \"lmtp:{}\"\n{text}", socket.display()),
+        )
+        .unwrap();
+        let line = |name: &str, fields: &str| {
+            let home = store.path("home").join(name);
+            format!("{name}::{MAIL}:{MAIL}::{}::{fields}\n", home.display())
+        };
+        let users =
+            line("alice", "userdb_namespace/inbox/location=mdbox:~/mdbox") + &line("bob", "");
+        support::write_long_ago(&store.path("users"), &users);
+        for (arguments, expected) in [
+            (&["--dry-run", "alice@example.test"][..], 0),
+            (
+                &["bob@example.test", "alice@example.test"],
+                usize::from(code == 0),
+            ),
+        ] {
+            let mut command = program("postroom-lda");
+            command
+                .arg("-c")
+                .arg(&config)
+                .args(["-f", "s@x.test"])
+                .args(arguments);
+            as_user(&mut command, MAIL, MAIL, &[]);
+            let output = run_with_input(&mut command, LETTER);
+            // Nobody sees what a look says in a pipe, and it is no delivery.
+            let is_look = arguments[0] == "--dry-run";
+            let said = String::from_utf8_lossy(&output.stdout);
+            let said_code = format!("exit code     {code}\n");
+            assert_eq!(is_look, said.ends_with(&said_code), "{rcpt}: {said}");
+            let expected_code = if is_look && code == 0 { 75 } else { code };
+            assert_eq!(
+                output.status.code(),
+                Some(expected_code),
+                "{rcpt} {output:?}"
+            );
+            assert_eq!(
+                messages(&store.path("home/bob/Maildir")).len(),
+                expected,
+                "{rcpt}"
+            );
+        }
     }
 }
 

@@ -494,6 +494,27 @@ fn errands_and_explanations() {
     }
 }
 
+/// Dovecot would put it into the INBOX of whoever delivers where it cannot store it: nobody there waits for it.
+#[test]
+fn an_errand_for_what_only_dovecot_writes() {
+    let site = two_nodes();
+    site.configure(1, "", "");
+    let two = site.configure(2, "", "");
+    let text = fs::read_to_string(&two).unwrap();
+    let shared = "[namespace.shared]\n";
+    let handed_over = format!("{shared}mail_driver = \"mdbox\"\nhand_over = \"lda:/bin/true\"\n");
+    fs::write(&two, text.replace(shared, &handed_over)).unwrap();
+    let (one, two) = (site.start(1), site.start(2));
+    let reply = one
+        .client()
+        .deliver(&["alice+shared/bob/Projects@x.test"], LETTER)
+        .remove(0);
+    let logs = || format!("{}\n{}", one.log(), two.log());
+    assert!(reply.starts_with("451 4.3.0"), "{reply}\n{}", logs());
+    assert!(two.log().contains("into the INBOX of alice"), "{}", logs());
+    assert_eq!(site.found(), [""; 0]);
+}
+
 /// Three machines, one of which is killed and comes back: nothing is lost, nothing is there twice.
 #[test]
 fn three_nodes() {

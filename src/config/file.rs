@@ -1,6 +1,7 @@
 //! The file as written, turned into settings: the whole of it, and `[delivery]`.
 
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,12 +84,12 @@ pub fn read(root: &Section<'_>) -> Config {
 
 /// Handed over to ourselves, mail would go round for ever.
 fn no_circle(root: &Section<'_>, delivery: &Settings, lmtp: &lmtp::Settings) {
-    let is_at = |listen: &Listen, host: &str| match listen {
-        Listen::Unix { path, .. } => path.as_os_str() == host,
-        _ => false,
+    let is_at = |listen: &Listen, server: (&str, u16)| match listen {
+        Listen::Unix { path, .. } => is_same_socket(path, Path::new(server.0)),
+        Listen::Tcp { address, .. } => reaches(server, *address),
     };
     let is_ours = |agent: &Agent| match agent {
-        Agent::Lmtp { host, .. } => lmtp.listen.iter().any(|it| is_at(it, host)),
+        Agent::Lmtp { host, port } => lmtp.listen.iter().any(|it| is_at(it, (host, *port))),
         Agent::Lda { .. } => false,
     };
     let agents = delivery.namespaces.iter();
@@ -97,6 +98,28 @@ fn no_circle(root: &Section<'_>, delivery: &Settings, lmtp: &lmtp::Settings) {
         let message = format!("{agent} is our own socket, of lmtp.listen");
         root.error("hand_over", message, "write the socket of Dovecot");
     }
+}
+
+/// One socket by two paths, where directories are symlinks (`/var/run`).
+fn is_same_socket(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| {
+        let directory = path.parent().and_then(|it| it.canonicalize().ok());
+        let real = directory.and_then(|it| Some(it.join(path.file_name()?)));
+        real.unwrap_or_else(|| path.to_owned())
+    };
+    one == other || real(one) == real(other)
+}
+
+/// Whether this host and port are surely this machine's `address`; names but `localhost` are not looked up.
+fn reaches((host, port): (&str, u16), address: SocketAddr) -> bool {
+    let ip: Option<IpAddr> = host.parse().ok();
+    let is_loopback = host == "localhost" || ip.is_some_and(|it| it.is_loopback());
+    let is_there = match address.ip() {
+        any if any.is_unspecified() => is_loopback || ip == Some(any),
+        own if own.is_loopback() => is_loopback,
+        own => ip == Some(own),
+    };
+    port == address.port() && is_there
 }
 
 fn delivery(

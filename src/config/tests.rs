@@ -446,6 +446,30 @@ fn what_is_handed_over() {
             2,
             "our own socket",
         ),
+        (
+            "mail_driver = \"sdbox\"\n",
+            "hand_over = \"lmtp:/tmp/x\"\n[lmtp]\nlisten = [{ unix = \"/usr/../tmp/x\" }]\n",
+            2,
+            "our own socket",
+        ),
+        (
+            "mail_driver = \"sdbox\"\n",
+            "hand_over = \"lmtp:localhost:2424\"\n[lmtp]\nlisten = [{ tcp = \"0.0.0.0:2424\" }]\n",
+            2,
+            "our own socket",
+        ),
+        (
+            "mail_driver = \"sdbox\"\n",
+            "hand_over = \"lmtp:[::1]:2424\"\n[lmtp]\nlisten = [{ tcp = \"127.0.0.1:2424\" }]\n",
+            2,
+            "our own socket",
+        ),
+        (
+            "mail_driver = \"sdbox\"\n",
+            "hand_over = \"lmtp:127.0.0.1:24\"\n[lmtp]\nlisten = [{ tcp = \"127.0.0.1:2424\" }]\n",
+            0,
+            "",
+        ),
     ] {
         let found = problems(&format!("{first}{rest}"));
         let is_said = |(at, text): &(usize, String)| *at == line && text.contains(message);

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use super::Core;
-use super::resolve::Target;
+use super::targets::Target;
 use crate::index::{Log, Pair, Transaction, log};
 use crate::mailbox::path::Paths;
 use crate::mailbox::subscriptions;

@@ -10,9 +10,9 @@ use std::path::Path;
 
 use super::quota::{self, Room};
 use super::report::{Line, Report};
-use super::resolve::{By, Target, Targets, Wanted};
 use super::settings::{NewMailboxPermissions, Permissions, Settings};
 use super::size;
+use super::targets::{By, Target, Targets, Wanted};
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::Rights;
 use crate::mailbox::agent::{Agent, HandOver};

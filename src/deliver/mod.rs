@@ -27,9 +27,11 @@ pub mod quota;
 pub mod report;
 pub mod resolve;
 pub mod retry;
+pub mod roots;
 pub mod route;
 pub mod settings;
 pub mod size;
+pub mod targets;
 pub mod warning;
 
 use std::sync::{Arc, OnceLock};
@@ -47,9 +49,11 @@ pub use directory::{Answers, Directory, Remembered};
 pub use outcome::{Outcome, Saved};
 pub use parcel::{Done, Parcel};
 pub use report::{Line, Report};
-pub use resolve::{Target, Targets, mailbox_of, mailboxes_of, roots_of};
 pub use retry::{Alike, Earlier, Retry};
+pub use roots::{mailbox_of, mailboxes_of, roots_of};
 pub use settings::Settings;
+use targets::{By, Wanted};
+pub use targets::{Target, Targets};
 
 /// The delivery core with its settings: built once, shared by all deliveries.
 #[derive(Debug)]
@@ -142,6 +146,12 @@ impl Core {
             Ok(targets) => targets,
             Err(fault) => return Done::Outcome(Outcome::refused(fault)),
         };
+        let routed_to = match (targets.by, &targets.wanted) {
+            (By::Route, Wanted::Target(target)) => {
+                target.hand_over.as_ref().map(|_| target.mailbox.clone())
+            }
+            _ => None,
+        };
         let plan = inspect::inspect(&self.settings, &targets, self.identity()).0;
         // It is full of what it has: the message is there.
         if let (Err(fault), Some(saved)) = (&plan, retry.saved())
@@ -150,7 +160,7 @@ impl Core {
             return Done::Outcome(Outcome::Saved(saved));
         }
         if let Ok(plan) = &plan
-            && let Some(parcel) = Parcel::of(plan)
+            && let Some(parcel) = Parcel::of(plan, targets.by)
             && size::check(plan.most, transaction.message().body.size()).is_ok()
         {
             return match retry.handed_over(plan) {
@@ -160,6 +170,16 @@ impl Core {
         }
         let stored =
             plan.and_then(|plan| carry_out::carry_out(self, transaction, recipient, plan, retry));
-        Done::Outcome(stored.map_or_else(Outcome::refused, Outcome::Saved))
+        match (stored, routed_to) {
+            (Ok(saved), _) => Done::Outcome(Outcome::Saved(saved)),
+            // Not where it may have the message.
+            (Err(fault), Some(mailbox))
+                if recipient.refusal.is_none() && program::has_refused(&fault) =>
+            {
+                let recipient = recipient.refused_at(mailbox, &fault);
+                self.deliver_with(directory, transaction, &recipient, retry)
+            }
+            (Err(fault), _) => Done::Outcome(Outcome::refused(fault)),
+        }
     }
 }

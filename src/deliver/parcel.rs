@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::inspect::Plan;
 use super::outcome::{Outcome, Saved};
 use super::placement::{Node, Tls};
+use super::targets::By;
 use crate::mailbox::agent::{Agent, HandOver};
 
 /// The end of a delivery, as far as it is made here.
@@ -19,18 +20,21 @@ pub enum Done {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parcel {
     pub hand_over: HandOver,
+    /// A header route leads there: where Dovecot refuses it, the message goes where it would have gone without.
+    pub is_routed: bool,
     /// What is said of it once Dovecot has taken it.
     pub saved: Saved,
 }
 
 impl Parcel {
     /// None: the delivery is made here.
-    pub fn of(plan: &Plan) -> Option<Parcel> {
+    pub fn of(plan: &Plan, by: By) -> Option<Parcel> {
         let hand_over = plan.target.hand_over.clone()?;
         hand_over.server()?;
         Some(Parcel {
             saved: Saved::handed_over(plan, &hand_over),
             hand_over,
+            is_routed: by == By::Route,
         })
     }
 }

@@ -90,6 +90,14 @@ fn code_of(end: End) -> Option<Code> {
     }
 }
 
+/// It has ended by itself, or never ran: it has not stored the message.
+pub fn has_refused(fault: &Fault) -> bool {
+    matches!(
+        fault.code,
+        Code::CannotTell | Code::Denied | Code::NotNow | Code::Unreachable
+    )
+}
+
 fn why(Ended { end, said }: &Ended) -> String {
     let ended = match end {
         End::Exit(code) => format!("it ends with exit code {code}"),

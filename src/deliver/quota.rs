@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::inspect::Plan;
-use super::resolve;
+use super::roots;
 use super::settings::Settings;
 use super::warning::Warning;
 use crate::fault::{Code, Fault};
@@ -155,7 +155,7 @@ fn trees_of(
     let rules: Vec<&str> = rules.map(|rule| rule.mailbox.as_str()).collect();
     let mut trees: Vec<Tree> = Vec::new();
     let mut directory = None;
-    for (namespace, paths) in resolve::own_roots_of(settings, &namespaces, user)? {
+    for (namespace, paths) in roots::own_roots_of(settings, &namespaces, user)? {
         if namespace.location.driver != Driver::Maildir {
             continue;
         }

@@ -24,13 +24,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{self, Config};
-use crate::deliver::{self, Answers, Core, Done, Outcome, Remembered, Report, Retry};
+use crate::deliver::{
+    self, Answers, Core, Done, Outcome, Remembered, Report, Retry, Settings, Transaction,
+};
 use crate::fault::{Code, Fault};
 use crate::log::{self, Entry};
 use crate::message::body::Spool;
 use crate::message::{Envelope, Message, Recipient, ReversePath, Trace, header};
-use crate::run::dovecot;
 use crate::run::relay::Relay;
+use crate::run::{Next, dovecot};
 use crate::sys::credentials::{self, Credentials};
 use crate::sys::dir::Dir;
 use crate::sys::process;
@@ -302,8 +304,17 @@ impl Job {
         }
     }
 
+    /// The decisions, those of Dovecot's LMTP server among them.
     fn inspect(&self, group: &Group, recipient: &Recipient) -> Report {
-        self.core.inspect_with(&self.directory(group), recipient)
+        let report = self.core.inspect_with(&self.directory(group), recipient);
+        if report.hand_over.is_none() {
+            return report;
+        }
+        let (settings, shown) = (self.core.settings(), report.recipient.clone());
+        let asked = with_dovecot(settings, async |relay| {
+            dovecot::ask(relay, settings, recipient, report).await
+        });
+        asked.unwrap_or_else(|fault| Report::failed(shown, fault))
     }
 
     /// The decisions, printed.
@@ -501,13 +512,7 @@ impl Job {
             .core
             .transaction(Arc::clone(&message), group.recipients.len());
         for (done, recipient) in group.recipients.iter().enumerate() {
-            let directory = self.directory(group);
-            // Whoever called knows the exit code: nothing is sent again unheard.
-            let retry = Retry::default();
-            let delivered = self
-                .core
-                .deliver_with(&directory, &transaction, recipient, &retry);
-            let outcome = self.finish(delivered, recipient, &message);
+            let outcome = self.deliver_to(group, &transaction, recipient);
             outcome.log(Entry {
                 message_id: message_id.as_deref(),
                 took: began.elapsed(),
@@ -526,24 +531,34 @@ impl Job {
         0
     }
 
-    /// Takes to Dovecot's LMTP server what is for it.
-    fn finish(&self, done: Done, recipient: &Recipient, message: &Arc<Message>) -> Outcome {
-        let parcel = match done {
-            Done::Outcome(outcome) => return outcome,
-            parcel => parcel,
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        match runtime {
-            Ok(runtime) => {
-                let settings = self.core.settings();
-                let relay = Relay::plain(&settings.hostname);
-                let heard = || true;
-                let finish = dovecot::finish(&relay, settings, parcel, recipient, message, &heard);
-                runtime.block_on(finish)
+    /// The whole delivery to one recipient, also where Dovecot's LMTP server makes it.
+    fn deliver_to(
+        &self,
+        group: &Group,
+        transaction: &Transaction,
+        recipient: &Recipient,
+    ) -> Outcome {
+        let directory = self.directory(group);
+        // Whoever called knows the exit code: nothing is sent again unheard.
+        let retry = Retry::default();
+        let mut recipient = recipient.clone();
+        loop {
+            let done = self
+                .core
+                .deliver_with(&directory, transaction, &recipient, &retry);
+            if let Done::Outcome(outcome) = done {
+                return outcome;
             }
-            Err(error) => Outcome::refused(Fault::io("hand a message over", &error)),
+            let settings = self.core.settings();
+            let message = transaction.shared_message();
+            let finished = with_dovecot(settings, async |relay| {
+                dovecot::finish(relay, settings, done, &recipient, message, &|| true).await
+            });
+            match finished {
+                Ok(Next::Here(again)) => recipient = *again,
+                Ok(Next::Answered(outcome)) => return outcome,
+                Err(fault) => return Outcome::refused(fault),
+            }
         }
     }
 
@@ -589,6 +604,16 @@ impl Job {
             ..Entry::default()
         }
     }
+}
+
+/// Talks to Dovecot's LMTP server.
+fn with_dovecot<T>(settings: &Settings, talk: impl AsyncFnOnce(&Relay) -> T) -> Result<T, Fault> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Fault::io("talk to Dovecot", &error))?;
+    let relay = Relay::plain(&settings.hostname);
+    Ok(runtime.block_on(talk(&relay)))
 }
 
 fn session() -> String {

@@ -8,6 +8,8 @@ pub mod keywords;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault::Fault;
+
 pub use address::{Address, ReversePath};
 pub use body::Body;
 pub use flags::Flags;
@@ -65,7 +67,7 @@ pub struct Errand {
     pub subject: Option<String>,
 }
 
-/// What a server has answered to an errand.
+/// What a server has answered that was asked to take the message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// What was asked for, by its full name.
@@ -99,7 +101,7 @@ pub struct Recipient {
     pub ignore_quota: bool,
     /// What another server asks for, which cannot do it itself.
     pub errand: Option<Errand>,
-    /// The mailbox that is wanted is on another server, which has refused it.
+    /// The mailbox that is wanted is on another server, or Dovecot's, which has refused it.
     pub refusal: Option<Refusal>,
     /// How many more servers it may be passed on to.
     pub hops: u32,
@@ -135,6 +137,19 @@ impl Recipient {
         self.user
             .clone()
             .unwrap_or_else(|| self.address.to_string())
+    }
+
+    /// The same, once whoever has `mailbox` has refused the message: a header route never costs the mail.
+    pub fn refused_at(&self, mailbox: String, why: &Fault) -> Recipient {
+        let refusal = Refusal {
+            mailbox,
+            is_missing: true,
+            why: why.to_string(),
+        };
+        Recipient {
+            refusal: Some(refusal),
+            ..self.clone()
+        }
     }
 
     /// A user by his name, as a userdb knows it (`-d`).

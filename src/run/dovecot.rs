@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::Next;
 use super::relay::{Answer, Heard, Job, Relay};
 use crate::deliver::placement::Node;
-use crate::deliver::{Done, Line, Outcome, Parcel, Report, Saved, Settings};
+use crate::deliver::{Done, Line, Outcome, Report, Settings};
 use crate::fault::{Code, Fault};
 use crate::mailbox::agent::HandOver;
 use crate::message::{Address, Message, Recipient};
@@ -35,7 +36,7 @@ pub async fn ask(
     }
 }
 
-/// Takes there what is to be taken.
+/// Takes there what is to be taken. What Dovecot refuses of a header route's goes on here.
 pub async fn finish(
     relay: &Relay,
     settings: &Settings,
@@ -43,35 +44,33 @@ pub async fn finish(
     recipient: &Recipient,
     message: &Arc<Message>,
     heard: Heard<'_>,
-) -> Outcome {
-    match done {
-        Done::Outcome(outcome) => outcome,
-        Done::Parcel(parcel) => {
-            let taken = match check(settings, &parcel.hand_over) {
-                Ok(()) => take(relay, parcel, recipient, message, heard).await,
-                Err(fault) => Err(fault),
-            };
-            taken.map_or_else(Outcome::refused, Outcome::Saved)
-        }
-    }
-}
-
-async fn take(
-    relay: &Relay,
-    Parcel { hand_over, saved }: Parcel,
-    recipient: &Recipient,
-    message: &Arc<Message>,
-    heard: Heard<'_>,
-) -> Result<Saved, Fault> {
-    let Some(node) = hand_over.server() else {
-        return Err(super::out_of_step());
+) -> Next<Outcome> {
+    let parcel = match done {
+        Done::Outcome(outcome) => return Next::Answered(outcome),
+        Done::Parcel(parcel) => parcel,
     };
-    let recipient = understood(recipient);
-    let job = job(&recipient, &hand_over.recipient, Some(message));
-    let answer = relay.deliver(&node, &job, message, heard).await?;
-    match fault_of(&answer, &node) {
-        None => Ok(saved),
-        Some(fault) => Err(fault),
+    let Some(node) = parcel.hand_over.server() else {
+        return Next::Answered(Outcome::refused(super::out_of_step()));
+    };
+    if let Err(fault) = check(settings, &parcel.hand_over) {
+        return Next::Answered(Outcome::refused(fault));
+    }
+    let understood = understood(recipient);
+    let job = job(&understood, &parcel.hand_over.recipient, Some(message));
+    let answer = relay.deliver(&node, &job, message, heard).await;
+    let (fault, has_refused) = match answer {
+        Ok(answer) => match fault_of(&answer, &node) {
+            None => return Next::Answered(Outcome::Saved(parcel.saved)),
+            Some(fault) => (fault, !answer.may_have_stored()),
+        },
+        Err(fault) => {
+            let was_out_of_reach = fault.code == Code::Unreachable;
+            (fault, was_out_of_reach)
+        }
+    };
+    match parcel.is_routed && recipient.refusal.is_none() && has_refused && heard() {
+        true => Next::Here(Box::new(recipient.refused_at(parcel.saved.mailbox, &fault))),
+        false => Next::Answered(Outcome::refused(fault)),
     }
 }
 

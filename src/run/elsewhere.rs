@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::Runner;
 use super::relay::{Answer, Heard, Job, Relay};
 use crate::deliver::placement::Node;
-use crate::deliver::resolve::{By, Wanted};
 use crate::deliver::settings::Subject;
+use crate::deliver::targets::{By, Wanted};
 use crate::deliver::{Line, Outcome, Report, Saved, Targets};
 use crate::fault::{Code, Fault};
 use crate::message::{Address, Errand, Message, Recipient, Refusal};
@@ -142,7 +142,7 @@ impl Runner {
                 return Ok(Next::Answered((node.clone(), answer)));
             };
             match (answer.code, answer.enhanced.as_str()) {
-                _ if targets.by == By::Route && (!answer.is_of_message || answer.code >= 500) => {
+                _ if targets.by == By::Route && !answer.may_have_stored() => {
                     refusal.get_or_insert(Refusal {
                         mailbox: wanted.clone(),
                         is_missing: true,
@@ -162,7 +162,7 @@ impl Runner {
                         break;
                     }
                 }
-                (400..500, _) | (_, "5.2.2" | "5.3.4") => {
+                (400..500, _) | (_, "5.2.2" | "5.2.3" | "5.3.4") => {
                     return Ok(Next::Answered((node.clone(), answer)));
                 }
                 // It has not understood what it is asked for.

@@ -38,7 +38,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
-use crate::deliver::{self, Answers, Core, Outcome, Report, Retry, Transaction};
+use crate::deliver::{self, Answers, Core, Done, Outcome, Report, Retry, Transaction};
 use crate::fault::{Code, Fault};
 use crate::message::{Message, Recipient};
 use crate::observe::snapshot;
@@ -250,7 +250,6 @@ impl Runner {
                     let (runner, send) = (self.clone(), send.clone());
                     let transaction = Arc::clone(&transaction);
                     tokio::spawn(async move {
-                        let core = Arc::clone(&runner.core);
                         let outcome = async {
                             let message = transaction.shared_message();
                             let turn = runner.turn(&recipient).await?;
@@ -262,25 +261,26 @@ impl Runner {
                             };
                             let message = transaction.message();
                             let begun = runner.begin(message, &recipient).await?;
-                            let retry = retry_of(&begun);
-                            let (work, to) = (Arc::clone(&transaction), recipient.clone());
-                            let work = move || {
-                                let done = core.deliver_with(core.settings(), &work, &to, &retry);
-                                (done, turn)
-                            };
-                            let (done, _turn) = runner.blocking(work).await?;
-                            let message = transaction.shared_message();
-                            let outcome = dovecot::finish(
-                                &runner.dovecot,
-                                runner.core.settings(),
-                                done,
-                                &recipient,
-                                message,
-                                &heard,
-                            )
-                            .await;
-                            end(begun, &outcome);
-                            Ok(outcome)
+                            let (mut recipient, mut turn) = (recipient, turn);
+                            loop {
+                                let (core, retry) = (Arc::clone(&runner.core), retry_of(&begun));
+                                let (work, to) = (Arc::clone(&transaction), recipient.clone());
+                                let work = move || {
+                                    let done =
+                                        core.deliver_with(core.settings(), &work, &to, &retry);
+                                    (done, turn)
+                                };
+                                let done;
+                                (done, turn) = runner.blocking(work).await?;
+                                let message = transaction.shared_message();
+                                match runner.finish(done, &recipient, message, &heard).await {
+                                    Next::Here(again) => recipient = *again,
+                                    Next::Answered(outcome) => {
+                                        end(begun, &outcome);
+                                        return Ok(outcome);
+                                    }
+                                }
+                            }
                         };
                         let outcome: Result<Outcome, Fault> = outcome.await;
                         // The session may be gone; what is stored stays stored.
@@ -325,27 +325,38 @@ impl Runner {
             core.look_up(&recipient, Some(message.body.head()))
                 .map(|(targets, answers)| (targets.user, answers, recipient))
         });
-        let (user, answers, recipient) = looked_up.await??;
+        let (user, answers, mut recipient) = looked_up.await??;
         let who = self.identity(user, &answers);
         for _ in 0..ATTEMPTS {
             let retry = retry.clone();
             let asked = dispatch.deliver(&who, recipient.clone(), answers.clone(), retry);
-            if let Some(done) = asked.await? {
-                let message = &dispatch.message;
-                let outcome = dovecot::finish(
-                    &self.dovecot,
-                    self.core.settings(),
-                    done,
-                    &recipient,
-                    message,
-                    &heard,
-                )
-                .await;
-                end(begun, &outcome);
-                return Ok(outcome);
+            let Some(done) = asked.await? else {
+                continue;
+            };
+            match self
+                .finish(done, &recipient, &dispatch.message, &heard)
+                .await
+            {
+                Next::Here(again) => recipient = *again,
+                Next::Answered(outcome) => {
+                    end(begun, &outcome);
+                    return Ok(outcome);
+                }
             }
         }
         Err(out_of_reach())
+    }
+
+    /// Takes to Dovecot what is for it.
+    async fn finish(
+        &self,
+        done: Done,
+        recipient: &Recipient,
+        message: &Arc<Message>,
+        heard: relay::Heard<'_>,
+    ) -> Next<Outcome> {
+        let settings = self.core.settings();
+        dovecot::finish(&self.dovecot, settings, done, recipient, message, heard).await
     }
 
     /// Writes down that a delivery begins, and finds out whether it is a second one.

@@ -337,7 +337,13 @@ impl Connection {
         {
             let _ = write!(mail, " AUTH={}", xtext(who));
         }
-        self.say(&mail, &[250]).await?;
+        let lines = self.ask(&mail).await?;
+        match Answer::parse(&lines) {
+            Some(answer) if answer.code == 250 => {}
+            // By the size that was announced.
+            Some(answer) if answer.is_too_big() => return Ok(answer),
+            _ => return Err(unexpected(&lines)),
+        }
         let mut rcpt = format!("RCPT TO:<{}>", job.address);
         if let Some(errand) = job.errand {
             if !self.can("XPOSTROOM") {
@@ -482,6 +488,15 @@ impl Answer {
         })
     }
 
+    fn is_too_big(&self) -> bool {
+        self.code >= 500 && matches!(self.enhanced.as_str(), "5.2.3" | "5.3.4")
+    }
+
+    /// Whether the node may have the message, whatever it says.
+    pub fn may_have_stored(&self) -> bool {
+        self.is_of_message && self.code < 500
+    }
+
     /// Why it is none of 2xx.
     pub fn fault(&self, node: &Node) -> Option<Fault> {
         let code = match (self.code, self.enhanced.as_str()) {
@@ -489,7 +504,7 @@ impl Answer {
             (500.., "5.1.1" | "5.1.2" | "5.1.6") => Code::NoSuchUser,
             (500.., "5.1.3") => Code::BadAddress,
             (500.., "5.2.2") => Code::OverQuota,
-            (500.., "5.2.3" | "5.3.4") => Code::TooBig,
+            _ if self.is_too_big() => Code::TooBig,
             // We do not understand each other, which is no fault of the sender's.
             (500..=504, _) => Code::CannotTell,
             (500.., enhanced) if enhanced.starts_with("5.5.") => Code::CannotTell,

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,10 +57,10 @@ pub fn run(
     let parent = getpid();
     // SAFETY: between fork and exec it makes system calls only, and allocates nothing.
     unsafe { command.pre_exec(move || begin(parent)) };
-    let mut running = Running(command.spawn()?);
+    let mut running = Running(Some(command.spawn()?));
     let said = running.hear(until)?;
     let status = loop {
-        if let Some(status) = running.0.try_wait()? {
+        if let Some(status) = running.ended()? {
             break status;
         }
         if Instant::now() >= until {
@@ -85,20 +85,29 @@ fn begin(parent: Pid) -> io::Result<()> {
 }
 
 /// Dropped before its end, it is killed.
-struct Running(Child);
+struct Running(Option<Child>);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // One that has ended is reaped already, and neither does anything.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        if let Some(mut child) = self.0.take() {
+            // One that has ended is reaped already, and neither does anything.
+            let _ = child.kill();
+            // Killed, it may still wait for a dead file system, which must not hold the answer back.
+            if !matches!(child.try_wait(), Ok(Some(_))) {
+                thread::spawn(move || child.wait());
+            }
+        }
     }
 }
 
 impl Running {
+    fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.0.as_mut().map_or(Ok(None), Child::try_wait)
+    }
+
     /// Reads its stderr until it is closed.
     fn hear(&mut self, until: Instant) -> io::Result<String> {
-        let Some(mut stderr) = self.0.stderr.take() else {
+        let Some(mut stderr) = self.0.as_mut().and_then(|it| it.stderr.take()) else {
             return Ok(String::new());
         };
         fcntl(&stderr, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
@@ -120,7 +129,7 @@ impl Running {
             }
             let left = until.saturating_duration_since(Instant::now());
             // Its end is seen even where a child of its own keeps its stderr open.
-            if self.0.try_wait()?.is_some() {
+            if self.ended()?.is_some() {
                 break;
             }
             let wait = u16::try_from(left.as_millis()).unwrap_or(u16::MAX).min(250);

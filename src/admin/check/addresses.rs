@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use super::Findings;
 use crate::config::Config;
 use crate::deliver::Settings;
-use crate::deliver::resolve::{Wanted, resolve};
+use crate::deliver::resolve::resolve;
+use crate::deliver::targets::Wanted;
 use crate::message::{Address, Recipient};
 
 impl<W: Write> Findings<'_, W> {

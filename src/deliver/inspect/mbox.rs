@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::{Finding, Inspection};
 use crate::deliver::report::Line;
-use crate::deliver::resolve::Target;
 use crate::deliver::settings::NewMailboxPermissions;
+use crate::deliver::targets::Target;
 use crate::fault::{Code, Fault};
 use crate::mailbox::permission::Permission;
 use crate::maildir::create;

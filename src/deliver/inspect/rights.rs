@@ -2,7 +2,7 @@
 
 use super::{Finding, Inspection};
 use crate::deliver::report::Line;
-use crate::deliver::resolve::Target;
+use crate::deliver::targets::Target;
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::sources::Unreadable;
 use crate::mailbox::acl::{Identity, Rights, Sources};

@@ -1,0 +1,151 @@
+//! Where the mailboxes of a user or of a namespace lie.
+
+use std::path::PathBuf;
+
+use super::resolve::resolve;
+use super::settings::Settings;
+use super::targets::{Target, Wanted};
+use crate::fault::{Code, Fault};
+use crate::mailbox::acl::store;
+use crate::mailbox::location::{Driver, Layout, Location};
+use crate::mailbox::name::StorageName;
+use crate::mailbox::namespace::{Kind, Namespace};
+use crate::mailbox::path::Paths;
+use crate::maildir::create::exists;
+use crate::message::Recipient;
+use crate::text::template::Variables;
+use crate::user::User;
+
+/// A mailbox by the name that `user` has for it; no mailbox where no name or owner is like that.
+pub fn mailbox_of(
+    settings: &Settings,
+    user: &str,
+    mailbox: &str,
+) -> Result<(User, Option<Target>), Fault> {
+    let recipient = Recipient {
+        mailbox: Some(mailbox.into()),
+        ..Recipient::of_user(user)
+    };
+    let targets = resolve(settings, settings, &recipient, None)?;
+    let target = match targets.wanted {
+        Wanted::Target(target) => Some(*target),
+        Wanted::Missing { .. } | Wanted::Denied { .. } | Wanted::Elsewhere { .. } => None,
+    };
+    Ok((targets.user, target))
+}
+
+/// Where the user's own mailboxes lie, those that only Dovecot writes left out.
+pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(Paths, Layout)>, Fault> {
+    let namespaces = settings.namespaces_of(user)?;
+    let roots = own_roots_of(settings, &namespaces, user)?.into_iter();
+    let mut roots: Vec<_> = roots
+        .map(|(namespace, paths)| (paths, namespace.location.layout))
+        .collect();
+    roots.dedup();
+    Ok(roots)
+}
+
+/// His private namespaces, of these, with the place of each; none of those that only Dovecot writes.
+pub fn own_roots_of<'a>(
+    settings: &Settings,
+    namespaces: &'a [Namespace],
+    user: &User,
+) -> Result<Vec<(&'a Namespace, Paths)>, Fault> {
+    let home = home_of(user)?;
+    let variables = Variables {
+        user: &user.name,
+        home: home.as_deref(),
+        hostname: &settings.hostname,
+        ..Variables::default()
+    };
+    let own = namespaces.iter();
+    let own = own.filter(|it| it.kind == Kind::Private && it.alias_for.is_none());
+    let own = own.filter(|it| it.location.dovecots().is_none());
+    let mut roots = Vec::new();
+    for namespace in own {
+        match Paths::of(&namespace.location, &StorageName::Inbox, &variables) {
+            Ok(paths) => roots.push((namespace, paths)),
+            Err(why) => {
+                let doing = format!("find the mailboxes of {}", user.name);
+                return Err(Fault::new(Code::CannotTell, doing, format!("{why:?}")));
+            }
+        }
+    }
+    Ok(roots)
+}
+
+/// The mailboxes that are there below the root of a namespace, as `user` has them; a public one needs none.
+pub fn mailboxes_of(
+    settings: &Settings,
+    namespace: &Namespace,
+    user: Option<&User>,
+) -> Result<Vec<Paths>, Fault> {
+    let failed = |why: String| {
+        let doing = format!("find the mailboxes of namespace {}", namespace.name);
+        Fault::new(Code::CannotTell, doing, why)
+    };
+    let home = user.map(home_of).transpose()?.flatten();
+    let variables = Variables {
+        user: user.map_or("", |user| &user.name),
+        home: home.as_deref(),
+        hostname: &settings.hostname,
+        ..Variables::default()
+    };
+    // Each user's own flags are not looked at.
+    let location = &Location {
+        index_private_path: None,
+        ..namespace.location.clone()
+    };
+    if let Some(format) = location.dovecots() {
+        return Err(failed(format!("only Dovecot knows them ({format})")));
+    }
+    if location.driver == Driver::Mbox {
+        return Err(failed(
+            "its mailboxes are mboxes, which have no files of their own to look at".into(),
+        ));
+    }
+    if user.is_none() && location.uses_user() {
+        return Err(failed("its paths need a user".into()));
+    }
+    let place = |name: &StorageName| {
+        Paths::of(location, name, &variables).map_err(|why| failed(format!("{why:?}")))
+    };
+    let inbox = place(&StorageName::Inbox)?;
+    let names = match store::mailboxes(&inbox, location.layout) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        found => found.map_err(|error| failed(error.to_string()))?,
+    };
+    let separator = location.layout.separator();
+    let mut all = Vec::new();
+    for (name, _) in names {
+        let paths = match name.as_str() {
+            "INBOX" => inbox.clone(),
+            name => {
+                let levels = name.split(separator).map(str::to_owned).collect();
+                place(&StorageName::Box(levels))?
+            }
+        };
+        // A root may hold mailboxes and be none. What cannot be looked at is the caller's to report.
+        if !matches!(
+            exists(&paths.mailbox, location.layout, name == "INBOX"),
+            Ok(None)
+        ) {
+            all.push(paths);
+        }
+    }
+    Ok(all)
+}
+
+/// The home as text; one that is not UTF-8 cannot be put into a path setting.
+pub fn home_of(user: &User) -> Result<Option<String>, Fault> {
+    let text = |home: &PathBuf| {
+        home.to_str().map(str::to_owned).ok_or_else(|| {
+            Fault::new(
+                Code::CannotTell,
+                format!("use the home of {}", user.name),
+                format!("{home:?} is not UTF-8"),
+            )
+        })
+    };
+    user.home.as_ref().map(text).transpose()
+}
