@@ -63,6 +63,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// Threads that talk to clients; others do what waits. Each more wakes the rest whenever there is something to do, and one can
+/// decode a gigabyte a second.
+fn talkers() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    (processors / 4).max(1)
+}
+
 fn complain(error: &io::Error) -> u8 {
     let _ = writeln!(io::stderr(), "postroom-lmtpd: {error}");
     TEMPFAIL
@@ -185,6 +192,7 @@ impl Server {
     /// `monitor`: where workers come from. None: everything in this process.
     fn serve(self, settings: Settings, monitor: Option<Packets>) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(talkers())
             .enable_all()
             .build()?;
         // It outlives the runtime: what it holds may wait when it goes.

@@ -359,11 +359,17 @@ impl Inspection<'_> {
             return Ok(refusal);
         }
         self.lines.push(Line::ok("mailbox", target.mailbox.clone()));
-        let mut is_incomplete = false;
+        let (mut dir, mut tmp, mut is_incomplete) = (None, None, false);
         for part in ["cur", "tmp", "new"] {
             let place = path.join(part);
-            match part_is_there(path, part) {
-                Ok(is_there) => is_incomplete |= !is_there,
+            let opened = match &dir {
+                Some(dir) => Ok(dir),
+                None => Dir::open(path).map(|opened| &*dir.insert(opened)),
+            };
+            match opened.and_then(|dir| part_of(dir, part)) {
+                Ok(None) => is_incomplete = true,
+                Ok(found) if part == "tmp" => tmp = found,
+                Ok(_) => {}
                 Err(error)
                     if self.targets.by.is_strangers()
                         && sys::is_no_way(&error)
@@ -386,7 +392,7 @@ impl Inspection<'_> {
             }
         }
         let permission = Permission::of(directory, path);
-        let parent = dir::stat(&path.join("tmp")).unwrap_or(*directory);
+        let parent = tmp.unwrap_or(*directory);
         self.check_group(target, &permission, &parent, path, is_incomplete)?;
         self.usable(target, None)
     }
@@ -635,14 +641,14 @@ impl Inspection<'_> {
     }
 }
 
-/// Whether a part of a mailbox is there, and can be used as deliveries use it. A missing one is made again.
-fn part_is_there(mailbox: &Path, part: &str) -> io::Result<bool> {
-    match Dir::open(mailbox)?.stat_name(part) {
-        Ok(_) if part == "cur" => Ok(true),
+/// A part of a mailbox, if it can be used as deliveries use it. None: a missing one, which is made again.
+fn part_of(mailbox: &Dir, part: &str) -> io::Result<Option<Stat>> {
+    match mailbox.stat_name(part) {
+        Ok(stat) if part == "cur" => Ok(Some(stat)),
         Ok(stat) if !stat.is_dir => Err(io::ErrorKind::NotADirectory.into()),
-        Ok(_) => dir::may_write(&mailbox.join(part)).map(|()| true),
+        Ok(stat) => mailbox.may_change_in(part).map(|()| Some(stat)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            dir::may_write(mailbox).map(|()| false)
+            mailbox.may_change().map(|()| None)
         }
         Err(error) => Err(error),
     }

@@ -138,8 +138,11 @@ impl<'a> Place<'a> {
         list: &List<'_>,
         log: &Result<Option<Log>, String>,
     ) -> Result<Option<u32>, String> {
-        if let Ok(Some(log)) = log {
-            return Ok(Some(log.state().next_uid));
+        match log {
+            Ok(Some(log)) => return Ok(Some(log.state().next_uid)),
+            // It was looked for.
+            Ok(None) if self.publishing.index_log.is_some() => return Ok(None),
+            _ => {}
         }
         let Some(dir) = self.index.as_ref().map_err(String::clone)? else {
             return Ok(None);
@@ -208,7 +211,7 @@ fn is_of(state: &State, list: &List<'_>) -> bool {
 /// The mailbox's own directory is the one that is open, whatever has its name by now. None: there is none.
 fn open(publishing: &Publishing<'_>, directory: &Path) -> io::Result<Option<Dir>> {
     let opened = match directory == publishing.mailbox.path() {
-        true => publishing.mailbox.dir().try_clone(),
+        true => Ok(publishing.mailbox.dir().clone()),
         false => Dir::open(directory),
     };
     match opened {

@@ -71,6 +71,16 @@ struct Member {
     is_in_index: bool,
 }
 
+/// The UIDs of a batch: their lines are in the list.
+struct Given<'l> {
+    list: List<'l>,
+    /// Locked, where there is one to be told.
+    log: Result<Option<Log>, String>,
+    /// UIDs before those of the batch that the index does not know either.
+    missed: Option<Vec<u32>>,
+    uids: Vec<u32>,
+}
+
 impl Member {
     fn remark_on_unlettered(&mut self) {
         if self.unlettered.is_empty() {
@@ -141,6 +151,11 @@ impl Publishing<'_> {
             .map(|message| self.link(message, &place.lock))
             .collect();
         let began = Instant::now();
+        // The list first: file systems with a journal write the names with it, and nobody is told a UID before both are durable. A
+        // line whose name a crash has lost is one of a message that is gone.
+        let linked = results.iter().flatten();
+        let names = linked.map(|it| it.published.file.clone());
+        let given = self.give(list, &place, names.collect());
         let synced = self.sync(&results);
         let took = began.elapsed();
         for member in results.iter_mut().flatten() {
@@ -157,11 +172,11 @@ impl Publishing<'_> {
         let mut members: Vec<&mut Member> = results.iter_mut().flatten().collect();
         match members.is_empty() {
             true => {
-                drop(list);
+                drop(given);
                 place.leave();
             }
             false => {
-                self.settle(list, &place, &mut members);
+                self.settle(given, &mut members);
                 place.keep();
             }
         }
@@ -225,30 +240,35 @@ impl Publishing<'_> {
     }
 
     /// UIDs and index; what goes wrong becomes a remark.
-    fn settle(
-        &self,
-        list: Result<Option<List<'_>>, String>,
-        place: &Place<'_>,
-        members: &mut [&mut Member],
-    ) {
-        let given = list.and_then(|list| match list {
-            Some(list) => self.give(list, place, members),
-            None => Ok(()),
-        });
-        if let Err(why) = given {
-            remark(members, &format!("no UID yet: {why}"));
+    fn settle(&self, given: Result<Option<Given<'_>>, String>, members: &mut [&mut Member]) {
+        match given {
+            Ok(None) => {}
+            Ok(Some(given)) => {
+                for (member, uid) in members.iter_mut().zip(&given.uids) {
+                    member.published.uid = Some(*uid);
+                }
+                if let Err(why) = self.tell(given, members) {
+                    let why = format!("{} is left to Dovecot: {why}", Pair::MAILBOX.log());
+                    remark(members, &why);
+                }
+            }
+            Err(why) => remark(members, &format!("no UID yet: {why}")),
         }
         for member in members {
             member.remark_on_unlettered();
         }
     }
 
-    fn give(
+    /// Writes the lines of these files into the list, synced.
+    fn give<'l>(
         &self,
-        list: List<'_>,
+        list: Result<Option<List<'l>>, String>,
         place: &Place<'_>,
-        members: &mut [&mut Member],
-    ) -> Result<(), String> {
+        names: Vec<String>,
+    ) -> Result<Option<Given<'l>>, String> {
+        let Some(list) = list?.filter(|_| !names.is_empty()) else {
+            return Ok(None);
+        };
         let log = place.index_log(&list);
         let known = place.next_of_index(&list, &log)?;
         // A list that came from a backup is behind its index; so was a line of it that is lost.
@@ -257,44 +277,30 @@ impl Publishing<'_> {
         let first = list.next()?.max(known_next);
         // What is in the list and not yet in the index has to go before ours.
         let missed = known.map_or(Some(Vec::new()), |known| list.since(known));
-        let names = members.iter().map(|it| it.published.file.as_str());
-        let uids = list.append(first, &names.collect::<Vec<_>>())?;
-        for (member, uid) in members.iter_mut().zip(uids) {
-            member.published.uid = Some(uid);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let uids = list.append(first, &names)?;
+        if self.sync {
+            // After a crash it could be another one.
+            list.sync().map_err(|error| error.to_string())?;
         }
-        let began = Instant::now();
-        let synced = match self.sync {
-            true => list.sync(),
-            false => Ok(()),
-        };
-        for member in members.iter_mut() {
-            member.published.synced += began.elapsed();
-        }
-        if let Err(why) = synced {
-            let why = format!("its UID may be another one after a crash: {why}");
-            remark(members, &why);
-        }
-        let told = log.and_then(|log| match log {
-            Some(log) => self.tell(log, &list, missed, members),
-            None => Ok(()),
-        });
-        if let Err(why) = told {
-            let why = format!("{} is left to Dovecot: {why}", Pair::MAILBOX.log());
-            remark(members, &why);
-        }
-        Ok(())
+        Ok(Some(Given {
+            list,
+            log,
+            missed,
+            uids,
+        }))
     }
 
-    /// `missed`: the UIDs before those of `members` that the index does not know either. Their flags are in their names, in
-    /// `cur/`, where the next session looks: nothing is said of that directory.
-    fn tell(
-        &self,
-        mut log: Log,
-        list: &List<'_>,
-        missed: Option<Vec<u32>>,
-        members: &mut [&mut Member],
-    ) -> Result<(), String> {
+    /// Tells Dovecot's index. Flags are in the names of those that were `missed`, in `cur/`, where the next session looks: nothing is
+    /// said of that directory.
+    fn tell(&self, given: Given<'_>, members: &mut [&mut Member]) -> Result<(), String> {
         let text = |error: io::Error| error.to_string();
+        let Given {
+            list, log, missed, ..
+        } = given;
+        let Some(mut log) = log? else {
+            return Ok(());
+        };
         let missed = missed.ok_or("Dovecot has not looked for too long")?;
         let with = |keyword: Option<&str>| {
             let has = |it: &&&mut Member| keyword.is_none_or(|name| it.keywords.contains(name));

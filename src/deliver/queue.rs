@@ -34,6 +34,8 @@ struct State {
     /// Since when a batch is being published.
     leading: Option<Instant>,
     done: HashMap<u64, Result<Published, Fault>>,
+    /// How many wait to be woken.
+    asleep: usize,
 }
 
 impl Queues {
@@ -75,8 +77,10 @@ impl Queue {
                     let why = format!("{MAX_WAITING} wait for one that hangs");
                     return Err(Fault::new(Code::Busy, "make a message visible", why));
                 }
+                state.asleep += 1;
                 let waited = self.changed.wait_timeout(state, STALLED);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                state.asleep -= 1;
                 continue;
             }
             state.leading = Some(Instant::now());
@@ -122,7 +126,10 @@ impl Drop for Lead<'_> {
             .done
             .extend(self.members.drain(..).map(|member| (member, lost())));
         state.leading = None;
-        self.queue.changed.notify_all();
+        // A system call, also where nobody waits.
+        if state.asleep > 0 {
+            self.queue.changed.notify_all();
+        }
     }
 }
 

@@ -447,7 +447,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
         let mut outcomes = self
             .deliveries
             .deliver(message, delivery.recipients.clone());
-        let mut sent = Ok(());
+        let (mut sent, mut left) = (Ok(()), delivery.recipients.len());
         let mut fault = Fault::new(
             Code::Internal,
             "deliver",
@@ -482,8 +482,9 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             if sent.is_ok() {
                 sent = self.flush().await;
             }
+            left = left.saturating_sub(1);
             // What the client will not hear of it sends again. Each recipient has his log line all the same.
-            if sent.is_err() || self.stream.is_gone() {
+            if left > 0 && (sent.is_err() || self.stream.is_gone()) {
                 outcomes.abandon();
             }
         }

@@ -132,9 +132,9 @@ impl Created {
         };
         let name = name.to_string_lossy().into_owned();
         let stat = made.parent.stat_name(hidden).map_err(failed)?;
-        let parent = made.parent.try_clone().map_err(failed)?;
+        let parent = made.parent.clone();
         let revealed = Revealed {
-            parent: parent.try_clone().map_err(failed)?,
+            parent: parent.clone(),
             name: name.clone(),
             hidden: hidden.to_owned(),
             identity: stat.identity(),
@@ -442,12 +442,10 @@ fn make(
     created: &mut Created,
 ) -> Result<Dir, Fault> {
     let failed = |error: io::Error| Fault::io(format!("create {}", path.display()), &error);
-    // Before there is something that a shortage of descriptors could leave behind.
-    let at = parent.try_clone().map_err(failed)?;
     match parent.make_dir(name, permission.dir_mode) {
         Ok(made) => {
             created.made.push(Made {
-                parent: at,
+                parent: parent.clone(),
                 name: name.to_owned(),
                 is_dir: true,
             });
@@ -513,19 +511,19 @@ fn make_file(
             &error,
         )
     };
-    let at = mailbox.try_clone().map_err(failed)?;
     let mut file = match mailbox.create_new(name, permission.file_mode) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
     created.made.push(Made {
-        parent: at,
+        parent: mailbox.clone(),
         name: name.to_owned(),
         is_dir: false,
     });
     file.write_all(bytes).map_err(failed)?;
-    super::save::settle(&file, permission).map_err(failed)?;
+    let (settled, _) = super::save::settle(&file, permission).map_err(failed)?;
+    settled.map_err(failed)?;
     match bytes.is_empty() {
         true => Ok(()),
         false => dir::sync_file(&file).map_err(failed),

@@ -5,7 +5,7 @@
 //! message leaves nothing behind; a crash leaves at worst a file in `tmp/`.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::fault::{Code, Fault};
 use crate::mailbox::permission::Permission;
 use crate::message::{Body, Flags};
 use crate::sys;
-use crate::sys::dir::{self, Dir};
+use crate::sys::dir::{self, Dir, Stat};
 
 /// Names tried before giving up: the first one is always free, unless someone plays games.
 const MAX_NAMES: usize = 10;
@@ -77,8 +77,7 @@ impl Maildir {
             named,
             file,
         };
-        (&written.file).write_all(header).map_err(failed)?;
-        body.copy_to(&written.file).map_err(failed)?;
+        body.copy_to(header, &written.file).map_err(failed)?;
         self.verify(&mut written, demands)?;
         if demands.sync {
             let failed =
@@ -104,7 +103,7 @@ impl Maildir {
         }
         let name = names.unique();
         let file = self.tmp.create_new(&name, mode)?;
-        Ok((file, Some((self.tmp.try_clone()?, name))))
+        Ok((file, Some((self.tmp.clone(), name))))
     }
 
     /// Mode and group as planned and the size as counted: looked at, not believed.
@@ -115,8 +114,7 @@ impl Maildir {
                 &error,
             )
         };
-        let settled = settle(&written.file, &self.permission);
-        let stat = dir::stat_file(&written.file).map_err(failed)?;
+        let (settled, stat) = settle(&written.file, &self.permission).map_err(failed)?;
         if stat.size != written.size {
             let why = format!("{} bytes of {} are in the file", stat.size, written.size);
             return Err(Fault::new(
@@ -218,17 +216,18 @@ fn rename(named: &mut Option<(Dir, String)>, new: &Dir, name: &str) -> io::Resul
     Ok(())
 }
 
-/// Mode and group of a file that was just created, exact whatever the umask and the directory did.
-pub(super) fn settle(file: &File, permission: &Permission) -> io::Result<()> {
+/// Mode and group of a file that was just created, exact whatever the umask and the directory did. Answers what could not be
+/// set, and how the file is now.
+pub(super) fn settle(file: &File, permission: &Permission) -> io::Result<(io::Result<()>, Stat)> {
     let stat = dir::stat_file(file)?;
-    let grouped = match permission.gid {
-        Some(gid) if gid != stat.gid => dir::set_file_group(file, gid),
-        _ => Ok(()),
-    };
-    if stat.mode != permission.file_mode {
-        dir::set_file_mode(file, permission.file_mode)?;
+    let wanted_gid = permission.gid.filter(|gid| *gid != stat.gid);
+    if wanted_gid.is_none() && stat.mode == permission.file_mode {
+        return Ok((Ok(()), stat));
     }
-    grouped
+    let grouped = wanted_gid.map_or(Ok(()), |gid| dir::set_file_group(file, gid));
+    // Behind the group: another one takes setgid away.
+    let settled = dir::set_file_mode(file, permission.file_mode).and(grouped);
+    Ok((settled, dir::stat_file(file)?))
 }
 
 fn count_lines(header: &[u8]) -> u64 {

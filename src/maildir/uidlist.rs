@@ -155,11 +155,10 @@ impl<'l> List<'l> {
     /// The file, and what it begins with. None: there is none.
     fn begin(lock: &Lock) -> Result<Option<(File, Stat, Vec<u8>)>, String> {
         let text = |error: io::Error| error.to_string();
-        let file = match lock.control.open_to_change(FILE) {
+        let (file, stat) = match lock.control.open_to_change_and_stat(FILE) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             other => other.map_err(text)?,
         };
-        let stat = dir::stat_file(&file).map_err(text)?;
         let start = Header::bytes(&file).map_err(text)?;
         Ok(Some((file, stat, start)))
     }

@@ -331,10 +331,19 @@ impl Body {
         }
     }
 
-    /// Appends the message to `file`. Several threads may do so at once, each into its own file.
-    pub fn copy_to(&self, mut file: &File) -> io::Result<()> {
+    /// Appends `header` and the message to `file`. Several threads may do so at once, each into its own file.
+    pub fn copy_to(&self, header: &[u8], mut file: &File) -> io::Result<()> {
         crate::sys::fault_point::pass()?;
-        self.each_piece(|piece| file.write_all(piece))
+        match &self.storage {
+            // One call for both.
+            Storage::Memory(bytes) if bytes.len() <= SMALL => {
+                file.write_all(&[header, bytes].concat())
+            }
+            _ => {
+                file.write_all(header)?;
+                self.each_piece(|piece| file.write_all(piece))
+            }
+        }
     }
 
     /// `header` and the message in a file of its own, with CRLF, to be read from where it is: by a program that makes them LF again, and
@@ -411,7 +420,7 @@ mod tests {
 
     fn stored(body: &Body) -> Vec<u8> {
         let mut file = tempfile::tempfile().unwrap();
-        body.copy_to(&file).unwrap();
+        body.copy_to(b"", &file).unwrap();
         let mut bytes = Vec::new();
         file.seek(SeekFrom::Start(0)).unwrap();
         file.read_to_end(&mut bytes).unwrap();

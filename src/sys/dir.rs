@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -23,10 +23,11 @@ use nix::unistd::{AccessFlags, Gid, UnlinkatFlags, faccessat, fchown, fsync, lin
 use super::credentials::{self, BorrowedGroup};
 use super::fault_point::pass;
 
-/// An open directory.
-#[derive(Debug)]
+/// An open directory. A clone is another handle on it.
+#[derive(Debug, Clone)]
 pub struct Dir {
-    fd: OwnedFd,
+    /// One for all handles on it.
+    fd: Arc<OwnedFd>,
     /// The group that is borrowed whenever a name changes in it.
     group: Option<u32>,
 }
@@ -62,7 +63,10 @@ impl Stat {
 
 impl From<OwnedFd> for Dir {
     fn from(fd: OwnedFd) -> Dir {
-        Dir { fd, group: None }
+        Dir {
+            fd: Arc::new(fd),
+            group: None,
+        }
     }
 }
 
@@ -82,10 +86,19 @@ impl Dir {
 
     /// Whether this process may create and remove names in it: EACCES, EROFS say why not.
     pub fn may_change(&self) -> io::Result<()> {
+        self.check_access(OsStr::new("."))
+    }
+
+    /// The same of a directory in it.
+    pub fn may_change_in(&self, name: &str) -> io::Result<()> {
+        self.check_access(component(name)?)
+    }
+
+    fn check_access(&self, name: &OsStr) -> io::Result<()> {
         pass()?;
         let _group = self.borrow_group()?;
         let wanted = AccessFlags::W_OK | AccessFlags::X_OK | AccessFlags::R_OK;
-        Ok(faccessat(&self.fd, ".", wanted, AtFlags::AT_EACCESS)?)
+        Ok(faccessat(&self.fd, name, wanted, AtFlags::AT_EACCESS)?)
     }
 
     fn borrow_group(&self) -> io::Result<Option<BorrowedGroup>> {
@@ -168,7 +181,12 @@ impl Dir {
 
     /// Opens a regular file for reading and writing, without following a symlink or waiting on a FIFO.
     pub fn open_to_change(&self, name: &str) -> io::Result<File> {
-        self.open_file(name.as_ref(), OFlag::O_RDWR | OFlag::O_NOFOLLOW)
+        self.open_to_change_and_stat(name).map(|(file, _)| file)
+    }
+
+    /// The same, and what it is.
+    pub fn open_to_change_and_stat(&self, name: &str) -> io::Result<(File, Stat)> {
+        self.open_and_stat(name.as_ref(), OFlag::O_RDWR | OFlag::O_NOFOLLOW)
     }
 
     /// Opens a regular file for appending.
@@ -178,11 +196,16 @@ impl Dir {
     }
 
     fn open_file(&self, name: &OsStr, flags: OFlag) -> io::Result<File> {
+        self.open_and_stat(name, flags).map(|(file, _)| file)
+    }
+
+    fn open_and_stat(&self, name: &OsStr, flags: OFlag) -> io::Result<(File, Stat)> {
         pass()?;
         let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let file = File::from(openat(&self.fd, component(name)?, flags, Mode::empty())?);
-        match file.metadata()?.is_file() {
-            true => Ok(file),
+        let stat: Stat = fstat(&file)?.into();
+        match stat.is_file {
+            true => Ok((file, stat)),
             false => Err(io::Error::other("not a regular file")),
         }
     }
@@ -288,15 +311,6 @@ impl Dir {
         self.open_dir(name).inspect_err(|_| drop(self.rmdir(name)))
     }
 
-    /// Another handle on the same directory.
-    pub fn try_clone(&self) -> io::Result<Dir> {
-        pass()?;
-        Ok(Dir {
-            fd: self.fd.try_clone()?,
-            group: self.group,
-        })
-    }
-
     /// Whoever has it does alone here what only one may do, until it is dropped. None: somebody has it.
     pub fn try_lock(&self) -> io::Result<Option<File>> {
         pass()?;
@@ -356,7 +370,8 @@ impl Dir {
     /// Whether nothing is in it. Looks no further than the first name, and takes the directory: its offset has moved.
     pub fn is_empty(self) -> io::Result<bool> {
         pass()?;
-        let mut dir = nix::dir::Dir::from_fd(self.fd)?;
+        let fd = Arc::try_unwrap(self.fd).or_else(|shared| shared.try_clone())?;
+        let mut dir = nix::dir::Dir::from_fd(fd)?;
         for entry in dir.iter() {
             if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
                 return Ok(false);

@@ -82,7 +82,7 @@ impl Dotlock {
             Err(error) if super::is_unsupported(&error) => return Ok(None),
             other => other?,
         };
-        let mut lock = Dotlock::of(dir.try_clone()?, name, file)?;
+        let mut lock = Dotlock::of(dir.clone(), name, file)?;
         write_pid(&mut lock.file)?;
         Ok(Some(lock))
     }
@@ -95,11 +95,10 @@ impl Dotlock {
 
     /// Whatever fails behind its creation, it does not stay: a lock of a living process is nobody's to break.
     fn create(dir: &Dir, name: &str, mode: u32, holds: Holds) -> io::Result<Dotlock> {
-        // Before there is a lock that a shortage of descriptors could leave behind.
-        let own = dir.try_clone()?;
         let lock = format!("{name}.lock");
         let file = dir.create_new(&lock, mode)?;
-        let mut made = Dotlock::of(own, name, file).inspect_err(|_| drop(dir.unlink(&lock)))?;
+        let mut made =
+            Dotlock::of(dir.clone(), name, file).inspect_err(|_| drop(dir.unlink(&lock)))?;
         made.is_held = true;
         if holds == Holds::Pid {
             write_pid(&mut made.file)?;
@@ -248,7 +247,8 @@ impl<'a> Asking<'a> {
 
 fn write_pid(file: &mut File) -> io::Result<()> {
     super::fault_point::pass()?;
-    write!(file, "{}:{}", std::process::id(), hostname())
+    // In one call: a lock is looked into.
+    file.write_all(format!("{}:{}", std::process::id(), hostname()).as_bytes())
 }
 
 /// The locks of this process: one with our pid that is not among them is of a process before us that had it.
