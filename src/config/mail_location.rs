@@ -58,18 +58,62 @@ pub fn settings(location: &str) -> Result<Vec<(&'static str, String)>, String> {
     Ok(settings)
 }
 
-/// A colon divides them, two are one of a path.
-fn parts(text: &str) -> Vec<String> {
-    let mut parts = Vec::new();
-    let mut part = String::new();
-    let mut letters = text.chars().peekable();
-    while let Some(letter) = letters.next() {
-        match letter {
-            ':' if letters.next_if_eq(&':').is_none() => parts.push(std::mem::take(&mut part)),
-            letter => part.push(letter),
+/// What a location comes to that says nothing of these.
+const UNSAID: [&str; 8] = [
+    "mail_inbox_path",
+    "mail_control_path",
+    "mail_index_path",
+    "mail_index_private_path",
+    "mailbox_directory_name",
+    "mailbox_list_utf8",
+    "mailbox_list_layout",
+    "mailbox_subscriptions_filename",
+];
+
+/// [`settings`] with a value for all that is not said: a location is instead of another one, not beside it.
+pub fn whole(location: &str) -> Result<Vec<(&'static str, String)>, String> {
+    let mut settings = settings(location)?;
+    for key in UNSAID {
+        if !settings.iter().any(|(said, _)| *said == key) {
+            settings.push((key, unsaid(key, location).into()));
         }
     }
-    parts.push(part);
+    Ok(settings)
+}
+
+/// What holds in a location that does not say `key`.
+pub fn unsaid(key: &str, location: &str) -> &'static str {
+    let is_mbox = location.starts_with("mbox:");
+    match key {
+        "mailbox_list_utf8" => "no",
+        "mailbox_list_layout" if location.starts_with("maildir:") => "maildir++",
+        "mailbox_list_layout" => "fs",
+        "mailbox_subscriptions_filename" if is_mbox => ".subscriptions",
+        "mailbox_subscriptions_filename" => "subscriptions",
+        _ => "",
+    }
+}
+
+/// A colon divides them, two are one of a path, and one in a variable (`%{env:X}`) is of that.
+fn parts(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut rest = text;
+    while let Some(letter) = rest.chars().next() {
+        let variable = rest.strip_prefix("%{").and_then(|inside| inside.find('}'));
+        let (taken, length) = match (letter, variable) {
+            (_, Some(end)) => (&rest[..end + 3], end + 3),
+            (':', None) if rest.starts_with("::") => (":", 2),
+            (':', None) => {
+                parts.push(String::new());
+                ("", 1)
+            }
+            (other, None) => (&rest[..other.len_utf8()], other.len_utf8()),
+        };
+        if let Some(part) = parts.last_mut() {
+            part.push_str(taken);
+        }
+        rest = &rest[length..];
+    }
     parts
 }
 
@@ -96,6 +140,10 @@ mod tests {
             (
                 "mdbox:~/mdbox:ALT=/slow/%u:ALTNOCHECK:MAILBOXDIR=boxes:LAYOUT=index",
                 "mail_driver=mdbox mail_path=~/mdbox mailbox_list_layout=index",
+            ),
+            (
+                "maildir:/srv/%{env:SITE}/%%{owner_user}:INDEX=/i/%{env:SITE}:CONTROL=%{c::",
+                "mail_driver=maildir mail_path=/srv/%{env:SITE}/%%{owner_user} mail_index_path=/i/%{env:SITE} mail_control_path=%{c:",
             ),
         ] {
             let got = settings(location).unwrap();

@@ -115,7 +115,7 @@ fn settings(usual: &[Namespace], fields: &[Field]) -> Result<Vec<String>, String
 
 fn of_location(above: &str, value: &str) -> Result<Vec<String>, String> {
     let mut settings = Vec::new();
-    for (key, value) in mail_location::settings(value)? {
+    for (key, value) in mail_location::whole(value)? {
         settings.extend(setting(above, key, &value)?);
     }
     Ok(settings)

@@ -2,6 +2,7 @@
 
 use super::Import;
 use super::block::{Block, Entry};
+use super::user_places::Named;
 use super::version::Dialect;
 
 /// How a value is written.
@@ -43,6 +44,9 @@ const SAME: [(&str, Kind); 22] = [
     ("mail_fsync", Kind::Text),
 ];
 
+/// Our own default of `max_per_user`, which has to have a limit.
+const USUAL_PER_USER: i64 = 32;
+
 impl Import<'_> {
     /// What stands before the first table.
     pub fn general(&mut self) {
@@ -55,6 +59,11 @@ impl Import<'_> {
             if let Some(entry) = entry.filter(|it| !it.value.is_empty()) {
                 self.same(key, kind, entry, root);
             }
+        }
+        let format = root.get("auth_username_format");
+        if let Some(entry) = format.filter(|it| it.value.is_empty()) {
+            self.out
+                .set("auth_username_format", "%{user}", &entry.place);
         }
         match root
             .get("mbox_write_locks")
@@ -126,15 +135,38 @@ impl Import<'_> {
         self.out.usual("new_mailbox_permissions", "parent");
         self.out.usual("recipient_headers", "single");
         self.out.usual("duplicate_window", 0);
-        if !self.roots_of_users.is_empty() {
-            let mut roots = self.roots.clone();
-            roots.append(&mut self.roots_of_users);
-            roots.sort();
-            roots.dedup();
-            let why = "Dovecot opens whatever a userdb names, Postroom what lies below these.";
-            self.out.comment(why);
-            let roots = toml::Value::from(roots);
-            self.out.line(&format!("mail_roots = {roots}"));
+        self.mail_roots();
+    }
+
+    /// What userdbs name beside the directories of the file and the homes.
+    fn mail_roots(&mut self) {
+        let (homes, places): (Vec<&Named>, Vec<&Named>) =
+            self.named.iter().partition(|it| it.is_home());
+        if places.is_empty() {
+            return;
+        }
+        let known = |some: &[&Named]| {
+            let roots = some.iter().flat_map(|it| it.roots().unwrap_or_default());
+            roots.collect::<Vec<String>>()
+        };
+        let mut roots = known(&places);
+        roots.append(&mut self.roots_beside.clone());
+        if roots.is_empty() {
+            return;
+        }
+        roots.append(&mut known(&homes));
+        roots.append(&mut self.roots.clone());
+        roots.sort();
+        roots.dedup();
+        let is_open = homes.iter().any(|it| it.roots().is_err());
+        let why = "Dovecot opens whatever a userdb names, Postroom what lies below these.";
+        self.out.comment(why);
+        let roots = toml::Value::from(roots);
+        self.out.line(&format!("mail_roots = {roots}"));
+        if is_open {
+            let text =
+                "mail_roots: add the directories that the homes lie in, which a userdb knows";
+            self.out.mend(text.into());
         }
     }
 
@@ -146,17 +178,32 @@ impl Import<'_> {
             let is_set = root.flag("lmtp_verbose_replies").unwrap_or(false);
             self.out.set("verbose_replies", is_set, &entry.place);
         }
-        if let Some(entry) = root.get("lmtp_user_concurrency_limit") {
-            match entry.value.parse::<i64>() {
-                Ok(limit) if limit > 0 => self.out.set("max_per_user", limit, &entry.place),
-                _ => {
-                    let what = format!("lmtp_user_concurrency_limit ({})", entry.place);
-                    self.out.leave_out(what, "no limit: ours stands");
-                }
-            }
-        }
+        self.deliveries_at_once();
         if root.flag("lmtp_proxy") == Some(true) {
             self.out.warn("lmtp_proxy: recipients whose passdb says proxy are other servers' in Dovecot; for Postroom the userdb's field host, or [placement], says whose mailboxes are where".into());
+        }
+    }
+
+    /// `lmtp_user_concurrency_limit`: 10 from 2.4.1 on, none before. Beyond it Dovecot refuses, and here mail waits.
+    fn deliveries_at_once(&mut self) {
+        let root = self.root;
+        let version = root.text("dovecot_config_version").unwrap_or_default();
+        let is_limited = self.dialect == Dialect::V24 && version != "2.4.0";
+        let said = root.get("lmtp_user_concurrency_limit");
+        let said = said.filter(|it| !it.value.is_empty());
+        match said.map(|it| (it.value.parse::<i64>(), &it.place)) {
+            Some((Ok(limit), place)) if limit > 0 => self.out.set("max_per_user", limit, place),
+            Some((_, place)) => self.out.set(
+                "max_per_user",
+                USUAL_PER_USER,
+                format!("{place}: no limit there; beyond it mail waits here"),
+            ),
+            None if is_limited => self.out.usual("max_per_user", 10),
+            None => self.out.set(
+                "max_per_user",
+                USUAL_PER_USER,
+                "Dovecot has no limit; beyond it mail waits here",
+            ),
         }
     }
 

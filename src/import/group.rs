@@ -27,6 +27,7 @@ pub fn write_out(root: &mut Block) -> Vec<String> {
     groups.iter().for_each(Block::explain);
     formats(root);
     defaults_of_namespaces(root);
+    defaults_of_userdbs(root);
     names(root);
     unknown
 }
@@ -103,30 +104,73 @@ fn lay_under(block: &mut Block, below: Block) {
     }
 }
 
-/// `mbox { write_locks = fcntl }` is `mbox_write_locks = fcntl`.
+/// `mbox { write_locks = fcntl }` is `mbox_write_locks = fcntl`; `mbox { mail_path = ~/mail }` holds where that is the format, and
+/// there against what the file says for all.
 fn formats(root: &mut Block) {
     let (formats, rest): (Vec<Block>, Vec<Block>) = std::mem::take(&mut root.blocks)
         .into_iter()
         .partition(|it| FORMATS.contains(&it.kind.as_str()) && it.name.is_empty());
     root.blocks = rest;
-    let driver = root.text("mail_driver").unwrap_or_default().to_owned();
+    let usual = root.text("mail_driver").unwrap_or_default().to_owned();
+    let driver_of = |it: &Block| match it.text("mail_driver") {
+        Some(driver) => driver.to_owned(),
+        None => usual.clone(),
+    };
+    let is_space = |it: &Block| it.kind == "namespace";
+    let mut namespaces = root.blocks.iter().filter(|it| is_space(it));
+    let is_one = namespaces.all(|it| driver_of(it) == usual);
     for format in formats {
-        for entry in &format.entries {
-            let is_long = entry.key.starts_with(&format!("{}_", format.kind));
-            let is_general = entry.key.starts_with("mail");
-            match (is_long, is_general, format.kind == driver) {
-                (true, ..) | (_, true, true) => root.entries.push(Rc::clone(entry)),
-                // Of a format that one namespace may have.
-                (_, true, false) => {
-                    let key = format!("{} {{ {} }}", format.kind, entry.key);
-                    root.entries.push(renamed(entry, key));
-                }
-                _ => {
-                    let key = format!("{}_{}", format.kind, entry.key);
-                    root.entries.push(renamed(entry, key));
-                }
-            }
+        let is_general = |it: &&Rc<Entry>| it.key.starts_with("mail");
+        let (general, own): (Vec<_>, Vec<_>) = format.entries.iter().partition(is_general);
+        for entry in own {
+            let long = format!("{}_", format.kind);
+            let key = entry.key.strip_prefix(&long).unwrap_or(&entry.key);
+            root.entries.push(renamed(entry, long + key));
         }
+        if is_one && format.kind == usual {
+            root.entries.extend(general.into_iter().cloned());
+            continue;
+        }
+        let is_format = |it: &&mut Block| is_space(it) && driver_of(it) == format.kind;
+        let mut users: Vec<&mut Block> = root.blocks.iter_mut().filter(is_format).collect();
+        for block in &mut users {
+            block
+                .entries
+                .splice(0..0, general.iter().map(|it| Rc::clone(it)));
+        }
+        // Of a format that no namespace has.
+        if users.is_empty() {
+            let named = |it: &Rc<Entry>| renamed(it, format!("{} {{ {} }}", format.kind, it.key));
+            root.entries.extend(general.into_iter().map(named));
+        }
+    }
+}
+
+/// Drivers of userdbs with settings of their own.
+const USERDBS: [&str; 5] = ["static", "passwd_file", "sql", "ldap", "lua"];
+
+/// `userdb_fields { … }`, `userdb_static_allow_all_users` and `passwd_file_path` outside of any userdb are for all of them.
+fn defaults_of_userdbs(root: &mut Block) {
+    let short = |key: &str| key.strip_prefix("userdb_").map(str::to_owned);
+    let is_usual = |it: &&Rc<Entry>| it.key == "passwd_file_path" || short(&it.key).is_some();
+    let usual: Vec<Rc<Entry>> = root.entries.iter().filter(is_usual).cloned().collect();
+    let (fields, rest): (Vec<Block>, Vec<Block>) = std::mem::take(&mut root.blocks)
+        .into_iter()
+        .partition(|it| it.kind == "userdb_fields");
+    root.blocks = rest;
+    for userdb in root.blocks.iter_mut().filter(|it| it.kind == "userdb") {
+        let own = userdb
+            .text("driver")
+            .unwrap_or(&userdb.name)
+            .replace('-', "_");
+        let is_its = |it: &&Rc<Entry>| {
+            let key = short(&it.key).unwrap_or_else(|| it.key.clone());
+            let mut drivers = USERDBS.iter();
+            drivers.all(|it| *it == own || !key.starts_with(&format!("{it}_")))
+        };
+        let its: Vec<Rc<Entry>> = usual.iter().filter(is_its).cloned().collect();
+        userdb.entries.splice(0..0, its);
+        userdb.blocks.splice(0..0, fields.iter().cloned());
     }
 }
 

@@ -75,6 +75,24 @@ impl Import<'_> {
                 self.out.set(key, path, &entry.place);
             }
         }
+        if let Some(entry) = root
+            .get("ssl_min_protocol")
+            .filter(|it| !it.value.is_empty())
+        {
+            match entry.value.as_str() {
+                "TLSv1.2" | "TLSv1.3" => {
+                    self.out
+                        .set("ssl_min_protocol", entry.value.as_str(), &entry.place);
+                }
+                "LATEST" => self.out.set("ssl_min_protocol", "TLSv1.3", &entry.place),
+                older => {
+                    let what = format!("ssl_min_protocol {older} ({})", entry.place);
+                    let why = "Postroom speaks TLSv1.2 and TLSv1.3: an older client is sent away";
+                    self.out.warn_above(format!("{what}: {why}"));
+                    self.out.leave_out(what, why);
+                }
+            }
+        }
         if let Some(entry) = root.get("ssl").filter(|it| !it.value.is_empty()) {
             self.out.set("ssl", entry.value.as_str(), &entry.place);
         }

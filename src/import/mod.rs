@@ -14,6 +14,7 @@ mod places;
 mod quota;
 mod rights;
 mod source;
+mod user_places;
 mod users;
 mod version;
 
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use block::Block;
 use document::Document;
 pub use source::SyntaxError;
+use user_places::Named;
 use version::Dialect;
 
 use crate::config::Config;
@@ -69,9 +71,11 @@ struct Import<'a> {
     root: &'a Block,
     /// `mail_plugins` of the delivery.
     plugins: Vec<String>,
-    /// Directories that hold the mail and homes of the file, and those that a userdb names.
+    /// Directories that hold the mail of the file, and those of its indexes and control files.
     roots: Vec<String>,
-    roots_of_users: Vec<String>,
+    roots_beside: Vec<String>,
+    /// What userdbs say of homes and places.
+    named: Vec<Named>,
     /// That of the file: what it names without a leading slash is in it.
     folder: &'a Path,
     /// The file, where Dovecot's programs have to be told of it.
@@ -97,7 +101,8 @@ pub fn import(path: &Path) -> Result<Imported, SyntaxError> {
         root: &root,
         plugins: root.words("mail_plugins"),
         roots: Vec::new(),
-        roots_of_users: Vec::new(),
+        roots_beside: Vec::new(),
+        named: Vec::new(),
         folder: path.parent().unwrap_or(Path::new("")),
         conf: std::path::absolute(path)
             .ok()
@@ -136,6 +141,7 @@ pub fn import(path: &Path) -> Result<Imported, SyntaxError> {
 
 impl Import<'_> {
     fn all(&mut self) {
+        self.named = self.named_places();
         self.general();
         self.locations();
         self.userdbs();
@@ -160,7 +166,8 @@ impl Import<'_> {
                 ));
             }
         }
-        for inner in &block.blocks {
+        // What a plugin of 2.3 is told is not looked at.
+        for inner in block.blocks.iter().filter(|it| it.kind != "plugin") {
             self.flags(inner);
         }
     }
@@ -195,7 +202,8 @@ impl Import<'_> {
             root: &root,
             plugins: root.words("mail_plugins"),
             roots: Vec::new(),
-            roots_of_users: Vec::new(),
+            roots_beside: Vec::new(),
+            named: Vec::new(),
             folder: self.folder,
             conf: self.conf.clone(),
             out: Document::default(),

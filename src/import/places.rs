@@ -3,6 +3,7 @@
 use super::Import;
 use super::block::{Block, Entry, is_yes};
 use super::document::quoted;
+use super::user_places::{fixed_part, is_dovecots};
 use super::version::Dialect;
 use crate::config::mail_location;
 use crate::text::template::Template;
@@ -27,8 +28,9 @@ impl Import<'_> {
         let root = self.root;
         self.hand_over();
         let said = self.location(root, "mail_location");
-        if root.text("mail_driver") == Some("mbox") && root.text("mail_path").is_none() {
-            self.out.usual("mail_path", "~/mail");
+        let usual = root.text("mail_driver").and_then(usual_path);
+        if let Some(path) = usual.filter(|_| root.text("mail_path").is_none()) {
+            self.out.usual("mail_path", path);
         }
         let is_nothing =
             !said && root.text("mail_driver").is_none() && root.text("mail_path").is_none();
@@ -50,13 +52,20 @@ impl Import<'_> {
         let all = std::iter::once(root).chain(root.of_kind("namespace"));
         let mut found: Vec<&Entry> = all.flat_map(needs_dovecot).collect();
         found.dedup_by_key(|entry| entry.place.clone());
-        let Some(first) = found.first() else { return };
+        let of_users = self.named.iter().find(|it| it.is_dovecots);
+        let Some(place) = found
+            .first()
+            .map(|it| &it.place)
+            .or(of_users.map(|it| &it.place))
+        else {
+            return;
+        };
         let folder = root.text("libexec_dir").unwrap_or("/usr/lib/dovecot");
         self.out.comment("Dovecot alone writes dbox, and mailboxes whose list is in an index. With lmtp_save_to_detail_mailbox also: hand_over = \"lmtp:…\", hand_over_detail = true.");
         let conf = self.conf.as_ref();
         let conf = conf.map_or(String::new(), |it| format!(" -c {}", it.display()));
         let command = format!("lda:{folder}/dovecot-lda{conf}");
-        self.out.set("hand_over", command, &first.place);
+        self.out.set("hand_over", command, place);
         for entry in found {
             let is_moved = entry.value.contains(":INDEX=");
             if is_moved && entry.value.contains("dbox:") {
@@ -137,10 +146,8 @@ impl Import<'_> {
         if self.dialect == Dialect::V23 || is_said(block) || is_said(self.root) {
             return;
         }
-        match block.text("mail_driver") {
-            Some("mbox") => self.out.usual("mail_path", "~/mail"),
-            Some("maildir") => self.out.usual("mail_path", "~/Maildir"),
-            _ => {}
+        if let Some(usual) = block.text("mail_driver").and_then(usual_path) {
+            self.out.usual("mail_path", usual);
         }
     }
 
@@ -152,20 +159,27 @@ impl Import<'_> {
             if told.contains(&key) {
                 continue;
             }
-            match key {
-                "mail_driver" | "mail_path" => {}
-                "mailbox_list_utf8" => self.out.set(key, false, &entry.place),
-                "mailbox_list_layout" | "mailbox_subscriptions_filename" => {
-                    let is_maildir = entry.value.starts_with("maildir:");
-                    let usual = match (key, is_maildir) {
-                        ("mailbox_list_layout", true) => "maildir++",
-                        ("mailbox_list_layout", false) => "fs",
-                        (_, true) => "subscriptions",
-                        (_, false) => ".subscriptions",
-                    };
-                    self.out.set(key, usual, &entry.place);
-                }
-                key => self.out.set(key, "", &entry.place),
+            if !matches!(key, "mail_driver" | "mail_path") {
+                self.place(key, mail_location::unsaid(key, &entry.value), entry);
+            }
+        }
+    }
+
+    /// What 2.4 has for all namespaces holds in those of another format too; ours does not.
+    fn across_formats(&mut self, block: &Block) {
+        let root = self.root;
+        let usual = root.text("mail_driver").unwrap_or("maildir");
+        let is_other = block.text("mail_driver").is_some_and(|it| it != usual);
+        if self.dialect == Dialect::V23 || !is_other {
+            return;
+        }
+        for key in [
+            "mail_inbox_path",
+            "mailbox_list_layout",
+            "mailbox_subscriptions_filename",
+        ] {
+            if let Some(entry) = root.get(key).filter(|_| block.look(key).is_none()) {
+                self.place(key, &entry.value, entry);
             }
         }
     }
@@ -188,7 +202,13 @@ impl Import<'_> {
     /// A value with variables: what we cannot fill in is said, and written as it is, so that nothing else takes its place.
     pub fn template(&mut self, key: &str, value: &str, entry: &Entry) {
         if matches!(key, "mail_path" | "mail_inbox_path" | "mail_home") {
-            self.roots.extend(root_of(value));
+            self.roots.extend(fixed_part(value));
+        }
+        if matches!(
+            key,
+            "mail_control_path" | "mail_index_path" | "mail_index_private_path"
+        ) {
+            self.roots_beside.extend(fixed_part(value));
         }
         self.check_variables(key, value, entry);
         self.out.set(key, value, &entry.place);
@@ -297,6 +317,7 @@ impl Import<'_> {
                 .set("alias_for", entry.value.as_str(), &entry.place);
         }
         self.location(block, "location");
+        self.across_formats(block);
         self.usual_path(block);
         self.ignored_prefix(block, &header);
         self.entries_of(block, &header);
@@ -378,14 +399,15 @@ impl Import<'_> {
     }
 }
 
-/// The directory that holds a path for every user: `maildir:/srv/%d/%n:INDEX=…` is below `/srv`.
-pub fn root_of(place: &str) -> Option<String> {
-    let path = match place.split_once(':') {
-        Some((driver, rest)) if !driver.contains('/') => rest.split(':').next()?,
-        _ => place,
-    };
-    let template = Template::parse(path).ok()?;
-    template.fixed_part().map(str::to_owned)
+/// Where 2.4 has a format of which nothing is said.
+fn usual_path(driver: &str) -> Option<&'static str> {
+    match driver {
+        "maildir" => Some("~/Maildir"),
+        "mbox" => Some("~/mail"),
+        "sdbox" => Some("~/sdbox"),
+        "mdbox" => Some("~/mdbox"),
+        _ => None,
+    }
 }
 
 /// The settings that make mailboxes which only Dovecot can write.
@@ -395,15 +417,5 @@ fn needs_dovecot(block: &Block) -> Vec<&Entry> {
 }
 
 fn is_of_dovecot(entry: &Entry) -> bool {
-    let value = entry.value.to_lowercase();
-    match entry.key.as_str() {
-        "mail_location" | "location" => {
-            value.starts_with("sdbox:")
-                || value.starts_with("mdbox:")
-                || value.contains(":layout=index")
-        }
-        "mail_driver" => matches!(value.as_str(), "sdbox" | "mdbox"),
-        "mailbox_list_layout" => value == "index",
-        _ => false,
-    }
+    is_dovecots(&entry.key, &entry.value)
 }

@@ -46,7 +46,10 @@ impl Import<'_> {
         self.out.usual("dovecot", self.dialect.name());
         for key in ["defaults_from_inbox", "globals_only"] {
             if let Some(entry) = self.option(&format!("acl_{key}")) {
-                let is_set = is_yes(&entry.value);
+                let is_set = match self.dialect {
+                    Dialect::V23 => is_there(&entry.value),
+                    Dialect::V24 => is_yes(&entry.value),
+                };
                 self.out.set(key, is_set, &entry.place);
             }
         }
@@ -379,6 +382,11 @@ impl Import<'_> {
             .find_map(|it| it.text("table").filter(|it| !TABLES.contains(it)));
         self.odd_table(odd.map(str::to_owned), &entry.place);
     }
+}
+
+/// A flag of 2.3's `plugin { }`: there is one, unless its first letter says no.
+fn is_there(value: &str) -> bool {
+    !value.starts_with(['n', 'N', '0', 'f', 'F'])
 }
 
 /// Words or letters, as letters and names.

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use super::block::{Block, Entry, Place, is_yes};
 use super::line::{self, Line, Value};
+use crate::sys::paths;
 
 /// What Dovecot would not take, or what cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +50,8 @@ const DEFAULTS: [(&str, &str); 4] = [
 const MAX_DEPTH: usize = 20;
 /// A configuration is not larger than this, in bytes, with all that it includes.
 const MAX_SIZE: u64 = 8 << 20;
+/// `{a,b}` in one `!include`.
+const MAX_BRACES: usize = 10;
 
 struct Reader {
     /// The root, and the sections that are open.
@@ -390,17 +393,12 @@ impl Reader {
         }
         let folder = file.parent().unwrap_or(Path::new(""));
         let whole = folder.join(pattern);
-        if pattern.contains('{') {
-            let why = format!("{pattern:?}: write a line for each of what is in braces");
-            return Err(wrong(why));
+        // Each pair doubles what is looked for.
+        if pattern.matches('{').count() > MAX_BRACES {
+            return Err(wrong(format!("{pattern:?}: write several lines")));
         }
-        let options = glob::MatchOptions {
-            require_literal_leading_dot: true,
-            ..glob::MatchOptions::default()
-        };
-        let found = glob::glob_with(&whole.to_string_lossy(), options)
-            .map_err(|error| wrong(format!("{pattern:?}: {error}")))?;
-        let found: Vec<PathBuf> = found.filter_map(Result::ok).collect();
+        let found =
+            paths::matching(&whole).map_err(|error| wrong(format!("{pattern:?}: {error}")))?;
         match found.is_empty() && !may_miss {
             true => Err(wrong(format!("there is no {}", whole.display()))),
             false => Ok(found.into_iter().filter(|it| !it.is_dir()).collect()),

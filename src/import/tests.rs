@@ -386,6 +386,147 @@ const ROWS: &[Row] = &[
         ],
         said: &["is no value of mailbox_list_layout", "there is no userdb"],
     },
+    // Lengths of paths in a variable; names in the case that they have.
+    Row {
+        conf: "mail_location = maildir:/srv/%{env:HOME}/Maildir:INDEX=/i/%{env:HOME}\nauth_username_format =\n",
+        lines: &[
+            "mail_path = \"/srv/%{env:HOME}/Maildir\"",
+            "mail_index_path = \"/i/%{env:HOME}\"",
+            "auth_username_format = \"%{user}\"",
+        ],
+        said: &[],
+    },
+    // What a userdb says of where mail lies.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nuserdb {\n  driver = static\n  args = uid=5000 gid=5000 home=/srv/%n mail=mdbox:/boxes/%d/%n:INDEX=/idx/%u allow_all_users=yes\n}\n",
+        lines: &["mail_roots = [\"/boxes\", \"/idx\", \"/srv\"]"],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:/mail/%u:INDEX=/idx/%u\nuserdb {\n  driver = ldap\n  args = missing.ext\n  default_fields = mail=sdbox:/boxes/%n home=/homes/%n\n}\n",
+        lines: &[
+            "mail_roots = [\"/boxes\", \"/homes\", \"/idx\", \"/mail\"]",
+            "dovecot = { socket = \"/run/dovecot/auth-userdb\" }",
+        ],
+        said: &["userdb ldap (dovecot.conf:2): missing.ext cannot be read here"],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nuserdb sql {\n  sql_driver = sqlite\n  sqlite_path = /x.db\n  query = SELECT uid, gid, '/homes/' || n AS home, concat('maildir:/boxes/', n, '/Maildir') AS mail FROM u WHERE n = '%{user}'\n}\n",
+        lines: &["mail_roots = [\"/boxes\", \"/homes\"]"],
+        said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nuserdb sql {\n  sql_driver = sqlite\n  sqlite_path = /x.db\n  query = SELECT u.uid, u.mail_path, u.home FROM u WHERE n = '%{user}'\n}\n",
+        lines: &[],
+        said: &["userdb sql (dovecot.conf:4): mail_path of each user is not written here"],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nuserdb ldap {\n  fields {\n    home = %{ldap:homeDirectory}\n    mail_path = /boxes/%{ldap:uid}/Maildir\n  }\n}\n",
+        lines: &["mail_roots = [\"/boxes\"]"],
+        said: &["mail_roots: add the directories that the homes lie in"],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nuserdb static {\n  allow_all_users = yes\n  fields {\n    mail_driver = mdbox\n    mail_path = ~/mdbox\n    uid = 8\n    gid = 8\n  }\n}\n",
+        lines: &[
+            "static = { mail_driver = \"mdbox\", mail_path = \"~/mdbox\", uid = \"8\", gid = \"8\" }",
+        ],
+        said: &[],
+    },
+    // The path of a passwd-file is all that stands behind its one option.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nuserdb {\n  driver = passwd-file\n  args = username_format=%Lu /etc/my users\n}\nuserdb {\n  driver = passwd-file\n  args = /etc/my other users\n}\n",
+        lines: &[
+            "passwd-file = { path = \"/etc/my users\" }",
+            "passwd-file = { path = \"/etc/my other users\" }",
+        ],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nuserdb {\n  driver = passwd-file\n  args = scheme=CRYPT username_format=%u /etc/users\n}\n",
+        lines: &["dovecot = { socket = \"/run/dovecot/auth-userdb\" }"],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nauth_username_format = %u\nuserdb {\n  driver = passwd-file\n  args = username_format=%Lu /etc/users\n}\n",
+        lines: &["dovecot = { socket = \"/run/dovecot/auth-userdb\" }"],
+        said: &[],
+    },
+    // Outside of any userdb, for all of them.
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nuserdb_fields {\n  uid = 8\n  gid = 8\n  home = /srv/%{user}\n}\nuserdb_static_allow_all_users = yes\nuserdb static {\n  fields {\n    gid = 9\n  }\n}\n",
+        lines: &["static = { uid = \"8\", home = \"/srv/%{user}\", gid = \"9\" }"],
+        said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nuserdb_fields/uid = 8\npasswd_file_path = /etc/my users\nuserdb passwd-file {\n}\n",
+        lines: &["dovecot = { socket = \"/run/dovecot/auth-userdb\" }"],
+        said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\npasswd_file_path = /etc/my users\nuserdb passwd-file {\n}\n",
+        lines: &["passwd-file = { path = \"/etc/my users\" }"],
+        said: &[],
+    },
+    // TLS.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nssl_min_protocol = TLSv1.3\nssl_cert = </c\nssl_key = </k\nservice lmtp {\n  inet_listener lmtp {\n    port = 24\n  }\n}\n",
+        lines: &["ssl_min_protocol = \"TLSv1.3\""],
+        said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nssl_min_protocol = TLSv1.1\nssl_server_cert_file = /c\nssl_server_key_file = /k\nservice lmtp {\n  inet_listener lmtp {\n    port = 24\n  }\n}\n",
+        lines: &[],
+        said: &["ssl_min_protocol TLSv1.1 (dovecot.conf:4): Postroom speaks TLSv1.2 and TLSv1.3"],
+    },
+    // How many deliveries there are for one user at once.
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\n",
+        lines: &["max_per_user = 10"],
+        said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.0\nmail_driver = maildir\nmail_path = ~/Maildir\n",
+        lines: &["max_per_user = 32"],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\n",
+        lines: &["max_per_user = 32"],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nlmtp_user_concurrency_limit = 5\n",
+        lines: &["max_per_user = 5"],
+        said: &[],
+    },
+    // A flag of a plugin: it is there.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = acl\nplugin {\n  acl = vfile\n  acl_globals_only =\n  acl_defaults_from_inbox = false\n}\n",
+        lines: &["globals_only = true", "defaults_from_inbox = false"],
+        said: &[],
+    },
+    // Namespaces of another format: what holds for all of them does for these, and what a format says goes before.
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nmbox {\n  mail_path = ~/mboxes\n  mail_inbox_path = ~/theinbox\n}\nnamespace inbox {\n  inbox = yes\n  separator = /\n  mail_driver = mbox\n}\n",
+        lines: &[
+            "mail_path = \"~/mboxes\"",
+            "mail_inbox_path = \"~/theinbox\"",
+        ],
+        said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmbox {\n  mail_inbox_path = /var/mail/%{user}\n}\nmail_driver = mbox\nmail_path = ~/mail\nnamespace md {\n  inbox = yes\n  separator = /\n  mail_driver = maildir\n  mail_path = ~/md\n}\n",
+        lines: &["mail_path = \"~/md\""],
+        said: &["mbox { mail_inbox_path }"],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nmail_inbox_path = ~/in\nmailbox_subscriptions_filename = subs\nnamespace inbox {\n  inbox = yes\n  separator = /\n  mail_driver = mbox\n  mail_path = ~/mail\n}\n",
+        lines: &[
+            "mail_inbox_path = \"~/in\"",
+            "mailbox_subscriptions_filename = \"subs\"",
+        ],
+        said: &[],
+    },
     // Sockets.
     Row {
         conf: "mail_location = maildir:~/Maildir\nservice lmtp {\n  unix_listener /var/spool/postfix/private/dovecot-lmtp {\n    mode = 0600\n    user = postfix\n    group = postfix\n  }\n  unix_listener lmtp {\n    mode = 0\n  }\n  inet_listener lmtp {\n    address = 127.0.0.1 ::1\n    port = 24\n  }\n}\n",
@@ -466,6 +607,11 @@ fn what_is_no_configuration() {
         ("}\n", "dovecot.conf:1: this brace closes nothing"),
         ("namespace x {\n} y\n", "is followed neither by ="),
         ("!include missing.conf\n", "there is no"),
+        ("!include {missing,gone}.conf\n", "there is no"),
+        (
+            "!include {a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}\n",
+            "write several lines",
+        ),
         ("!include dovecot.conf\n", "includes itself"),
         ("= x\n", "has a name before the ="),
     ] {
@@ -542,6 +688,40 @@ fn hand_over() {
         let line = format!("hand_over = \"lda:{command}\"");
         assert!(settings(&toml).contains(&line), "{line}\n{toml}");
     }
+    // A userdb may say so too, and a file of users.
+    let users = folder.path().join("my users");
+    std::fs::write(
+        &users,
+        "bob:x:8:8::/homes/bob::\nann:x:8:8::/homes/ann::userdb_mail=mdbox:/boxes/ann\n",
+    )
+    .unwrap();
+    let file = format!(
+        "passwd-file\n  args = username_format=%u {}",
+        users.display()
+    );
+    let file = (file.as_str(), "mail_roots = [\"/boxes\", \"/homes\"]");
+    for (userdb, roots) in [
+        (
+            "static\n  args = uid=8 gid=8 mail=sdbox:~/x allow_all_users=yes",
+            "",
+        ),
+        (
+            "static\n  args = uid=8 gid=8 namespace/a/location=maildir:~/x:LAYOUT=index allow_all_users=yes",
+            "",
+        ),
+        ("sql\n  override_fields = mail=mdbox:~/x", ""),
+        file,
+    ] {
+        let conf = format!("mail_location = maildir:~/M\nuserdb {{\n  driver = {userdb}\n}}\n");
+        std::fs::write(&path, conf).unwrap();
+        let toml = import(&path).unwrap().toml;
+        let line = format!("hand_over = \"lda:/usr/lib/dovecot/dovecot-lda {told}\"");
+        assert!(settings(&toml).contains(&line), "{line}\n{toml}");
+        assert!(
+            roots.is_empty() || settings(&toml).iter().any(|it| it == roots),
+            "{roots}\n{toml}"
+        );
+    }
 }
 
 #[test]
@@ -583,6 +763,25 @@ fn files_of_a_configuration() {
         assert!(toml.lines().any(|it| it == line), "{line}\n{toml}");
     }
     assert!(!toml.contains("hidden"), "{toml}");
+    for (pattern, hostname) in [
+        ("host.{b,c}", "c"),
+        ("host.{c,b}", "b"),
+        ("host.{gone,b}", "b"),
+        ("host.{b,{d,c}}", "c"),
+        ("{host.c,host.b}", "b"),
+        ("host.b{}", "b"),
+        ("host.[!b]", "d"),
+        ("host.\\b", "b"),
+        ("**.b", "b"),
+    ] {
+        for name in ["b", "c", "d"] {
+            write(&format!("host.{name}"), &format!("hostname = {name}\n"));
+        }
+        write("braces.conf", &format!("!include {pattern}\n"));
+        let toml = import(&folder.path().join("braces.conf")).unwrap().toml;
+        let line = format!("hostname = \"{hostname}\"");
+        assert!(settings(&toml).contains(&line), "{pattern}\n{toml}");
+    }
     assert!(
         !toml.contains("se$cret") && !imported.warnings.iter().any(|it| it.contains("se$cret"))
     );

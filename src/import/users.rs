@@ -3,10 +3,11 @@
 use super::Import;
 use super::block::{Block, Entry, Place, is_yes};
 use super::document::quoted;
-use super::places::root_of;
 use super::source;
+use super::user_places::Named;
 use super::version::Dialect;
 use crate::database::query::Query;
+use crate::text::template::{Template, Variables};
 
 /// A `[[userdb]]`, or why it is Dovecot that is asked.
 type Found = Result<String, String>;
@@ -39,6 +40,7 @@ impl Import<'_> {
             self.unknown_keys(block);
             let found = self.userdb(block, &driver);
             block.explain();
+            self.open_places(block, &driver);
             match found {
                 Ok(line) => {
                     self.out.table("[[userdb]]");
@@ -62,6 +64,25 @@ impl Import<'_> {
                     self.out.line(&format!("dovecot = {{ socket = {socket} }}"));
                 }
             }
+        }
+    }
+
+    /// Where its answers may be any directory, or any format.
+    fn open_places(&mut self, block: &Block, driver: &str) {
+        let is_open = |it: &&Named| it.place == block.place && !it.is_home() && it.roots().is_err();
+        let open: Vec<&str> = self
+            .named
+            .iter()
+            .filter(is_open)
+            .map(|it| it.field.as_str())
+            .collect();
+        if !open.is_empty() {
+            let text = format!(
+                "userdb {driver} ({}): {} of each user is not written here: name in delivery.mail_roots the directories of mail that are not beside the homes, and write hand_over where some are of dbox",
+                block.place,
+                open.join(" and ")
+            );
+            self.out.mend(text);
         }
     }
 
@@ -186,9 +207,10 @@ impl Import<'_> {
             Dialect::V24 => String::new(),
         };
         match driver {
-            "passwd" if arguments.is_empty() && block.of_kind("fields").all(is_empty) => {
+            "passwd" if matches!(arguments.as_str(), "" | "blocking=yes" | "blocking=no") => {
                 Ok("passwd = {}".into())
             }
+            "passwd" => Err("it has args".into()),
             "passwd-file" => self.passwd_file(block, &arguments),
             "static" => self.fixed(block, &arguments),
             "sql" => match self.dialect {
@@ -200,24 +222,49 @@ impl Import<'_> {
         }
     }
 
+    /// `args = username_format=%u /etc/dovecot/users`: a path, which may have blanks in it, behind one option.
     fn passwd_file(&mut self, block: &Block, arguments: &str) -> Found {
         let mut path = setting(block, "passwd-file", "path").unwrap_or_default();
-        for word in arguments.split_whitespace() {
-            match word.split_once('=') {
-                Some(("scheme", _)) => {}
-                Some(("username_format", "%u" | "%Lu")) => {}
-                Some((key, _)) if !key.contains('/') => return Err(format!("its {key}")),
-                _ => path = word.to_owned(),
+        if !arguments.is_empty() {
+            let option = arguments.strip_prefix("username_format=");
+            let (format, file) = match option.map(|it| it.split_once(' ').unwrap_or((it, ""))) {
+                Some((format, file)) => (format, file),
+                None => ("%u", arguments),
+            };
+            // The name is looked up as auth_username_format has left it.
+            let is_same = match format {
+                "%u" | "%{user}" => true,
+                "%Lu" => self.names_are_lower(),
+                _ => false,
+            };
+            if !is_same {
+                return Err(format!("its username_format {format}"));
             }
+            path = file.to_owned();
         }
-        if block.of_kind("fields").any(|it| !it.entries.is_empty()) {
-            return Err("it has fields for all users".into());
-        }
-        if path.is_empty() || path.contains('%') {
+        if path.contains('%') {
             return Err("its path differs from user to user".into());
+        }
+        if !path.starts_with('/') {
+            return Err(format!("its path {path:?} does not begin with a slash"));
         }
         let path = toml::Value::from(path);
         Ok(format!("passwd-file = {{ path = {path} }}"))
+    }
+
+    /// Whether every name is in lower case before it is looked up.
+    fn names_are_lower(&self) -> bool {
+        let format = self.root.look("auth_username_format");
+        let format = match format.map_or("%Lu", |it| it.value.as_str()) {
+            "" => "%u",
+            format => format,
+        };
+        let somebody = Variables {
+            user: "Some.Body@Example.ORG",
+            ..Variables::default()
+        };
+        let name = Template::parse(format).map(|it| it.expand(&somebody));
+        matches!(name, Ok(Ok(name)) if name == name.to_lowercase())
     }
 
     fn fixed(&mut self, block: &Block, arguments: &str) -> Found {
@@ -229,9 +276,8 @@ impl Import<'_> {
         if let Some(word) = arguments.split_whitespace().find(|it| !it.contains('=')) {
             return Err(format!("{word:?} in its args is no field"));
         }
-        let sections = block
-            .of_kind("fields")
-            .chain(block.of_kind("userdb_fields"));
+        let is_fields = |it: &&Block| matches!(it.kind.as_str(), "fields" | "userdb_fields");
+        let sections = block.blocks.iter().filter(is_fields);
         for entry in sections.flat_map(|it| &it.entries) {
             fields.push((entry.key.clone(), entry.value.clone()));
         }
@@ -254,13 +300,6 @@ impl Import<'_> {
         let odd = fields.iter().find(|(key, _)| key.contains([':', '+']));
         if let Some((key, _)) = odd {
             return Err(format!("its {key}"));
-        }
-        for (key, value) in &fields {
-            match key.as_str() {
-                "home" => self.roots.extend(root_of(value)),
-                key if crate::user::is_place(key) => self.roots_of_users.extend(root_of(value)),
-                _ => {}
-            }
         }
         // Of these a delivery knows nothing.
         let others = [
@@ -403,13 +442,13 @@ fn is_ours(key: &str) -> bool {
 }
 
 /// The driver: what `driver` says (2.3), else the name of the section (2.4).
-fn name_of(block: &Block) -> String {
+pub fn name_of(block: &Block) -> String {
     let driver = block.text("driver").unwrap_or(&block.name);
     driver.to_owned()
 }
 
 /// A setting of a userdb of 2.4, in any of its lengths: `userdb_sql_query`, `sql_query`, `passwd_file_path`, `path`, `query`.
-fn setting(block: &Block, driver: &str, key: &str) -> Option<String> {
+pub fn setting(block: &Block, driver: &str, key: &str) -> Option<String> {
     let driver = driver.replace('-', "_");
     [
         key.to_owned(),

@@ -10,6 +10,7 @@ pub mod fault_point;
 pub mod file_lock;
 pub mod nss;
 pub mod packet;
+pub mod paths;
 pub mod process;
 pub mod program;
 pub mod sandbox;

@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use super::Findings;
+use super::{Findings, userdbs};
 use crate::config::Config;
 use crate::import::{self, Imported};
 use crate::mailbox::location::{Driver, Location};
@@ -12,7 +12,7 @@ use crate::mailbox::namespace::Namespace;
 use crate::text::template::{Template, Variables};
 
 /// Somebody, to fill in variables with: two ways to write one path are no difference.
-const SOMEBODY: Variables<'static> = Variables {
+pub const SOMEBODY: Variables<'static> = Variables {
     user: "Some.Body+x@Example.org",
     home: Some("/HOME"),
     owner_user: Some("An.Owner@Example.com"),
@@ -53,6 +53,9 @@ impl<W: Write> Findings<'_, W> {
         let general = values(ours).into_iter().zip(values(theirs));
         for ((setting, value), (_, other)) in general.filter(|(one, other)| one != other) {
             self.difference(ours, theirs, imported, setting, (&value, &other))?;
+        }
+        for it in userdbs::differences(ours, theirs) {
+            self.difference(ours, theirs, imported, &it.setting, (&it.ours, &it.theirs))?;
         }
         let namespaces = &ours.delivery.namespaces;
         for other in theirs.delivery.namespaces.iter() {
@@ -117,13 +120,17 @@ impl<W: Write> Findings<'_, W> {
 /// What holds for all mailboxes: names, homes, locks, and whether rights count.
 fn values(config: &Config) -> Values {
     let delivery = &config.delivery;
-    let home = delivery.userdbs.limits.mail_home.as_ref();
+    let limits = &delivery.userdbs.limits;
+    let home = limits.mail_home.as_ref();
+    let id = |id: Option<u32>| id.map(|it| it.to_string()).unwrap_or_default();
     vec![
         (
             "auth_username_format",
             shown(&delivery.userdbs.username_format),
         ),
         ("mail_home", home.map(shown).unwrap_or_default()),
+        ("mail_uid", id(limits.mail_uid)),
+        ("mail_gid", id(limits.mail_gid)),
         ("lock_method", format!("{:?}", delivery.index_log)),
         ("mbox_write_locks", locks(config)),
         ("acl.driver", format!("{:?}", delivery.acl.driver)),
@@ -161,6 +168,7 @@ fn places(own: &Namespace, other: &Namespace) -> Vec<(&'static str, String, Stri
         pair("type", |it| format!("{:?}", it.kind)),
         pair("separator", |it| it.separator.to_string()),
         pair("inbox", |it| it.inbox.to_string()),
+        pair("subscriptions", |it| it.subscriptions.to_string()),
         pair("mail_driver", |it| format!("{:?}", it.location.driver)),
         pair("mail_path", |it| shown(&it.location.path)),
         path("mail_inbox_path", |it| it.inbox_path.as_ref()),
@@ -173,6 +181,9 @@ fn places(own: &Namespace, other: &Namespace) -> Vec<(&'static str, String, Stri
             format!("{:?}", it.location.layout)
         }),
         pair("mailbox_list_utf8", |it| it.location.utf8.to_string()),
+        pair("mailbox_subscriptions_filename", |it| {
+            it.location.subscriptions_filename.clone()
+        }),
         pair("mailbox_directory_name", |it| {
             it.location.directory_name.clone()
         }),
@@ -184,7 +195,7 @@ fn places(own: &Namespace, other: &Namespace) -> Vec<(&'static str, String, Stri
 }
 
 /// A setting as it is for [`SOMEBODY`].
-fn shown(template: &Template) -> String {
+pub fn shown(template: &Template) -> String {
     let expanded = template
         .expand(&SOMEBODY)
         .unwrap_or_else(|_| template.source().to_owned());

@@ -5,6 +5,7 @@ mod against;
 mod front;
 mod hand_over;
 mod mboxes;
+mod userdbs;
 
 use std::io::{self, Write};
 use std::path::Path;
