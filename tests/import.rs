@@ -214,7 +214,11 @@ fn is_elsewhere(word: &str, toml: &str, path: &Path, text: &str, line: usize) ->
 }
 
 /// What Postroom would not start with, and Dovecot's documents warn of or only a userdb makes right.
-const LEFT: [(&str, &str); 2] = [
+const LEFT: [(&str, &str); 3] = [
+    (
+        "08-per-user-namespace-location-from-sql.conf",
+        "namespace/docs/location of each user",
+    ),
     ("03-values-from-userdb.conf", "have the same prefix"),
     ("20-freebsd-virtual.conf", "would conflict"),
 ];
@@ -319,7 +323,8 @@ fn check_against_a_dovecot() {
         namespace inbox {\n  inbox = yes\n  separator = /\n}\n\
         namespace old {\n  prefix = Old/\n  separator = /\n  location = mbox:~/mail:INBOX=/var/mail/%n\n}\n\
         namespace public {\n  type = public\n  prefix = Public/\n  separator = /\n  subscriptions = no\n  location = maildir:/srv/public:INDEX=/srv/index\n}\n\
-        plugin {\n  acl = vfile\n}\n";
+        plugin {\n  acl = vfile\n}\n\
+        userdb {\n  driver = static\n  args = uid=5000 gid=5000 home=/srv/home/%d/%n allow_all_users=yes\n}\n";
     fs::write(&theirs, text).unwrap();
     let output = program("postroom")
         .args(["config", "import"])
@@ -332,6 +337,7 @@ fn check_against_a_dovecot() {
         ("", ""),
         ("\"~/Maildir\"", "\"%{home}/Maildir/\""),
         ("\"/srv/home/%n\"", "\"/srv/home/%{user | username}\""),
+        ("\"/srv/home/%d/%n\"", "\"/srv/home/%{user | domain}/%n\""),
     ];
     for (from, to) in same {
         let found = against(&scratch, &toml.replace(from, to), &theirs);
@@ -343,7 +349,7 @@ fn check_against_a_dovecot() {
             "\"/srv/other\"",
             &[
                 "mailboxes of \"Public/\": mail_path is \"/srv/other\" here (",
-                "postroom.toml:29) and \"/srv/public\" in Dovecot (dovecot.conf:19)",
+                "postroom.toml:32) and \"/srv/public\" in Dovecot (dovecot.conf:19)",
             ][..],
         ),
         ("\"/srv/index\"", "\"MEMORY\"", &["mail_index_path"][..]),
@@ -384,6 +390,34 @@ fn check_against_a_dovecot() {
             "driver = \"vfile\"",
             "driver = \"none\"",
             &["acl.driver is"][..],
+        ),
+        (
+            "\"/srv/home/%d/%n\"",
+            "\"/srv/%d/%n\"",
+            &[
+                "userdb[0].static.home is \"/srv/Example.org/Some.Body+x\" here (",
+                "and \"/srv/home/Example.org/Some.Body+x\" in Dovecot (dovecot.conf:25)",
+            ][..],
+        ),
+        (
+            "gid = \"5000\"",
+            "gid = 5001",
+            &["userdb[0].static.gid is \"5001\" here"][..],
+        ),
+        (
+            "static = {",
+            "passwd = {}  # static = {",
+            &["userdb is \"passwd\" here and \"static\" in Dovecot"][..],
+        ),
+        (
+            "mail_driver = \"mbox\"",
+            "mail_driver = \"mbox\"\nmailbox_subscriptions_filename = \"subs\"",
+            &["mailboxes of \"Old/\": mailbox_subscriptions_filename is \"subs\" here"][..],
+        ),
+        (
+            "subscriptions = false",
+            "subscriptions = true",
+            &["mailboxes of \"Public/\": subscriptions is \"true\" here"][..],
         ),
         (
             "mail_driver = \"mbox\"",

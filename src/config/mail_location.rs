@@ -1,8 +1,9 @@
 //! Dovecot 2.3's `mail_location`, as the settings that 2.4 has in its place: `maildir:~/Maildir:INDEX=/var/index/%u`.
 
 /// Keys that say nothing of where a message is put.
-const WITHOUT_EFFECT: [&str; 5] = [
+const WITHOUT_EFFECT: [&str; 6] = [
     "VOLATILEDIR",
+    "INDEXCACHE",
     "LISTINDEX",
     "NO-NOSELECT",
     "NO-FS-VALIDATION",
@@ -134,7 +135,7 @@ mod tests {
                 "mail_driver=mbox mail_path=~/mail mail_inbox_path=/var/mail/bob mail_index_path=MEMORY",
             ),
             (
-                "maildir:/a::b:LAYOUT=Maildir++:UTF-8:VOLATILEDIR=/x:CONTROL=/c:INDEXPVT=/p:DIRNAME=d",
+                "maildir:/a::b:LAYOUT=Maildir++:UTF-8:VOLATILEDIR=/x:INDEXCACHE=/y:CONTROL=/c:INDEXPVT=/p:DIRNAME=d",
                 "mail_driver=maildir mail_path=/a:b mailbox_list_layout=maildir++ mailbox_list_utf8=yes mail_control_path=/c mail_index_private_path=/p mailbox_directory_name=d",
             ),
             (

@@ -149,3 +149,51 @@ fn quoted(text: &str) -> String {
 pub fn maker(text: String, usual: Arc<Vec<Namespace>>) -> crate::deliver::settings::MakeOwn {
     Box::new(move |fields| namespaces_of(&text, &usual, fields))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    /// A location is instead of that of the file; a path alone is beside the rest.
+    #[test]
+    fn locations_of_a_user() {
+        const FILE: &str = "mail_driver = \"maildir\"\nmail_path = \"~/Maildir\"\nmail_index_path = \"/i/%u\"\nmail_control_path = \"/c/%u\"\nmailbox_list_layout = \"fs\"\nmailbox_list_utf8 = true\n[namespace.inbox]\ninbox = true\nseparator = \"/\"\nmail_index_path = \"/own\"\n";
+        let usual = Config::from_str("t", FILE).unwrap().delivery.namespaces;
+        for (fields, want) in [
+            (&[("mail_path", "~/M")][..], "~/M /own /c/%u Fs true"),
+            (
+                &[("mail", "maildir:~/M")],
+                "~/M /own - MaildirPlusPlus false",
+            ),
+            (
+                &[("namespace/inbox/location", "maildir:~/M:CONTROL=~/c")],
+                "~/M - ~/c MaildirPlusPlus false",
+            ),
+            (
+                &[("mail", "maildir:~/M"), ("mail_control_path", "~/c")],
+                "~/M /own ~/c MaildirPlusPlus false",
+            ),
+        ] {
+            let fields: Vec<Field> = fields
+                .iter()
+                .map(|(field, value)| ((*field).to_owned(), (*value).to_owned()))
+                .collect();
+            let all = namespaces_of(FILE, &usual, &fields).unwrap();
+            let it = &all[0].location;
+            let path = |it: &Option<crate::text::template::Template>| {
+                it.as_ref()
+                    .map_or("-".to_owned(), |it| it.source().to_owned())
+            };
+            let got = format!(
+                "{} {} {} {:?} {}",
+                it.path.source(),
+                path(&it.index_path),
+                path(&it.control_path),
+                it.layout,
+                it.utf8
+            );
+            assert_eq!(got, want, "{fields:?}");
+        }
+    }
+}

@@ -4,6 +4,7 @@ use super::Import;
 use super::block::{Block, Entry};
 use super::user_places::Named;
 use super::version::Dialect;
+use crate::text::template::{Template, Variables};
 
 /// How a value is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,11 +61,7 @@ impl Import<'_> {
                 self.same(key, kind, entry, root);
             }
         }
-        let format = root.get("auth_username_format");
-        if let Some(entry) = format.filter(|it| it.value.is_empty()) {
-            self.out
-                .set("auth_username_format", "%{user}", &entry.place);
-        }
+        self.names();
         match root
             .get("mbox_write_locks")
             .filter(|it| !it.value.is_empty())
@@ -84,6 +81,45 @@ impl Import<'_> {
             None => self.out.usual("lmtp_rcpt_check_quota", false),
         }
         self.certificate();
+    }
+
+    /// What is made of a name: `auth_username_format`, behind the domain that one without has.
+    fn names(&mut self) {
+        let root = self.root;
+        let format = root.get("auth_username_format");
+        let domains = ["auth_default_realm", "auth_default_domain"];
+        let domain = domains.iter().filter_map(|key| root.get(key)).last();
+        let Some(domain) = domain.filter(|it| !it.value.is_empty()) else {
+            if let Some(entry) = format.filter(|it| it.value.is_empty()) {
+                self.out
+                    .set("auth_username_format", "%{user}", &entry.place);
+            }
+            return;
+        };
+        let (key, name) = ("auth_username_format", &domain.value);
+        let is_odd = name.contains(['"', '\'', '(', ')', '{', '}', '|', '%', '@']);
+        match format.map_or("%Lu", |it| it.value.as_str()) {
+            "%Lu" | "%{user | lower}" | "%{user|lower}" if !is_odd => {
+                let value = format!(
+                    "%{{user | username | lower}}@%{{user | domain | lower | default('{}')}}",
+                    name.to_lowercase()
+                );
+                self.out.set(key, value, &domain.place);
+            }
+            "" | "%u" | "%{user}" if !is_odd => {
+                let value = format!("%{{user | username}}@%{{user | domain | default('{name}')}}");
+                self.out.set(key, value, &domain.place);
+            }
+            // Whatever the domain is.
+            format if !uses_domain(format) => {
+                let what = format!("{} ({})", domain.key, domain.place);
+                self.out.leave_out(what, "auth_username_format takes no domain");
+            }
+            _ => self.out.mend(format!(
+                "{}: a name without a domain stays so here: write an auth_username_format that gives it {name:?}",
+                domain.place
+            )),
+        }
     }
 
     fn same(&mut self, key: &str, kind: Kind, entry: &Entry, block: &Block) {
@@ -269,6 +305,18 @@ impl<'a> Import<'a> {
             Dialect::V24 => root.get(key).or(old),
         }
     }
+}
+
+/// Whether another domain makes another name.
+fn uses_domain(format: &str) -> bool {
+    let name = |user: &str| {
+        let variables = Variables {
+            user,
+            ..Variables::default()
+        };
+        Template::parse(format).ok()?.expand(&variables).ok()
+    };
+    name("a@b").is_none() || name("a@b") != name("a@c")
 }
 
 /// `5 mins`, `1 week`, `30s`: seconds, as we write a time.

@@ -243,18 +243,14 @@ const MORE: [(&str, &str); 26] = [
 ];
 
 /// What a delivery does differently where one of these is set.
-const MATTERS: [(&str, &str); 7] = [
+const MATTERS: [(&str, &str); 6] = [
     (
         "mailbox_directory_name_legacy",
         "control and index files are below mailbox_directory_name too here",
     ),
     (
-        "auth_default_realm",
-        "a name without a domain stays so here: write auth_username_format",
-    ),
-    (
-        "auth_default_domain",
-        "a name without a domain stays so here: write auth_username_format",
+        "auth_username_chars",
+        "names with other letters are looked up here too",
     ),
     (
         "auth_username_translation",

@@ -94,7 +94,13 @@ impl Import<'_> {
             }
         }
         if let Some(entry) = root.get("ssl").filter(|it| !it.value.is_empty()) {
-            self.out.set("ssl", entry.value.as_str(), &entry.place);
+            match entry.value.as_str() {
+                "required" => {
+                    let origin = format!("{}, which asks no client of LMTP for it", entry.place);
+                    self.out.set("ssl", "yes", origin);
+                }
+                ssl => self.out.set("ssl", ssl, &entry.place),
+            }
         }
         if let Some(entry) = root.get("haproxy_trusted_networks") {
             let words = root.words("haproxy_trusted_networks");

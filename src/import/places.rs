@@ -36,13 +36,24 @@ impl Import<'_> {
             !said && root.text("mail_driver").is_none() && root.text("mail_path").is_none();
         let has_own = |it: &Block| it.text("location").or(it.text("mail_path")).is_some();
         let spaces: Vec<&Block> = root.of_kind("namespace").collect();
+        if let Some(entry) = root.get("mail_chroot").filter(|it| !it.value.is_empty()) {
+            let text =
+                "mail_chroot: here the paths are those of the machine: write them with it before";
+            self.out.mend(format!("{}: {text}", entry.place));
+        }
         if is_nothing && (spaces.is_empty() || !spaces.into_iter().all(has_own)) {
             let text = "nothing says where mail lies: Dovecot guesses for each user, from what it finds in his home; Postroom takes ~/Maildir";
             self.out.warn(text.into());
         }
         if self.plugins.iter().any(|it| it == "listescape") {
-            let line = "mailbox_list_storage_escape_char = '\\'  # mail_plugins has listescape";
-            self.out.line(line);
+            let said = self.option("listescape_char");
+            let letter = said.and_then(|it| it.value.chars().next()).unwrap_or('\\');
+            let origin = match said {
+                Some(entry) => entry.place.to_string(),
+                None => "mail_plugins has listescape".into(),
+            };
+            let key = "mailbox_list_storage_escape_char";
+            self.out.set(key, letter.to_string(), origin);
         }
     }
 

@@ -361,7 +361,7 @@ impl Reader {
             match known {
                 Some(entry) => out.push_str(&entry.value),
                 // Settings that are empty unless something is said.
-                None if name.ends_with("plugins") => {}
+                None if name.ends_with("plugins") || name == "protocols" => {}
                 None if DEFAULTS.iter().any(|(known, _)| *known == name) => {
                     let usual = DEFAULTS.iter().find(|(known, _)| *known == name);
                     out.push_str(usual.map_or("", |(_, value)| value));

@@ -328,7 +328,7 @@ const ROWS: &[Row] = &[
             "mailbox_directory_name = \"Mails.D\"",
             "[namespace.inbox.mailbox.\"a\\\"b'c\\\\d\"]",
         ],
-        said: &["noenforcing: mail is counted", "auth_default_realm"],
+        said: &["noenforcing: mail is counted"],
     },
     Row {
         conf: "mail_location = maildir:~/Maildir\nmail_plugins = quota\nplugin {\n  quota = maildir:User quota\n  quota_rule = *:storage=1G\n}\n",
@@ -394,6 +394,53 @@ const ROWS: &[Row] = &[
             "mail_index_path = \"/i/%{env:HOME}\"",
             "auth_username_format = \"%{user}\"",
         ],
+        said: &[],
+    },
+    // Names without a domain.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nauth_default_realm = Example.org\n",
+        lines: &[
+            "auth_username_format = \"%{user | username | lower}@%{user | domain | lower | default('example.org')}\"",
+        ],
+        said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nauth_default_domain = Example.org\nauth_username_format = %{user}\n",
+        lines: &[
+            "auth_username_format = \"%{user | username}@%{user | domain | default('Example.org')}\"",
+        ],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nauth_default_realm = example.org\nauth_username_format = %Ln\nauth_username_chars = abc\n",
+        lines: &["auth_username_format = \"%Ln\""],
+        said: &["auth_username_chars (dovecot.conf:4): names with other letters"],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nauth_default_realm = example.org\nauth_username_format = %d/%n\n",
+        lines: &[],
+        said: &["a name without a domain stays so here"],
+    },
+    // Where Dovecot's answers come from, and where its paths begin.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nauth_socket_path = /run/dovecot/auth-master\nuserdb {\n  driver = dict\n}\n",
+        lines: &["dovecot = { socket = \"/run/dovecot/auth-master\" }"],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_chroot = /data\n",
+        lines: &[],
+        said: &["dovecot.conf:2: mail_chroot: here the paths are those of the machine"],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = listescape\nplugin {\n  listescape_char = ^\n}\n",
+        lines: &["mailbox_list_storage_escape_char = \"^\""],
+        said: &[],
+    },
+    // Dovecot's LMTP server takes mail without TLS all the same.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nssl = required\nssl_cert = </c\nssl_key = </k\nservice lmtp {\n  inet_listener lmtp {\n    port = 24\n  }\n}\n",
+        lines: &["ssl = \"yes\""],
         said: &[],
     },
     // What a userdb says of where mail lies.

@@ -59,7 +59,11 @@ impl Import<'_> {
                         block.place
                     );
                     self.out.comment(&text);
-                    let socket = self.base_dir() + "/auth-userdb";
+                    let socket = self.root.text("auth_socket_path").unwrap_or("auth-userdb");
+                    let socket = match socket.starts_with('/') {
+                        true => socket.to_owned(),
+                        false => format!("{}/{socket}", self.base_dir()),
+                    };
                     let socket = toml::Value::from(socket);
                     self.out.line(&format!("dovecot = {{ socket = {socket} }}"));
                 }
