@@ -83,7 +83,7 @@ fn settings(usual: &[Namespace], fields: &[Field]) -> Result<Vec<String>, String
     let mut settings = Vec::new();
     for (field, value) in fields {
         match field.as_str() {
-            "mail" => settings.extend(of_location("", value)?),
+            "mail" | "mail_location" => settings.extend(of_location("", value)?),
             "namespace" => {
                 let names: Vec<&str> = value.split(',').map(str::trim).collect();
                 let others = usual.iter().filter(|it| !names.contains(&it.name.as_str()));
@@ -164,6 +164,10 @@ mod tests {
             (&[("mail_path", "~/M")][..], "~/M /own /c/%u Fs true"),
             (
                 &[("mail", "maildir:~/M")],
+                "~/M /own - MaildirPlusPlus false",
+            ),
+            (
+                &[("mail_location", "maildir:~/M")],
                 "~/M /own - MaildirPlusPlus false",
             ),
             (

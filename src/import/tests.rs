@@ -458,7 +458,7 @@ const ROWS: &[Row] = &[
         said: &["userdb ldap (dovecot.conf:2): missing.ext cannot be read here"],
     },
     Row {
-        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nuserdb sql {\n  sql_driver = sqlite\n  sqlite_path = /x.db\n  query = SELECT uid, gid, '/homes/' || n AS home, concat('maildir:/boxes/', n, '/Maildir') AS mail FROM u WHERE n = '%{user}'\n}\n",
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nuserdb sql {\n  sql_driver = sqlite\n  sqlite_path = /x.db\n  query = SELECT uid, gid, '/homes/' || n AS home, concat('/boxes/', n, '/Maildir') AS mail_path FROM u WHERE n = '%{user}'\n}\n",
         lines: &["mail_roots = [\"/boxes\", \"/homes\"]"],
         said: &[],
     },
@@ -476,6 +476,21 @@ const ROWS: &[Row] = &[
         conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nuserdb static {\n  allow_all_users = yes\n  fields {\n    mail_driver = mdbox\n    mail_path = ~/mdbox\n    uid = 8\n    gid = 8\n  }\n}\n",
         lines: &[
             "static = { mail_driver = \"mdbox\", mail_path = \"~/mdbox\", uid = \"8\", gid = \"8\" }",
+        ],
+        said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nuserdb static {\n  allow_all_users = yes\n  fields {\n    mail = mdbox:/boxes/%{user}\n    uid = 8\n  }\n}\nuserdb sql {\n  sql_driver = sqlite\n  sqlite_path = /x.db\n  query = SELECT uid, 'mdbox:/boxes' AS mail FROM u WHERE n = '%{user}'\n}\n",
+        lines: &["static = { uid = \"8\" }"],
+        said: &[
+            "userdb sql (dovecot.conf:11): it answers mail, which Dovecot 2.4 does not look at",
+        ],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nuserdb {\n  driver = static\n  args = uid=8 mail_path=/boxes/%n mail_location=maildir:/m/%n allow_all_users=yes\n}\n",
+        lines: &[
+            "static = { uid = \"8\", mail_location = \"maildir:/m/%n\" }",
+            "mail_roots = [\"/m\"]",
         ],
         said: &[],
     },
@@ -713,6 +728,21 @@ fn lines() {
     }
 }
 
+/// Nothing is handed over, and no directory named, for a field that Dovecot does not look at.
+#[test]
+fn fields_that_are_lost() {
+    let conf = "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nuserdb static {\n  allow_all_users = yes\n  fields {\n    mail = mdbox:/boxes\n    uid = 8\n  }\n}\n";
+    let toml = imported(conf).toml;
+    for word in ["hand_over", "mail_roots", "mdbox"] {
+        assert!(
+            !settings(&toml)
+                .iter()
+                .any(|it| !it.starts_with('#') && it.contains(word)),
+            "{toml}"
+        );
+    }
+}
+
 /// Dovecot's programs are told of a file that they would not find.
 #[test]
 fn hand_over() {
@@ -742,6 +772,10 @@ fn hand_over() {
         "bob:x:8:8::/homes/bob::\nann:x:8:8::/homes/ann::userdb_mail=mdbox:/boxes/ann\n",
     )
     .unwrap();
+    let query = "driver = pgsql\nconnect = host=db\nuser_query = SELECT uid, 'mdbox:/boxes/' || n AS mail FROM u WHERE n = '%n'\n";
+    std::fs::write(folder.path().join("sql.ext"), query).unwrap();
+    let attributes = "user_attrs = uidNumber=uid, =mail=sdbox:/boxes/%{ldap:uid}\n";
+    std::fs::write(folder.path().join("ldap.ext"), attributes).unwrap();
     let file = format!(
         "passwd-file\n  args = username_format=%u {}",
         users.display()
@@ -756,6 +790,8 @@ fn hand_over() {
             "static\n  args = uid=8 gid=8 namespace/a/location=maildir:~/x:LAYOUT=index allow_all_users=yes",
             "",
         ),
+        ("sql\n  args = sql.ext", "mail_roots = [\"/boxes\"]"),
+        ("ldap\n  args = ldap.ext", "mail_roots = [\"/boxes\"]"),
         ("sql\n  override_fields = mail=mdbox:~/x", ""),
         file,
     ] {

@@ -42,7 +42,7 @@ impl Named {
         let value = self.value.as_deref().ok_or(())?;
         let key = self.field.rsplit('/').next().unwrap_or(&self.field);
         let paths: Vec<String> = match key {
-            "mail" | "location" => {
+            "mail" | "mail_location" | "location" => {
                 let settings = mail_location::settings(value).map_err(drop)?;
                 let paths = settings
                     .into_iter()
@@ -81,12 +81,14 @@ impl Import<'_> {
                     Value::Text(text) => (Some(text.clone()), text),
                     Value::Of(expression) => (beginning(&expression), expression),
                 };
-                if field == "home" || is_place(&field) {
+                let is_lost = self.is_lost(&field);
+                if field == "home" || is_place(&field) && !(is_lost && name_of(block) == "static") {
                     all.push(Named {
                         is_of_one: name_of(block) == "passwd-file",
-                        is_dovecots: is_dovecots(&field, known.as_ref().unwrap_or(&text))
-                            || known.is_none() && text.contains("dbox"),
-                        value: known,
+                        is_dovecots: !is_lost
+                            && (is_dovecots(&field, known.as_ref().unwrap_or(&text))
+                                || known.is_none() && text.contains("dbox")),
+                        value: known.filter(|_| !is_lost),
                         place: block.place.clone(),
                         field,
                     });
@@ -101,6 +103,19 @@ impl Import<'_> {
             }
         }
         all
+    }
+
+    /// A location of 2.3, which 2.4 does not look at in a userdb's answer, and the settings of 2.4 in 2.3.
+    pub fn is_lost(&self, field: &str) -> bool {
+        let key = field.rsplit('/').next().unwrap_or(field);
+        let is_location = matches!(key, "mail" | "mail_location" | "location");
+        match self.dialect {
+            Dialect::V23 => {
+                let is_new = key == "mail_driver" || key.ends_with("_path");
+                is_new || key.starts_with("mailbox_")
+            }
+            Dialect::V24 => is_location,
+        }
     }
 
     /// The fields that a userdb answers, as far as its settings tell. `unread` becomes a file that is not here.

@@ -74,19 +74,26 @@ impl Import<'_> {
     /// Where its answers may be any directory, or any format.
     fn open_places(&mut self, block: &Block, driver: &str) {
         let is_open = |it: &&Named| it.place == block.place && !it.is_home() && it.roots().is_err();
-        let open: Vec<&str> = self
+        let open: Vec<String> = self
             .named
             .iter()
             .filter(is_open)
-            .map(|it| it.field.as_str())
+            .map(|it| it.field.clone())
             .collect();
+        let (lost, open): (Vec<_>, Vec<_>) = open.into_iter().partition(|it| self.is_lost(it));
+        let what = format!("userdb {driver} ({})", block.place);
         if !open.is_empty() {
-            let text = format!(
-                "userdb {driver} ({}): {} of each user is not written here: name in delivery.mail_roots the directories of mail that are not beside the homes, and write hand_over where some are of dbox",
-                block.place,
+            self.out.mend(format!(
+                "{what}: {} of each user is not written here: name in delivery.mail_roots the directories of mail that are not beside the homes, and write hand_over where some are of dbox",
                 open.join(" and ")
-            );
-            self.out.mend(text);
+            ));
+        }
+        if !lost.is_empty() {
+            self.out.mend(format!(
+                "{what}: it answers {}, which Dovecot {} does not look at, and Postroom does: take it out",
+                lost.join(" and "),
+                self.dialect.name()
+            ));
         }
     }
 
@@ -301,6 +308,13 @@ impl Import<'_> {
             at += 1;
             !all[at..].iter().any(|(later, _)| later == key)
         });
+        let (lost, mut fields): (Vec<_>, Vec<_>) =
+            fields.into_iter().partition(|(key, _)| self.is_lost(key));
+        for (key, _) in lost {
+            let what = format!("userdb static / {key} ({})", block.place);
+            let why = "a field that this Dovecot does not look at";
+            self.out.leave_out(what, why);
+        }
         let odd = fields.iter().find(|(key, _)| key.contains([':', '+']));
         if let Some((key, _)) = odd {
             return Err(format!("its {key}"));
