@@ -56,7 +56,17 @@ pub fn settings(location: &str) -> Result<Vec<(&'static str, String)>, String> {
         };
         settings.push((setting, value.to_owned()));
     }
+    settings.extend(inbox_of_fs(driver, &settings));
     Ok(settings)
+}
+
+/// Where Maildirs lie in directories of their own, INBOX has one too: `~/Maildir/INBOX/DIRNAME`.
+fn inbox_of_fs(driver: &str, said: &[(&str, String)]) -> Option<(&'static str, String)> {
+    let value = |key: &str| said.iter().rfind(|it| it.0 == key).map(|it| it.1.as_str());
+    let name = value("mailbox_directory_name").filter(|it| !it.is_empty())?;
+    let is_fs = driver == "maildir" && value("mailbox_list_layout") == Some("fs");
+    let is_open = is_fs && value("mail_inbox_path").is_none();
+    is_open.then(|| ("mail_inbox_path", format!("INBOX/{name}")))
 }
 
 /// What a location comes to that says nothing of these.
@@ -137,6 +147,14 @@ mod tests {
             (
                 "maildir:/a::b:LAYOUT=Maildir++:UTF-8:VOLATILEDIR=/x:INDEXCACHE=/y:CONTROL=/c:INDEXPVT=/p:DIRNAME=d",
                 "mail_driver=maildir mail_path=/a:b mailbox_list_layout=maildir++ mailbox_list_utf8=yes mail_control_path=/c mail_index_private_path=/p mailbox_directory_name=d",
+            ),
+            (
+                "maildir:~/M:LAYOUT=fs:DIRNAME=D",
+                "mail_driver=maildir mail_path=~/M mailbox_list_layout=fs mailbox_directory_name=D mail_inbox_path=INBOX/D",
+            ),
+            (
+                "maildir:~/M:LAYOUT=fs:FULLDIRNAME=D:INBOX=~/in",
+                "mail_driver=maildir mail_path=~/M mailbox_list_layout=fs mailbox_directory_name=D mail_inbox_path=~/in",
             ),
             (
                 "mdbox:~/mdbox:ALT=/slow/%u:ALTNOCHECK:MAILBOXDIR=boxes:LAYOUT=index",

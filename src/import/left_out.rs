@@ -174,7 +174,7 @@ const SETTINGS: [(&str, &str); 104] = [
     ("mailbox_idle_check_interval", "IMAP clients"),
     (
         "mailbox_directory_name_legacy",
-        "where dbox has its alternative storage",
+        "whether mailbox_directory_name is a part of other paths: said where it matters",
     ),
     (
         "mailbox_root_directory_name",
@@ -243,11 +243,7 @@ const MORE: [(&str, &str); 26] = [
 ];
 
 /// What a delivery does differently where one of these is set.
-const MATTERS: [(&str, &str); 6] = [
-    (
-        "mailbox_directory_name_legacy",
-        "control and index files are below mailbox_directory_name too here",
-    ),
+const MATTERS: [(&str, &str); 5] = [
     (
         "auth_username_chars",
         "names with other letters are looked up here too",

@@ -28,6 +28,9 @@ impl Import<'_> {
         let root = self.root;
         self.hand_over();
         let said = self.location(root, "mail_location");
+        if root.of_kind("namespace").next().is_none() {
+            self.names_apart(root);
+        }
         let usual = root.text("mail_driver").and_then(usual_path);
         if let Some(path) = usual.filter(|_| root.text("mail_path").is_none()) {
             self.out.usual("mail_path", path);
@@ -105,6 +108,10 @@ impl Import<'_> {
                             entry.place
                         ));
                     }
+                    if !settings.iter().any(|(key, _)| *key == "mail_path") {
+                        let text = "no path: Dovecot has no mailboxes then, and here they are where the file says";
+                        self.out.mend(format!("{}: {text}", entry.place));
+                    }
                     let told: Vec<&str> = settings.iter().map(|(key, _)| *key).collect();
                     for (key, value) in &settings {
                         self.place(key, value, entry);
@@ -141,6 +148,15 @@ impl Import<'_> {
         }
         for (key, _) in PLACE {
             if let Some(entry) = block.get(key) {
+                if self.dialect == Dialect::V24
+                    && key == "mail_inbox_path"
+                    && entry.value.is_empty()
+                {
+                    self.out.mend(format!(
+                        "{}: INBOX is beside the other mailboxes then: write its path",
+                        entry.place
+                    ));
+                }
                 said |= key == "mail_path";
                 self.place(key, &entry.value, entry);
             }
@@ -149,6 +165,27 @@ impl Import<'_> {
             self.place("mailbox_list_utf8", &entry.value, entry);
         }
         said
+    }
+
+    /// 2.4's `mailbox_directory_name` beside paths of their own for control files and indexes.
+    fn names_apart(&mut self, block: &Block) {
+        let root = self.root;
+        let text = |key: &str| {
+            let entry = block.look(key).or_else(|| root.look(key));
+            entry.map_or("", |it| it.value.as_str())
+        };
+        let is_legacy = text("mailbox_directory_name_legacy") != "no";
+        let is_apart = ["mail_control_path", "mail_index_path"]
+            .iter()
+            .any(|it| !text(it).is_empty());
+        let is_named = !text("mailbox_directory_name").is_empty();
+        let is_ours = !matches!(text("mail_driver"), "sdbox" | "mdbox");
+        if self.dialect == Dialect::V24 && is_named && is_apart && is_legacy && is_ours {
+            self.out.mend(format!(
+                "{}: mailbox_directory_name is no part of mail_control_path and mail_index_path in Dovecot (mailbox_directory_name_legacy), and here it is",
+                block.place
+            ));
+        }
     }
 
     /// 2.4 has a path for each format where nothing says one.
@@ -329,6 +366,7 @@ impl Import<'_> {
         }
         self.location(block, "location");
         self.across_formats(block);
+        self.names_apart(block);
         self.usual_path(block);
         self.ignored_prefix(block, &header);
         self.entries_of(block, &header);

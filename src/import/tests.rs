@@ -589,6 +589,24 @@ const ROWS: &[Row] = &[
         ],
         said: &[],
     },
+    Row {
+        conf: "mail_location = maildir:~/Maildir:LAYOUT=fs:DIRNAME=D\n",
+        lines: &["mail_inbox_path = \"INBOX/D\""],
+        said: &[],
+    },
+    Row {
+        conf: "dovecot_config_version = 2.4.1\nmail_driver = maildir\nmail_path = ~/Maildir\nmailbox_list_layout = fs\nmailbox_directory_name = D\nmail_control_path = ~/c\nnamespace inbox {\n  inbox = yes\n  mail_inbox_path =\n}\n",
+        lines: &[],
+        said: &[
+            "dovecot.conf:7: mailbox_directory_name is no part of mail_control_path",
+            "dovecot.conf:9: INBOX is beside the other mailboxes",
+        ],
+    },
+    Row {
+        conf: "mail_location = maildir:\n",
+        lines: &[],
+        said: &["dovecot.conf:1: no path"],
+    },
     // Sockets.
     Row {
         conf: "mail_location = maildir:~/Maildir\nservice lmtp {\n  unix_listener /var/spool/postfix/private/dovecot-lmtp {\n    mode = 0600\n    user = postfix\n    group = postfix\n  }\n  unix_listener lmtp {\n    mode = 0\n  }\n  inet_listener lmtp {\n    address = 127.0.0.1 ::1\n    port = 24\n  }\n}\n",

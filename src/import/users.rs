@@ -308,7 +308,7 @@ impl Import<'_> {
             at += 1;
             !all[at..].iter().any(|(later, _)| later == key)
         });
-        let (lost, mut fields): (Vec<_>, Vec<_>) =
+        let (lost, fields): (Vec<_>, Vec<_>) =
             fields.into_iter().partition(|(key, _)| self.is_lost(key));
         for (key, _) in lost {
             let what = format!("userdb static / {key} ({})", block.place);
