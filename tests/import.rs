@@ -349,7 +349,7 @@ fn check_against_a_dovecot() {
             "\"/srv/other\"",
             &[
                 "mailboxes of \"Public/\": mail_path is \"/srv/other\" here (",
-                "postroom.toml:31) and \"/srv/public\" in Dovecot (dovecot.conf:19)",
+                "postroom.toml:32) and \"/srv/public\" in Dovecot (dovecot.conf:19)",
             ][..],
         ),
         ("\"/srv/index\"", "\"MEMORY\"", &["mail_index_path"][..]),

@@ -50,6 +50,7 @@ pub fn read(root: &Section<'_>) -> Config {
             list: userdbs(root),
             limits,
             username_format: root.template_or("auth_username_format", "%{user | lower}"),
+            username_chars: root.text("auth_username_chars").unwrap_or_default(),
             cache: Default::default(),
         },
         Arc::new(namespaces),

@@ -45,6 +45,8 @@ const SAME: [(&str, Kind); 22] = [
     ("mail_fsync", Kind::Text),
 ];
 
+/// Both Dovecots' default of `auth_username_chars`.
+const USERNAME_CHARS: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567890.-_@";
 /// Our own default of `max_per_user`, which has to have a limit.
 const USUAL_PER_USER: i64 = 32;
 
@@ -86,9 +88,18 @@ impl Import<'_> {
     /// What is made of a name: `auth_username_format`, behind the domain that one without has.
     fn names(&mut self) {
         let root = self.root;
+        match root.get("auth_username_chars") {
+            Some(entry) => {
+                let letters = entry.value.as_str();
+                self.out.set("auth_username_chars", letters, &entry.place);
+            }
+            None => self.out.usual("auth_username_chars", USERNAME_CHARS),
+        }
         let format = root.get("auth_username_format");
-        let domains = ["auth_default_realm", "auth_default_domain"];
-        let domain = domains.iter().filter_map(|key| root.get(key)).last();
+        let domain = root.get(match self.dialect {
+            Dialect::V23 => "auth_default_realm",
+            Dialect::V24 => "auth_default_domain",
+        });
         let Some(domain) = domain.filter(|it| !it.value.is_empty()) else {
             if let Some(entry) = format.filter(|it| it.value.is_empty()) {
                 self.out

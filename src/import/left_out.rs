@@ -243,11 +243,7 @@ const MORE: [(&str, &str); 26] = [
 ];
 
 /// What a delivery does differently where one of these is set.
-const MATTERS: [(&str, &str); 5] = [
-    (
-        "auth_username_chars",
-        "names with other letters are looked up here too",
-    ),
+const MATTERS: [(&str, &str); 4] = [
     (
         "auth_username_translation",
         "letters of names stay as they are here",

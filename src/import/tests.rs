@@ -413,8 +413,24 @@ const ROWS: &[Row] = &[
     },
     Row {
         conf: "mail_location = maildir:~/Maildir\nauth_default_realm = example.org\nauth_username_format = %Ln\nauth_username_chars = abc\n",
-        lines: &["auth_username_format = \"%Ln\""],
-        said: &["auth_username_chars (dovecot.conf:4): names with other letters"],
+        lines: &[
+            "auth_username_format = \"%Ln\"",
+            "auth_username_chars = \"abc\"",
+        ],
+        said: &[],
+    },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\n",
+        lines: &[
+            "auth_username_chars = \"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567890.-_@\"",
+        ],
+        said: &[],
+    },
+    // Two percent signs: no owner, but a percent sign.
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nuserdb {\n  driver = static\n  args = uid=8 gid=8 home=/srv/%%n/%n allow_all_users=yes\n}\n",
+        lines: &["dovecot = { socket = \"/run/dovecot/auth-userdb\" }"],
+        said: &[],
     },
     Row {
         conf: "mail_location = maildir:~/Maildir\nauth_default_realm = example.org\nauth_username_format = %d/%n\n",

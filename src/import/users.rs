@@ -319,6 +319,10 @@ impl Import<'_> {
         if let Some((key, _)) = odd {
             return Err(format!("its {key}"));
         }
+        let of_owner = |value: &str| Template::parse(value).is_ok_and(|it| it.uses_owner());
+        if let Some((key, _)) = fields.iter().find(|(_, value)| of_owner(value)) {
+            return Err(format!("a percent sign in its {key}"));
+        }
         // Of these a delivery knows nothing.
         let others = [
             "nice",

@@ -163,6 +163,8 @@ pub struct Userdbs {
     pub limits: Limits,
     /// What is made of a name before it is looked up (Dovecot's `auth_username_format`).
     pub username_format: Template,
+    /// The letters that a name may have (Dovecot's `auth_username_chars`); empty: all.
+    pub username_chars: String,
     pub cache: Cache,
 }
 
@@ -228,7 +230,9 @@ impl Userdbs {
             name.split('@').any(|part| matches!(part, "" | "." | ".."))
                 || name.contains(|c: char| c == '/' || c.is_control())
         };
-        if is_odd(name) {
+        let is_known =
+            |letter| self.username_chars.is_empty() || self.username_chars.contains(letter);
+        if is_odd(name) || !name.chars().all(is_known) {
             return Ok(None);
         }
         let name = self.username(name)?;
@@ -455,6 +459,7 @@ mod tests {
             list,
             limits,
             username_format,
+            username_chars: String::new(),
             cache: Cache::default(),
         }
         .find(name)
@@ -518,6 +523,29 @@ mod tests {
                 None,
                 "{name:?}"
             );
+        }
+    }
+
+    #[test]
+    fn letters_of_names() {
+        let userdbs = |chars: &str| Userdbs {
+            list: vec![fixed(Some(5000), Some(5000), "/h")],
+            limits: Limits::default(),
+            username_format: Template::parse("%{user | lower}").unwrap(),
+            username_chars: chars.into(),
+            cache: Cache::default(),
+        };
+        for (name, is_known) in [
+            ("bob", true),
+            ("Bob@b.o", true),
+            ("o'b", false),
+            ("b+o", false),
+            ("böb", false),
+            ("b b", false),
+        ] {
+            let found = userdbs("Bob@.").find(name).unwrap();
+            assert_eq!(found.is_some(), is_known, "{name}");
+            assert!(userdbs("").find(name).unwrap().is_some(), "{name}");
         }
     }
 }

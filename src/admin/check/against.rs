@@ -128,6 +128,10 @@ fn values(config: &Config) -> Values {
             "auth_username_format",
             shown(&delivery.userdbs.username_format),
         ),
+        (
+            "auth_username_chars",
+            delivery.userdbs.username_chars.clone(),
+        ),
         ("mail_home", home.map(shown).unwrap_or_default()),
         ("mail_uid", id(limits.mail_uid)),
         ("mail_gid", id(limits.mail_gid)),
