@@ -148,10 +148,9 @@ impl Import<'_> {
         }
         for (key, _) in PLACE {
             if let Some(entry) = block.get(key) {
-                if self.dialect == Dialect::V24
-                    && key == "mail_inbox_path"
-                    && entry.value.is_empty()
-                {
+                let is_his = block.kind != "namespace" || block.flag("inbox") == Some(true);
+                let is_new = self.dialect == Dialect::V24 && key == "mail_inbox_path";
+                if is_new && is_his && entry.value.is_empty() {
                     self.out.mend(format!(
                         "{}: INBOX is beside the other mailboxes then: write its path",
                         entry.place
