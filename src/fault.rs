@@ -54,6 +54,8 @@ pub enum Code {
     CannotTell,
     /// I/O error, lock, read-only file system, lost peer.
     Storage,
+    /// A file that can have no more names: a copy of its own is another one.
+    NoLinks,
     /// Too many files, processes or too little memory.
     Resources,
     /// A panic, a wrong config, a broken assumption.
@@ -75,7 +77,7 @@ impl Code {
             Code::NoSpace => (452, "4.3.1"),
             Code::Busy => (451, "4.2.1"),
             Code::Unreachable => (451, "4.4.1"),
-            Code::Storage | Code::NotNow => (451, "4.2.0"),
+            Code::Storage | Code::NoLinks | Code::NotNow => (451, "4.2.0"),
             Code::Permissions | Code::CannotTell | Code::Internal => (451, "4.3.0"),
             Code::Resources => (451, "4.3.2"),
             Code::ShuttingDown => (421, "4.3.2"),
@@ -107,7 +109,7 @@ impl Code {
             Code::Busy => "Mailbox is busy, try again later",
             Code::NotNow => "Mailbox not available, try again later",
             Code::CannotTell => "Cannot tell where to deliver, try again later",
-            Code::Storage => "Message could not be stored, try again later",
+            Code::Storage | Code::NoLinks => "Message could not be stored, try again later",
             Code::Resources => "Out of resources, try again later",
             Code::Internal => "Internal error, try again later",
             Code::ShuttingDown => "Shutting down, try again later",
@@ -119,13 +121,14 @@ impl Code {
         self.smtp().0 < 500
     }
 
-    /// The one map from errno (facts: reliability, error table).
+    /// The one map from errno.
     pub fn from_io(error: &io::Error) -> Code {
         use io::ErrorKind::*;
         match error.kind() {
             StorageFull => Code::NoSpace,
             QuotaExceeded | FileTooLarge => Code::QuotaOfDisk,
             OutOfMemory => Code::Resources,
+            TooManyLinks | CrossesDevices => Code::NoLinks,
             _ if crate::sys::is_exhaustion(error) => Code::Resources,
             _ => Code::Storage,
         }

@@ -887,7 +887,9 @@ fn what_dovecot_refuses_of_a_route() {
         (Way::Lda, "exit 0", "", "250 2.0.0", "Dovecot"),
         (Way::Lda, "exit 77", "", "250 2.0.0", "INBOX"),
         (Way::Lda, "exit 67", "", "250 2.0.0", "INBOX"),
-        (Way::Lda, "exit 75", "", "250 2.0.0", "INBOX"),
+        (Way::Lda, "exit 64", "", "250 2.0.0", "INBOX"),
+        (Way::Lda, "exit 75", "", "451 4.2.0", ""),
+        (Way::Lda, "exit 89", "", "451 4.2.0", ""),
         (Way::Lda, "kill -9 $$", "", "451 4.2.0", ""),
     ] {
         let case = format!("{way:?} {rcpt} {data}");

@@ -113,12 +113,12 @@ fn is_same_socket(one: &Path, other: &Path) -> bool {
 
 /// Whether this host and port are surely this machine's `address`; names but `localhost` are not looked up.
 fn reaches((host, port): (&str, u16), address: SocketAddr) -> bool {
-    let ip: Option<IpAddr> = host.parse().ok();
-    let is_loopback = host == "localhost" || ip.is_some_and(|it| it.is_loopback());
-    let is_there = match address.ip() {
-        any if any.is_unspecified() => is_loopback || ip == Some(any),
-        own if own.is_loopback() => is_loopback,
-        own => ip == Some(own),
+    let is_there = match (host.parse::<IpAddr>(), address.ip()) {
+        (Err(_), own) => host == "localhost" && (own.is_loopback() || own.is_unspecified()),
+        (Ok(ip), own) if own.is_unspecified() => {
+            ip.is_ipv4() == own.is_ipv4() && (ip.is_loopback() || ip == own)
+        }
+        (Ok(ip), own) => ip == own,
     };
     port == address.port() && is_there
 }

@@ -460,9 +460,15 @@ fn what_is_handed_over() {
         ),
         (
             "mail_driver = \"sdbox\"\n",
-            "hand_over = \"lmtp:[::1]:2424\"\n[lmtp]\nlisten = [{ tcp = \"127.0.0.1:2424\" }]\n",
+            "hand_over = \"lmtp:[::1]:2424\"\n[lmtp]\nlisten = [{ tcp = \"[::]:2424\" }]\n",
             2,
             "our own socket",
+        ),
+        (
+            "mail_driver = \"sdbox\"\n",
+            "hand_over = \"lmtp:[::1]:2424\"\n[lmtp]\nlisten = [{ tcp = \"127.0.0.1:2424\" }]\n",
+            0,
+            "",
         ),
         (
             "mail_driver = \"sdbox\"\n",

@@ -181,7 +181,7 @@ pub fn carry_out(
     };
     let published = match publish(written) {
         // Too many links, or a file system that has none: a copy of its own.
-        Err(fault) if alike && fault.code == Code::Storage => publish(write()?)?,
+        Err(fault) if alike && fault.code == Code::NoLinks => publish(write()?)?,
         other => other?,
     };
     if let Some(created) = created {

@@ -52,7 +52,6 @@ pub use report::{Line, Report};
 pub use retry::{Alike, Earlier, Retry};
 pub use roots::{mailbox_of, mailboxes_of, roots_of};
 pub use settings::Settings;
-use targets::{By, Wanted};
 pub use targets::{Target, Targets};
 
 /// The delivery core with its settings: built once, shared by all deliveries.
@@ -146,12 +145,6 @@ impl Core {
             Ok(targets) => targets,
             Err(fault) => return Done::Outcome(Outcome::refused(fault)),
         };
-        let routed_to = match (targets.by, &targets.wanted) {
-            (By::Route, Wanted::Target(target)) => {
-                target.hand_over.as_ref().map(|_| target.mailbox.clone())
-            }
-            _ => None,
-        };
         let plan = inspect::inspect(&self.settings, &targets, self.identity()).0;
         // It is full of what it has: the message is there.
         if let (Err(fault), Some(saved)) = (&plan, retry.saved())
@@ -168,6 +161,9 @@ impl Core {
                 None => Done::Parcel(parcel),
             };
         }
+        let routed = plan.as_ref().ok();
+        let routed = routed.filter(|plan| parcel::is_routed(plan, targets.by));
+        let routed_to = routed.map(|plan| plan.target.mailbox.clone());
         let stored =
             plan.and_then(|plan| carry_out::carry_out(self, transaction, recipient, plan, retry));
         match (stored, routed_to) {

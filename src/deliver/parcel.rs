@@ -34,9 +34,14 @@ impl Parcel {
         Some(Parcel {
             saved: Saved::handed_over(plan, &hand_over),
             hand_over,
-            is_routed: by == By::Route,
+            is_routed: is_routed(plan, by),
         })
     }
+}
+
+/// Whether a header route leads to a mailbox of Dovecot's that INBOX stands in for.
+pub fn is_routed(plan: &Plan, by: By) -> bool {
+    by == By::Route && plan.target.hand_over.is_some() && !plan.target.own_inbox
 }
 
 impl HandOver {

@@ -62,9 +62,10 @@ pub fn hand_over(
     }
     arguments.push("-e".into());
     transaction.check_heard()?;
-    let ended = program::run(program, &arguments, input, PATIENCE);
     let fault = |code, why: String| Fault::new(code, format!("run {}", program.display()), why);
-    match ended {
+    let started = program::start(program, &arguments, input);
+    let started = started.map_err(|error| fault(Code::Unreachable, error.to_string()))?;
+    match started.end(PATIENCE) {
         Ok(ended) => match code_of(ended.end) {
             None => Ok(Saved::handed_over(plan, hand_over)),
             Some(code) => Err(fault(code, why(&ended))),
@@ -73,7 +74,7 @@ pub fn hand_over(
             Code::Storage,
             format!("it has not ended after {} s", PATIENCE.as_secs()),
         )),
-        Err(error) => Err(fault(Code::Unreachable, error.to_string())),
+        Err(error) => Err(fault(Code::Storage, error.to_string())),
     }
 }
 
@@ -85,12 +86,13 @@ fn code_of(end: End) -> Option<Code> {
         End::Exit(67) => Some(Code::CannotTell),
         // Over quota, or Sieve has refused it.
         End::Exit(77) => Some(Code::Denied),
-        End::Exit(_) => Some(Code::NotNow),
-        End::Signal(_) => Some(Code::Storage),
+        // sysexits(3): it has not stored it. 75 may come behind a copy that Sieve has kept.
+        End::Exit(64..=74 | 76 | 78) => Some(Code::NotNow),
+        End::Exit(_) | End::Signal(_) => Some(Code::Storage),
     }
 }
 
-/// It has ended by itself, or never ran: it has not stored the message.
+/// It never ran, or says itself that it has not stored the message.
 pub fn has_refused(fault: &Fault) -> bool {
     matches!(
         fault.code,

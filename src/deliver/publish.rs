@@ -1,6 +1,7 @@
-//! Messages become visible: a name for each, one sync for all, then UIDs and Dovecot's index.
+//! Messages become visible: a name and a line in the list of UIDs for each, one sync for all, then Dovecot's index.
 //!
-//! Files first, UIDs second, index last: whatever fails behind the sync is for the log, and Dovecot does it when it looks.
+//! Files first, UIDs second, index last. What fails of UIDs and index is for the log, and Dovecot does it when it looks; where the
+//! names are not durable they are taken back, and their lines are those of messages that are gone.
 
 use std::io;
 use std::sync::Arc;
@@ -79,6 +80,7 @@ struct Given<'l> {
     /// UIDs before those of the batch that the index does not know either.
     missed: Option<Vec<u32>>,
     uids: Vec<u32>,
+    synced: Duration,
 }
 
 impl Member {
@@ -150,14 +152,17 @@ impl Publishing<'_> {
         let mut results: Vec<_> = batch
             .map(|message| self.link(message, &place.lock))
             .collect();
-        let began = Instant::now();
         // The list first: file systems with a journal write the names with it, and nobody is told a UID before both are durable. A
         // line whose name a crash has lost is one of a message that is gone.
         let linked = results.iter().flatten();
         let names = linked.map(|it| it.published.file.clone());
         let given = self.give(list, &place, names.collect());
+        let began = Instant::now();
         let synced = self.sync(&results);
-        let took = began.elapsed();
+        let took = match &given {
+            Ok(Some(given)) => given.synced + began.elapsed(),
+            _ => began.elapsed(),
+        };
         for member in results.iter_mut().flatten() {
             (member.published.locked, member.published.synced) = (locked, took);
         }
@@ -279,15 +284,18 @@ impl Publishing<'_> {
         let missed = known.map_or(Some(Vec::new()), |known| list.since(known));
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let uids = list.append(first, &names)?;
+        let began = Instant::now();
         if self.sync {
             // After a crash it could be another one.
-            list.sync().map_err(|error| error.to_string())?;
+            let failed = |error| format!("its line is not synced: {error}");
+            list.sync().map_err(failed)?;
         }
         Ok(Some(Given {
             list,
             log,
             missed,
             uids,
+            synced: began.elapsed(),
         }))
     }
 

@@ -48,13 +48,17 @@ impl Retry {
         Some(again(saved, "it was stored already, and is sent again"))
     }
 
-    /// What Dovecot was given for this mailbox before.
+    /// What Dovecot was given for this mailbox before, or what was stored elsewhere because it refused.
     pub fn handed_over(&self, plan: &Plan) -> Option<Saved> {
         let saved = self.earlier.as_ref()?.saved.as_ref()?;
-        let is_same =
-            saved.is_handed_over && saved.mailbox == plan.target.mailbox && saved.user == plan.user;
-        let why = "Dovecot has it already, and it is sent again";
-        is_same.then(|| again(saved.clone(), why))
+        let wanted = &plan.target.mailbox;
+        let is_there = saved.is_handed_over && saved.mailbox == *wanted;
+        let is_instead = saved
+            .instead_of
+            .as_ref()
+            .is_some_and(|(it, _)| it == wanted);
+        let is_same = saved.user == plan.user && (is_there || is_instead);
+        is_same.then(|| again(saved.clone(), "it was stored already, and is sent again"))
     }
 
     /// What was stored in this mailbox before.

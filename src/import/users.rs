@@ -1,5 +1,7 @@
 //! Who the users are. What Postroom cannot ask itself it asks Dovecot: the answer is Dovecot's own then.
 
+use std::collections::BTreeSet;
+
 use super::Import;
 use super::block::{Block, Entry, Place, is_yes};
 use super::document::quoted;
@@ -74,7 +76,7 @@ impl Import<'_> {
     /// Where its answers may be any directory, or any format.
     fn open_places(&mut self, block: &Block, driver: &str) {
         let is_open = |it: &&Named| it.place == block.place && !it.is_home() && it.roots().is_err();
-        let open: Vec<String> = self
+        let open: BTreeSet<String> = self
             .named
             .iter()
             .filter(is_open)

@@ -1,6 +1,6 @@
 //! `dovecot-uidlist`: the UIDs of a mailbox's files, given at once instead of when Dovecot looks (its version 3).
 //!
-//! Under Dovecot's lock messages become visible and durable, then they get their lines, behind a whole last line, with UIDs
+//! Under Dovecot's lock messages become visible, get their lines, and both become durable: behind a whole last line, with UIDs
 //! above all others. A torn last line is mended first: Dovecot would glue its next line to it; a list of version 1 is written
 //! anew as version 3. Whatever else is odd is left to Dovecot, which gives the UIDs when it looks.
 

@@ -327,10 +327,12 @@ impl Runner {
         });
         let (user, answers, mut recipient) = looked_up.await??;
         let who = self.identity(user, &answers);
-        for _ in 0..ATTEMPTS {
+        let mut failures = 0;
+        while failures < ATTEMPTS {
             let retry = retry.clone();
             let asked = dispatch.deliver(&who, recipient.clone(), answers.clone(), retry);
             let Some(done) = asked.await? else {
+                failures += 1;
                 continue;
             };
             match self

@@ -32,16 +32,10 @@ pub struct Ended {
     pub said: String,
 }
 
-/// Runs `program` with `input` as its stdin, which it finds at its end with all of it: whatever becomes of this process, it never
+/// Starts `program` with `input` as its stdin, which it finds at its end with all of it: whatever becomes of this process, it never
 /// takes a part for the whole. Nothing of this process's environment goes to it. It dies with this thread, and is killed when
-/// `patience` is over (TimedOut) or nobody waits for it any more.
-pub fn run(
-    program: &Path,
-    arguments: &[impl AsRef<OsStr>],
-    input: File,
-    patience: Duration,
-) -> io::Result<Ended> {
-    let until = Instant::now() + patience;
+/// nobody waits for it any more. An error: it has done nothing.
+pub fn start(program: &Path, arguments: &[impl AsRef<OsStr>], input: File) -> io::Result<Running> {
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -57,22 +51,7 @@ pub fn run(
     let parent = getpid();
     // SAFETY: between fork and exec it makes system calls only, and allocates nothing.
     unsafe { command.pre_exec(move || begin(parent)) };
-    let mut running = Running(Some(command.spawn()?));
-    let said = running.hear(until)?;
-    let status = loop {
-        if let Some(status) = running.ended()? {
-            break status;
-        }
-        if Instant::now() >= until {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        thread::sleep(NAP);
-    };
-    let end = match (status.code(), status.signal()) {
-        (Some(code), _) => End::Exit(code),
-        (None, signal) => End::Signal(signal.unwrap_or_default()),
-    };
-    Ok(Ended { end, said })
+    Ok(Running(Some(command.spawn()?)))
 }
 
 fn begin(parent: Pid) -> io::Result<()> {
@@ -85,7 +64,8 @@ fn begin(parent: Pid) -> io::Result<()> {
 }
 
 /// Dropped before its end, it is killed.
-struct Running(Option<Child>);
+#[derive(Debug)]
+pub struct Running(Option<Child>);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -94,13 +74,34 @@ impl Drop for Running {
             let _ = child.kill();
             // Killed, it may still wait for a dead file system, which must not hold the answer back.
             if !matches!(child.try_wait(), Ok(Some(_))) {
-                thread::spawn(move || child.wait());
+                // Without a thread it is reaped when this process ends.
+                let _ = thread::Builder::new().spawn(move || child.wait());
             }
         }
     }
 }
 
 impl Running {
+    /// Waits for its end; it is killed when `patience` is over (TimedOut). After an error nobody knows what it has done.
+    pub fn end(mut self, patience: Duration) -> io::Result<Ended> {
+        let until = Instant::now() + patience;
+        let said = self.hear(until)?;
+        let status = loop {
+            if let Some(status) = self.ended()? {
+                break status;
+            }
+            if Instant::now() >= until {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            thread::sleep(NAP);
+        };
+        let end = match (status.code(), status.signal()) {
+            (Some(code), _) => End::Exit(code),
+            (None, signal) => End::Signal(signal.unwrap_or_default()),
+        };
+        Ok(Ended { end, said })
+    }
+
     fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         self.0.as_mut().map_or(Ok(None), Child::try_wait)
     }
@@ -151,7 +152,7 @@ mod tests {
     fn shell(script: &str, input: &[u8], patience: Duration) -> io::Result<Ended> {
         let mut input = sealed(input)?;
         io::Seek::rewind(&mut input)?;
-        run(Path::new("/bin/sh"), &["-c", script], input, patience)
+        start(Path::new("/bin/sh"), &["-c", script], input)?.end(patience)
     }
 
     #[test]
@@ -181,7 +182,7 @@ mod tests {
         }
         let nothing: [&str; 0] = [];
         let input = sealed(b"").unwrap();
-        let missing = run(Path::new("/nonexistent"), &nothing, input, NAP).unwrap_err();
+        let missing = start(Path::new("/nonexistent"), &nothing, input).unwrap_err();
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
     }
 }

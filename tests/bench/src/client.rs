@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub enum Target {
     Unix(PathBuf),
     Tcp(String),
+    /// An MTA: one reply to the message, whoever gets it.
+    Smtp(String),
 }
 
 impl FromStr for Target {
@@ -38,6 +40,7 @@ impl Wire for TcpStream {}
 
 pub struct Client {
     wire: BufReader<Box<dyn Wire>>,
+    is_smtp: bool,
     commands: String,
     line: String,
 }
@@ -51,7 +54,7 @@ impl Client {
                 stream.set_read_timeout(Some(PATIENCE))?;
                 Box::new(stream)
             }
-            Target::Tcp(address) => {
+            Target::Tcp(address) | Target::Smtp(address) => {
                 let stream = TcpStream::connect(address).map_err(failed(address))?;
                 stream.set_read_timeout(Some(PATIENCE))?;
                 stream.set_nodelay(true)?;
@@ -60,11 +63,16 @@ impl Client {
         };
         let mut client = Client {
             wire: BufReader::new(wire),
+            is_smtp: matches!(target, Target::Smtp(_)),
             commands: String::new(),
             line: String::new(),
         };
         client.expect("220")?;
-        client.wire.get_mut().write_all(b"LHLO bench.test\r\n")?;
+        let hello: &[u8] = match target {
+            Target::Smtp(_) => b"EHLO bench.test\r\n",
+            _ => b"LHLO bench.test\r\n",
+        };
+        client.wire.get_mut().write_all(hello)?;
         client.expect("250")?;
         Ok(client)
     }
@@ -73,6 +81,7 @@ impl Client {
     pub fn deliver(
         &mut self,
         recipients: impl Iterator<Item = usize>,
+        detail: &str,
         message: &[u8],
     ) -> io::Result<Duration> {
         self.commands.clear();
@@ -80,7 +89,7 @@ impl Client {
         let mut count = 0;
         for user in recipients {
             // Writing into a String cannot fail.
-            let _ = write!(self.commands, "RCPT TO:<u{user}@bench.test>\r\n");
+            let _ = write!(self.commands, "RCPT TO:<u{user}{detail}@bench.test>\r\n");
             count += 1;
         }
         self.commands.push_str("DATA\r\n");
@@ -91,7 +100,7 @@ impl Client {
         self.expect("354")?;
         self.wire.get_mut().write_all(message)?;
         let dot = Instant::now();
-        for _ in 0..count {
+        for _ in 0..if self.is_smtp { 1 } else { count } {
             self.expect("250")?;
         }
         Ok(dot.elapsed())

@@ -3,14 +3,18 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`client`] | one LMTP connection that speaks as Postfix does |
+//! | [`floor`] | the bare calls of the same promise |
 //! | [`load`] | many of them at once, and how long the replies took |
+//! | [`postfix`] | an MTA in front of the contestants |
 //! | [`process`] | processor time and memory of a process and all below it |
 //! | [`store`] | homes with empty Maildirs, and what is in them afterwards |
-//! | [`servers`] | the two contestants: started, primed, ended |
+//! | [`servers`] | the contestants: configured, started, ended |
 //! | [`table`] | medians and ratios, printed |
 
 pub mod client;
+pub mod floor;
 pub mod load;
+pub mod postfix;
 pub mod process;
 pub mod servers;
 pub mod store;

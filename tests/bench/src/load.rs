@@ -18,6 +18,24 @@ pub struct Load {
     pub size: usize,
     /// Users u0, u1 …, taken in turn.
     pub mailboxes: usize,
+    /// Behind each user: `+Public/info`.
+    pub detail: &'static str,
+    /// A connection for each message, its making included.
+    pub reconnects: bool,
+}
+
+impl Default for Load {
+    fn default() -> Load {
+        Load {
+            connections: 1,
+            messages: 1000,
+            recipients: 1,
+            size: 4096,
+            mailboxes: 1,
+            detail: "",
+            reconnects: false,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -70,7 +88,7 @@ impl Load {
         let began = thread::scope(|scope| {
             let threads: Vec<_> = clients
                 .into_iter()
-                .map(|client| scope.spawn(|| self.send(client, &start, &next, &waits)))
+                .map(|client| scope.spawn(|| self.send(target, client, &start, &next, &waits)))
                 .collect();
             start.wait();
             let began = Instant::now();
@@ -92,6 +110,7 @@ impl Load {
     /// The part of one connection.
     fn send(
         &self,
+        target: &Target,
         mut client: Client,
         start: &Barrier,
         next: &AtomicUsize,
@@ -109,7 +128,16 @@ impl Load {
             let users = (first..first + self.recipients).map(|user| user % self.mailboxes);
             // No two of this process are alike: a message that comes again is stored once.
             let number = SENT.fetch_add(1, Ordering::Relaxed);
-            own.push(client.deliver(users, message.numbered(number))?);
+            let message = message.numbered(number);
+            if self.reconnects {
+                let began = Instant::now();
+                let mut client = Client::connect(target)?;
+                client.deliver(users, self.detail, message)?;
+                client.quit()?;
+                own.push(began.elapsed());
+            } else {
+                own.push(client.deliver(users, self.detail, message)?);
+            }
         }
         waits.lock().expect("no thread panicked").extend(own);
         client.quit()

@@ -43,6 +43,13 @@ pub fn usage(pid: u32) -> io::Result<Usage> {
     Ok(usage)
 }
 
+/// Processor time of this process.
+pub fn own() -> io::Result<Duration> {
+    let text = fs::read_to_string("/proc/self/stat").map_err(failed("/proc/self/stat"))?;
+    let ticks: u64 = fields(&text).map_or(0, |fields| fields[11..13].iter().sum());
+    Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+}
+
 /// Processor time of the children of this process that have ended.
 pub fn children() -> io::Result<Duration> {
     let text = fs::read_to_string("/proc/self/stat").map_err(failed("/proc/self/stat"))?;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::client::Target;
 use crate::failed;
-use crate::store::{MAIL, Store};
+use crate::store::{Kind, MAIL, Store};
 
 /// How long a server may take to come up or go down.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,6 +22,9 @@ const DOVECOT_LDA: &str = "/usr/lib/dovecot/dovecot-lda";
 pub enum Contestant {
     Postroom,
     Dovecot,
+    /// LDAs alone.
+    Procmail,
+    Maildrop,
 }
 
 /// Whether there is a Dovecot that this configuration is for.
@@ -41,6 +44,32 @@ impl Contestant {
         match self {
             Contestant::Postroom => "postroom",
             Contestant::Dovecot => "dovecot",
+            Contestant::Procmail => "procmail",
+            Contestant::Maildrop => "maildrop",
+        }
+    }
+
+    pub fn lda_name(self) -> &'static str {
+        match self {
+            Contestant::Postroom => "postroom-lda",
+            Contestant::Dovecot => "dovecot-lda",
+            other => other.name(),
+        }
+    }
+
+    pub fn is_installed(self) -> bool {
+        match self {
+            Contestant::Postroom => true,
+            Contestant::Dovecot => has_dovecot(),
+            other => other.lda(Path::new("")).exists(),
+        }
+    }
+
+    fn lda(self, bin: &Path) -> PathBuf {
+        match self {
+            Contestant::Postroom => bin.join("postroom-lda"),
+            Contestant::Dovecot => DOVECOT_LDA.into(),
+            other => Path::new("/usr/bin").join(other.name()),
         }
     }
 
@@ -54,12 +83,33 @@ impl Contestant {
 
     /// Writes its configuration.
     pub fn configure(self, store: &Store) -> io::Result<()> {
-        let template = match self {
+        let mut text = match self {
             Contestant::Postroom => include_str!("../postroom.toml"),
             Contestant::Dovecot => include_str!("../dovecot.conf"),
-        };
-        let root = store.root.display().to_string();
-        fs::write(self.config(store), template.replace("@ROOT@", &root))?;
+            Contestant::Procmail => "DEFAULT=@ROOT@/home/u0/Maildir/\nLOGFILE=/dev/null\n",
+            Contestant::Maildrop => "to \"@ROOT@/home/u0/Maildir\"\n",
+        }
+        .replace("@ROOT@", &store.root.display().to_string());
+        match (self, store.kind) {
+            (Contestant::Postroom, Kind::Single) => {
+                text.push_str("recipient_headers = \"single\"\n")
+            }
+            (Contestant::Postroom, Kind::Mbox) => {
+                let mbox = "mail_driver = \"mbox\"\nmail_path = \"~/mail\"\nmail_inbox_path = \"~/inbox\"\n";
+                let inbox = "[namespace.inbox]\n";
+                text = text.replace(inbox, &format!("{inbox}{mbox}"));
+            }
+            (Contestant::Dovecot, Kind::Mbox) => {
+                text = text.replace("maildir:~/Maildir\n", "mbox:~/mail:INBOX=~/inbox\n");
+            }
+            _ => {}
+        }
+        fs::write(self.config(store), text)?;
+        // maildrop reads a filter that is its user's alone.
+        if self == Contestant::Maildrop {
+            fs::set_permissions(self.config(store), fs::Permissions::from_mode(0o600))?;
+            chown(self.config(store), Some(MAIL), Some(MAIL))?;
+        }
         for log in ["errors", "info"] {
             // Dovecot's is written by dovecot-lda too, as the user.
             let log = store.path(&format!("{}.{log}", self.name()));
@@ -85,6 +135,7 @@ impl Contestant {
                 command.args(["-F", "-c"]);
                 command
             }
+            lda => return Err(io::Error::other(format!("{} is no server", lda.name()))),
         };
         let said = File::options().append(true).open(self.log(store))?;
         command
@@ -119,14 +170,17 @@ impl Contestant {
 
     /// One run of its LDA as the mail user, for u0. Answers how long it took.
     pub fn deliver(self, store: &Store, bin: &Path, message: &[u8]) -> io::Result<Duration> {
-        let program = match self {
-            Contestant::Postroom => bin.join("postroom-lda"),
-            Contestant::Dovecot => DOVECOT_LDA.into(),
-        };
+        let program = self.lda(bin);
         let mut command = Command::new(&program);
         command.uid(MAIL).gid(MAIL).current_dir("/").env_clear();
-        command.arg("-c").arg(self.config(store)).args(["-d", "u0"]);
-        command.args(["-f", "sender@bench.test"]);
+        match self {
+            Contestant::Procmail => command.arg("-m").arg(self.config(store)),
+            Contestant::Maildrop => command.arg(self.config(store)),
+            _ => {
+                command.arg("-c").arg(self.config(store));
+                command.args(["-d", "u0", "-f", "sender@bench.test"])
+            }
+        };
         let began = Instant::now();
         let mut child = command
             .stdin(Stdio::piped())
@@ -144,8 +198,8 @@ impl Contestant {
     }
 }
 
-/// What a user of Dovecot waits for who opens INBOX; a Dovecot is running. Answers how long it took.
-pub fn select(store: &Store) -> io::Result<Duration> {
+/// What a user of Dovecot waits for who opens INBOX, or lists it; a Dovecot is running. Answers how long it took.
+pub fn select(store: &Store, with_headers: bool) -> io::Result<Duration> {
     const IMAP: &str = "/usr/lib/dovecot/imap";
     let mut command = Command::new(IMAP);
     command.args(["-u", "u0", "-c"]);
@@ -158,7 +212,11 @@ pub fn select(store: &Store) -> io::Result<Duration> {
         .spawn()
         .map_err(failed(IMAP))?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(b"a SELECT INBOX\r\nb LOGOUT\r\n")?;
+        let list: &[u8] = match with_headers {
+            true => b"h FETCH 1:* (FLAGS BODY.PEEK[HEADER.FIELDS (FROM TO SUBJECT DATE)])\r\n",
+            false => b"",
+        };
+        stdin.write_all(&[b"a SELECT INBOX\r\n", list, b"b LOGOUT\r\n"].concat())?;
     }
     let said = child.wait_with_output()?.stdout;
     let took = began.elapsed();

@@ -16,24 +16,24 @@ pub struct Round {
 }
 
 pub const HEAD: &str = "\
-| case | postroom /s | dovecot /s | ratio | p50 ms | p99 ms | CPU µs | peak MiB |
-|---|---|---|---|---|---|---|---|";
+| case | postroom /s | peer /s | ratio | p50 ms | p99 ms | CPU µs | peak MiB | floor /s |
+|---|---|---|---|---|---|---|---|---|";
 
-/// One line: medians of the rounds, postroom's before dovecot's; the ratio is that of the rounds side by side, with its
+/// One line: medians of the rounds, postroom's before the peer's; the ratio is that of the rounds side by side, with its
 /// least and greatest.
-pub fn line(case: &str, postroom: &[Round], dovecot: &[Round]) -> String {
+pub fn line(case: &str, postroom: &[Round], peer: &[Round], floor: &[Round]) -> String {
     let both = |digits: usize, of: fn(&Round) -> Option<f64>| {
         let show = |rounds: &[Round]| {
             median(rounds.iter().filter_map(of)).map_or("–".into(), |it| format!("{it:.digits$}"))
         };
-        (show(postroom), show(dovecot))
+        (show(postroom), show(peer))
     };
-    let pair = |(postroom, dovecot): (String, String)| format!("{postroom} / {dovecot}");
+    let pair = |(postroom, peer): (String, String)| format!("{postroom} / {peer}");
     let rates = both(0, |round| Some(round.per_second));
     let mut ratios: Vec<f64> = postroom
         .iter()
-        .zip(dovecot)
-        .map(|(postroom, dovecot)| postroom.per_second / dovecot.per_second)
+        .zip(peer)
+        .map(|(postroom, peer)| postroom.per_second / peer.per_second)
         .collect();
     ratios.sort_by(f64::total_cmp);
     let ratio = match (median(ratios.iter().copied()), &ratios[..]) {
@@ -43,8 +43,10 @@ pub fn line(case: &str, postroom: &[Round], dovecot: &[Round]) -> String {
         }
         _ => "–".into(),
     };
+    let floor = median(floor.iter().map(|round| round.per_second));
+    let floor = floor.map_or("–".into(), |it| format!("{it:.0}"));
     format!(
-        "| {case} | {} | {} | {ratio} | {} | {} | {} | {} |",
+        "| {case} | {} | {} | {ratio} | {} | {} | {} | {} | {floor} |",
         rates.0,
         rates.1,
         pair(both(2, |round| Some(round.p50))),

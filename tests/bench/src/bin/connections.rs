@@ -23,6 +23,8 @@ const LOAD: Load = Load {
     recipients: 1,
     size: 4096,
     mailboxes: 16,
+    detail: "",
+    reconnects: false,
 };
 
 fn main() -> ExitCode {

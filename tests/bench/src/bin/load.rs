@@ -41,11 +41,8 @@ fn main() -> ExitCode {
 
 fn arguments(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
     let mut load = Load {
-        connections: 1,
-        messages: 1000,
-        recipients: 1,
-        size: 4096,
         mailboxes: 0,
+        ..Load::default()
     };
     let (mut target, mut pid) = (None, None);
     while let Some(word) = words.next() {
