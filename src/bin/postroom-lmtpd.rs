@@ -78,6 +78,7 @@ fn complain(error: &io::Error) -> u8 {
 /// Root binds the sockets, forks and touches no mail; anybody else does all of it in this process. There is one thread yet.
 fn start(arguments: &Arguments) -> io::Result<u8> {
     process::clear_umask();
+    process::keep_private()?;
     process::ignore_file_size_signal()?;
     process::raise_open_files()?;
     let config = load(arguments)?;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use postroom::admin::{self, completions::Program};
 use postroom::lda;
+use postroom::sys::process;
 
 /// Where would a mail go, and why? Delivery into private, public and shared mailboxes.
 #[derive(Parser)]
@@ -83,6 +84,10 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
         }
     };
+    if let Err(error) = process::keep_private() {
+        let _ = writeln!(io::stderr(), "postroom: {error}");
+        return ExitCode::from(75);
+    }
     let mut out = io::stdout().lock();
     let config = config.as_deref();
     let done = match command {

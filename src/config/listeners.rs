@@ -18,7 +18,7 @@ use crate::sys::nss;
 pub fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::Settings {
     let section = root.section("lmtp");
     let tables = section.tables("listen");
-    let listen = tables.iter().filter_map(listener).collect();
+    let listen = tables.iter().filter_map(lmtp_listener).collect();
     let number = |key, default: u32| {
         let number = section.number(key, Some(default)).unwrap_or(default);
         if number == 0 {
@@ -234,6 +234,18 @@ pub fn hand_over(root: &Section<'_>) -> HandOver {
     };
     section.finish();
     hand_over
+}
+
+/// Where mail servers expect SMTP they would take each other's replies for something else (RFC 2033, 5).
+fn lmtp_listener(section: &Section<'_>) -> Option<Listen> {
+    let listen = listener(section)?;
+    if let Listen::Tcp { address, .. } = &listen
+        && address.port() == 25
+    {
+        let why = "port 25 is for SMTP, and LMTP is never spoken there";
+        section.error("tcp", why, "write \"127.0.0.1:24\"");
+    }
+    Some(listen)
 }
 
 /// One beside LMTP: nobody there begins TLS, or says for whom he speaks.

@@ -100,6 +100,21 @@ fn each_problem_with_its_line() {
         ),
         ("[lmtp]\nlisten = [{ tcp = \"24\" }]", 2, "is no address"),
         (
+            "[lmtp]\nlisten = [{ unix = \"/x\" },\n{ tcp = \"127.0.0.1:25\" }]",
+            3,
+            "port 25 is for SMTP",
+        ),
+        (
+            "[status]\nlisten = [{ tcp = \"[::1]:9154\" },\n{ tcp = \"[::]:9154\" }]",
+            3,
+            "others would read the names of users",
+        ),
+        (
+            "[status]\nlisten = [{ tcp = \"192.0.2.1:9154\" }]",
+            2,
+            "others would read the names of users",
+        ),
+        (
             "[lmtp]\nlisten = [{ tcp = \"[::1]:24\", ssl = true }]",
             2,
             "there is no certificate",

@@ -309,6 +309,7 @@ impl Inspection<'_> {
         mail_roots.push(target.paths.root.clone());
         Links {
             uid: self.identity.uid,
+            lent: self.targets.user.lent.clone(),
             mail_roots,
         }
     }

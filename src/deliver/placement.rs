@@ -231,6 +231,7 @@ mod tests {
             let user = User {
                 name: "a".into(),
                 credentials: credentials::effective(),
+                lent: Vec::new(),
                 home: None,
                 extra: fields.collect(),
                 origin: String::new(),

@@ -45,6 +45,9 @@ use wire::Offer;
 
 /// Delivers what the command line and stdin say. Answers the exit code.
 pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
+    process::close_inherited();
+    // Neither of the two calls can fail, and mail is not held up for them.
+    let _ = process::keep_private();
     if process::is_privileged_by_file() {
         say(
             "4.3.0",

@@ -3,7 +3,8 @@
 //! 1. Whatever leads to the root of a namespace, and to the directory of an INBOX outside of it, is the admin's: followed.
 //! 2. Below that, a symlink is followed when it belongs to root, to the user who delivers or to the owner of what it leads to,
 //!    and when what it leads to is there and lies below a mail root. Where it leads to another symlink, the owner of that one
-//!    does not matter: only where both end does.
+//!    does not matter: only where both end does. A link of the user who delivers does not count where only a group opens what it leads
+//!    to that is lent to him while he delivers.
 //! 3. In a mailbox, and for locks and control files, nothing is followed.
 //!
 //! The rights are those of the name: of the namespace that holds the link. Modes and groups are those of what it leads to.
@@ -20,6 +21,8 @@ use crate::sys::is_no_directory;
 pub struct Links {
     /// Who delivers.
     pub uid: u32,
+    /// Groups that are his only while mail is delivered.
+    pub lent: Vec<u32>,
     /// What a symlink may lead to.
     pub mail_roots: Vec<PathBuf>,
 }
@@ -72,6 +75,13 @@ impl Links {
             return Err(format!(
                 "belongs to uid {}: not to root, nor to uid {uid}, who delivers, nor to uid {}, who has what it leads to",
                 link.uid, target.uid
+            ));
+        }
+        let is_own = link.uid == uid && ![0, target.uid].contains(&uid);
+        if is_own && self.lent.contains(&target.gid) && target.mode & 0o002 == 0 {
+            return Err(format!(
+                "belongs to uid {uid}, who delivers, and only gid {} of mail_access_groups opens what it leads to: a link to that is root's, or its owner's",
+                target.gid
             ));
         }
         let mut roots = self.mail_roots.iter();
@@ -167,7 +177,7 @@ fn way<'a>(root: &'a Path, mailbox: &'a Path) -> (&'a Path, Vec<&'a OsStr>) {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{lchown, symlink};
+    use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 
     use super::*;
     use crate::sys::credentials;
@@ -212,6 +222,7 @@ mod tests {
             };
             let links = Links {
                 uid: credentials::effective().uid,
+                lent: Vec::new(),
                 mail_roots: vec![path("home")],
             };
             let checked = links.check(&root, &mailbox);
@@ -246,25 +257,34 @@ mod tests {
         if !credentials::is_root() {
             return;
         }
-        for (owner, uid, target_uid, is_followed) in [
-            (0, 1000, 1000, true),
-            (1000, 1000, 1001, true),
-            (1001, 1000, 1001, true),
-            (1002, 1000, 1001, false),
-            (1002, 0, 0, false),
+        const LENT: u32 = 2000;
+        for (owner, uid, target_uid, gid, mode, is_followed) in [
+            (0, 1000, 1000, 0, 0o770, true),
+            (1000, 1000, 1001, 0, 0o770, true),
+            (1001, 1000, 1001, 0, 0o770, true),
+            (1002, 1000, 1001, 0, 0o770, false),
+            (1002, 0, 0, 0, 0o770, false),
+            (1000, 1000, 0, LENT, 0o770, false),
+            (1000, 1000, 0, LENT, 0o777, true),
+            (1000, 1000, 0, LENT + 1, 0o770, true),
+            (1000, 1000, 1000, LENT, 0o770, true),
+            (0, 1000, 0, LENT, 0o770, true),
+            (1001, 1000, 1001, LENT, 0o770, true),
         ] {
             let scratch = tempfile::tempdir().unwrap();
             let (link, target) = (scratch.path().join(".Box"), scratch.path().join("target"));
             fs::create_dir(&target).unwrap();
-            lchown(&target, Some(target_uid), None).unwrap();
+            lchown(&target, Some(target_uid), Some(gid)).unwrap();
+            fs::set_permissions(&target, fs::Permissions::from_mode(mode)).unwrap();
             symlink(&target, &link).unwrap();
             lchown(&link, Some(owner), None).unwrap();
             let links = Links {
                 uid,
+                lent: vec![LENT],
                 mail_roots: vec![scratch.path().to_owned()],
             };
             let checked = links.check(scratch.path(), &link);
-            let case = format!("{owner} {uid} {target_uid}: {checked:?}");
+            let case = format!("{owner} {uid} {target_uid} {gid} {mode:o}: {checked:?}");
             assert_eq!(checked.is_ok(), is_followed, "{case}");
             let opened = links.open(scratch.path(), &link);
             assert_eq!(opened.is_ok(), is_followed, "{case}");

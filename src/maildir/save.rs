@@ -186,6 +186,8 @@ impl Maildir {
             };
             match linked {
                 Ok(()) => return Ok(name),
+                // A file server that has done it may be asked again, and answer that.
+                Err(_) if is_of(place, &name, &written.file) => return Ok(name),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(failed(error)),
             }
@@ -216,6 +218,14 @@ fn rename(named: &mut Option<(Dir, String)>, new: &Dir, name: &str) -> io::Resul
     Ok(())
 }
 
+/// Whether `name` is one of `file`.
+fn is_of(place: &Dir, name: &str, file: &File) -> bool {
+    let (Ok(named), Ok(own)) = (place.stat_name(name), dir::stat_file(file)) else {
+        return false;
+    };
+    named.identity() == own.identity()
+}
+
 /// Mode and group of a file that was just created, exact whatever the umask and the directory did. Answers what could not be
 /// set, and how the file is now.
 pub(super) fn settle(file: &File, permission: &Permission) -> io::Result<(io::Result<()>, Stat)> {
@@ -232,4 +242,54 @@ pub(super) fn settle(file: &File, permission: &Permission) -> io::Result<(io::Re
 
 fn count_lines(header: &[u8]) -> u64 {
     memchr::memchr_iter(b'\n', header).count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::message::body::{BodyWriter, Spool};
+    use crate::sys::fault_point;
+
+    const DEMANDS: Demands = Demands {
+        verified: false,
+        sync: true,
+    };
+
+    /// The request is sent twice, or its answer is lost: the message is there once, and that is what is said.
+    #[test]
+    fn a_file_server_that_has_done_it_already() {
+        let lost = fault_point::ERRNOS.into_iter().map(Some);
+        for (is_named, errno) in lost.chain([None]).flat_map(|it| [(false, it), (true, it)]) {
+            let root = tempfile::tempdir().unwrap();
+            let path = |below: &str| root.path().join(below);
+            for part in ["cur", "new", "tmp"] {
+                fs::create_dir(path(part)).unwrap();
+            }
+            let mailbox = Maildir::at(Dir::open(root.path()).unwrap(), root.path()).unwrap();
+            let (names, body) = (Names::new("mx", 1), BodyWriter::new(&Spool::default()));
+            let body = body.finish().unwrap();
+            let mut written = mailbox.write(&names, b"x", &body, DEMANDS).unwrap();
+            mailbox.tmp.link(&written.file, "t").unwrap();
+            if is_named {
+                written.named = Some((mailbox.tmp.try_clone().unwrap(), "t".into()));
+            }
+            let (from, to) = (path("tmp/t"), path("new/m,S=1,W=1"));
+            let done = move || fs::rename(from, to).unwrap();
+            match errno {
+                Some(errno) => fault_point::fail_behind(0, errno, done),
+                None => fault_point::meddle(0, done),
+            }
+            let (wanted, mut written) = (Some("m".to_owned()), Arc::new(written));
+            let linked = mailbox.link(&names, wanted, &mut written, Flags::default(), "");
+            assert!(!fault_point::disarm());
+            drop(written);
+            let case = format!("named: {is_named}, {errno:?}: {linked:?}");
+            assert_eq!(linked.as_deref().ok(), Some("m,S=1,W=1"), "{case}");
+            for (part, count) in [("tmp", 0), ("new", 1)] {
+                assert_eq!(fs::read_dir(path(part)).unwrap().count(), count, "{case}");
+            }
+        }
+    }
 }

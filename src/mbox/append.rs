@@ -451,6 +451,7 @@ mod tests {
         let folder = path.parent().unwrap().to_owned();
         let links = Links {
             uid: credentials::effective().uid,
+            lent: Vec::new(),
             mail_roots: vec![folder.clone()],
         };
         let holder = links.open_holder(&folder, path);

@@ -136,6 +136,15 @@ impl Fence {
                 let readable: Vec<PathBuf> = settings.acl.global_path.iter().cloned().collect();
                 self.bases = bases.clone();
                 let restricted = sandbox::restrict(&roots.collect::<Vec<_>>(), &readable);
+                if let Ok(Sandbox {
+                    missing: Some(root),
+                    ..
+                }) = &restricted
+                {
+                    let root = root.display().to_string();
+                    let why = "neither it nor a directory above it is there";
+                    tracing::warn!(root = root.as_str(), why, "a worker without Landlock");
+                }
                 self.sandbox.insert(restricted.unwrap_or_else(|error| {
                     let error = error.to_string();
                     tracing::warn!(error = error.as_str(), "a worker without Landlock");
@@ -144,7 +153,7 @@ impl Fence {
             }
         };
         let is_free = sandbox.level == Level::None;
-        is_free || (bases.is_subset(&self.bases) && sandbox.is_current())
+        (is_free || bases.is_subset(&self.bases)) && sandbox.is_current()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Duration;
@@ -15,6 +15,8 @@ const PATIENCE: Patience = Patience {
     timeout: Duration::from_secs(30),
     stale: Duration::from_secs(60),
 };
+/// Bytes that are read of a map: its directory is open to all who share.
+const MAX_SIZE: u64 = 16 * 1024 * 1024;
 const USER: &str = "shared/shared-boxes/user/";
 const GROUP: &str = "shared/shared-boxes/group/";
 const ANYONE: &str = "shared/shared-boxes/anyone/";
@@ -39,7 +41,7 @@ pub fn replace(
     make_parents(parent).map_err(failed)?;
     let dir = Dir::open(parent).map_err(failed)?;
     let stat = dir.stat().map_err(failed)?;
-    let (mode, gid) = permission(path, &stat);
+    let (mode, gid) = permission(&dir, name, &stat);
     let mut lock = Dotlock::take(&dir, name, mode, Holds::Content, PATIENCE).map_err(failed)?;
     let mut pairs = pairs(path)?;
     let there: BTreeSet<Share> = pairs.keys().filter_map(|key| share(key)).collect();
@@ -66,8 +68,8 @@ pub fn replace(
 }
 
 /// The existing file's mode and group, else the directory's ("Dictionary Files"); the group where it matters.
-fn permission(path: &Path, parent: &Stat) -> (u32, Option<u32>) {
-    let stat = dir::stat(path).unwrap_or(*parent);
+fn permission(dir: &Dir, name: &str, parent: &Stat) -> (u32, Option<u32>) {
+    let stat = dir.stat_name(name).unwrap_or(*parent);
     let mode = stat.mode & 0o666;
     let group_matters = (mode >> 3) & 7 != mode & 7;
     (mode | 0o600, group_matters.then_some(stat.gid))
@@ -88,8 +90,7 @@ fn make_parents(path: &Path) -> io::Result<()> {
 }
 
 fn pairs(path: &Path) -> Result<BTreeMap<String, String>, MapError> {
-    // Read as something else, rows of others would be written again as something else.
-    let text = match fs::read_to_string(path) {
+    let text = match text_of(path) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
         Err(error) => return Err(MapError::Io(path.display().to_string(), error)),
@@ -101,6 +102,21 @@ fn pairs(path: &Path) -> Result<BTreeMap<String, String>, MapError> {
         pairs.insert(unescaped(key), unescaped(value));
     }
     Ok(pairs)
+}
+
+/// Whatever somebody of its group has put there instead: no link is followed and nothing is waited for.
+fn text_of(path: &Path) -> io::Result<String> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(ErrorKind::InvalidFilename.into());
+    };
+    let file = Dir::open(parent)?.read(name)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_SIZE {
+        return Err(io::Error::other("larger than 16 MiB"));
+    }
+    // Read as something else, rows of others would be written again as something else.
+    String::from_utf8(bytes).map_err(|_| io::Error::new(ErrorKind::InvalidData, "not UTF-8"))
 }
 
 fn share(key: &str) -> Option<Share> {

@@ -153,7 +153,7 @@ pub fn ignore_wishes() -> io::Result<()> {
 }
 
 /// Closes whatever else came along: what still names it in memory is never used again.
-fn close_others(kept: &[RawFd]) {
+pub(super) fn close_others(kept: &[RawFd]) {
     let mut kept: Vec<u32> = kept.iter().map(|&it| it as u32).collect();
     kept.extend([0, 1, 2, u32::MAX]);
     kept.sort_unstable();

@@ -4,7 +4,7 @@
 //! chosen errno instead of doing its work, and before the n-th after [`meddle`] something else happens.
 
 #[cfg(test)]
-pub use countdown::{ERRNOS, arm, disarm, meddle, pass};
+pub use countdown::{ERRNOS, arm, disarm, fail_behind, meddle, pass};
 
 #[cfg(not(test))]
 #[inline(always)]
@@ -20,6 +20,8 @@ mod countdown {
     enum Event {
         Fails(i32),
         Meddled(Box<dyn FnOnce()>),
+        /// Somebody else does it, and it fails nevertheless.
+        FailsBehind(Box<dyn FnOnce()>, i32),
     }
 
     thread_local! {
@@ -48,6 +50,12 @@ mod countdown {
         NEXT.set(Some((calls, Event::Meddled(Box::new(somebody)))));
     }
 
+    /// Let the `calls`-th system call from now fail with `errno` behind what somebody else does: a file server that has done it and
+    /// whose answer was lost.
+    pub fn fail_behind(calls: usize, errno: i32, somebody: impl FnOnce() + 'static) {
+        NEXT.set(Some((calls, Event::FailsBehind(Box::new(somebody), errno))));
+    }
+
     /// Ends the countdown. True: it had not fired yet.
     pub fn disarm() -> bool {
         NEXT.take().is_some()
@@ -60,6 +68,10 @@ mod countdown {
             Some((0, Event::Meddled(somebody))) => {
                 somebody();
                 Ok(())
+            }
+            Some((0, Event::FailsBehind(somebody, errno))) => {
+                somebody();
+                Err(io::Error::from_raw_os_error(errno))
             }
             Some((calls, event)) => {
                 NEXT.set(Some((calls - 1, event)));

@@ -15,6 +15,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, gethostname, getpid, getppid};
 
+use super::children;
 use super::credentials::{self, Credentials};
 
 /// The exit code of a child that has no result (EX_SOFTWARE).
@@ -50,6 +51,19 @@ pub fn clear_umask() {
 pub fn is_privileged_by_file() -> bool {
     // SAFETY: getauxval reads a value that the kernel gave at the start.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// Nobody of this uid looks into this process, which may hold mail of others, and its end leaves no image of it. A program that is run
+/// is as others are.
+pub fn keep_private() -> io::Result<()> {
+    prctl::set_dumpable(false)?;
+    Ok(setrlimit(Resource::RLIMIT_CORE, 0, 0)?)
+}
+
+/// Closes what the caller left open beside stdin, stdout and stderr: its locks and its peers are not ours to hold. To be called
+/// before anything has been opened.
+pub fn close_inherited() {
+    children::close_others(&[]);
 }
 
 /// A file that outgrows a limit becomes an error of the write (EFBIG) instead of the end of the process.

@@ -19,6 +19,8 @@ pub struct Sandbox {
     /// Each with its device and inode at that time.
     roots: Vec<(PathBuf, Option<(u64, u64)>)>,
     pub level: Level,
+    /// A root that is missing with all of its parents: nothing could be closed.
+    pub missing: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -30,17 +32,26 @@ pub enum Level {
     None,
 }
 
-/// Restricts this thread, and those that it starts, to `roots`, and `readable` for reading. Best effort: a kernel without it, or a
-/// root that is not there yet, leaves the process as it is.
+/// Restricts this thread, and those that it starts, to `roots`, and `readable` for reading. In place of a root that is not there yet,
+/// to the nearest of its parents. Best effort: a kernel without it leaves the process as it is, and so does a root without parents.
 pub fn restrict(roots: &[PathBuf], readable: &[PathBuf]) -> io::Result<Sandbox> {
     let known = |path: &PathBuf| (path.clone(), identity(path));
     let mut sandbox = Sandbox {
         roots: roots.iter().map(known).collect(),
         level: Level::None,
+        missing: None,
     };
-    // What is not there cannot be named in a rule, and must be had once it is.
-    if sandbox.roots.iter().any(|(_, identity)| identity.is_none()) {
-        return Ok(sandbox);
+    let mut opened = Vec::new();
+    for root in roots {
+        match dir::nearest_existing(root) {
+            // Once it is there this is another place.
+            Ok((parent, _)) if parent.parent().is_none() && parent != *root => {
+                sandbox.missing = Some(root.clone());
+                return Ok(sandbox);
+            }
+            Ok((nearest, _)) => opened.push(nearest),
+            Err(_) => opened.push(root.clone()),
+        }
     }
     let (all, read) = (AccessFs::from_all(ABI::V3), AccessFs::from_read(ABI::V3));
     // The first version forbids every rename between directories, and that is how mail is delivered.
@@ -48,7 +59,7 @@ pub fn restrict(roots: &[PathBuf], readable: &[PathBuf]) -> io::Result<Sandbox> 
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::Refer);
     let Ok(rules) = second else {
-        return Ok(sandbox);
+        return Ok(Sandbox::default());
     };
     let mut rules = rules
         .set_compatibility(CompatLevel::BestEffort)
@@ -59,7 +70,7 @@ pub fn restrict(roots: &[PathBuf], readable: &[PathBuf]) -> io::Result<Sandbox> 
         .iter()
         .map(Path::new)
         .chain(readable.iter().map(PathBuf::as_path));
-    let roots = roots.iter().map(|it| (it.as_path(), all));
+    let roots = opened.iter().map(|it| (it.as_path(), all));
     for (path, access) in roots.chain(readable.map(|it| (it, read))) {
         let Ok(opened) = PathFd::new(path) else {
             continue;
@@ -87,10 +98,11 @@ impl Sandbox {
         }
     }
 
-    /// False: something has been mounted over a root, or another one has taken its place; it is closed to this process.
+    /// False: something has been mounted over a root, or another one has taken its place, which is closed to this process; or a root
+    /// that was missing is there, and a new process can be restricted to it.
     pub fn is_current(&self) -> bool {
         let is_same = |(path, then): &(PathBuf, _)| identity(path) == *then;
-        self.level == Level::None || self.roots.iter().all(is_same)
+        self.roots.iter().all(is_same)
     }
 }
 
@@ -113,9 +125,10 @@ mod tests {
             fs::create_dir(&inside).unwrap();
             fs::create_dir(&outside).unwrap();
             fs::write(outside.join("x"), "x").unwrap();
-            let gone = restrict(&[root.path().join("nowhere")], &[]).unwrap();
+            let gone = restrict(&["/nowhere/at/all".into()], &[]).unwrap();
             assert_eq!(gone.level, Level::None);
-            assert!(fs::read(outside.join("x")).is_ok());
+            assert_eq!(gone.missing, Some("/nowhere/at/all".into()));
+            assert!(gone.is_current() && fs::read(outside.join("x")).is_ok());
             let sandbox = restrict(std::slice::from_ref(&inside), &[]).unwrap();
             if sandbox.level == Level::None {
                 return;
@@ -130,6 +143,29 @@ mod tests {
             assert!(fs::metadata("/etc/passwd").is_ok() && fs::read("/etc/passwd").is_ok());
             assert!(sandbox.is_current());
             fs::rename(&inside, root.path().join("other")).unwrap_err();
+        })
+        .join()
+        .unwrap();
+    }
+
+    /// Its nearest parent is what stays open, and as soon as it is there another process is better.
+    #[test]
+    fn a_root_that_is_not_there_yet() {
+        std::thread::spawn(|| {
+            let root = tempfile::tempdir().unwrap();
+            let (parent, outside) = (root.path().join("store"), root.path().join("out"));
+            fs::create_dir(&parent).unwrap();
+            fs::write(&outside, "x").unwrap();
+            let late = parent.join("control/alice");
+            let sandbox = restrict(std::slice::from_ref(&late), &[]).unwrap();
+            if sandbox.level == Level::None {
+                return;
+            }
+            assert!(fs::read(&outside).is_err());
+            assert!(sandbox.is_current());
+            fs::create_dir_all(&late).unwrap();
+            fs::write(late.join("x"), "x").unwrap();
+            assert!(!sandbox.is_current());
         })
         .join()
         .unwrap();

@@ -4,17 +4,20 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, socket, sockopt,
 };
-use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
-use nix::unistd::{Group, User};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat};
+use nix::unistd::{Gid, Group, Uid, User, fchownat, geteuid};
+
+use super::fault_point::pass;
 
 /// The process at the other end of a unix socket when it connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,11 +39,32 @@ pub fn bind_unix(
 ) -> io::Result<UnixListener> {
     remove_stale(path)?;
     let listener = bind_private(path)?;
-    if uid.is_some() || gid.is_some() {
-        chown(path, uid, gid)?;
-    }
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    give_away(path, mode, uid, gid)?;
     Ok(listener)
+}
+
+/// Gives the socket that was just bound its owner and mode. Whoever may change names in its directory has perhaps put something else
+/// there by now: no link is followed, and only a socket as we make it, with no name elsewhere, is given away.
+fn give_away(path: &Path, mode: u32, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+    pass()?;
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = open(path, flags, Mode::empty())?;
+    let stat = fstat(&file)?;
+    let is_private = stat.st_mode & !(libc::S_IRUSR | libc::S_IWUSR) == libc::S_IFSOCK;
+    if !is_private || stat.st_nlink != 1 || stat.st_uid != geteuid().as_raw() {
+        return Err(io::Error::other("somebody has put something else there"));
+    }
+    let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+    fchownat(&file, "", uid, gid, AtFlags::AT_EMPTY_PATH)?;
+    // fchmod(2) of such a descriptor is refused; this is the same file, whatever has the name now.
+    let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let mode = Mode::from_bits_truncate(mode);
+    Ok(fchmodat(
+        AT_FDCWD,
+        opened.as_str(),
+        mode,
+        FchmodatFlags::FollowSymlink,
+    )?)
 }
 
 /// A socket that only our own uid can connect to.
@@ -150,7 +174,10 @@ pub fn back_off(failures: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+    use crate::sys::fault_point;
 
     #[test]
     fn mode_is_exact() {
@@ -170,6 +197,46 @@ mod tests {
         let path = dir.path().join("lmtp");
         let _listener = bind_private(&path).unwrap();
         assert_eq!(fs::symlink_metadata(&path).unwrap().mode() & 0o177, 0);
+    }
+
+    /// In a directory of somebody else, who changes the name as soon as the socket has it.
+    #[test]
+    fn a_swapped_socket_gives_nothing_away() {
+        type Swap = fn(&Path, &Path);
+        let swaps: [(&str, Swap); 4] = [
+            ("a symlink", |path, other| {
+                std::os::unix::fs::symlink(other, path).unwrap();
+            }),
+            ("a file", |path, other| fs::rename(other, path).unwrap()),
+            ("a second name", |path, other| {
+                fs::hard_link(other, path).unwrap()
+            }),
+            ("a socket with a second name", |path, other| {
+                fs::remove_file(other).unwrap();
+                bind_private(other).unwrap();
+                fs::hard_link(other, path).unwrap();
+            }),
+        ];
+        for (what, swap) in swaps {
+            let dir = tempfile::tempdir().unwrap();
+            let (path, other) = (dir.path().join("lmtp"), dir.path().join("other"));
+            fs::write(&other, "precious").unwrap();
+            fs::set_permissions(&other, fs::Permissions::from_mode(0o600)).unwrap();
+            fault_point::meddle(0, {
+                let (path, other) = (path.clone(), other.clone());
+                move || {
+                    fs::remove_file(&path).unwrap();
+                    swap(&path, &other);
+                }
+            });
+            let bound = bind_unix(&path, 0o666, None, None);
+            assert!(
+                !fault_point::disarm() && bound.is_err(),
+                "{what}: {bound:?}"
+            );
+            let mode = fs::metadata(&path).unwrap().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{what}");
+        }
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct User {
     /// The canonical name: what `%{user}` stands for.
     pub name: String,
     pub credentials: Credentials,
+    /// Those of his groups that are his only while mail is delivered (`mail_access_groups`).
+    pub lent: Vec<u32>,
     /// Absolute. None: mailboxes below `~` cannot be had.
     pub home: Option<PathBuf>,
     /// Fields of the userdb that are not uid, gid and home: `mail_access_groups`, `acl_groups`, …
@@ -389,7 +391,7 @@ impl Limits {
                 answer.name
             )));
         }
-        let groups = self.groups(&answer, gid).map_err(unavailable)?;
+        let (groups, lent) = self.groups(&answer, gid).map_err(unavailable)?;
         let Answer {
             name,
             extra,
@@ -402,40 +404,46 @@ impl Limits {
                 privileged: self.mail_privileged_group,
                 ..Credentials::new(uid, gid, groups)
             },
+            lent,
             home,
             extra,
             origin,
         })
     }
 
-    /// Groups of the userdb, of `system_groups_user`, of `mail_access_groups`. Out of range: not taken.
-    fn groups(&self, answer: &Answer, gid: u32) -> Result<Vec<u32>, String> {
+    /// Groups of the userdb, of `system_groups_user`, of `mail_access_groups`; and those that only the last one gives. Out of range:
+    /// not taken.
+    fn groups(&self, answer: &Answer, gid: u32) -> Result<(Vec<u32>, Vec<u32>), String> {
         let mut groups = answer.groups.clone();
         if let Some(name) = answer.extra.get("system_groups_user") {
             let more =
                 nss::groups(name, gid).map_err(|error| format!("groups of {name:?}: {error}"))?;
             groups.extend(more.into_iter().filter(|&gid| self.gid_is_valid(gid)));
         }
+        let own = groups.clone();
+        let mut lent = Vec::new();
         match answer.extra.get("mail_access_groups") {
-            Some(own) => {
-                for group in own
+            Some(named) => {
+                for group in named
                     .split(',')
                     .map(str::trim)
                     .filter(|group| !group.is_empty())
                 {
                     let gid =
                         nss::gid(group).map_err(|error| format!("group {group:?}: {error}"))?;
-                    groups.push(gid.ok_or_else(|| {
+                    lent.push(gid.ok_or_else(|| {
                         format!("there is no group {group:?} (mail_access_groups)")
                     })?);
                 }
             }
-            None => groups.extend(&self.mail_access_groups),
+            None => lent.extend(&self.mail_access_groups),
         }
+        groups.extend(&lent);
+        lent.retain(|lent| *lent != gid && !own.contains(lent));
         groups.retain(|&gid| gid != 0);
         groups.sort_unstable();
         groups.dedup();
-        Ok(groups)
+        Ok((groups, lent))
     }
 }
 

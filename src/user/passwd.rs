@@ -55,6 +55,7 @@ pub fn current() -> Result<User, Unavailable> {
     Ok(User {
         name: account.name,
         credentials: Credentials::new(uid, gid, groups),
+        lent: Vec::new(),
         home: Some(home.unwrap_or(account.home)),
         extra: Default::default(),
         origin: "this process".into(),
