@@ -4,11 +4,15 @@
 mod support;
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
-use support::{MAIL, Store, as_user, messages, messages_below, not_root, program, run_with_input};
+use support::{
+    MAIL, PATIENCE, Store, as_user, messages, messages_below, not_root, program, run_with_input,
+};
 
 const MESSAGE: &[u8] = b"Subject: hello\n\nbody\n";
 
@@ -590,6 +594,118 @@ fn hostile_surroundings() {
         assert_eq!(messages_below(&store.path("")).len(), *stored, "{case}");
         let lines = String::from_utf8_lossy(&output.stderr).lines().count();
         assert_eq!(lines, said(&output).len(), "{case}");
+    }
+}
+
+/// A queue that the MTA has locked, a pipe to somebody else: nothing of it stays open while a message is waited for.
+#[test]
+fn descriptors_of_the_caller() {
+    let store = Store::new();
+    store.configure("", "");
+    let mut command = Command::new("sh");
+    let script = "exec 3>\"$2\" 7<\"$2\" 9>>\"$2\"; exec \"$0\" -c \"$1\" -d alice";
+    command.arg("-c").arg(script);
+    command.arg(program("postroom-lda").get_program());
+    let held = store.path("run/held");
+    command.arg(store.path("postroom.toml")).arg(&held);
+    as_user(&mut command, MAIL, MAIL, &[]);
+    let mut lda = command.stdin(Stdio::piped()).spawn().unwrap();
+    let children = || {
+        let path = format!("/proc/{0}/task/{0}/children", lda.id());
+        fs::read_to_string(path).unwrap_or_default()
+    };
+    let began = Instant::now();
+    while children().is_empty() && began.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let child = children();
+    for pid in [child.trim(), &lda.id().to_string()] {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        let open = open.map(|it| fs::read_link(it.unwrap().path()).unwrap_or_default());
+        assert_eq!(open.filter(|it| *it == held).count(), 0, "{pid}");
+    }
+    lda.stdin.take().unwrap().write_all(MESSAGE).unwrap();
+    assert_eq!(lda.wait().unwrap().code(), Some(0));
+    assert_eq!(messages_below(&store.path("")).len(), 1);
+}
+
+/// Nothing where it is started is configuration: only the file that is named, and nobody's home.
+#[test]
+fn the_working_directory() {
+    let store = Store::new();
+    let config = store.configure("", "");
+    let hostile = "mail_path = \"/tmp/elsewhere\"\nno_setting = 1\n";
+    let places = [
+        "postroom.toml",
+        ".postroom.toml",
+        ".config/postroom/postroom.toml",
+        "etc/postroom/postroom.toml",
+        "postroom/postroom.toml",
+    ];
+    for folder in ["here", "home/alice"] {
+        store.scratch.dir(folder, MAIL, MAIL, 0o755);
+        for place in places {
+            let path = store.path(folder).join(place);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, hostile).unwrap();
+        }
+    }
+    for (named, code) in [(Some(&config), 0), (None, 75)] {
+        let mut command = Command::new("sh");
+        let script = "cd \"$1\" && export HOME=\"$2\" && shift 2 && exec \"$0\" -d alice \"$@\"";
+        command.arg("-c").arg(script);
+        command.arg(program("postroom-lda").get_program());
+        command.args([store.path("here"), store.path("home/alice")]);
+        command.args(named.iter().flat_map(|path| ["-c", path.to_str().unwrap()]));
+        as_user(&mut command, MAIL, MAIL, &[]);
+        let output = run_with_input(&mut command, MESSAGE);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("no_setting"), "{named:?}: {said}");
+        // On a machine without /etc/postroom/postroom.toml.
+        if named.is_some() || !Path::new("/etc/postroom/postroom.toml").exists() {
+            assert_eq!(output.status.code(), Some(code), "{named:?}: {said}");
+        }
+    }
+    assert_eq!(messages_below(&store.path("home/alice/Maildir")).len(), 1);
+}
+
+/// A copy with the set-user-ID bit, or with capabilities, is of no use to whoever starts it.
+#[test]
+fn with_more_rights_than_its_caller() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    store.configure("", "");
+    let copy = store.path("lda");
+    let copied = Command::new("cp")
+        .arg(program("postroom-lda").get_program())
+        .arg(&copy)
+        .status();
+    assert!(copied.unwrap().success());
+    for (rights, code) in [
+        ("chmod 755", 0),
+        ("chown 0:0", 0),
+        ("chmod 4755", 75),
+        ("chmod 2755", 75),
+        ("chmod 755", 0),
+        ("setcap cap_net_admin+ep", 75),
+    ] {
+        let mut words = rights.split(' ');
+        let mut change = Command::new(words.next().unwrap());
+        if !change.args(words).arg(&copy).status().unwrap().success() {
+            panic!("{rights}");
+        }
+        let before = messages_below(&store.path("")).len();
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=8", "--regid=8", "--clear-groups"]);
+        command.arg(&copy).args(["-d", "alice", "-c"]);
+        command.arg(store.path("postroom.toml"));
+        let output = run_with_input(&mut command, MESSAGE);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{rights}: {said}");
+        let stored = messages_below(&store.path("")).len() - before;
+        assert_eq!(stored, usize::from(code == 0), "{rights}");
     }
 }
 

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use support::mount::Mount;
 use support::peers::Postfix;
 use support::{
-    Lmtp, PATIENCE, Scratch, Server, leftovers, messages, messages_below, not_root, program,
-    signal, write_long_ago,
+    Lmtp, MAIL, PATIENCE, Scratch, Server, Store, as_user, leftovers, messages, messages_below,
+    not_root, program, signal, write_long_ago,
 };
 
 const LETTER: &[u8] = b"Subject: x\n\nhello\n";
@@ -372,6 +372,78 @@ fn nobody_can_open_what_is_not_his() {
             .collect();
         assert_eq!(open.len(), 1, "{open:?}");
     }
+}
+
+/// Neither a debugger of the same uid nor the image of a crash shows what another user has got.
+#[test]
+fn nobody_looks_into_a_process() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(4);
+    let many = site.serve("");
+    assert!(many.client().deliver(&["u1@x"], LETTER)[0].starts_with("250"));
+    let store = Store::new();
+    let one = store.serve("", "");
+    let monitor = Process::of(many.pid()).unwrap();
+    let one = Process::of(one.pid()).unwrap();
+    // Waits for its message for ever.
+    let mut lda = program("postroom-lda");
+    lda.arg("-c").arg(store.path("postroom.toml"));
+    lda.args(["-d", "alice"]);
+    as_user(&mut lda, MAIL, MAIL, &[]);
+    let mut lda = lda.stdin(Stdio::piped()).spawn().unwrap();
+    let child = || {
+        let path = format!("/proc/{0}/task/{0}/children", lda.id());
+        let pids = fs::read_to_string(path).unwrap_or_default();
+        Process::of(pids.split_whitespace().next()?.parse().ok()?)
+    };
+    wait_until("a child of the LDA", || child().is_some());
+    let processes = [
+        ("monitor", monitor),
+        ("front", front(&many)),
+        ("worker", worker(&many, UID + 1).unwrap()),
+        ("server of one account", one),
+        ("LDA", Process::of(lda.id()).unwrap()),
+        ("child of the LDA", child().unwrap()),
+    ];
+    for (what, process) in processes {
+        let proc = PathBuf::from(format!("/proc/{}", process.pid));
+        assert_eq!(
+            fs::metadata(proc.join("environ")).unwrap().uid(),
+            0,
+            "{what}"
+        );
+        if process.uid() != 0 {
+            assert!(!process.can("-r", &proc.join("environ")), "{what}");
+        }
+        let limits = fs::read_to_string(proc.join("limits")).unwrap();
+        let mut core = limits
+            .lines()
+            .filter(|line| line.starts_with("Max core file size"));
+        let core: Vec<_> = core.next().unwrap().split_whitespace().collect();
+        assert_eq!(core[4..6], ["0", "0"], "{what}");
+    }
+    drop(lda.stdin.take());
+    lda.wait().unwrap();
+}
+
+/// Where the roots of the configuration cannot be named to the kernel, the log says which; a root that comes later is found.
+#[test]
+fn a_store_that_is_not_there() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(4);
+    let missing = format!("/postroom-{}/control", std::process::id());
+    let more = format!(
+        "[namespace.late]\nprefix = \"Late/\"\nseparator = \"/\"\nmail_path = \"{missing}\"\n"
+    );
+    let server = site.serve(&more);
+    assert!(server.client().deliver(&["u1@x"], LETTER)[0].starts_with("250"));
+    let log = server.log();
+    let line = log.lines().find(|line| line.contains("without Landlock"));
+    assert!(line.is_some_and(|line| line.contains(&missing)), "{log}");
 }
 
 /// Who only asks is answered by the next process, and nobody else notices.

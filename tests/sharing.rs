@@ -4,7 +4,7 @@ mod support;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use support::imap::Imap;
 use support::peers::{Dovecot, Version};
@@ -455,13 +455,37 @@ fn odd_names_and_broken_maps() {
             Some(code)
         );
     }
-    let _ = fs::remove_file(store.path("db/map"));
-    fs::create_dir(store.path("db/map")).unwrap();
-    assert_eq!(
-        run(&["share", "list"]).status.code(),
-        Some(75),
-        "a folder is no map"
-    );
+    // Whoever may write to its directory puts there what he likes; root is who looks.
+    let map = store.path("db/map");
+    let secret = store.path("secret");
+    let row = "shared/shared-boxes/user/alice/carol\n1\n";
+    store.scratch.file("secret", 0, 0, 0o600, row);
+    let make = |script: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script]).arg(&map).arg(&secret);
+        assert!(shell.status().unwrap().success(), "{script}");
+    };
+    for (what, script) in [
+        ("a folder", "mkdir $0"),
+        ("a FIFO", "mkfifo $0"),
+        ("a link", "ln -s $1 $0"),
+        ("a loop", "ln -s map $0"),
+        ("a device", "ln -s /dev/zero $0"),
+        ("a hole", "truncate -s 1G $0"),
+        ("no text", "printf '\\377' > $0"),
+    ] {
+        make("rm -rf $0");
+        make(script);
+        for command in ["list", "verify"] {
+            let mut looking = program("postroom");
+            looking.arg("-c").arg(&config).args(["share", command]);
+            // What hangs is killed, and has no code.
+            let mut timed = Command::new("timeout");
+            timed.args(["-s", "KILL", "20"]).arg(looking.get_program());
+            let output = timed.args(looking.get_args()).output().unwrap();
+            assert_eq!(output.status.code(), Some(75), "{what}: {output:?}");
+        }
+    }
 }
 
 /// As root: the map stays its owner's, rows and entries in another encoding stay as they are.

@@ -387,6 +387,55 @@ fn symlinks_that_are_not_followed() {
     }
 }
 
+/// A group that the server lends to its users opens what is theirs by an ACL: not what a user has linked to himself, where he would
+/// be the owner (CVE-2008-1199).
+#[test]
+fn a_link_opens_no_group_of_the_server() {
+    if not_root() {
+        return;
+    }
+    const ALICE: u32 = 6001;
+    for (setting, field) in [
+        ("mail_access_groups = [\"users\"]\n", ""),
+        ("", "userdb_mail_access_groups=users"),
+    ] {
+        for (owner, is_followed) in [(ALICE, false), (0, true), (MAIL, true)] {
+            let store = Store::new();
+            let secret = "public/.secret";
+            store.scratch.maildir(secret, MAIL, 100, 0o2770);
+            let acl = format!("{secret}/dovecot-acl");
+            store.scratch.file(&acl, MAIL, 100, 0o660, "anyone lr\n");
+            for folder in ["home/alice", "home/alice/Maildir"] {
+                store.scratch.dir(folder, ALICE, ALICE, 0o700);
+            }
+            let link = store.path("home/alice/Maildir/.x");
+            symlink(store.path(secret), &link).unwrap();
+            std::os::unix::fs::lchown(&link, Some(owner), None).unwrap();
+            let config = store.configure("", "");
+            let text = fs::read_to_string(&config).unwrap();
+            fs::write(&config, format!("{setting}{text}")).unwrap();
+            let home = store.scratch.text("home/alice");
+            let users = format!("alice::{ALICE}:{ALICE}::{home}::{field}\n");
+            support::write_long_ago(&store.path("users"), &users);
+            let (socket, log) = (store.path("run/lmtp"), store.path("run/log"));
+            let server = Server::start_as_root(&config, &socket, &log);
+            // Its own name gives what its ACL says.
+            for (mailbox, is_stored) in [("Public/secret", false), ("x", is_followed)] {
+                let recipient = format!("alice+{mailbox}@example.test");
+                let replies = server.client().deliver(&[&recipient], b"Subject: x\n\n");
+                let case = format!("{setting}{field} {owner} {replies:?} {}", server.log());
+                let want = if is_stored { mailbox } else { "INBOX" };
+                assert!(
+                    replies[0].contains(&format!("mailbox=\"{want}\"")),
+                    "{case}"
+                );
+            }
+            let stored = support::messages(&store.path(secret)).len();
+            assert_eq!(stored, usize::from(is_followed), "{setting}{field} {owner}");
+        }
+    }
+}
+
 /// A symlink that changes while mail is delivered: never anything elsewhere, and nothing lost.
 #[test]
 fn a_symlink_that_changes_meanwhile() {

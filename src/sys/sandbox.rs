@@ -151,6 +151,9 @@ mod tests {
     /// Its nearest parent is what stays open, and as soon as it is there another process is better.
     #[test]
     fn a_root_that_is_not_there_yet() {
+        if Sandbox::of_this_kernel() == Level::None {
+            return;
+        }
         std::thread::spawn(|| {
             let root = tempfile::tempdir().unwrap();
             let (parent, outside) = (root.path().join("store"), root.path().join("out"));
@@ -158,9 +161,6 @@ mod tests {
             fs::write(&outside, "x").unwrap();
             let late = parent.join("control/alice");
             let sandbox = restrict(std::slice::from_ref(&late), &[]).unwrap();
-            if sandbox.level == Level::None {
-                return;
-            }
             assert!(fs::read(&outside).is_err());
             assert!(sandbox.is_current());
             fs::create_dir_all(&late).unwrap();
