@@ -200,6 +200,36 @@ fn completions() {
     }
 }
 
+/// Each test, fuzz target and file that `contrib/SECURITY.md` names is there.
+#[test]
+fn tests_that_the_security_document_names() {
+    let text = fs::read_to_string(project("contrib/SECURITY.md")).unwrap();
+    let words: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
+    let mut count = 0;
+    for (file, function) in words.iter().filter_map(|word| word.split_once("::")) {
+        let text = fs::read_to_string(project(file)).unwrap_or_default();
+        assert!(
+            text.contains(&format!("fn {function}(")),
+            "{file} has no {function}"
+        );
+        count += 1;
+    }
+    assert!(count > 200, "{count}");
+    let is_file = |word: &&&str| word.starts_with("src/") || word.starts_with("tests/");
+    for word in words.iter().filter(is_file) {
+        let file = word.split([' ', ':']).next().unwrap();
+        assert!(project(file).exists(), "{file}");
+    }
+    let lines = text.lines().filter_map(|line| line.split_once("fuzz: "));
+    for (_, named) in lines {
+        let named = named.split(['|', ';', '`']).next().unwrap();
+        for target in named.split(',').map(str::trim) {
+            let path = project(&format!("tests/fuzz/targets/{target}.rs"));
+            assert!(path.exists(), "fuzz: {target}");
+        }
+    }
+}
+
 /// Each test that `contrib/DOVECOT.md` names is there.
 #[test]
 fn tests_that_the_documents_name() {

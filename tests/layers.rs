@@ -109,6 +109,35 @@ fn modules_use_what_stands_below_them() {
     );
 }
 
+/// One place, which hands its arguments over as they are: no shell, and nothing of this process's environment.
+#[test]
+fn programs_are_run_in_one_place() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let place = root.join("sys/program.rs");
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let words = [
+            "process::Command",
+            "Command, Stdio",
+            "exec(",
+            "execv",
+            "posix_spawn",
+            "fexecve",
+        ];
+        if file == place {
+            assert!(code.contains("Command::new(program)") && code.contains(".env_clear()"));
+            assert!(!code.contains("/sh\""), "a shell");
+        } else if !file.ends_with("every_step_fails.rs") {
+            for word in words {
+                assert!(!code.contains(word), "{} has {word}", file.display());
+            }
+        }
+    }
+}
+
 #[test]
 fn unsafe_code_and_system_calls_are_in_sys() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -494,6 +494,18 @@ mod tests {
         }
     }
 
+    /// Somebody's mail by another name: made before, or while the lock is waited for.
+    #[test]
+    fn a_file_with_a_second_name() {
+        let root = tempfile::tempdir().unwrap();
+        let (path, other) = (root.path().join("box"), root.path().join("other"));
+        fs::write(&path, OLD).unwrap();
+        fs::hard_link(&path, &other).unwrap();
+        let fault = append(&path, "S: x\n\ny\n", None).unwrap_err();
+        assert_eq!(fault.why, MORE_NAMES);
+        assert_eq!(fs::read_to_string(&path).unwrap(), OLD);
+    }
+
     /// The lock of a mailbox is beside the mailbox.
     #[test]
     fn through_a_symlink() {
@@ -619,7 +631,15 @@ mod tests {
         let unlock: Meddle = |path| {
             let _ = fs::remove_file(path.with_extension("lock"));
         };
-        for (case, meddle) in [("add", add), ("cut", cut), ("unlock", unlock)] {
+        let link: Meddle = |path| {
+            let _ = fs::hard_link(path, path.with_extension("second"));
+        };
+        for (case, meddle) in [
+            ("add", add),
+            ("cut", cut),
+            ("unlock", unlock),
+            ("link", link),
+        ] {
             let (mut refused, mut not_last) = (0, 0);
             for step in 0.. {
                 let root = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 //! Something else is where a mailbox should be.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -51,6 +52,135 @@ fn places_that_are_no_mailbox() {
     }
 }
 
+/// The same for a mailbox that is a file.
+#[test]
+fn places_that_are_no_mbox() {
+    if not_root() {
+        return;
+    }
+    let mbox = "printf 'From x  Mon Nov 02 07:02:09 2026\\n\\n' >";
+    #[rustfmt::skip]
+    let rows = [
+        ("a pipe", "mkfifo Work".to_owned()),
+        ("a socket", "socket Work".to_owned()),
+        ("a device", "mknod -m 666 Work c 1 5".to_owned()),
+        ("a full device", "mknod -m 666 Work c 1 7".to_owned()),
+        ("a loop", "ln -s Work Work".to_owned()),
+        ("a link to nothing", "ln -s nowhere Work".to_owned()),
+        ("a link to a device", "ln -s /dev/zero Work".to_owned()),
+        ("a link to a pipe", "mkfifo -m 666 ../pipe; ln -s ../pipe Work".to_owned()),
+        ("a file of somebody else", format!("{mbox} Work; chmod 600 Work")),
+        ("no mbox", "echo 'export PATH=x' > Work; chown mail Work".to_owned()),
+        ("a second name", format!("{mbox} ../other; chown mail ../other; ln ../other Work")),
+        ("a link to a second name", format!("{mbox} ../a; ln ../a ../b; chown mail ../a; ln -s ../a Work")),
+    ];
+    for (what, script) in rows {
+        let store = Store::new();
+        let folder = store.scratch.dir("home/alice/mail", MAIL, MAIL, 0o700);
+        shell(&folder, &script);
+        let top = "mail_driver = \"mbox\"\nmail_path = \"~/mail\"\nmbox_lock_timeout = \"1s\"";
+        let server = serve(&store, top, "on_missing = \"create\"");
+        let facts = || {
+            let meta = fs::symlink_metadata(folder.join("Work")).unwrap();
+            (meta.ino(), meta.mode(), meta.len(), meta.mtime())
+        };
+        let before = (facts(), fs::read(store.path("home/alice/other")).ok());
+        let reply = deliver(&server, b"alice+Work@x.test");
+        let case = format!("{what}: {reply} {}", server.log());
+        // What is in a file is seen when it is locked, and then it is too late for another.
+        let is_late = what == "no mbox";
+        let want = if is_late {
+            "451 4.2.0"
+        } else {
+            "mailbox=\"INBOX\""
+        };
+        assert!(reply.contains(want), "{case}");
+        assert!(server.log().contains("Work"), "{case}");
+        let arguments = [os(b"-d"), os(b"alice"), os(b"-m"), os(b"Work")];
+        let (code, told) = lda(&store, &arguments, MESSAGE);
+        assert_eq!(code, 75, "{what}: {told}");
+        assert!(told.contains("Work"), "{what}: {told}");
+        let after = (facts(), fs::read(store.path("home/alice/other")).ok());
+        assert_eq!(after, before, "{what}");
+        let inbox = fs::read_to_string(folder.join("inbox")).unwrap_or_default();
+        let count = inbox.matches("Subject: bad input").count();
+        assert_eq!(count, usize::from(!is_late), "{what}");
+    }
+}
+
+/// What stands beside the messages costs none of them, whatever somebody has made of it, and is read or written through no link.
+#[test]
+fn control_files_that_are_none() {
+    if not_root() {
+        return;
+    }
+    let kinds = [
+        ("a pipe", "mkfifo -m 666 $0"),
+        ("a socket", "socket $0"),
+        ("a directory", "dirs $0"),
+        ("a loop", "ln -s $0 $0"),
+        ("a link", "ln -s $PWD/../victim $0"),
+        ("a link to a device", "ln -s /dev/zero $0"),
+        ("a hole", "truncate -s 1T $0 && chown mail $0"),
+        (
+            "rubbish",
+            "head -c 5000000 /dev/urandom > $0 && chown mail $0",
+        ),
+        ("closed", "echo 3 V1 N1 > $0; chmod 0 $0"),
+    ];
+    let of_mailbox = [
+        "dovecot-uidlist",
+        "dovecot-uidlist.lock",
+        "dovecot-keywords",
+        "dovecot.index",
+        "dovecot.index.log",
+        "dovecot-acl",
+    ];
+    let of_root = [
+        "maildirsize",
+        "subscriptions",
+        "subscriptions.lock",
+        "dovecot-uidvalidity",
+        "dovecot.list.index.log",
+    ];
+    let files = of_mailbox
+        .iter()
+        .map(|file| (format!(".Work/{file}"), true));
+    let files = files.chain(of_root.iter().map(|file| (file.to_string(), false)));
+    for (file, is_there) in files {
+        for (what, script) in kinds {
+            let store = store();
+            let home = "home/alice/Maildir";
+            let victim = "\x02\x00precious\n";
+            store
+                .scratch
+                .file("home/alice/victim", MAIL, MAIL, 0o644, victim);
+            if is_there {
+                store
+                    .scratch
+                    .maildir(&format!("{home}/.Work"), MAIL, MAIL, 0o700);
+            }
+            let folder = store.path(home).join(&file).parent().unwrap().to_owned();
+            let name = file.rsplit('/').next().unwrap();
+            shell(&folder, &script.replace("$0", name));
+            let top = "lda_mailbox_autosubscribe = true\n[quota]\ndriver = \"maildir\"\nstorage_size = \"1G\"";
+            let path = store.configure("on_missing = \"create\"", "");
+            let (first, rest) = top.split_once('\n').unwrap();
+            let text = fs::read_to_string(&path).unwrap();
+            fs::write(&path, format!("{first}\n{text}\n{rest}\n")).unwrap();
+            let words = ["-d", "alice", "-m", "Work", "--keyword", "Red"];
+            let words = words.map(|word| os(word.as_bytes()));
+            let (code, told) = lda(&store, &words, MESSAGE);
+            let case = format!("{file} is {what}: {told}");
+            assert_eq!(code, 0, "{case}");
+            let stored = messages(&store.path(home).join(".Work"));
+            assert_eq!(stored.len(), 1, "{case}");
+            let after = fs::read_to_string(store.path("home/alice/victim")).unwrap();
+            assert_eq!(after, victim, "{case}");
+        }
+    }
+}
+
 /// Where INBOX itself cannot be had there is nothing to fall back to, and RCPT says so already.
 #[test]
 fn an_inbox_that_cannot_be_had() {
@@ -94,7 +224,12 @@ fn an_inbox_that_cannot_be_had() {
 
 /// Runs a script as root; `dirs` makes directories of the mail user.
 fn shell(at: &Path, script: &str) {
-    let script = format!("dirs() {{ install -d -o {MAIL} -g {MAIL} \"$@\"; }}; {script}");
+    let listen = "import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])";
+    let script = format!(
+        "dirs() {{ install -d -o {MAIL} -g {MAIL} \"$@\"; }}
+         socket() {{ python3 -c '{listen}' \"$@\" && chown {MAIL} \"$@\"; }}
+         {script}"
+    );
     let mut command = Command::new("/bin/sh");
     command.args(["-ec", &script]).current_dir(at);
     assert!(command.status().unwrap().success(), "{script}");

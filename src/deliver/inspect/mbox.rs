@@ -29,8 +29,7 @@ impl Inspection<'_> {
             )),
             Ok(_) => {
                 let doing = format!("look at {}", path.display());
-                let why = "it is no regular file";
-                self.end("path", Fault::new(Code::Storage, doing, why))
+                self.unfit(target, doing, "it is no regular file")
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 if path.is_symlink() {
@@ -53,10 +52,7 @@ impl Inspection<'_> {
         let path = &target.paths.mailbox;
         if let Some(why) = self.why_not_its(target, file) {
             let doing = format!("write to {}", path.display());
-            if self.targets.by.is_strangers() && !target.own_inbox {
-                return Ok(Finding::Denied(format!("{doing}: {why}")));
-            }
-            return self.end("path", Fault::new(Code::Storage, doing, why));
+            return self.unfit(target, doing, &why);
         }
         if let Err(error) = dir::may_change(path) {
             return self.cannot_add(target, path, error);
@@ -74,6 +70,14 @@ impl Inspection<'_> {
         );
         self.lines.push(Line::ok("file", shown));
         self.usable(target, None)
+    }
+
+    /// Denied where a stranger named it, a fault where the admin did.
+    fn unfit(&mut self, target: &Target, doing: String, why: &str) -> Result<Finding, Fault> {
+        if self.targets.by.is_strangers() && !target.own_inbox {
+            return Ok(Finding::Denied(format!("{doing}: {why}")));
+        }
+        self.end("path", Fault::new(Code::Storage, doing, why))
     }
 
     /// Made before by somebody who wants to read what comes, or a second name of somebody's mail.
