@@ -6,7 +6,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use support::{
     MAIL, Server, Store, as_user, leftovers, messages, messages_below, not_root, program,
@@ -200,6 +201,23 @@ fn one_copy_for_several_where_the_headers_are_the_same() {
             "{text}"
         );
     }
+}
+
+/// Neither is anything looked for where it was started, nor is a file system held there.
+#[test]
+fn the_server_leaves_the_working_directory() {
+    let store = Store::new();
+    store.configure("", "");
+    let mut command = Command::new("sh");
+    let script = "cd \"$1\" && exec \"$0\" -c postroom.toml";
+    command.arg("-c").arg(script);
+    command.arg(program("postroom-lmtpd").get_program());
+    command.arg(store.path(""));
+    as_user(&mut command, MAIL, MAIL, &[]);
+    let (socket, log) = (store.path("run/lmtp"), store.path("run/log"));
+    let server = Server::spawn(command, &socket, &log);
+    let directory = format!("/proc/{}/cwd", server.pid());
+    assert_eq!(fs::read_link(directory).unwrap(), Path::new("/"));
 }
 
 #[test]

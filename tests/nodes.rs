@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -351,6 +352,40 @@ fn nodes_that_are_of_no_use() {
     let passed = one.log().matches("passed on too often").count()
         + two.log().matches("passed on too often").count();
     assert!(passed > 0, "{} {}", one.log(), two.log());
+}
+
+/// What stands behind the answer to STARTTLS may be of somebody else (CVE-2021-33515): nothing more is said on that connection.
+#[test]
+fn what_waits_before_tls_of_a_node() {
+    for (injected, is_begun) in [("", true), ("250 2.0.0 injected\r\n", false)] {
+        let site = two_nodes();
+        let text = fs::read_to_string(site.configure(1, "", "")).unwrap();
+        let starttls = "[node.node2]\nstarttls = \"any-cert\"\n";
+        let text = text.replace("[node.node2]\n", starttls);
+        fs::write(site.scratch.path("node1.toml"), text).unwrap();
+        let fake = TcpListener::bind(("127.0.0.1", site.ports[1])).unwrap();
+        let node = thread::spawn(move || {
+            let (stream, _) = fake.accept().unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut lines = BufReader::new(&stream);
+            let answer = format!("220 2.0.0 go\r\n{injected}");
+            for said in ["220 node2\r\n", "250-node2\r\n250 STARTTLS\r\n", &answer] {
+                // In one segment.
+                (&stream).write_all(said.as_bytes()).unwrap();
+                if said != answer {
+                    lines.read_line(&mut String::new()).unwrap();
+                }
+            }
+            // A server without certificates: it says nothing more.
+            let mut begun = [0; 5];
+            lines.read(&mut begun).unwrap_or_default() > 0
+        });
+        let one = site.start(1);
+        let reply = one.client().deliver(&["bob@x.test"], LETTER).remove(0);
+        let case = format!("{injected:?}: {reply} {}", one.log());
+        assert!(reply.starts_with("451 4.4.1"), "{case}");
+        assert_eq!(node.join().unwrap(), is_begun, "{case}");
+    }
 }
 
 /// The certificate of a node counts, or does not.

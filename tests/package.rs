@@ -118,6 +118,11 @@ fn installed_upgraded_removed_and_purged() {
     ] {
         assert_eq!(owner_and_mode(&machine, path), want, "{path}");
     }
+    let script = "dpkg -L postroom | xargs stat -c '%04a %n'";
+    let modes = machine.run(&["sh", "-c", script]);
+    let is_set_id = |mode: &&str| mode.starts_with(['2', '3', '4', '5', '6', '7']);
+    assert!(modes.contains("0755 /usr/bin/postroom-lda"), "{modes}");
+    assert_eq!(modes.lines().find(is_set_id), None);
     let check = machine.feed("root", &["postroom", "check"], b"");
     assert_eq!(check.status.code(), Some(0), "{check:?}");
     let linked = machine.run(&["ldd", "/usr/bin/postroom-lmtpd"]);

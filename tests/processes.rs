@@ -446,6 +446,97 @@ fn a_store_that_is_not_there() {
     assert!(line.is_some_and(|line| line.contains(&missing)), "{log}");
 }
 
+/// Says whatever it likes to the monitor: that forks nobody but who may have mail, and ends nothing but its own workers.
+#[test]
+fn a_hostile_front() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(4);
+    let server = site.serve("[workers]\nmax = 4");
+    // It has its name a moment after its sockets.
+    wait_until("a front", || {
+        children(&server)
+            .iter()
+            .any(|it| it.name == "postroom-front")
+    });
+    let front = front(&server);
+    let mut bystander = Command::new("cat")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Its socket to the monitor is the only one that keeps the borders of packets, while there is no worker.
+    let script = r#"
+import ctypes, json, os, select, signal, socket, sys
+front, monitor, bystander, uid = map(int, sys.argv[1:])
+os.kill(front, signal.SIGSTOP)
+packets = {line.split()[6] for line in open("/proc/net/unix") if line.split()[4] == "0005"}
+links = {fd: os.readlink(f"/proc/{front}/fd/{fd}") for fd in os.listdir(f"/proc/{front}/fd")}
+[fd] = [int(fd) for fd, link in links.items() if link[8:-1] in packets]
+libc = ctypes.CDLL(None, use_errno=True)
+taken = libc.syscall(438, os.pidfd_open(front), fd, 0)
+assert taken >= 0, os.strerror(ctypes.get_errno())
+orders = socket.socket(fileno=taken)
+def say(packet, beside=(), patience=5):
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, bytes(b"".join(it.to_bytes(4, "little") for it in beside)))]
+    orders.sendmsg([packet], rights if beside else [])
+    answered, _, _ = select.select([orders], [], [], patience)
+    if not answered:
+        return None
+    answer, rights, _, _ = orders.recvmsg(1 << 17, 64)
+    return answer.decode()
+def fork(uid, gid, groups=(), privileged=None, beside=()):
+    who = {"uid": uid, "gid": gid, "groups": list(groups), "privileged": privileged}
+    return say(json.dumps({"Fork": who}).encode(), beside)
+hostile = [
+    fork(0, 0), fork(0, uid), fork(uid, 0), fork(uid, uid, [0]), fork(100, uid), fork(65534, uid),
+    fork(uid, uid, privileged=8), fork(4294967295, uid), fork(uid, 4294967295),
+    fork(0, 0, beside=[0]), fork(0, 0, beside=[0, 1, 2]),
+    say(b"rubbish"), say(b"{" * 65536), say(b"x" * 150000), say(b"\xff\xfe"), say(b'{"Fork":null}'), say(b'{"Kill":"1"}'),
+]
+for answer in hostile:
+    print("hostile", answer)
+for pid in [monitor, front, bystander, -1, 0]:
+    print("kill", say(json.dumps({"Kill": pid}).encode(), patience=0.3))
+for _ in range(100):
+    print("flood", fork(uid, uid))
+os.kill(front, signal.SIGCONT)
+"#;
+    let pids = [front.pid, server.pid(), bystander.id(), UID + 1];
+    let mut python = Command::new("python3");
+    python
+        .args(["-c", script])
+        .args(pids.map(|it| it.to_string()));
+    let output = python.output().unwrap();
+    signal(front.pid, "CONT");
+    let said = String::from_utf8(output.stdout).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let lines = |of: &str| {
+        let lines = said.lines().filter_map(|line| line.strip_prefix(of));
+        lines.map(str::trim).collect::<Vec<_>>()
+    };
+    let hostile = lines("hostile");
+    assert_eq!(hostile.len(), 17, "{said} {errors}");
+    for answer in hostile {
+        assert!(answer.starts_with("{\"Refused\":"), "{answer}: {said}");
+    }
+    assert_eq!(lines("kill"), ["None"; 5], "{said}");
+    let flood = lines("flood");
+    let forked = flood.iter().filter(|it| it.starts_with("{\"Worker\":"));
+    assert_eq!((forked.count(), flood.len()), (4 + 16, 100), "{said}");
+    assert!(bystander.try_wait().unwrap().is_none());
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+    // And it goes on for everybody else.
+    let replies = server.client().deliver(&["u1@x", "u2@x"], LETTER);
+    assert!(
+        replies.iter().all(|it| it.starts_with("250")),
+        "{replies:?} {}",
+        server.log()
+    );
+}
+
 /// Who only asks is answered by the next process, and nobody else notices.
 #[test]
 fn a_worker_that_hangs_and_dies() {

@@ -48,7 +48,7 @@ const TEMPFAIL: u8 = 75;
 const LEAVE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let mut arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
             // stdout and stderr may be closed; the exit code says it too.
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         }
     };
     log::init(log::Target::from_environment(log::Target::Text));
-    match start(&arguments) {
+    match leave_directory(&mut arguments).and_then(|()| start(&arguments)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => ExitCode::from(complain(&error)),
     }
@@ -68,6 +68,14 @@ fn main() -> ExitCode {
 fn talkers() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     (processors / 4).max(1)
+}
+
+/// Nothing is looked for where the server was started, and no file system is held there. The configuration is read again by its
+/// whole path.
+fn leave_directory(arguments: &mut Arguments) -> io::Result<()> {
+    let named = config::named(arguments.config.as_deref());
+    arguments.config = named.map(std::path::absolute).transpose()?;
+    std::env::set_current_dir("/")
 }
 
 fn complain(error: &io::Error) -> u8 {

@@ -77,6 +77,12 @@ pub struct Service {
     pub privileged: Option<u32>,
 }
 
+/// The file that is to be read, where somebody names one: `path` (`-c`), else `$POSTROOM_CONFIG`.
+pub fn named(path: Option<&Path>) -> Option<PathBuf> {
+    path.map(Path::to_owned)
+        .or_else(|| std::env::var_os("POSTROOM_CONFIG").map(PathBuf::from))
+}
+
 /// `path` (`-c`), else `$POSTROOM_CONFIG`, else [`DEFAULT_PATH`]. Only where the last does not exist, and for an
 /// ordinary user, the built-in defaults serve: a wrong file is never silently replaced by a default.
 pub fn load(path: Option<&Path>) -> Result<Config, Errors> {
@@ -85,9 +91,7 @@ pub fn load(path: Option<&Path>) -> Result<Config, Errors> {
 
 /// [`load`], with settings of the command line (`key=value`, `table.key=value`) in place of those of the file.
 pub fn load_with(path: Option<&Path>, overrides: &[String]) -> Result<Config, Errors> {
-    let named = path
-        .map(Path::to_owned)
-        .or_else(|| std::env::var_os("POSTROOM_CONFIG").map(PathBuf::from));
+    let named = named(path);
     let path = named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
     let shown = path.display().to_string();
     match fs::read_to_string(&path) {

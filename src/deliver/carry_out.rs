@@ -22,7 +22,7 @@ use crate::maildir::{Maildir, create};
 use crate::message::{Message, Recipient};
 
 /// After this long the MTA may have given up: nothing is made visible any more, it will send again.
-const DEADLINE: Duration = Duration::from_secs(300);
+pub(super) const DEADLINE: Duration = Duration::from_secs(300);
 
 /// One message for some recipients.
 #[derive(Debug)]
@@ -83,6 +83,15 @@ impl Heard {
         Heard {
             begun: Instant::now(),
             abandoned: Arc::default(),
+        }
+    }
+
+    /// Of a message that came so long ago.
+    #[cfg(test)]
+    pub(super) fn since(age: Duration) -> Heard {
+        Heard {
+            begun: Instant::now().checked_sub(age).unwrap(),
+            ..Heard::from_now()
         }
     }
 

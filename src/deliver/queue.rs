@@ -145,6 +145,7 @@ mod tests {
     use super::super::busy::Busy;
     use super::super::carry_out::Heard;
     use super::*;
+    use crate::deliver::carry_out::DEADLINE;
     use crate::index::Walks;
     use crate::mailbox::path::Paths;
     use crate::maildir::Maildir;
@@ -167,10 +168,11 @@ mod tests {
             verified: false,
             sync: true,
         };
-        for gives_up in [false, true] {
+        let (now, late) = (Heard::from_now(), Heard::since(DEADLINE));
+        for (heard, gives_up) in [(now.clone(), false), (now, true), (late, true)] {
             let body = BodyWriter::new(&Spool::default()).finish().unwrap();
             let written = mailbox.write(&names, b"", &body, demands).unwrap();
-            let (queue, heard) = (Queue::default(), Heard::from_now());
+            let queue = Queue::default();
             // Another one is at work, and its sync hangs.
             lock(&queue.state).leading = Some(Instant::now());
             let result = thread::scope(|scope| {
@@ -194,7 +196,7 @@ mod tests {
                     };
                     queue.publish(&publishing, message)
                 });
-                while lock(&queue.state).waiting.is_empty() {
+                while lock(&queue.state).waiting.is_empty() && !waiting.is_finished() {
                     thread::yield_now();
                 }
                 if gives_up {

@@ -116,6 +116,10 @@ pub fn become_forever(who: &Credentials) -> io::Result<()> {
     if who.uid == 0 || who.gid == 0 || who.groups.contains(&0) || who.privileged == Some(0) {
         return refused("root never touches mail: no uid, gid or group may be 0");
     }
+    // -1: to the kernel "as it is", and that is root's.
+    if [who.uid, who.gid].contains(&u32::MAX) || who.privileged == Some(u32::MAX) {
+        return refused("no uid or gid may be -1");
+    }
     let groups: Vec<Gid> = who.groups.iter().copied().map(Gid::from_raw).collect();
     let (uid, gid) = (Uid::from_raw(who.uid), Gid::from_raw(who.gid));
     setgroups(&groups)?;

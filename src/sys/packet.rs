@@ -13,8 +13,9 @@ use nix::sys::socket::{
 
 /// The largest packet, bytes: below the kernel's default for a socket's buffer.
 pub const MAX_PACKET: usize = 128 * 1024;
-/// The most descriptors in one packet.
-const MAX_DESCRIPTORS: usize = 1;
+/// What the kernel lets into one packet (`SCM_MAX_FD`). Where there is room for fewer the rest is cut off, and what has come stays
+/// open, unknown to us.
+const MAX_DESCRIPTORS: usize = 253;
 
 /// Where packets come in. What no packet was long enough for is never touched, and costs no memory.
 #[derive(Debug)]
@@ -123,17 +124,18 @@ impl Packets {
                     Err(nix::errno::Errno::EINTR) => continue,
                     received => received?,
                 };
-            let mut descriptor = None;
+            let mut descriptors = Vec::new();
             for message in received.cmsgs()? {
-                if let ControlMessageOwned::ScmRights(descriptors) = message {
-                    for raw in descriptors {
-                        // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
-                        descriptor = Some(unsafe { OwnedFd::from_raw_fd(raw) });
-                    }
+                if let ControlMessageOwned::ScmRights(raw) = message {
+                    // SAFETY: the kernel has just given us these, and nobody else knows them.
+                    let owned = raw
+                        .into_iter()
+                        .map(|it| unsafe { OwnedFd::from_raw_fd(it) });
+                    descriptors.extend(owned);
                 }
             }
-            let lost = MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC;
-            break (received.bytes, received.flags.intersects(lost), descriptor);
+            let is_lost = received.flags.contains(MsgFlags::MSG_TRUNC) || descriptors.len() > 1;
+            break (received.bytes, is_lost, descriptors.pop());
         };
         buffer.length = length;
         match (length, truncated) {
@@ -172,6 +174,8 @@ pub fn read_only(file: &File) -> io::Result<File> {
 mod tests {
     use std::io::Read;
 
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
     use super::*;
 
     #[test]
@@ -202,5 +206,25 @@ mod tests {
         assert_eq!(buffer.packet(), b"still");
         drop(here);
         assert!(there.send(b"gone", None).is_err());
+    }
+
+    /// More than one is refused, and none of them stays open here.
+    #[test]
+    fn descriptors_that_nobody_wants() {
+        for count in [2, 3, MAX_DESCRIPTORS] {
+            let (here, there) = pair().unwrap();
+            let (reader, writer) = nix::unistd::pipe().unwrap();
+            let descriptors = vec![writer.as_raw_fd(); count];
+            let rights = [ControlMessage::ScmRights(&descriptors)];
+            let pieces = [IoSlice::new(b"x")];
+            let (end, flags) = (here.as_raw_fd(), MsgFlags::empty());
+            sendmsg::<()>(end, &pieces, &rights, flags, None).unwrap();
+            drop(writer);
+            assert!(there.receive(&mut Buffer::default()).is_err(), "{count}");
+            let mut polled = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+            poll(&mut polled, PollTimeout::ZERO).unwrap();
+            let is_closed = polled[0].revents() == Some(PollFlags::POLLHUP);
+            assert!(is_closed, "{count}: {:?}", polled[0].revents());
+        }
     }
 }

@@ -157,6 +157,8 @@ impl Default for Limits {
 
 /// The uid of whoever has none here, in file systems and user namespaces: it owns what is nobody's.
 const NOBODY: u32 = 65_534;
+/// -1, which system calls take for "as it is": a process that root has forked would stay root.
+const NO_ID: u32 = u32::MAX;
 
 /// The userdbs in their order, with what holds for the answers of all of them.
 #[derive(Debug)]
@@ -309,13 +311,13 @@ pub fn is_place(field: &str) -> bool {
 
 impl Limits {
     fn uid_is_valid(&self, uid: u32) -> bool {
-        ![0, NOBODY].contains(&uid)
+        ![0, NOBODY, NO_ID].contains(&uid)
             && uid >= self.first_valid_uid
             && (self.last_valid_uid == 0 || uid <= self.last_valid_uid)
     }
 
     fn gid_is_valid(&self, gid: u32) -> bool {
-        gid != 0
+        ![0, NO_ID].contains(&gid)
             && gid >= self.first_valid_gid
             && (self.last_valid_gid == 0 || gid <= self.last_valid_gid)
     }
@@ -481,7 +483,9 @@ mod tests {
             (Some(0), Some(5000), "/h", "uid 0"),
             (Some(100), Some(5000), "/h", "uid 100"),
             (Some(65_534), Some(5000), "/h", "uid 65534"),
+            (Some(u32::MAX), Some(5000), "/h", "uid 4294967295"),
             (Some(5000), Some(0), "/h", "gid 0"),
+            (Some(5000), Some(u32::MAX), "/h", "gid 4294967295"),
             (Some(5000), Some(5000), "h/%n", "not absolute"),
             (Some(5000), Some(5000), "%{home}/x", "no value"),
         ] {
@@ -502,6 +506,7 @@ mod tests {
             .unwrap()
             .unwrap();
         assert_eq!(user.credentials, Credentials::new(5000, 5001, vec![7]));
+        assert_eq!(user.lent, [7]);
         assert_eq!(user.home.unwrap().to_str(), Some("/srv/d1.test/bob"));
     }
 

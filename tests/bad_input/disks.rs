@@ -112,6 +112,94 @@ fn a_disk_that_is_full() {
     assert!(leftovers(&store.path("home")).is_empty());
 }
 
+/// The place of the lists of UIDs, or of the index, has no space: the mail is there, and the log says what is missing.
+#[test]
+fn no_room_for_control_files_or_index() {
+    if not_root() {
+        return;
+    }
+    // What Dovecot begins a log with.
+    let mut log = vec![1, 3, 40, 0];
+    for field in [0x6b02_9a7d_u32, 2, 0, 0, 0x6b02_9a7d, 1, 0, 1, 0] {
+        log.extend(field.to_le_bytes());
+    }
+    for setting in ["mail_control_path", "mail_index_path"] {
+        let store = store();
+        let place = store.scratch.dir("apart", MAIL, MAIL, 0o700);
+        let Some(_mount) = Mount::small(place.clone(), 64, 64, MAIL) else {
+            return;
+        };
+        let config = store.configure("", "");
+        let own = format!(
+            "[namespace.inbox]\n{setting} = \"{}/%{{user}}\"\n",
+            place.display()
+        );
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, text.replace("[namespace.inbox]\n", &own)).unwrap();
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let deliver = || deliver(&server, b"alice@x.test");
+        let reply = deliver();
+        assert!(
+            reply.contains(" uid=1 "),
+            "{setting}: {reply} {}",
+            server.log()
+        );
+        let is_index = setting == "mail_index_path";
+        let written = match is_index {
+            true => place.join("alice/.INBOX/dovecot.index.log"),
+            false => place.join("alice/.INBOX/dovecot-uidlist"),
+        };
+        if is_index {
+            fs::create_dir_all(written.parent().unwrap()).unwrap();
+            fs::write(&written, &log).unwrap();
+            for folder in ["alice", "alice/.INBOX"] {
+                support::own(&place.join(folder), MAIL, MAIL);
+            }
+            support::own(&written, MAIL, MAIL);
+            assert!(deliver().contains(" uid=2 "), "{}", server.log());
+        }
+        let fill = |name: &str| {
+            let mut file = fs::File::create(place.join(name)).unwrap();
+            while file.write_all(b"x").is_ok() {}
+        };
+        fill("filler");
+        let is_missing = |server: &Server| {
+            let said = server.log();
+            let line = said.lines().last().unwrap_or_default();
+            match is_index {
+                true => line.contains("dovecot.index.log is left to Dovecot"),
+                false => line.contains("no UID yet") && line.contains("No space left"),
+            }
+        };
+        // The last block of the file itself has room, until it has none.
+        let mut last = String::new();
+        for _ in 0..200 {
+            last = deliver();
+            assert!(last.starts_with("250 2.0.0 "), "{setting}: {last}");
+            if is_missing(&server) {
+                break;
+            }
+        }
+        assert!(is_missing(&server), "{setting}: {last} {}", server.log());
+        assert_eq!(last.contains(" uid="), is_index, "{setting}: {last}");
+        fs::remove_file(place.join("filler")).unwrap();
+        let reply = deliver();
+        assert!(
+            reply.contains(" uid="),
+            "{setting}: {reply} {}",
+            server.log()
+        );
+        let text = fs::read(&written).unwrap();
+        assert!(is_index || text.ends_with(b"\n"), "{setting}");
+        let (said, stored) = (server.log(), messages(&store.path("home/alice/Maildir")));
+        let count = said
+            .lines()
+            .filter(|line| line.contains("INFO stored"))
+            .count();
+        assert_eq!(stored.len(), count, "{setting}");
+    }
+}
+
 /// The spool has no space: the message is lost before there is a plan, and every recipient hears and has a line in the log.
 #[test]
 fn a_spool_that_is_full() {
