@@ -69,7 +69,7 @@ const LETTER: &str = "MAIL FROM:<s@x.test>\r\nRCPT TO:<alice@x.test>\r\nDATA\r\n
 fn python(port: u16, script: &str) -> String {
     let program = format!(
         r#"
-import smtplib, ssl, sys
+import os, smtplib, ssl, sys
 context = ssl.create_default_context()
 context.check_hostname = False
 context.verify_mode = ssl.CERT_NONE
@@ -202,6 +202,93 @@ fn nothing_is_smuggled_into_tls() {
         "{found}"
     );
     assert!(messages(&store.path("home/alice/Maildir")).is_empty());
+}
+
+/// A client ends TLS in the middle of a message: nothing of it is stored, and what it says afterwards in the clear is not heard.
+#[test]
+fn tls_that_ends_in_a_message() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    let more = certificate(&store);
+    let (server, port) = serve(&store, "", &more);
+    for (begun, rest) in [
+        (
+            "BDAT 20\\r\\nSubject: x\\r\\n",
+            "\\r\\n123456\\r\\nBDAT 0 LAST",
+        ),
+        ("BDAT 12\\r\\nSubject: x\\r\\n", "BDAT 0 LAST"),
+        ("DATA\\r\\nSubject: x\\r\\n", "\\r\\nhi\\r\\n."),
+    ] {
+        let script = format!(
+            "    import socket
+    client = smtplib.LMTP('127.0.0.1', port, local_hostname='me.test')
+    client.starttls(context=context)
+    client.ehlo_or_helo_if_needed()
+    print(client.docmd('MAIL FROM:<s@x.test>')[0], client.docmd('RCPT TO:<alice@x.test>')[0])
+    plain = socket.socket(fileno=os.dup(client.sock.fileno()))
+    plain.settimeout(5)
+    client.sock.sendall(b'{begun}')
+    try:
+        client.sock.unwrap()
+    except OSError:
+        pass
+    heard = b''
+    try:
+        plain.sendall(b'{rest}\\r\\nNOOP\\r\\n')
+        while more := plain.recv(4096):
+            heard += more
+    except OSError:
+        pass
+    print(b'250' in heard)
+"
+        );
+        let answer = python(port, &script);
+        assert_eq!(answer, "250 250\nFalse", "{begun} {}", server.log());
+        assert!(
+            messages(&store.path("home/alice/Maildir")).is_empty(),
+            "{begun}"
+        );
+    }
+}
+
+/// However a message comes, the same bytes are stored, and the same is answered.
+#[test]
+fn segments_of_one_byte() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    let (_server, port) = serve(&store, "", "");
+    let smuggled = "a\n.\nMAIL FROM:<evil@x.test>\r\nb\n.\r\nc\r.\rd\r\n..e\r\n";
+    let letter = LETTER.replace("hi\r\n", smuggled);
+    let bytes = format!("LHLO me\r\n{letter}").into_bytes();
+    let codes = |text: String| {
+        let lines = text
+            .lines()
+            .map(|line| line[..9.min(line.len())].to_owned());
+        lines.collect::<Vec<_>>()
+    };
+    let at_once = codes(said(port, &bytes));
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    for byte in &bytes {
+        stream.write_all(&[*byte]).unwrap();
+    }
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert_eq!(codes(text), at_once);
+    let stored = messages(&store.path("home/alice/Maildir"));
+    let bodies: Vec<&[u8]> = stored
+        .iter()
+        .map(|(_, bytes)| {
+            let at = bytes.windows(2).position(|it| it == b"a\n").unwrap();
+            &bytes[at..]
+        })
+        .collect();
+    assert_eq!(bodies.len(), 2);
+    assert_eq!(bodies[0], bodies[1]);
 }
 
 /// A certificate that is no use, or none where one is needed, is said at the start.

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use support::mount::Mount;
 use support::peers::Postfix;
 use support::{
-    Lmtp, MAIL, PATIENCE, Scratch, Server, Store, as_user, leftovers, messages, messages_below,
-    not_root, program, signal, write_long_ago,
+    Lmtp, MAIL, PATIENCE, Scratch, Server, Store, as_user, installed, leftovers, messages,
+    messages_below, not_root, program, run_with_input, signal, skip, write_long_ago,
 };
 
 const LETTER: &[u8] = b"Subject: x\n\nhello\n";
@@ -444,6 +444,84 @@ fn a_store_that_is_not_there() {
     let log = server.log();
     let line = log.lines().find(|line| line.contains("without Landlock"));
     assert!(line.is_some_and(|line| line.contains(&missing)), "{log}");
+}
+
+/// Each file that a process names before it has become somebody else: none is in a home, where links and pipes may be.
+#[test]
+fn root_looks_at_no_home() {
+    if not_root() || !installed("strace") && skip("strace is not installed") {
+        return;
+    }
+    let site = Site::new(4);
+    let config = site.configure("");
+    let home = site.scratch.text("home/u");
+    for number in 0..4 {
+        let uid = UID + number;
+        site.scratch
+            .maildir(&format!("home/u{number}/Maildir"), uid, uid, 0o700);
+        site.scratch.file(
+            &format!("home/u{number}/letter"),
+            uid,
+            uid,
+            0o600,
+            "Subject: x\n\n",
+        );
+    }
+    let letter = site.scratch.text("home/u1/letter");
+    let runs: [(&str, &[&str]); 6] = [
+        ("postroom-lda", &["-d", "u1"]),
+        ("postroom-lda", &["-d", "u1", "-p", &letter]),
+        ("postroom-lda", &["u1@x", "u2@x", "u3+Public/info@x"]),
+        ("postroom", &["explain", "u1+Work@x"]),
+        ("postroom", &["doctor", "--user", "u1"]),
+        ("postroom-lmtpd", &["--stdio"]),
+    ];
+    for (name, arguments) in runs {
+        let folder = site.scratch.dir("trace", 0, 0, 0o700);
+        let mut command = Command::new("unshare");
+        let start =
+            "mount --bind $1 /etc/passwd && mount --bind $2 /etc/group && shift 2 && exec \"$@\"";
+        command.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            start,
+            "sh",
+        ]);
+        command.args([site.scratch.path("passwd"), site.scratch.path("group")]);
+        command.args(["strace", "-ff", "-qq", "-e", "trace=%file,setresuid", "-o"]);
+        command.arg(folder.join("of"));
+        command
+            .arg(program(name).get_program())
+            .arg("-c")
+            .arg(&config)
+            .args(arguments);
+        let input: &[u8] = match name {
+            "postroom-lmtpd" => b"LHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<u1+Work@x>\r\nDATA\r\nSubject: x\r\n\r\n.\r\nQUIT\r\n",
+            _ => LETTER,
+        };
+        let output = run_with_input(&mut command, input);
+        let case = format!("{name} {arguments:?}: {output:?}");
+        assert_eq!(output.status.code(), Some(0), "{case}");
+        let mut as_user = 0;
+        for trace in fs::read_dir(&folder).unwrap() {
+            let text = fs::read_to_string(trace.unwrap().path()).unwrap();
+            let is_drop = |line: &&str| {
+                line.starts_with("setresuid(2000") || line.starts_with("setresuid(65534")
+            };
+            let before = text.lines().take_while(|line| !is_drop(line));
+            let is_look = |line: &&str| line.contains(&home) && !line.starts_with("execve(");
+            let looks: Vec<&str> = before.filter(is_look).collect();
+            // Only who has become somebody has threads.
+            let is_thread = !text.contains("setresuid(") && !text.contains("execve(");
+            assert!(looks.is_empty() || is_thread, "{case}: {looks:#?}");
+            as_user += text.lines().filter(|line| line.contains(&home)).count();
+        }
+        assert!(as_user > 2, "{case}");
+        fs::remove_dir_all(folder).unwrap();
+    }
 }
 
 /// Says whatever it likes to the monitor: that forks nobody but who may have mail, and ends nothing but its own workers.

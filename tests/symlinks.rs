@@ -490,3 +490,89 @@ fn a_symlink_that_changes_meanwhile() {
     assert_eq!(there(folder), counts.1, "{counts:?}");
     assert!(counts.0 > 0 && counts.1 > 0, "{counts:?}");
 }
+
+/// How often a message is in files below `path`; no symlink is followed.
+fn count_below(path: &Path) -> usize {
+    let entries = fs::read_dir(path).unwrap().map(|entry| entry.unwrap());
+    let counts = entries.map(|entry| match entry.file_type().unwrap() {
+        kind if kind.is_dir() => count_below(&entry.path()),
+        kind if kind.is_file() => {
+            let text = fs::read(entry.path()).unwrap();
+            String::from_utf8_lossy(&text)
+                .matches("\nSubject: race ")
+                .count()
+        }
+        _ => 0,
+    });
+    counts.sum()
+}
+
+/// Each part of the way, exchanged in one system call with a symlink that leads elsewhere, again and again.
+#[test]
+fn parts_of_the_way_that_are_exchanged() {
+    if not_root() {
+        return;
+    }
+    for (format, mailbox, part) in [
+        (&MAILDIR, ".Work", ".Work"),
+        (&MAILDIR, ".Work", ".Work/new"),
+        (&MAILDIR, ".Work", ".Work/tmp"),
+        (&NESTED, "Work/deep", "Work"),
+        (&NESTED, "Work/deep", "Work/deep"),
+        (&MBOX, "Work/deep", "Work"),
+        (&MBOX, "Work/deep", "Work/deep"),
+    ] {
+        let store = Store::new();
+        let root = match format.ours == MAILDIR.ours {
+            true => "home/alice/Maildir",
+            false => "home/alice/mail",
+        };
+        let (own, other) = (format!("{root}/{mailbox}"), format!("elsewhere/{mailbox}"));
+        for root in [root, "elsewhere"] {
+            store.scratch.dir(root, MAIL, MAIL, 0o700);
+        }
+        for place in [&own, &other] {
+            let parent = Path::new(place).parent().unwrap().to_str().unwrap();
+            store.scratch.dir(parent, MAIL, MAIL, 0o700);
+            match format.ours == MBOX.ours {
+                true => store.scratch.file(place, MAIL, MAIL, 0o600, ""),
+                false => store.scratch.maildir(place, MAIL, MAIL, 0o700),
+            };
+        }
+        if format.ours != MBOX.ours {
+            store.scratch.maildir(root, MAIL, MAIL, 0o700);
+        }
+        let swap = format!("{root}/swap");
+        link(&store, &format!("ROOT/elsewhere/{part}"), &swap);
+        let config = format.configure(&store);
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let script = "import ctypes, sys\ncall = ctypes.CDLL(None).renameat2\n\
+             a, b = (it.encode() for it in sys.argv[1:])\nwhile True: call(-100, a, -100, b, 2)";
+        let mut racer = std::process::Command::new("python3");
+        racer.args(["-c", script]);
+        racer.args([store.path(root).join(part), store.path(&swap)]);
+        let mut racer = racer.spawn().unwrap();
+        let name = mailbox.trim_start_matches('.');
+        let recipient = format!("alice+{name}@example.test");
+        let (mut stored, mut wrong) = ([0, 0], String::new());
+        let mut client = server.client();
+        for number in 0..300 {
+            let message = format!("X: y\nSubject: race {number}\n\n");
+            let reply = client.deliver(&[&recipient], message.as_bytes()).remove(0);
+            match &reply {
+                reply if reply.contains("mailbox=\"INBOX\"") => stored[1] += 1,
+                reply if reply.starts_with("250 ") => stored[0] += 1,
+                reply if reply.starts_with("451 ") => {}
+                reply => wrong.clone_from(reply),
+            }
+        }
+        racer.kill().unwrap();
+        racer.wait().unwrap();
+        let case = format!("{} {part}: {stored:?}", format.location);
+        assert_eq!(wrong, "", "{case}");
+        assert_eq!(count_below(&store.path("elsewhere")), 0, "{case}");
+        let count = count_below(&store.path("home"));
+        assert_eq!(count, stored[0] + stored[1], "{case}");
+        assert!(stored[0] > 0, "{case}");
+    }
+}

@@ -169,7 +169,11 @@ mod tests {
             sync: true,
         };
         let (now, late) = (Heard::from_now(), Heard::since(DEADLINE));
-        for (heard, gives_up) in [(now.clone(), false), (now, true), (late, true)] {
+        for (heard, abandons, gives_up) in [
+            (now.clone(), false, false),
+            (now, true, true),
+            (late, false, true),
+        ] {
             let body = BodyWriter::new(&Spool::default()).finish().unwrap();
             let written = mailbox.write(&names, b"", &body, demands).unwrap();
             let queue = Queue::default();
@@ -199,7 +203,7 @@ mod tests {
                 while lock(&queue.state).waiting.is_empty() && !waiting.is_finished() {
                     thread::yield_now();
                 }
-                if gives_up {
+                if abandons {
                     heard.abandon();
                 }
                 drop(Lead {
