@@ -273,7 +273,7 @@ mod tests {
             let mut written = mailbox.write(&names, b"x", &body, DEMANDS).unwrap();
             mailbox.tmp.link(&written.file, "t").unwrap();
             if is_named {
-                written.named = Some((mailbox.tmp.try_clone().unwrap(), "t".into()));
+                written.named = Some((mailbox.tmp.clone(), "t".into()));
             }
             let (from, to) = (path("tmp/t"), path("new/m,S=1,W=1"));
             let done = move || fs::rename(from, to).unwrap();
