@@ -551,18 +551,21 @@ fn workers_run_the_program_as_the_user() {
     }
 }
 
-/// Answers RCPT and the message with these lines, in the place of Dovecot; "" closes. It hears what it is told.
+/// Answers RCPT and the message with these lines, in the place of Dovecot; "" closes. It hears what it is told. It takes all once
+/// there is `run/takes`.
 fn answering(store: &Store, rcpt: &'static str, data: &'static str) -> PathBuf {
     let path = store.path("run/dovecot");
     let (listener, log) = (UnixListener::bind(&path).unwrap(), store.path("run/heard"));
     fs::set_permissions(&path, Permissions::from_mode(0o777)).unwrap();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let (mut lines, log) = (BufReader::new(stream), log.clone());
+            let (mut lines, log_path) = (BufReader::new(stream), log.clone());
             thread::spawn(move || -> std::io::Result<()> {
-                let mut log = fs::File::options().create(true).append(true).open(log)?;
+                let mut options = fs::File::options();
+                let mut log = options.create(true).append(true).open(&log_path)?;
                 lines.get_mut().write_all(b"220 x Dovecot ready.\r\n")?;
                 let mut is_message = false;
+                let takes = log_path.with_file_name("takes");
                 loop {
                     let mut line = String::new();
                     if lines.read_line(&mut line)? == 0 {
@@ -570,8 +573,10 @@ fn answering(store: &Store, rcpt: &'static str, data: &'static str) -> PathBuf {
                     }
                     log.write_all(line.as_bytes())?;
                     let answer = match (is_message, line.as_str()) {
+                        (true, ".\r\n") if takes.exists() => "250 2.0.0 Saved",
                         (true, ".\r\n") => data,
                         (true, _) => continue,
+                        (false, line) if line.starts_with("RCPT") && takes.exists() => "250 OK",
                         (false, line) if line.starts_with("RCPT") => rcpt,
                         (false, line) if line.starts_with("LHLO") => "250-x\r\n250 XCLIENT TTL",
                         // As Dovecot does, also where it trusts.
@@ -938,6 +943,81 @@ fn what_dovecot_refuses_of_a_route() {
         assert_eq!(code, Some(if place.is_empty() { 75 } else { 0 }), "{case}");
         assert_eq!(inbox(), 2 * usize::from(place == "INBOX"), "{case}");
     }
+}
+
+/// Nothing stands behind INBOX itself: Dovecot's answer is ours, whatever led there.
+#[test]
+fn a_route_to_dovecots_inbox() {
+    for (rcpt, data, code) in [
+        ("451 4.2.0 <a> later", "", 75),
+        ("550 5.1.1 <a> unknown", "", 75),
+        ("", "", 75),
+        ("250 2.1.5 OK", "451 4.2.0 <a> later", 75),
+        ("250 2.1.5 OK", "552 5.2.2 <a> full", 77),
+        ("250 2.1.5 OK", "250 2.0.0 Saved", 0),
+    ] {
+        for route in ["INBOX", "No/Such/Namespace", "W\u{f6}rk"] {
+            let store = Store::new();
+            let socket = answering(&store, rcpt, data);
+            let inbox = format!(
+                "mail_driver = \"sdbox\"\nhand_over = \"lmtp:{}\"",
+                socket.display()
+            );
+            let config = configure(&store, &inbox);
+            let text = fs::read_to_string(&config).unwrap();
+            let reject = "[delivery]\non_missing = \"reject\"\n";
+            let route = format!("[[route]]\nheader = \"Message-ID\"\nmailbox = \"{route}\"\n");
+            fs::write(&config, text.replacen("[delivery]\n", reject, 1) + &route).unwrap();
+            let mut command = program("postroom-lda");
+            command
+                .arg("-c")
+                .arg(&config)
+                .args(["-d", "alice", "-f", "s@x.test"]);
+            as_user(&mut command, MAIL, MAIL, &[]);
+            let output = run_with_input(&mut command, LETTER);
+            assert_eq!(
+                output.status.code(),
+                Some(code),
+                "{rcpt} {data} {route}: {output:?}"
+            );
+            let heard = fs::read_to_string(store.path("run/heard")).unwrap();
+            assert_eq!(
+                heard.matches("RCPT").count(),
+                1,
+                "{rcpt} {data} {route}: {heard}"
+            );
+        }
+    }
+}
+
+/// The answer to a message that INBOX has got is lost, and it comes again: Dovecot is not asked a second time.
+#[test]
+fn what_dovecot_has_refused_is_not_stored_twice() {
+    let store = Store::with_inbox();
+    let socket = answering(&store, "550 5.7.1 <a> refused", "");
+    let config = configure(&store, "");
+    let archive = format!(
+        "[namespace.archive]\nseparator = \"/\"\nprefix = \"Archive/\"\nmail_driver = \"mdbox\"\nmail_path = \"~/mdbox\"\n\
+         hand_over = \"lmtp:{}\"\nhand_over_detail = true\n[[route]]\nheader = \"Message-ID\"\nmailbox = \"Archive/Old\"\n",
+        socket.display()
+    );
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text + &archive).unwrap();
+    let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    for is_again in [false, true] {
+        let replies = server.client().deliver(&["alice@example.test"], LETTER);
+        assert!(replies[0].starts_with("250 2.0.0"), "{replies:?}");
+        assert_eq!(
+            replies[0].ends_with("Saved before"),
+            is_again,
+            "{replies:?} {}",
+            server.log()
+        );
+        fs::write(store.path("run/takes"), "").unwrap();
+    }
+    let heard = fs::read_to_string(store.path("run/heard")).unwrap();
+    assert!(!heard.contains("DATA"), "{heard}");
+    assert_eq!(messages(&store.path("home/alice/Maildir")).len(), 1);
 }
 
 /// Nobody gets it while Dovecot will not take it for somebody else: all are asked first, also by `--dry-run`.

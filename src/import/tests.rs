@@ -708,6 +708,10 @@ fn what_is_no_configuration() {
             "!include {a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}\n",
             "write several lines",
         ),
+        (
+            "!include_try {a,b,c,d,e,f}{a,b,c,d,e,f,g}\n",
+            "write several lines",
+        ),
         ("!include dovecot.conf\n", "includes itself"),
         ("= x\n", "has a name before the ="),
     ] {
