@@ -5,6 +5,7 @@ pub mod imap;
 pub mod machine;
 pub mod mount;
 pub mod peers;
+pub mod places;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -380,6 +381,11 @@ impl Server {
             .find(|line| line.starts_with("VmHWM:"))
             .unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     pub fn terminate(&self) {

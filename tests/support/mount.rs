@@ -1,9 +1,13 @@
 //! File systems in the scratch folder, gone with their value.
 
+use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use super::{installed, skip};
+use super::{PATIENCE, installed, skip};
 
 /// Where it is mounted.
 pub struct Mount(PathBuf);
@@ -61,5 +65,118 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// A disk of the test's own, with a journaled file system, whose power can be cut.
+pub struct Disk {
+    image: PathBuf,
+    at: PathBuf,
+    kind: FileSystem,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileSystem {
+    Ext4,
+    Xfs,
+}
+
+/// Asked for a cut by a line, it tells the file system that its disk is gone: what is not written yet never is.
+const CUTTER: &str = "
+import fcntl, os, struct, sys
+disk = os.open(sys.argv[1], os.O_RDONLY)
+print(flush=True)
+sys.stdin.readline()
+FS_IOC_SHUTDOWN, NOLOGFLUSH = 0x8004587d, 2
+fcntl.ioctl(disk, FS_IOC_SHUTDOWN, struct.pack('I', NOLOGFLUSH))
+";
+
+/// Waits to cut the power of a [`Disk`], so that nothing but the cut lies between the call and the cut.
+pub struct Cutter(Child);
+
+impl Disk {
+    /// A new one of so many megabytes, mounted at `at`. `image` is made.
+    pub fn new(kind: FileSystem, megabytes: u32, image: PathBuf, at: PathBuf) -> Option<Disk> {
+        let program = match kind {
+            FileSystem::Ext4 => "mkfs.ext4",
+            FileSystem::Xfs => "mkfs.xfs",
+        };
+        if !installed(program) {
+            skip(&format!("{program} is not installed"));
+            return None;
+        }
+        let run = |command: &mut Command| {
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        };
+        let size = format!("{megabytes}M");
+        run(Command::new("truncate").args(["-s", &size]).arg(&image));
+        run(Command::new(program).arg("-q").arg(&image));
+        let disk = Disk { image, at, kind };
+        match disk.mount() {
+            true => Some(disk),
+            false => {
+                skip("nothing can be mounted here");
+                None
+            }
+        }
+    }
+
+    pub fn kind(&self) -> FileSystem {
+        self.kind
+    }
+
+    fn mount(&self) -> bool {
+        let mut command = Command::new("mount");
+        command.args(["-o", "loop"]).arg(&self.image).arg(&self.at);
+        command.output().is_ok_and(|output| output.status.success())
+    }
+
+    fn unmount(&self) -> bool {
+        let mut command = Command::new("umount");
+        let unmounted = command.arg(&self.at).output();
+        unmounted.is_ok_and(|output| output.status.success())
+    }
+
+    pub fn cutter(&self) -> Cutter {
+        let mut command = Command::new("python3");
+        command.args(["-c", CUTTER]).arg(&self.at);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut ready = [0];
+        child.stdout.take().unwrap().read_exact(&mut ready).unwrap();
+        Cutter(child)
+    }
+
+    /// The power is there again: what is on the disk is all there is. Whoever has files of it open has to be gone.
+    pub fn restart(&self) {
+        let began = Instant::now();
+        while !self.unmount() {
+            assert!(began.elapsed() < PATIENCE, "somebody has the disk open");
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert!(self.mount(), "it cannot be mounted any more");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let began = Instant::now();
+        while !self.unmount() && began.elapsed() < Duration::from_secs(2) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let _ = fs::remove_file(&self.image);
+    }
+}
+
+impl Cutter {
+    /// Asks for it, and does not wait.
+    pub fn cut(&mut self) {
+        self.0.stdin.take().unwrap().write_all(b"\n").unwrap();
+    }
+
+    /// Waits until the disk is off.
+    pub fn wait(mut self) {
+        assert!(self.0.wait().unwrap().success());
     }
 }

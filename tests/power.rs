@@ -1,0 +1,333 @@
+//! Power cuts: six clients deliver to every kind of mailbox while the disk goes off. Whatever had a 250 by then is there
+//! afterwards, whole, with the UID that its reply said; and no UID ever stands for two messages.
+//!
+//! `POSTROOM_POWER_CUTS` cuts (`tests/powercut --cuts 1000`), half of them on ext4 and half on xfs.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use support::imap::Imap;
+use support::mount::{Disk, FileSystem};
+use support::peers::{Dovecot, Version, lines_of};
+use support::places::{self, PLACES, Place};
+use support::{
+    Lmtp, MAIL, PATIENCE, Server, Store, as_user, not_root, program, run_with_input, subject,
+    uid_of,
+};
+
+/// Cuts of one disk: everything that was acknowledged on it is looked for after each.
+const CUTS_OF_A_DISK: usize = 10;
+/// Deliveries to a mailbox that its first one makes.
+const TO_A_NEW_ONE: usize = 4;
+
+/// A message that had a 250.
+#[derive(Debug, Clone)]
+struct Stored {
+    mailbox: String,
+    id: String,
+    uid: Option<u32>,
+}
+
+/// What is known of a disk.
+#[derive(Default)]
+struct Ledger {
+    stored: Vec<Stored>,
+    /// Messages that were seen: UIDVALIDITY and UID of a mailbox.
+    seen: HashMap<(String, u32, u32), String>,
+    validities: HashMap<String, u32>,
+}
+
+#[derive(Debug, Default)]
+struct Figures {
+    stored: usize,
+    lost: usize,
+    /// Visible, and not all there.
+    partial: usize,
+    /// With another UID than was said, or one that was another's.
+    wrong_uids: usize,
+    twice: usize,
+    complaints: usize,
+    empty_locks: usize,
+}
+
+/// Small numbers, the same from the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (self.0 >> 33) % end
+    }
+}
+
+fn mailbox_of(place: &Place, cut: usize, number: usize) -> String {
+    match *place == places::NEW {
+        true => format!("New{cut}-{}", number / TO_A_NEW_ONE),
+        false => place.mailbox.to_owned(),
+    }
+}
+
+/// Delivers until something fails.
+fn deliver_until_the_end(socket: &Path, place: &Place, cut: usize, stored: &Mutex<Vec<Stored>>) {
+    let mut client = Lmtp::connect(socket);
+    for number in 0.. {
+        let id = format!("{cut}-{}-{number}", place.kind);
+        let mailbox = mailbox_of(place, cut, number);
+        let address = match *place == places::NEW {
+            true => format!("alice+{mailbox}@x"),
+            false => place.address(),
+        };
+        let message = place.message(&id, number);
+        match attempt(&mut client, &address, &message) {
+            Ok(reply) if reply.starts_with("250 ") => {
+                assert!(reply.contains(&format!("mailbox={mailbox:?}")), "{reply}");
+                let uid = uid_of(&reply);
+                stored.lock().unwrap().push(Stored { mailbox, id, uid });
+            }
+            _ => return,
+        }
+    }
+}
+
+fn attempt(client: &mut Lmtp, address: &str, message: &[u8]) -> io::Result<String> {
+    client.try_send(
+        format!("MAIL FROM:<s@else.test>\r\nRCPT TO:<{address}>\r\nDATA\r\n").as_bytes(),
+    )?;
+    for _ in 0..2 {
+        client.try_reply()?;
+    }
+    let go = client.try_reply()?;
+    if !go.starts_with("354") {
+        return Ok(go);
+    }
+    client.try_send(&support::stuffed(message))?;
+    client.try_reply()
+}
+
+/// Starts a server, lets it have mail, and cuts the power.
+fn cut(
+    store: &Store,
+    disk: &Disk,
+    number: usize,
+    random: &mut Random,
+    ledger: &mut Ledger,
+) -> usize {
+    let config = store.path("postroom.toml");
+    let mut server = Server::start_as(
+        &config,
+        &store.path("run/lmtp"),
+        &store.path("run/log"),
+        &[100],
+    );
+    let mut cutter = disk.cutter();
+    let stored = Mutex::new(Vec::new());
+    let mut counted = 0;
+    thread::scope(|scope| {
+        for place in &PLACES {
+            let (stored, socket) = (&stored, server.socket.clone());
+            scope.spawn(move || deliver_until_the_end(&socket, place, number, stored));
+        }
+        // Not when nothing has happened yet, and at any moment then.
+        let (wanted, began) = (10 + random.below(40) as usize, Instant::now());
+        while stored.lock().unwrap().len() < wanted && began.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(1));
+        }
+        thread::sleep(Duration::from_micros(random.below(10_000)));
+        {
+            let stored = stored.lock().unwrap();
+            counted = stored.len();
+            cutter.cut();
+        }
+        cutter.wait();
+        server.kill();
+    });
+    let mut stored = stored.into_inner().unwrap();
+    stored.truncate(counted);
+    ledger.stored.append(&mut stored);
+    disk.restart();
+    remove_empty_locks(&store.path("home"))
+}
+
+/// Nobody knows whose they are, so everybody waits two minutes for them: too long for a test. Answers how many there were.
+fn remove_empty_locks(root: &Path) -> usize {
+    let mut find = Command::new("find");
+    find.arg(root)
+        .args(["-name", "*.lock", "-empty", "-print", "-delete"]);
+    lines_of(&mut find).len()
+}
+
+/// The beginning of a message may be the end of an mbox: whoever delivers next removes it, if no reader has seen it.
+fn deliver_to_the_mbox(store: &Store, id: &str) {
+    let mut command = program("postroom-lda");
+    command
+        .arg("-c")
+        .arg(store.path("postroom.toml"))
+        .args(places::MBOX.arguments());
+    as_user(&mut command, MAIL, MAIL, &[]);
+    let output = run_with_input(&mut command, &places::MBOX.message(id, 0));
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+/// What Dovecot shows of each mailbox, beside what was acknowledged.
+fn look(dovecot: &Dovecot, case: &str, ledger: &mut Ledger, figures: &mut Figures) {
+    let mut imap = Imap::login(dovecot.port, "alice");
+    let mailboxes: BTreeSet<String> = ledger.stored.iter().map(|it| it.mailbox.clone()).collect();
+    let listed = imap.command("LIST \"\" New*");
+    let listed = listed.iter().filter(|line| line.starts_with("* LIST"));
+    let listed = listed.filter_map(|line| {
+        line.rsplit(' ')
+            .next()
+            .map(|name| name.trim_matches('"').to_owned())
+    });
+    for mailbox in mailboxes.into_iter().chain(listed).collect::<BTreeSet<_>>() {
+        let selected = imap.command(&format!("SELECT \"{mailbox}\""));
+        if !selected.last().unwrap().contains(" OK ") {
+            eprintln!("{case}: {mailbox}: {selected:?}");
+            figures.lost += ledger
+                .stored
+                .iter()
+                .filter(|it| it.mailbox == mailbox)
+                .count();
+            continue;
+        }
+        let validity = selected
+            .iter()
+            .find_map(|line| line.split("UIDVALIDITY ").nth(1))
+            .unwrap();
+        let validity: u32 = validity.split(']').next().unwrap().parse().unwrap();
+        if *ledger.validities.entry(mailbox.clone()).or_insert(validity) != validity {
+            eprintln!("{case}: {mailbox}: another UIDVALIDITY");
+            figures.wrong_uids += 1;
+        }
+        let mut there: BTreeMap<String, u32> = BTreeMap::new();
+        for message in imap.fetch_all() {
+            let (uid, id) = (message.uid, subject(&message.bytes));
+            let number = id
+                .rsplit('-')
+                .next()
+                .and_then(|it| it.parse().ok())
+                .unwrap_or(0);
+            let place = PLACES.iter().find(|it| id.contains(it.kind));
+            let is_whole =
+                places::body_of(&message.bytes).trim_end() == places::body(&id, number).trim_end();
+            if !is_whole || place.is_none() {
+                eprintln!(
+                    "{case}: {mailbox}: partial: {uid} {id:?} {} bytes",
+                    message.bytes.len()
+                );
+                figures.partial += 1;
+                continue;
+            }
+            let mut flags: Vec<&str> = message
+                .flags
+                .split(' ')
+                .filter(|it| *it != "\\Recent")
+                .collect();
+            flags.sort_unstable();
+            if flags.join(" ") != place.unwrap().flags(number) {
+                eprintln!("{case}: {mailbox}: {id} has {flags:?}");
+                figures.wrong_uids += 1;
+            }
+            let known = ledger
+                .seen
+                .entry((mailbox.clone(), validity, uid))
+                .or_insert_with(|| id.clone());
+            if *known != id {
+                eprintln!("{case}: {mailbox}: UID {uid} was {known} and is {id}");
+                figures.wrong_uids += 1;
+            }
+            if there.insert(id.clone(), uid).is_some() {
+                eprintln!("{case}: {mailbox}: {id} is there twice");
+                figures.twice += 1;
+            }
+        }
+        for stored in ledger.stored.iter().filter(|it| it.mailbox == mailbox) {
+            match there.get(&stored.id) {
+                None => {
+                    eprintln!("{case}: lost: {stored:?}");
+                    figures.lost += 1;
+                }
+                Some(uid) if stored.uid.is_some_and(|told| told != *uid) => {
+                    eprintln!("{case}: {stored:?} has UID {uid}");
+                    figures.wrong_uids += 1;
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    imap.logout();
+}
+
+#[test]
+fn nothing_that_had_a_250_is_lost() {
+    if not_root() {
+        return;
+    }
+    let cuts = std::env::var("POSTROOM_POWER_CUTS").map_or(50, |it| it.parse().unwrap());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let seed = std::env::var("POSTROOM_SEED").map_or(now.as_secs(), |it| it.parse().unwrap());
+    eprintln!("POSTROOM_SEED={seed}");
+    let mut random = Random(seed);
+    let mut total = Vec::new();
+    let began = Instant::now();
+    for kind in [FileSystem::Ext4, FileSystem::Xfs] {
+        let mut figures = Figures::default();
+        let of_this_kind = cuts / 2;
+        for first in (0..of_this_kind).step_by(CUTS_OF_A_DISK) {
+            let store = Store::new();
+            std::fs::remove_dir_all(store.path("home")).unwrap();
+            let at = store.scratch.dir("home", MAIL, MAIL, 0o755);
+            // The least that mkfs.xfs makes; next to nothing of it is ever written.
+            let Some(disk) = Disk::new(kind, 320, store.path("disk"), at) else {
+                return;
+            };
+            places::furnish(&store.scratch);
+            lines_of(Command::new("sync").arg("-f").arg(store.path("home")));
+            places::configure(&store, "", "", "");
+            let Some(dovecot) = places::dovecot(Version::V23, &store) else {
+                return;
+            };
+            let mut ledger = Ledger::default();
+            let mut complaints = 0;
+            for number in first..of_this_kind.min(first + CUTS_OF_A_DISK) {
+                let case = format!("{kind:?}, cut {number}");
+                figures.empty_locks += cut(&store, &disk, number, &mut random, &mut ledger);
+                deliver_to_the_mbox(&store, &format!("{number}-mbox-after-0"));
+                look(&dovecot, &case, &mut ledger, &mut figures);
+                let mut said = dovecot.complaints();
+                // Its own cache, which it syncs as little.
+                said.retain(|line| !line.contains("Deleting corrupted cache"));
+                for line in &said[complaints..] {
+                    eprintln!("{case}: {line}");
+                    figures.complaints += 1;
+                }
+                complaints = said.len();
+            }
+            figures.stored += ledger.stored.len();
+            drop(dovecot);
+        }
+        eprintln!(
+            "{kind:?}: {of_this_kind} cuts, {figures:?}, {:?}",
+            began.elapsed()
+        );
+        total.push(figures);
+    }
+    for figures in total {
+        assert!(figures.stored > cuts, "{figures:?}");
+        assert_eq!(
+            (figures.lost, figures.partial, figures.wrong_uids),
+            (0, 0, 0),
+            "{figures:?}"
+        );
+    }
+}
