@@ -173,6 +173,7 @@ fn deliver_to_the_mbox(store: &Store, id: &str) {
         .arg("-c")
         .arg(store.path("postroom.toml"))
         .args(places::MBOX.arguments());
+    command.env("POSTROOM_LOG", "json");
     as_user(&mut command, MAIL, MAIL, &[]);
     let output = run_with_input(&mut command, &places::MBOX.message(id, 0));
     assert_eq!(output.status.code(), Some(0), "{output:?}");

@@ -91,6 +91,8 @@ struct Room {
     end: u64,
     /// Bytes of its body.
     content_length: u64,
+    /// NUL bytes.
+    zeros: u64,
 }
 
 impl Mbox {
@@ -285,7 +287,7 @@ impl Open<'_> {
     /// What there is to write, and where.
     fn room(&self, message: &Message<'_>) -> io::Result<Room> {
         // Written twice: the length of the body stands before it.
-        let mut text = Counted(0);
+        let mut text = Counted::default();
         let (_, content_length) = self.put(message, 0, &mut text)?;
         let digits = content_length.to_string().len() as u64;
         let gap = gap(&self.file.file, self.before.size)?;
@@ -294,8 +296,9 @@ impl Open<'_> {
         Ok(Room {
             gap,
             offset,
-            end: offset + from_line + text.0 + digits - 1,
+            end: offset + from_line + text.bytes + digits - 1,
             content_length,
+            zeros: text.zeros,
         })
     }
 
@@ -306,7 +309,7 @@ impl Open<'_> {
         // A dotlock that somebody has broken holds nobody off.
         self.file.check()?;
         dir::reserve(file, size, room.end - size)?;
-        torn::note(file, size, room.offset, message.from_line);
+        torn::note(file, size, room.offset, room.zeros, message.from_line);
         file.seek(SeekFrom::Start(size))?;
         let mut out = BufWriter::with_capacity(BUFFER, Checked(&self.file));
         out.write_all(room.gap)?;
@@ -376,11 +379,16 @@ fn keep_unread(file: &File, before: &Stat) {
 }
 
 /// How many bytes there would be.
-struct Counted(u64);
+#[derive(Default)]
+struct Counted {
+    bytes: u64,
+    zeros: u64,
+}
 
 impl Write for Counted {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += bytes.len() as u64;
+        self.bytes += bytes.len() as u64;
+        self.zeros += memchr::memchr_iter(0, bytes).count() as u64;
         Ok(bytes.len())
     }
 
@@ -691,7 +699,7 @@ mod tests {
         let locking = Locking::default();
         for (owner, is_taken) in [(None, true), (Some(own), true), (Some(own + 7), own == 0)] {
             let file = File::options().write(true).open(&path).unwrap();
-            torn::note(&file, OLD.len() as u64, OLD.len() as u64, FROM);
+            torn::note(&file, OLD.len() as u64, OLD.len() as u64, 0, FROM);
             let demands = Demands {
                 locking: &locking,
                 quoting: Quoting::Mboxrd,

@@ -2,7 +2,7 @@
 //!
 //! Who adds a message notes first, as an attribute of the file, where it begins and how. The next delivery finds the note under the
 //! lock. It removes what is there only if it is still that beginning: the same line `From `, a body that is shorter than its
-//! Content-Length says, and nothing of anybody else behind it. It stays where that cannot be told: on a file system without
+//! Content-Length says, or has holes, and nothing of anybody else behind it. It stays where that cannot be told: on a file system without
 //! attributes, where Dovecot keeps its index in memory, and where a line of the body could be somebody else's `From `.
 
 use std::fs::File;
@@ -28,12 +28,14 @@ struct Note {
     size: u64,
     /// Where the line `From ` begins.
     offset: u64,
+    /// NUL bytes of the message. A power cut may leave the whole length, and zeros where nothing was written yet.
+    zeros: u64,
     from_line: String,
 }
 
-/// Notes that a message is added behind `size`. What cannot be noted is not.
-pub fn note(file: &File, size: u64, offset: u64, from_line: &str) {
-    let text = format!("{size} {offset} {from_line}");
+/// Notes that a message with so many NUL bytes is added behind `size`. What cannot be noted is not.
+pub fn note(file: &File, size: u64, offset: u64, zeros: u64, from_line: &str) {
+    let text = format!("{size} {offset} {zeros} {from_line}");
     let _ = pass().and_then(|()| file.set_xattr(NOTE, text.as_bytes()));
 }
 
@@ -67,10 +69,11 @@ pub fn remove(
 fn read(file: &File) -> Option<Note> {
     let text = file.get_xattr(NOTE).ok()??;
     let text = String::from_utf8(text).ok()?;
-    let mut words = text.splitn(3, ' ');
+    let mut words = text.splitn(4, ' ');
     Some(Note {
         size: words.next()?.parse().ok()?,
         offset: words.next()?.parse().ok()?,
+        zeros: words.next()?.parse().ok()?,
         from_line: words.next()?.to_owned(),
     })
 }
@@ -93,12 +96,13 @@ impl Note {
         file.read_exact_at(&mut start, self.offset)?;
         let known = start.len().min(line.len());
         let after = self.offset + known as u64;
-        if start[..known].iter().all(|&byte| byte == 0) {
+        let pairs = || start[..known].iter().zip(line.as_bytes());
+        if !pairs().all(|(&byte, &noted)| byte == noted || byte == 0) {
+            return Ok(false);
+        }
+        if pairs().any(|(&byte, _)| byte == 0) {
             // A power cut: room was had, and nothing was written to it yet.
             return Ok(!is_from_behind(file, after, size)?);
-        }
-        if start[..known] != line.as_bytes()[..known] {
-            return Ok(false);
         }
         let header = &start[known..];
         let is_whole = match memmem::find(header, b"\n\n") {
@@ -109,7 +113,8 @@ impl Note {
             // A header of this size is nobody's.
             None => start.len() == MAX_HEADER,
         };
-        Ok(!is_whole && !is_from_behind(file, after, size)?)
+        let is_torn = !is_whole || count_zeros(file, self.offset, size)? > self.zeros;
+        Ok(is_torn && !is_from_behind(file, after, size)?)
     }
 }
 
@@ -121,6 +126,19 @@ fn content_length(header: &[u8]) -> Option<u64> {
         .next()?;
     let value = line.strip_prefix(b"Content-Length: ")?;
     str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// NUL bytes between the two places.
+fn count_zeros(file: &File, from: u64, to: u64) -> io::Result<u64> {
+    let mut piece = vec![0; PIECE];
+    let (mut at, mut zeros) = (from, 0);
+    while at < to {
+        let length = (to - at).min(PIECE as u64) as usize;
+        file.read_exact_at(&mut piece[..length], at)?;
+        zeros += memchr::memchr_iter(0, &piece[..length]).count() as u64;
+        at += length as u64;
+    }
+    Ok(zeros)
 }
 
 /// Whether somebody has added a message, perhaps right behind an open line: a line `From ` with a date in it. One of the body is
@@ -183,11 +201,16 @@ mod tests {
 
     /// What is left of an mbox that ends so.
     fn left(end: &str) -> String {
+        left_of(end, 0)
+    }
+
+    /// The same where the message was to have so many NUL bytes.
+    fn left_of(end: &str, zeros: u64) -> String {
         let root = tempfile::tempdir_in("/var/tmp").unwrap();
         let path = root.path().join("box");
         fs::write(&path, OLD).unwrap();
         let mut file = File::options().read(true).append(true).open(&path).unwrap();
-        note(&file, OLD.len() as u64, OLD.len() as u64, LINE);
+        note(&file, OLD.len() as u64, OLD.len() as u64, zeros, LINE);
         assert!(read(&file).is_some(), "no attributes in /var/tmp");
         file.write_all(end.as_bytes()).unwrap();
         let stat = remove(&file, dir::stat_file(&file).unwrap(), |_| Ok(false)).unwrap();
@@ -218,6 +241,23 @@ mod tests {
             let theirs = format!("{}\n\n{OLD}", "\0".repeat(length));
             assert_eq!(left(&theirs), format!("{OLD}{theirs}"), "{length}");
         }
+    }
+
+    /// A power cut: the length is that of the whole message, and some blocks of it were never written.
+    #[test]
+    fn a_message_with_holes_goes() {
+        let whole = format!("{LINE}\n{NEW}");
+        for from in 0..whole.len() {
+            for to in [from + 1, whole.len()] {
+                let hole = "\0".repeat(to - from);
+                let text = format!("{}{hole}{}", &whole[..from], &whole[to..]);
+                assert_eq!(left(&text), OLD, "{from}..{to}");
+            }
+        }
+        // What was sent with them stays.
+        let sent = whole.replace("I am", "\0\0am");
+        assert_eq!(left_of(&sent, 2), format!("{OLD}{sent}"));
+        assert_eq!(left_of(&sent, 1), OLD);
     }
 
     #[test]
