@@ -122,7 +122,10 @@ fn has_seen(core: &Core, paths: &Paths, size: u64) -> io::Result<bool> {
         Ok(None) => Ok(false),
         Ok(Some(state)) => Ok(state.mbox.size() > size),
         // Of a later Dovecot, or broken: mail does not wait for it.
-        Err(error) if error.kind() == ErrorKind::InvalidData => Ok(true),
+        Err(error) if error.kind() == ErrorKind::InvalidData => {
+            let torn = Log::look_at_torn(&dir, Pair::MAILBOX)?;
+            Ok(torn.is_none_or(|state| state.mbox.size() > size))
+        }
         Err(error) => Err(error),
     }
 }

@@ -1,11 +1,12 @@
 //! `dovecot.index.log`: locked, understood to its end, appended to (Dovecot's `mail-transaction-log-file.c`).
 
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use super::record::{State, Transaction};
+use super::header::{IndexHeader, LogHeader};
+use super::record::{State, Transaction, whole_part};
 use super::walk::Walks;
 use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
@@ -152,6 +153,35 @@ impl Log {
         Err(io::Error::other("a new one took its place"))
     }
 
+    /// What is left of a log that has no whole end, as after a power cut, and of its index. Whoever opens the mailbox makes the log
+    /// anew: so nobody has, since then. None: it is whole, or of no known kind.
+    pub fn look_at_torn(dir: &Dir, pair: Pair) -> io::Result<Option<State>> {
+        let file = dir.read(pair.log)?;
+        let header = LogHeader::read(&file)?;
+        let mut bytes = Vec::new();
+        fault_point::pass()?;
+        file.take(MAX_LOOK).read_to_end(&mut bytes)?;
+        let begun = match dir.read(pair.index) {
+            Err(error) if error.kind() == ErrorKind::NotFound => State::EMPTY,
+            index => match IndexHeader::read(&index?)? {
+                Some(index) => index.state,
+                None => return Ok(None),
+            },
+        };
+        let Some(header) = header else {
+            let is_empty = bytes.iter().all(|&byte| byte == 0);
+            return Ok(is_empty.then_some(begun));
+        };
+        let records = bytes.get(header.size as usize..).unwrap_or_default();
+        let whole = whole_part(records);
+        let mut state = State::EMPTY;
+        if whole == records.len() || state.replay(&records[..whole]).is_err() {
+            return Ok(None);
+        }
+        let is_behind = state.mbox.size() < begun.mbox.size();
+        Ok(Some(if is_behind { begun } else { state }))
+    }
+
     fn open(
         dir: &Dir,
         pair: Pair,
@@ -262,6 +292,32 @@ mod tests {
         let log = Log::lock(&open(dir), Pair::MAILBOX, LockMethod::Fcntl, walks, TIMEOUT);
         let log = log.map_err(|error| error.to_string())?;
         Ok(log.map(|log| log.state()))
+    }
+
+    /// Every length that a power cut may leave, with zeros behind it or not.
+    #[test]
+    fn a_torn_log() {
+        let whole = [log(2, (0, 0)), appended(1)].concat();
+        let root = tempfile::tempdir().unwrap();
+        let look = |bytes: &[u8]| {
+            fs::write(root.path().join("dovecot.index.log"), bytes).unwrap();
+            Log::look_at_torn(&open(root.path()), Pair::MAILBOX).unwrap()
+        };
+        let (header, first) = (40, log(2, (0, 0)).len());
+        for length in [0].into_iter().chain(header..whole.len()) {
+            let cut = &whole[..length];
+            let is_whole = [header, first].contains(&length);
+            assert_eq!(look(cut).is_some(), !is_whole, "{length}");
+        }
+        for length in [0, header, header + 4, first, first + 8] {
+            let cut = &whole[..length];
+            assert!(look(&[cut, &[0; 50]].concat()).is_some(), "{length}");
+        }
+        assert_eq!(look(&whole), None);
+        // Of another version.
+        let mut later = whole[..whole.len() - 1].to_vec();
+        later[0] = 2;
+        assert_eq!(look(&later), None);
     }
 
     #[test]

@@ -128,6 +128,24 @@ pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }
 
+/// How many of these bytes are whole records, of transactions that are whole.
+pub(super) fn whole_part(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    loop {
+        let rest = &bytes[at..];
+        let size = match word(rest, 4).unwrap_or_default() & TYPE {
+            // Zeros: its size was written, and no more.
+            0 => 0,
+            BOUNDARY => word(rest, RECORD_HEADER).map_or(0, |all| all as usize),
+            _ => size(rest),
+        };
+        if !(RECORD_HEADER..=rest.len()).contains(&size) {
+            return at;
+        }
+        at += size;
+    }
+}
+
 /// The size of the record that begins here; 0 while its writer has not finished it. Dovecot's "lockless integer": each byte
 /// has bit 7 set.
 fn size(bytes: &[u8]) -> usize {
@@ -361,6 +379,8 @@ mod tests {
         fn no_log_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             let mut state = State::EMPTY;
             let _ = state.replay(&bytes);
+            let whole = whole_part(&bytes);
+            assert!(whole_part(&bytes[..whole]) == whole);
         }
 
         /// A log that is cut anywhere is taken for what it was before the cut transaction, or not at all.

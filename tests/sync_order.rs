@@ -1,0 +1,726 @@
+//! The order of the system calls that make an answer true, as strace sees them: one named row for each rule, for postroom-lda
+//! and for the LMTP server. A sync that is missing, or comes too late, fails its row.
+
+mod support;
+
+use std::collections::HashSet;
+use std::fs;
+use std::process::{Command, Output};
+use std::thread;
+use std::time::Duration;
+
+use support::imap::Imap;
+use support::peers::Version;
+use support::places::{self, INBOX, KEYWORD, LINKED, MBOX, NEW, Place};
+use support::{
+    MAIL, Server, Store, as_user, installed, messages, not_root, own, program, run_with_input,
+    signal, skip, stuffed, uid_of,
+};
+
+const TRACED: &str = "trace=openat,mkdirat,write,writev,pwrite64,pwritev,sendto,linkat,renameat,renameat2,unlinkat,fsync,\
+                      fdatasync,fallocate,fstat,newfstatat,fchmod,fchown,fchownat,ftruncate,fcntl,utimensat,fsetxattr,fremovexattr,\
+                      exit_group";
+
+/// One call: its line of the trace, the paths of descriptors in it; from where it began to where it ended.
+#[derive(Debug)]
+struct Call {
+    pid: String,
+    name: String,
+    text: String,
+    began: usize,
+    ended: usize,
+}
+
+/// What a row wants to see: a call, and words that are all in its line.
+type Step = (&'static str, &'static [&'static str]);
+
+const ANSWER: Step = ("answer", &[]);
+
+impl Call {
+    fn is(&self, (name, words): Step) -> bool {
+        let is_named = match name {
+            "answer" => self.is_answer(),
+            // Either is enough for the bytes and the size.
+            "sync" => matches!(self.name.as_str(), "fsync" | "fdatasync"),
+            "fstat" => matches!(self.name.as_str(), "fstat" | "newfstatat"),
+            "rename" => self.name.starts_with("rename"),
+            "write" => self.is_write(),
+            name => self.name == name,
+        };
+        is_named && words.iter().all(|word| self.text.contains(word))
+    }
+
+    fn is_write(&self) -> bool {
+        ["write", "writev", "pwrite64", "pwritev"].contains(&self.name.as_str())
+    }
+
+    /// An exit with 0, or a 250 for a recipient.
+    fn is_answer(&self) -> bool {
+        let is_exit = self.name == "exit_group" && self.text.contains("(0)");
+        is_exit || (self.is_write() || self.name == "sendto") && self.text.contains("\"250 2.0.0 <")
+    }
+
+    /// The path of its first descriptor.
+    fn path(&self) -> &str {
+        let start = self.text.find('<').map_or(0, |at| at + 1);
+        let end = self.text[start..].find('>').map_or(start, |at| start + at);
+        &self.text[start..end]
+    }
+}
+
+/// `PID call(arguments) = result`; a call that another thread's interrupts has two lines.
+fn parse(text: &str) -> Vec<Call> {
+    let mut calls: Vec<Call> = Vec::new();
+    let mut open: Vec<(String, usize)> = Vec::new();
+    for (at, line) in text.lines().enumerate() {
+        let Some((pid, rest)) = line.split_once(' ') else {
+            continue;
+        };
+        let rest = rest.trim_start();
+        if let Some(resumed) = rest.strip_prefix("<... ") {
+            let Some(known) = open.iter().position(|(who, _)| who == pid) else {
+                continue;
+            };
+            let call = &mut calls[open.remove(known).1];
+            call.text += resumed;
+            call.ended = at;
+        } else if let Some((name, _)) = rest.split_once('(') {
+            if rest.ends_with("<unfinished ...>") {
+                open.push((pid.to_owned(), calls.len()));
+            }
+            calls.push(Call {
+                pid: pid.to_owned(),
+                name: name.to_owned(),
+                text: rest.to_owned(),
+                began: at,
+                ended: at,
+            });
+        }
+    }
+    // What failed has done nothing.
+    calls.retain(|call| !call.text.contains(" = -1 "));
+    calls
+}
+
+/// The first step that does not come behind those before it.
+fn missing(calls: &[Call], steps: &[Step]) -> Option<Step> {
+    let mut after = None;
+    for &step in steps {
+        let is_behind = |call: &&Call| after.is_none_or(|after| call.began > after);
+        match calls.iter().filter(is_behind).find(|call| call.is(step)) {
+            Some(call) => after = Some(call.ended),
+            None => return Some(step),
+        }
+    }
+    None
+}
+
+/// Who delivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Agent {
+    Lda,
+    Lmtp,
+}
+
+/// A delivery under strace, with `inject` of it: how it ended, and its calls.
+fn deliver(store: &Store, agent: Agent, place: &Place, strace: &[&str]) -> (Output, Vec<Call>) {
+    let message = place.message("x", 3);
+    let config = store.path("postroom.toml");
+    let (mut ours, input) = match agent {
+        Agent::Lda => {
+            let mut lda = program("postroom-lda");
+            lda.args(place.arguments());
+            (lda, message)
+        }
+        Agent::Lmtp => {
+            let lmtp = program("postroom-lmtpd");
+            (lmtp, dialogue(&[&place.address()], &message))
+        }
+    };
+    if agent == Agent::Lmtp {
+        ours.arg("--stdio");
+    }
+    let trace = store.path("run/trace");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-y", "-s", "300", "-qqq", "-e", TRACED, "-o"]);
+    command.arg(&trace).args(strace).arg("--");
+    command.arg(ours.get_program()).arg("-c").arg(config);
+    command.args(ours.get_args());
+    as_user(&mut command, MAIL, MAIL, &[100]);
+    let output = run_with_input(&mut command, &input);
+    let text = fs::read_to_string(&trace).unwrap();
+    (output, parse(&text))
+}
+
+fn dialogue(recipients: &[&str], message: &[u8]) -> Vec<u8> {
+    let recipients: String = recipients
+        .iter()
+        .map(|it| format!("RCPT TO:<{it}>\r\n"))
+        .collect();
+    let head = format!("LHLO c.test\r\nMAIL FROM:<s@else.test>\r\n{recipients}DATA\r\n");
+    [head.as_bytes(), &stuffed(message), b"QUIT\r\n"].concat()
+}
+
+fn is_stored(agent: Agent, output: &Output) -> bool {
+    let said = String::from_utf8_lossy(&output.stdout);
+    match agent {
+        Agent::Lda => output.status.code() == Some(0),
+        Agent::Lmtp => said.contains("\n250 2.0.0 <"),
+    }
+}
+
+/// A store where Dovecot has been: there are lists and indexes.
+fn used_store(top: &str, delivery: &str) -> Option<Store> {
+    let store = places::store();
+    places::configure(&store, top, delivery, "");
+    let dovecot = places::dovecot(Version::V23, &store)?;
+    for place in [INBOX, MBOX] {
+        let (output, _) = deliver(&store, Agent::Lda, &place, &[]);
+        assert!(output.status.success(), "{output:?}");
+        let mut imap = Imap::login(dovecot.port, "alice");
+        imap.select(place.mailbox);
+        imap.fetch_all();
+        imap.logout();
+    }
+    Some(store)
+}
+
+fn is_possible() -> bool {
+    !not_root() && (installed("strace") || !skip("strace is not installed"))
+}
+
+const MESSAGE: &[&str] = &["/tmp/#"];
+
+#[test]
+fn each_rule_in_its_order() {
+    if !is_possible() {
+        return;
+    }
+    let Some(used) = used_store("", "") else {
+        return;
+    };
+    // A mailbox of another group, and one whose list ends in the middle of a line.
+    own(&used.path(LINKED.path), MAIL, 100);
+    for part in ["cur", "new", "tmp"] {
+        own(&used.path(LINKED.path).join(part), MAIL, 100);
+    }
+    let list = used.path("home/alice/Maildir/.Torn/dovecot-uidlist");
+    used.scratch
+        .maildir("home/alice/Maildir/.Torn", MAIL, MAIL, 0o700);
+    let torn = Place {
+        kind: "torn list",
+        mailbox: "Torn",
+        path: "home/alice/Maildir/.Torn",
+    };
+    let new_mbox = Place {
+        kind: "new mbox",
+        mailbox: "mbox/New",
+        path: "home/alice/mail/New",
+    };
+    let rows: [(&str, Place, &[Step]); 13] = [
+        (
+            "C1 a message is made unseen, written, and its size looked at",
+            INBOX,
+            &[
+                ("openat", &["/tmp>", "O_TMPFILE"]),
+                ("write", MESSAGE),
+                ("fstat", MESSAGE),
+                ("fsync", MESSAGE),
+                ANSWER,
+            ],
+        ),
+        (
+            "C2 its group is set before its sync",
+            LINKED,
+            &[
+                ("openat", &["/tmp>", "O_TMPFILE"]),
+                ("fchown", MESSAGE),
+                ("fsync", MESSAGE),
+                ("linkat", &["/new>"]),
+                ANSWER,
+            ],
+        ),
+        (
+            "C3 it has a name only when it is synced",
+            INBOX,
+            &[
+                ("write", MESSAGE),
+                ("fsync", MESSAGE),
+                ("linkat", &["/new>"]),
+                ANSWER,
+            ],
+        ),
+        (
+            "C4 its name is synced before the answer",
+            INBOX,
+            &[("linkat", &["/new>"]), ("fsync", &["Maildir/new>"]), ANSWER],
+        ),
+        (
+            "C4 in cur/, with a flag",
+            KEYWORD,
+            &[("linkat", &["/cur>"]), ("fsync", &[".Key/cur>"]), ANSWER],
+        ),
+        (
+            "C5 a mailbox and its directories are synced before anything is in them",
+            NEW,
+            &[
+                ("mkdirat", &["postroom."]),
+                ("mkdirat", &["\"new\""]),
+                ("fsync", &["postroom."]),
+                ("rename", &["\".New\""]),
+                ("fsync", &["Maildir>"]),
+                ("linkat", &[".New/new>"]),
+                ("fsync", &[".New/new>"]),
+                ANSWER,
+            ],
+        ),
+        (
+            "C6 a letter is known before a name has it",
+            KEYWORD,
+            &[
+                ("write", &["dovecot-keywords.lock>", "$Key3"]),
+                ("fsync", &["dovecot-keywords.lock>"]),
+                ("rename", &["\"dovecot-keywords\""]),
+                ("fsync", &[".Key>"]),
+                ("linkat", &["/cur>"]),
+                ANSWER,
+            ],
+        ),
+        (
+            "C7 a UID is synced before anybody hears of it",
+            INBOX,
+            &[
+                ("sync", &["Maildir/new>"]),
+                ("write", &["dovecot-uidlist>"]),
+                ("sync", &["dovecot-uidlist>"]),
+                ("write", &["dovecot.index.log>"]),
+                ANSWER,
+            ],
+        ),
+        (
+            "C7 a new list is synced, and its name",
+            torn,
+            &[
+                ("write", &["dovecot-uidlist.tmp>"]),
+                ("sync", &["dovecot-uidlist.tmp>"]),
+                ("rename", &["\"dovecot-uidlist\""]),
+                ("fsync", &[".Torn>"]),
+                ("write", &["dovecot-uidlist>"]),
+                ("sync", &["dovecot-uidlist>"]),
+                ANSWER,
+            ],
+        ),
+        (
+            "C9 an mbox is written and synced under its locks",
+            MBOX,
+            &[
+                ("fcntl", &["mail/Work>", "F_WRLCK"]),
+                ("linkat", &["Work.lock"]),
+                ("write", &["mail/Work>"]),
+                ("fdatasync", &["mail/Work>"]),
+                ("unlinkat", &["Work.lock"]),
+                ANSWER,
+            ],
+        ),
+        (
+            "C9 a new mbox has its name synced",
+            new_mbox,
+            &[
+                ("linkat", &["\"New\""]),
+                ("write", &["mail/New>"]),
+                ("fdatasync", &["mail/New>"]),
+                ("fsync", &["alice/mail>"]),
+                ANSWER,
+            ],
+        ),
+        (
+            "C10 the index is told under its lock",
+            INBOX,
+            &[
+                ("fcntl", &["dovecot.index.log>", "F_WRLCK"]),
+                ("write", &["dovecot.index.log>"]),
+                ("unlinkat", &["dovecot-uidlist.lock"]),
+                ANSWER,
+            ],
+        ),
+        (
+            "C10 that of an mbox too",
+            MBOX,
+            &[
+                ("fdatasync", &["mail/Work>"]),
+                ("write", &["dovecot.index.log>"]),
+                ANSWER,
+            ],
+        ),
+    ];
+    for agent in [Agent::Lda, Agent::Lmtp] {
+        for (rule, place, steps) in rows {
+            // As it is for the first delivery.
+            for made in [
+                NEW.path,
+                new_mbox.path,
+                "home/alice/Maildir/.Key/dovecot-keywords",
+            ] {
+                let made = used.path(made);
+                let _ = fs::remove_dir_all(&made).or_else(|_| fs::remove_file(&made));
+            }
+            fs::write(
+                &list,
+                "3 V1795332733 N5 G86371b0c7d9a026bb73a000083ecc375\n4 :x\n5 :",
+            )
+            .unwrap();
+            own(&list, MAIL, MAIL);
+            let (output, calls) = deliver(&used, agent, &place, &[]);
+            assert!(is_stored(agent, &output), "{agent:?} {rule}: {output:?}");
+            let missing = missing(&calls, steps);
+            let shown: Vec<&str> = calls.iter().map(|call| call.text.as_str()).collect();
+            assert_eq!(missing, None, "{agent:?}: {rule}\n{}", shown.join("\n"));
+            assert_nothing_behind_the_sync(&calls, &format!("{agent:?}: {rule}"));
+        }
+    }
+}
+
+/// Of a message: after its sync its bytes, mode, group and time stay as they are. (C2)
+fn assert_nothing_behind_the_sync(calls: &[Call], case: &str) {
+    let mut synced = HashSet::new();
+    for call in calls {
+        let changes = call.is_write()
+            || ["fchmod", "fchown", "utimensat", "ftruncate"].contains(&call.name.as_str());
+        if call.is(("fsync", MESSAGE)) {
+            assert!(
+                synced.insert(call.path()),
+                "{case}: synced twice: {}",
+                call.text
+            );
+        } else if changes {
+            assert!(!synced.contains(call.path()), "{case}: {}", call.text);
+        }
+    }
+}
+
+/// `mail_fsync`: what is synced behind "optimized", and that "never" means what it says.
+#[test]
+fn mail_fsync() {
+    if !is_possible() {
+        return;
+    }
+    let is_sync_of = |word: &'static str| {
+        move |call: &Call| call.is(("sync", &[])) && call.path().ends_with(word)
+    };
+    for (setting, place, synced, unsynced) in [
+        (
+            "optimized",
+            INBOX,
+            &["/new", "dovecot-uidlist"][..],
+            &["dovecot.index.log"][..],
+        ),
+        ("optimized", MBOX, &["mail/Work"], &["dovecot.index.log"]),
+        (
+            "always",
+            INBOX,
+            &["/new", "dovecot-uidlist", "dovecot.index.log"],
+            &[],
+        ),
+        ("never", INBOX, &[], &[""]),
+        ("never", MBOX, &[], &[""]),
+    ] {
+        let Some(store) = used_store(&format!("mail_fsync = \"{setting}\""), "") else {
+            return;
+        };
+        for agent in [Agent::Lda, Agent::Lmtp] {
+            let case = format!("{setting} {agent:?} {}", place.kind);
+            let (output, calls) = deliver(&store, agent, &place, &[]);
+            assert!(is_stored(agent, &output), "{case}: {output:?}");
+            for word in synced {
+                assert!(
+                    calls.iter().any(is_sync_of(word)),
+                    "{case}: {word} is not synced"
+                );
+            }
+            for word in unsynced {
+                let found = calls.iter().find(|call| is_sync_of(word)(call));
+                assert!(found.is_none(), "{case}: {found:?}");
+            }
+        }
+    }
+}
+
+/// What the answer is when a call of a rule fails: `on` is the path that it is made to fail for.
+#[test]
+fn a_call_that_fails() {
+    if !is_possible() {
+        return;
+    }
+    let Some(store) = used_store("", "") else {
+        return;
+    };
+    let inbox = "home/alice/Maildir";
+    // rule, where, what fails at which path; whether it is stored then, and what has to come before the end
+    let rows: [(&str, Place, &str, &str, bool, &[Step]); 7] = [
+        (
+            "C3 a name that is taken is another's",
+            INBOX,
+            "linkat:error=EEXIST:when=1",
+            "home/alice/Maildir/new",
+            true,
+            &[("linkat", &["/new>"]), ("fsync", &["Maildir/new>"]), ANSWER],
+        ),
+        (
+            "C4 a name that is not synced is taken back",
+            INBOX,
+            "fsync:error=EIO:when=1",
+            "home/alice/Maildir/new",
+            false,
+            &[("linkat", &["/new>"]), ("unlinkat", &["/new>"])],
+        ),
+        (
+            "C6 without its letter it is stored without the keyword",
+            KEYWORD,
+            "fsync:error=EIO:when=1",
+            "home/alice/Maildir/.Key/dovecot-keywords.lock",
+            true,
+            &[
+                ("unlinkat", &["dovecot-keywords.lock"]),
+                ("linkat", &["/cur>"]),
+                ANSWER,
+            ],
+        ),
+        (
+            "C8 a list that is not synced defers nothing",
+            INBOX,
+            "fsync:error=EIO:when=1",
+            "home/alice/Maildir/dovecot-uidlist",
+            true,
+            &[("fsync", &["Maildir/new>"]), ANSWER],
+        ),
+        (
+            "C8 nor an index that is full",
+            INBOX,
+            "pwrite64:error=ENOSPC:when=1",
+            "home/alice/Maildir/dovecot.index.log",
+            true,
+            &[("fsync", &["Maildir/new>"]), ANSWER],
+        ),
+        (
+            "C9 an mbox that is not synced is as it was, and that is synced",
+            MBOX,
+            "fdatasync:error=EIO:when=1",
+            "home/alice/mail/Work",
+            false,
+            &[
+                ("write", &["mail/Work>"]),
+                ("ftruncate", &["mail/Work>"]),
+                ("fdatasync", &["mail/Work>"]),
+                ("unlinkat", &["Work.lock"]),
+            ],
+        ),
+        (
+            "C9 nor one that is full",
+            MBOX,
+            "fallocate:error=ENOSPC:when=1",
+            "home/alice/mail/Work",
+            false,
+            &[("linkat", &["Work.lock"]), ("unlinkat", &["Work.lock"])],
+        ),
+    ];
+    for agent in [Agent::Lda, Agent::Lmtp] {
+        for (rule, place, inject, on, stored, steps) in rows {
+            let case = format!("{agent:?}: {rule}");
+            let _ = fs::remove_file(store.path(KEYWORD.path).join("dovecot-keywords"));
+            let before = (
+                messages(&store.path(inbox)).len(),
+                fs::read(store.path(MBOX.path)).unwrap(),
+            );
+            let nth = nth_on(&store, agent, &place, inject, on);
+            let inject = format!(
+                "inject={}",
+                inject.replace("when=1", &format!("when={nth}"))
+            );
+            // The delivery that counted was a whole one.
+            let _ = fs::remove_file(store.path(KEYWORD.path).join("dovecot-keywords"));
+            let counted = (
+                messages(&store.path(inbox)).len(),
+                fs::read(store.path(MBOX.path)).unwrap(),
+            );
+            assert_ne!(before == counted, place != KEYWORD, "{case}");
+            let (output, calls) = deliver(&store, agent, &place, &["-e", &inject]);
+            assert_eq!(is_stored(agent, &output), stored, "{case}: {output:?}");
+            if agent == Agent::Lda && !stored {
+                assert_eq!(output.status.code(), Some(75), "{case}");
+            }
+            let shown: Vec<&str> = calls.iter().map(|call| call.text.as_str()).collect();
+            assert_eq!(missing(&calls, steps), None, "{case}\n{}", shown.join("\n"));
+            let after = (
+                messages(&store.path(inbox)).len(),
+                fs::read(store.path(MBOX.path)).unwrap(),
+            );
+            assert!(stored || after == counted, "{case}");
+        }
+    }
+}
+
+/// Which of the calls of this name is the first one at `on`: strace counts those of each process.
+fn nth_on(store: &Store, agent: Agent, place: &Place, inject: &str, on: &str) -> usize {
+    let (_, calls) = deliver(store, agent, place, &[]);
+    let name = inject.split(':').next().unwrap();
+    let on = store.scratch.text(on);
+    let is_on = |call: &&Call| call.name == name && call.text.contains(&format!("{on}>"));
+    let found = calls.iter().find(is_on);
+    let found = found.unwrap_or_else(|| panic!("no {name} of {on}"));
+    let of_its =
+        |call: &&Call| call.name == name && call.pid == found.pid && call.began <= found.began;
+    calls.iter().filter(of_its).count()
+}
+
+/// C12: one copy, written and synced once; each recipient's name is synced before his own answer.
+#[test]
+fn three_recipients() {
+    if !is_possible() {
+        return;
+    }
+    let Some(store) = used_store("", "recipient_headers = \"single\"\n") else {
+        return;
+    };
+    let users = ["alice", "bob", "carol"];
+    let addresses = users.map(|user| format!("{user}@x"));
+    let addresses = addresses.each_ref().map(String::as_str);
+    let input = dialogue(&addresses, &INBOX.message("x", 3));
+    let lmtp = program("postroom-lmtpd");
+    let trace = store.path("run/trace");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-y", "-s", "300", "-qqq", "-e", TRACED, "-o"]);
+    command.arg(&trace).arg("--").arg(lmtp.get_program());
+    command
+        .arg("-c")
+        .arg(store.path("postroom.toml"))
+        .arg("--stdio");
+    as_user(&mut command, MAIL, MAIL, &[]);
+    let output = run_with_input(&mut command, &input);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(said.matches("\n250 2.0.0 <").count(), 3, "{said}");
+    let calls = parse(&fs::read_to_string(trace).unwrap());
+    let count = |step| calls.iter().filter(|call| call.is(step)).count();
+    assert_eq!(count(("fsync", MESSAGE)), 1, "one copy is synced, once");
+    for user in users {
+        let new = format!("{user}/Maildir/new>");
+        let address = format!("250 2.0.0 <{user}@x>");
+        let (new, address): (&'static str, &'static str) = (new.leak(), address.leak());
+        let steps: [Step; 4] = [
+            ("fsync", MESSAGE),
+            ("linkat", vec![new].leak()),
+            ("fsync", vec![new].leak()),
+            ("answer", vec![address].leak()),
+        ];
+        assert_eq!(missing(&calls, &steps), None, "{user}");
+    }
+}
+
+/// C12, for a batch: whoever's message is in it is answered behind a sync that began when his name was there.
+#[test]
+fn eight_at_once() {
+    if !is_possible() {
+        return;
+    }
+    let Some(store) = used_store("", "") else {
+        return;
+    };
+    let lmtp = program("postroom-lmtpd");
+    let trace = store.path("run/trace");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-y", "-s", "300", "-qqq", "-e", TRACED, "-o"]);
+    command.arg(&trace).arg("--").arg(lmtp.get_program());
+    command.arg("-c").arg(store.path("postroom.toml"));
+    as_user(&mut command, MAIL, MAIL, &[]);
+    let mut server = Server::spawn(command, &store.path("run/lmtp"), &store.path("run/log"));
+    let replies: Vec<String> = thread::scope(|scope| {
+        let clients: Vec<_> = (0..8)
+            .map(|number| {
+                let server = &server;
+                scope.spawn(move || {
+                    let mut client = server.client();
+                    let deliver = |at| {
+                        let message = INBOX.message(&format!("{number}-{at}"), 1);
+                        client.deliver(&["alice@x"], &message).remove(0)
+                    };
+                    (0..6).map(deliver).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        clients
+            .into_iter()
+            .flat_map(|it| it.join().unwrap())
+            .collect()
+    });
+    // Of the server, not of strace.
+    signal(children_of(server.pid())[0], "TERM");
+    assert_eq!(server.wait(), Some(0));
+    let calls = parse(&fs::read_to_string(trace).unwrap());
+    let list = fs::read_to_string(store.path(INBOX.path).join("dovecot-uidlist")).unwrap();
+    let uids: HashSet<u32> = replies.iter().filter_map(|reply| uid_of(reply)).collect();
+    assert_eq!(uids.len(), 48, "{replies:?}");
+    for uid in uids {
+        let line = list
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{uid} :")));
+        let file: &'static str = line.unwrap().to_owned().leak();
+        let answer: &'static str = format!("uid={uid} ").leak();
+        let steps: [Step; 4] = [
+            ("linkat", vec!["/new>", file].leak()),
+            ("fsync", &["alice/Maildir/new>"]),
+            ("sync", &["dovecot-uidlist>"]),
+            ("answer", vec![answer].leak()),
+        ];
+        assert_eq!(missing(&calls, &steps), None, "{uid}");
+    }
+    let syncs = calls
+        .iter()
+        .filter(|it| it.is(("fsync", &["alice/Maildir/new>"])))
+        .count();
+    eprintln!("48 messages, {syncs} syncs of new/");
+}
+
+/// C11: nobody hears the answer, and the message comes again.
+#[test]
+fn whoever_has_gone_gets_nothing() {
+    if !is_possible() {
+        return;
+    }
+    let store = places::store();
+    places::configure(&store, "", "", "");
+    let config = store.path("postroom.toml");
+    let server = Server::start_as(
+        &config,
+        &store.path("run/lmtp"),
+        &store.path("run/log"),
+        &[],
+    );
+    let inbox = store.path(INBOX.path);
+    let deliver = |is_gone: bool| {
+        // Somebody has the mailbox, and lets it go a little later.
+        let lock = inbox.join("dovecot-uidlist.lock");
+        fs::write(&lock, format!("{}:elsewhere", std::process::id())).unwrap();
+        own(&lock, MAIL, MAIL);
+        let mut client = server.client();
+        client.send(&dialogue(&["alice@x"], b"Subject: x\n\n")["LHLO c.test\r\n".len()..]);
+        thread::sleep(Duration::from_millis(300));
+        match is_gone {
+            true => drop(client),
+            false => fs::remove_file(&lock).unwrap(),
+        }
+        thread::sleep(Duration::from_millis(300));
+        let _ = fs::remove_file(&lock);
+        thread::sleep(Duration::from_millis(300));
+        messages(&inbox).len()
+    };
+    // The first one makes a list, for which there is a lock.
+    assert_eq!(deliver(false), 1, "{}", server.log());
+    assert_eq!(deliver(false), 2, "{}", server.log());
+    assert_eq!(deliver(true), 2, "{}", server.log());
+}
+
+fn children_of(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    text.split_whitespace()
+        .map(|it| it.parse().unwrap())
+        .collect()
+}
