@@ -34,6 +34,16 @@ struct Call {
 /// What a row wants to see: a call, and words that are all in its line.
 type Step = (&'static str, &'static [&'static str]);
 
+/// A rule, where it is asked, what is made to fail, at which path; whether the message is stored then, and what has to be seen.
+type Failing = (
+    &'static str,
+    Place,
+    &'static str,
+    &'static str,
+    bool,
+    &'static [Step],
+);
+
 const ANSWER: Step = ("answer", &[]);
 
 impl Call {
@@ -455,8 +465,7 @@ fn a_call_that_fails() {
         return;
     };
     let inbox = "home/alice/Maildir";
-    // rule, where, what fails at which path; whether it is stored then, and what has to come before the end
-    let rows: [(&str, Place, &str, &str, bool, &[Step]); 7] = [
+    let rows: [Failing; 7] = [
         (
             "C3 a name that is taken is another's",
             INBOX,
