@@ -5,16 +5,16 @@ mod support;
 
 use std::collections::HashSet;
 use std::fs;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use support::agent::{AGENTS, Agent, Delivered, USERS, dialogue};
 use support::imap::Imap;
 use support::peers::Version;
 use support::places::{self, INBOX, KEYWORD, LINKED, MBOX, NEW, Place};
 use support::{
-    MAIL, Server, Store, as_user, installed, messages, not_root, own, program, run_with_input,
-    signal, skip, stuffed, uid_of,
+    MAIL, Server, Store, as_user, installed, messages, not_root, own, program, signal, skip, uid_of,
 };
 
 const TRACED: &str = "trace=openat,mkdirat,write,writev,pwrite64,pwritev,sendto,linkat,renameat,renameat2,unlinkat,fsync,\
@@ -125,58 +125,13 @@ fn missing(calls: &[Call], steps: &[Step]) -> Option<Step> {
     None
 }
 
-/// Who delivers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Agent {
-    Lda,
-    Lmtp,
-}
-
-/// A delivery under strace, with `inject` of it: how it ended, and its calls.
-fn deliver(store: &Store, agent: Agent, place: &Place, strace: &[&str]) -> (Output, Vec<Call>) {
-    let message = place.message("x", 3);
-    let config = store.path("postroom.toml");
-    let (mut ours, input) = match agent {
-        Agent::Lda => {
-            let mut lda = program("postroom-lda");
-            lda.args(place.arguments());
-            (lda, message)
-        }
-        Agent::Lmtp => {
-            let lmtp = program("postroom-lmtpd");
-            (lmtp, dialogue(&[&place.address()], &message))
-        }
-    };
-    if agent == Agent::Lmtp {
-        ours.arg("--stdio");
-    }
-    let trace = store.path("run/trace");
-    let mut command = Command::new("strace");
-    command.args(["-f", "-y", "-s", "300", "-qqq", "-e", TRACED, "-o"]);
-    command.arg(&trace).args(strace).arg("--");
-    command.arg(ours.get_program()).arg("-c").arg(config);
-    command.args(ours.get_args());
-    as_user(&mut command, MAIL, MAIL, &[100]);
-    let output = run_with_input(&mut command, &input);
+/// A delivery under strace, with more arguments of that: how it ended, and its calls.
+fn deliver(store: &Store, agent: Agent, place: &Place, more: &[&str]) -> (Delivered, Vec<Call>) {
+    let trace = store.scratch.text("run/trace");
+    let arguments = [&["-y", "-s", "300", "-e", TRACED, "-o", &trace], more].concat();
+    let delivered = agent.deliver(store, place, &place.message("x", 3), &arguments);
     let text = fs::read_to_string(&trace).unwrap();
-    (output, parse(&text))
-}
-
-fn dialogue(recipients: &[&str], message: &[u8]) -> Vec<u8> {
-    let recipients: String = recipients
-        .iter()
-        .map(|it| format!("RCPT TO:<{it}>\r\n"))
-        .collect();
-    let head = format!("LHLO c.test\r\nMAIL FROM:<s@else.test>\r\n{recipients}DATA\r\n");
-    [head.as_bytes(), &stuffed(message), b"QUIT\r\n"].concat()
-}
-
-fn is_stored(agent: Agent, output: &Output) -> bool {
-    let said = String::from_utf8_lossy(&output.stdout);
-    match agent {
-        Agent::Lda => output.status.code() == Some(0),
-        Agent::Lmtp => said.contains("\n250 2.0.0 <"),
-    }
+    (delivered, parse(&text))
 }
 
 /// A store where Dovecot has been: there are lists and indexes.
@@ -185,8 +140,8 @@ fn used_store(top: &str, delivery: &str) -> Option<Store> {
     places::configure(&store, top, delivery, "");
     let dovecot = places::dovecot(Version::V23, &store)?;
     for place in [INBOX, MBOX] {
-        let (output, _) = deliver(&store, Agent::Lda, &place, &[]);
-        assert!(output.status.success(), "{output:?}");
+        let (delivered, _) = deliver(&store, Agent::Lda, &place, &[]);
+        assert!(delivered.is_stored(0), "{delivered:?}");
         let mut imap = Imap::login(dovecot.port, "alice");
         imap.select(place.mailbox);
         imap.fetch_all();
@@ -363,7 +318,7 @@ fn each_rule_in_its_order() {
             ],
         ),
     ];
-    for agent in [Agent::Lda, Agent::Lmtp] {
+    for agent in AGENTS {
         for (rule, place, steps) in rows {
             // As it is for the first delivery.
             for made in [
@@ -380,8 +335,8 @@ fn each_rule_in_its_order() {
             )
             .unwrap();
             own(&list, MAIL, MAIL);
-            let (output, calls) = deliver(&used, agent, &place, &[]);
-            assert!(is_stored(agent, &output), "{agent:?} {rule}: {output:?}");
+            let (delivered, calls) = deliver(&used, agent, &place, &[]);
+            assert!(delivered.is_stored(0), "{agent:?} {rule}: {delivered:?}");
             let missing = missing(&calls, steps);
             let shown: Vec<&str> = calls.iter().map(|call| call.text.as_str()).collect();
             assert_eq!(missing, None, "{agent:?}: {rule}\n{}", shown.join("\n"));
@@ -437,10 +392,10 @@ fn mail_fsync() {
         let Some(store) = used_store(&format!("mail_fsync = \"{setting}\""), "") else {
             return;
         };
-        for agent in [Agent::Lda, Agent::Lmtp] {
+        for agent in AGENTS {
             let case = format!("{setting} {agent:?} {}", place.kind);
-            let (output, calls) = deliver(&store, agent, &place, &[]);
-            assert!(is_stored(agent, &output), "{case}: {output:?}");
+            let (delivered, calls) = deliver(&store, agent, &place, &[]);
+            assert!(delivered.is_stored(0), "{case}: {delivered:?}");
             for word in synced {
                 assert!(
                     calls.iter().any(is_sync_of(word)),
@@ -532,7 +487,7 @@ fn a_call_that_fails() {
             &[("linkat", &["Work.lock"]), ("unlinkat", &["Work.lock"])],
         ),
     ];
-    for agent in [Agent::Lda, Agent::Lmtp] {
+    for agent in AGENTS {
         for (rule, place, inject, on, stored, steps) in rows {
             let case = format!("{agent:?}: {rule}");
             let _ = fs::remove_file(store.path(KEYWORD.path).join("dovecot-keywords"));
@@ -552,11 +507,9 @@ fn a_call_that_fails() {
                 fs::read(store.path(MBOX.path)).unwrap(),
             );
             assert_ne!(before == counted, place != KEYWORD, "{case}");
-            let (output, calls) = deliver(&store, agent, &place, &["-e", &inject]);
-            assert_eq!(is_stored(agent, &output), stored, "{case}: {output:?}");
-            if agent == Agent::Lda && !stored {
-                assert_eq!(output.status.code(), Some(75), "{case}");
-            }
+            let (delivered, calls) = deliver(&store, agent, &place, &["-e", &inject]);
+            assert_eq!(delivered.is_stored(0), stored, "{case}: {delivered:?}");
+            assert_ne!(delivered.is_deferred(0), stored, "{case}: {delivered:?}");
             let shown: Vec<&str> = calls.iter().map(|call| call.text.as_str()).collect();
             assert_eq!(missing(&calls, steps), None, "{case}\n{}", shown.join("\n"));
             let after = (
@@ -590,27 +543,19 @@ fn three_recipients() {
     let Some(store) = used_store("", "recipient_headers = \"single\"\n") else {
         return;
     };
-    let users = ["alice", "bob", "carol"];
-    let addresses = users.map(|user| format!("{user}@x"));
+    let addresses = USERS.map(|user| format!("{user}@x"));
     let addresses = addresses.each_ref().map(String::as_str);
-    let input = dialogue(&addresses, &INBOX.message("x", 3));
-    let lmtp = program("postroom-lmtpd");
-    let trace = store.path("run/trace");
-    let mut command = Command::new("strace");
-    command.args(["-f", "-y", "-s", "300", "-qqq", "-e", TRACED, "-o"]);
-    command.arg(&trace).arg("--").arg(lmtp.get_program());
-    command
-        .arg("-c")
-        .arg(store.path("postroom.toml"))
-        .arg("--stdio");
-    as_user(&mut command, MAIL, MAIL, &[]);
-    let output = run_with_input(&mut command, &input);
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(said.matches("\n250 2.0.0 <").count(), 3, "{said}");
+    let trace = store.scratch.text("run/trace");
+    let arguments = ["-y", "-s", "300", "-e", TRACED, "-o", &trace];
+    let delivered = Agent::Lmtp.deliver_to(&store, &addresses, &INBOX.message("x", 3), &arguments);
+    assert!(
+        (0..3).all(|user| delivered.is_stored(user)),
+        "{delivered:?}"
+    );
     let calls = parse(&fs::read_to_string(trace).unwrap());
     let count = |step| calls.iter().filter(|call| call.is(step)).count();
     assert_eq!(count(("fsync", MESSAGE)), 1, "one copy is synced, once");
-    for user in users {
+    for user in USERS {
         let new = format!("{user}/Maildir/new>");
         let address = format!("250 2.0.0 <{user}@x>");
         let (new, address): (&'static str, &'static str) = (new.leak(), address.leak());

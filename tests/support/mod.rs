@@ -1,6 +1,7 @@
 //! What the tests stand on: a scratch folder, our server in it, a client that speaks raw bytes, and a picture of a tree.
 #![allow(dead_code)]
 
+pub mod agent;
 pub mod imap;
 pub mod machine;
 pub mod mount;
@@ -632,7 +633,8 @@ pub fn tree(root: &Path) -> Vec<String> {
     lines
 }
 
-fn walk(path: &Path, visit: &mut impl FnMut(&Path)) {
+/// Everything below `path`, in the order of names.
+pub fn walk(path: &Path, visit: &mut impl FnMut(&Path)) {
     let mut entries: Vec<_> = fs::read_dir(path)
         .into_iter()
         .flatten()
