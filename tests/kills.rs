@@ -10,7 +10,9 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use support::imap::Imap;
+use support::meddle::{Meddling, meddle_with};
 use support::peers::{Dovecot, VERSIONS};
+use support::places::PLACES;
 use support::{MAIL, Store, as_user, installed, not_root, own, program, run_with_input, skip};
 
 const CALLS: [&str; 17] = [
@@ -188,6 +190,49 @@ fn killed_at_each_call_that_changes_a_file() {
             "{points} points, {stored} stored"
         );
     }
+}
+
+/// Calls that change something, in all of their forms.
+const CHANGES: [&str; 22] = [
+    "openat",
+    "mkdirat",
+    "write",
+    "writev",
+    "pwrite64",
+    "pwritev",
+    "linkat",
+    "rename",
+    "renameat",
+    "renameat2",
+    "unlinkat",
+    "fsync",
+    "fdatasync",
+    "fallocate",
+    "ftruncate",
+    "fchmod",
+    "fchown",
+    "utimensat",
+    "fsetxattr",
+    "fremovexattr",
+    "sendto",
+    "sendmsg",
+];
+
+/// postroom-lda and the server, in each kind of mailbox; so many points of each, or all with `POSTROOM_KILLS=all`.
+#[test]
+fn killed_in_every_kind_of_mailbox() {
+    if not_root() || !installed("strace") && skip("strace is not installed") {
+        return;
+    }
+    let takes_all = std::env::var_os("POSTROOM_KILLS").is_some_and(|it| it == "all");
+    let meddling = Meddling {
+        calls: &CHANGES,
+        not_of_server: &[],
+        how: &["signal=KILL"],
+        points: (!takes_all).then_some(40),
+    };
+    let points = meddle_with(&PLACES, &meddling);
+    assert!(points > 300, "{points} points");
 }
 
 /// An mbox is then the old one, with the whole message or with the beginning of it, which the next delivery removes.

@@ -1,9 +1,10 @@
 //! Our two ways in, one delivery at a time, so that strace can meddle with each of its calls.
 
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use super::places::{self, Place};
-use super::{MAIL, Store, as_user, program, run_with_input, stuffed};
+use super::{MAIL, PATIENCE, Store, as_user, program, run_with_input, stuffed};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Agent {
@@ -20,6 +21,7 @@ pub struct Delivered {
     pub agent: Agent,
     pub output: Output,
     recipients: usize,
+    took: Duration,
 }
 
 impl Agent {
@@ -66,18 +68,21 @@ impl Agent {
         };
         // A hang is an end, and one that no delivery has.
         let mut command = Command::new("timeout");
-        command.args(["-s", "KILL", "20", "strace", "-f", "-qqq"]);
+        let patience = PATIENCE.as_secs().to_string();
+        command.args(["-s", "KILL", &patience, "strace", "-f", "-qqq"]);
         command.args(strace).arg("--");
         command.arg(ours.get_program()).args(ours.get_args());
         for (key, value) in ours.get_envs() {
             command.env(key, value.unwrap());
         }
         as_user(&mut command, MAIL, MAIL, &[100]);
+        let began = Instant::now();
         let output = run_with_input(&mut command, &input);
         Delivered {
             agent: self,
             output,
             recipients: addresses.len(),
+            took: began.elapsed(),
         }
     }
 }
@@ -103,7 +108,7 @@ impl Delivered {
 
     /// It did not end by itself.
     pub fn hangs(&self) -> bool {
-        matches!(self.output.status.code(), Some(124 | 137))
+        self.took >= PATIENCE
     }
 
     /// The last reply for a recipient: behind the message, or to his RCPT. None: the connection was closed before.

@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod imap;
 pub mod machine;
+pub mod meddle;
 pub mod mount;
 pub mod peers;
 pub mod places;

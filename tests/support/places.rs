@@ -162,5 +162,5 @@ pub fn store() -> Store {
 pub fn is_unfinished(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_in_tmp = path.parent().is_some_and(|parent| parent.ends_with("tmp"));
-    is_in_tmp || name.ends_with(".lock") || name.ends_with(".tmp") || name.starts_with(".postroom")
+    is_in_tmp || name.ends_with(".lock") || name.ends_with(".tmp") || name.starts_with("postroom.")
 }
