@@ -385,6 +385,10 @@ impl Server {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -433,14 +437,18 @@ pub struct Lmtp {
 impl Lmtp {
     /// Connects and takes the greeting.
     pub fn connect(socket: &Path) -> Lmtp {
-        let stream = UnixStream::connect(socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Lmtp::try_connect(socket).unwrap()
+    }
+
+    pub fn try_connect(socket: &Path) -> io::Result<Lmtp> {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         let mut client = Lmtp {
             lines: BufReader::new(stream),
         };
-        let greeting = client.reply();
+        let greeting = client.try_reply()?;
         assert!(greeting.starts_with("220 "), "{greeting}");
-        client
+        Ok(client)
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
