@@ -321,7 +321,7 @@ pub fn meddle_with(places: &[Place], meddling: &Meddling) -> usize {
     let mut sum = 0;
     for &place in places {
         let store = places::store();
-        let config = places::configure(&store, "", "", "");
+        let config = places::configure(&store, "", "max_mailboxes = 1000000\n", "");
         let Some(dovecot) = places::dovecot(Version::V23, &store) else {
             return 0;
         };
