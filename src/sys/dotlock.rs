@@ -1,7 +1,8 @@
 //! Dovecot's dotlocks: `<file>.lock` beside a file, held by whoever made it (facts of `lib/file-dotlock.c`).
 //!
 //! Some hold the pid of their holder, others the new content of the file: then taking the lock over the file publishes it.
-//! A lock is stale when its holder on this machine is dead, or when it, and the file, have not changed for a time.
+//! A lock is stale when its holder on this machine is dead, or when it, and the file, have not changed for a time. One that is
+//! older than this machine's start has no holder here, whoever has its pid now; empty, it is what a power cut has left.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -228,9 +229,12 @@ impl<'a> Asking<'a> {
         {
             let is_dead = match pid == std::process::id() as i32 {
                 true => !held().contains(&(now.0, now.1)),
-                false => is_gone(pid),
+                false => is_gone(pid) || is_older_than_start(&now),
             };
             return is_dead.then_some(now);
+        }
+        if now.2 == 0 && is_older_than_start(&now) {
+            return Some(now);
         }
         let protected = version(self.dir, self.name);
         // Looked at twice before it is overridden: the file may be changing.
@@ -271,6 +275,23 @@ impl Drop for Dotlock {
 fn version(dir: &Dir, name: &str) -> Option<Version> {
     let stat = dir.stat_name(name).ok()?;
     Some((stat.dev, stat.ino, stat.size, stat.modified))
+}
+
+/// Whether it is of a time before this machine was started, by more than clocks differ.
+fn is_older_than_start(version: &Version) -> bool {
+    const DIFFERENCE: Duration = Duration::from_secs(10);
+    running().is_some_and(|running| age(version) > running.saturating_add(DIFFERENCE))
+}
+
+/// How long this machine has been running.
+#[cfg(not(test))]
+fn running() -> Option<Duration> {
+    nix::sys::sysinfo::sysinfo().ok().map(|it| it.uptime())
+}
+
+#[cfg(test)]
+fn running() -> Option<Duration> {
+    tests::RUNNING.get()
 }
 
 fn age(version: &Version) -> Duration {
@@ -385,6 +406,37 @@ mod tests {
 
     fn let_it_age() {
         thread::sleep(HASTY.stale + Duration::from_millis(100));
+    }
+
+    thread_local! {
+        /// How long this machine has been running, as it is told; none: for ever.
+        pub static RUNNING: std::cell::Cell<Option<Duration>> = const { std::cell::Cell::new(None) };
+    }
+
+    /// After a power cut: a lock whose content never got to the disk, and one whose pid is another's by now.
+    #[test]
+    fn locks_of_before_the_start() {
+        for (content, age, is_free) in [
+            ("".into(), 1000, true),
+            ("".into(), 50, false),
+            (format!("1:{}", hostname()), 1000, true),
+            (format!("1:{}", hostname()), 50, false),
+            ("1:elsewhere".into(), 1000, false),
+            ("17".into(), 1000, false),
+        ] {
+            RUNNING.set(Some(Duration::from_secs(100)));
+            let root = tempfile::tempdir().unwrap();
+            let dir = Dir::open(root.path()).unwrap();
+            let path = root.path().join("f.lock");
+            fs::write(&path, &content).unwrap();
+            old(&path, age);
+            let patience = Patience {
+                stale: Duration::MAX,
+                ..SHORT
+            };
+            let taken = Dotlock::take(&dir, "f", 0o600, Holds::Pid, patience);
+            assert_eq!(taken.is_ok(), is_free, "{content:?} {age}");
+        }
     }
 
     #[test]
