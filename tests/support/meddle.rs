@@ -223,7 +223,10 @@ impl Row<'_> {
             match delivered.is_stored(recipient) {
                 true => assert_eq!(count, 1, "{case}"),
                 false => {
-                    assert!(count <= 1, "{case}");
+                    // Of three the others may have theirs; and a kill may come when all is done.
+                    let is_of_several = self.agent == Agent::Lda && self.place == THREE;
+                    let most = usize::from(is_of_several || is_kill);
+                    assert!(count <= most, "{case}");
                     assert!(delivered.is_deferred(recipient) || !is_ours, "{case}");
                     self.unheard += count;
                 }
