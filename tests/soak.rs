@@ -37,6 +37,8 @@ struct Stored {
     place: Option<(String, Option<u32>)>,
     /// How often it was sent and nobody heard what became of it.
     unheard: usize,
+    /// Of which somebody said why not.
+    refused: Vec<String>,
     by: By,
 }
 
@@ -104,12 +106,17 @@ impl Load<'_> {
             };
             let id = format!("{}-{client}-{user}-{number}", place.kind);
             let message = message(&place, &id, number);
-            let mut unheard = 0;
+            let (mut unheard, mut refused) = (0, Vec::new());
             let reply = loop {
                 let mut is_sent = false;
                 match self.attempt(&mut connection, &address, &message, &mut is_sent) {
                     Ok(reply) if reply.starts_with("250 ") => break reply,
-                    Ok(reply) => assert!(reply.starts_with('4'), "{id}: {reply}"),
+                    Ok(reply) => {
+                        assert!(reply.starts_with('4'), "{id}: {reply}");
+                        // Killed, it may have stored the message: nobody knows.
+                        unheard += usize::from(reply.contains("its worker process has ended"));
+                        refused.push(reply);
+                    }
                     Err(_) => {
                         connection = None;
                         unheard += usize::from(is_sent);
@@ -127,6 +134,7 @@ impl Load<'_> {
                 user,
                 place: Some(place),
                 unheard,
+                refused,
                 by: By::Lmtp,
             });
         }
@@ -202,6 +210,7 @@ impl Load<'_> {
                 user: "alice",
                 place: None,
                 unheard,
+                refused: Vec::new(),
                 by: By::Lda,
             });
         }
@@ -221,6 +230,7 @@ impl Load<'_> {
                 user: "alice",
                 place: None,
                 unheard: 0,
+                refused: Vec::new(),
                 by: By::Postfix,
             });
             pause(30);
@@ -339,7 +349,7 @@ fn children(server: &Server) -> Vec<(u32, bool)> {
     .collect()
 }
 
-/// KiB and descriptors of all processes of the server.
+/// KiB of their own and descriptors of all processes of the server.
 fn size(server: &Server) -> (u64, usize) {
     let pids = children(server)
         .into_iter()
@@ -347,7 +357,9 @@ fn size(server: &Server) -> (u64, usize) {
         .chain([server.pid()]);
     let of = |pid: u32| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
         let size = line.and_then(|it| it.split_whitespace().next()?.parse::<u64>().ok());
         let files = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
         (size.unwrap_or(0), files)
@@ -397,7 +409,10 @@ fn soak(seconds: u64, window: &str, mut random: Random) {
     let delivery =
         format!("duplicate_window = \"{window}\"\nduplicate_db = \"{root}/db/duplicates.db\"\n");
     store.scratch.dir("db", 0, 0, 0o777);
-    places::configure(&store, "", &delivery, "");
+    let config = places::configure(&store, "", &delivery, "");
+    let text = fs::read_to_string(&config).unwrap();
+    let verbose = text.replace("[lmtp]\n", "[lmtp]\nverbose_replies = true\n");
+    fs::write(&config, verbose).unwrap();
     let Some(dovecot) = places::dovecot(Version::V23, &store) else {
         return;
     };
@@ -447,8 +462,8 @@ fn soak(seconds: u64, window: &str, mut random: Random) {
             supervise(&store, &mut server);
         }
         // And nobody is killed any more: it does not grow.
-        pause(seconds * 1000 / 30);
         supervise(&store, &mut server);
+        pause(seconds * 1000 / 9);
         sizes.push(size(&server));
         while so_long(3) {
             pause(200);
@@ -519,7 +534,7 @@ fn soak(seconds: u64, window: &str, mut random: Random) {
         }
         doubled[usize::from(is_known)] += count.saturating_sub(1);
         if count > allowed {
-            too_often.push((&one.id, count, one.unheard));
+            too_often.push((&one.id, count, one.unheard, &one.refused));
         }
         if let Some((mailbox, Some(uid))) = &one.place {
             let there = by_uid.get(&(one.user.to_owned(), mailbox.clone(), *uid));
@@ -535,7 +550,7 @@ fn soak(seconds: u64, window: &str, mut random: Random) {
     let unheard: usize = stored.iter().map(|one| one.unheard).sum();
     eprintln!(
         "duplicate_window = {window}: {seconds} s, {} messages and {nameless} of smtp-source, {kills} kills, {unheard} unheard: {} lost, \
-         {} doubled, of those that are known again {}, {} too often, {} wrong UIDs; KiB and descriptors, a third before the end and at it: {sizes:?}",
+         {} doubled, of those that are known again {}, {} too often, {} wrong UIDs; KiB and descriptors without kills, soon and at the end: {sizes:?}",
         stored.len(),
         lost.len(),
         doubled[0] + doubled[1],
