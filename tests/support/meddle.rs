@@ -10,7 +10,7 @@ use super::agent::{AGENTS, Agent, Delivered, THREE, USERS};
 use super::imap::Imap;
 use super::peers::{Dovecot, Version};
 use super::places::{self, INBOX, KEYWORD, NEW, Place};
-use super::{MAIL, Server, Store, subject, walk};
+use super::{MAIL, Server, Store, subject};
 
 /// One call: its name, which one of it, and what strace is to do there: `error=EIO`, `signal=KILL`.
 pub type Point = (&'static str, usize, &'static str);
@@ -120,14 +120,23 @@ impl Seen {
     }
 }
 
-/// What is there only while a delivery runs.
-fn unfinished(root: &Path) -> Vec<PathBuf> {
+/// What is there only while a delivery runs, but not in mailboxes that were put aside.
+fn unfinished(root: &Path, aside: &HashSet<PathBuf>) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    walk(root, &mut |path| {
-        if places::is_unfinished(path) {
-            found.push(path.to_owned());
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            let path = entry.path();
+            if places::is_unfinished(&path) {
+                found.push(path.clone());
+            }
+            if entry.file_type().unwrap().is_dir() && !aside.contains(&path) {
+                folders.push(path);
+            }
         }
-    });
+    }
+    found.sort();
     found
 }
 
@@ -169,7 +178,7 @@ struct Row<'a> {
     unheard: usize,
     number: usize,
     /// Mailboxes that were put aside.
-    aside: usize,
+    aside: HashSet<PathBuf>,
 }
 
 impl Row<'_> {
@@ -196,7 +205,7 @@ impl Row<'_> {
         let said = String::from_utf8_lossy(&delivered.output.stderr);
         let is_ours = !is_kill && !said.contains("error while loading shared libraries");
         let root = self.store.path("home");
-        let left = unfinished(&root);
+        let left = unfinished(&root, &self.aside);
         // What cannot be removed stays until somebody else removes it.
         assert!(
             left.is_empty() || call == "unlinkat" || is_kill,
@@ -210,7 +219,7 @@ impl Row<'_> {
         self.deliver_once_more(&format!("{id}-again"), &case);
         let stays = left.iter().filter(|path| is_left_to_readers(path));
         assert_eq!(
-            unfinished(&root),
+            unfinished(&root, &self.aside),
             stays.cloned().collect::<Vec<_>>(),
             "{case}"
         );
@@ -260,9 +269,10 @@ impl Row<'_> {
     fn put_aside(&mut self) {
         if self.place == NEW || self.place == KEYWORD {
             let path = self.store.path(self.place.path);
-            self.aside += 1;
-            let aside = format!("{}{}{:?}", path.display(), self.aside, self.agent);
-            fs::rename(&path, aside).unwrap();
+            let number = self.aside.len();
+            let aside = format!("{}{number}{:?}", path.display(), self.agent);
+            fs::rename(&path, &aside).unwrap();
+            self.aside.insert(aside.into());
         }
         if self.place == KEYWORD {
             self.store.scratch.maildir(KEYWORD.path, MAIL, MAIL, 0o700);
@@ -341,7 +351,7 @@ pub fn meddle_with(places: &[Place], meddling: &Meddling) -> usize {
                 inbox: Seen::default(),
                 unheard: 0,
                 number: 0,
-                aside: 0,
+                aside: HashSet::new(),
             };
             // There are lists, and indexes for those that a reader has seen.
             row.deliver_once_more(&format!("{agent:?}-first"), "first");

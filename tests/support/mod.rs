@@ -642,8 +642,7 @@ pub fn tree(root: &Path) -> Vec<String> {
     lines
 }
 
-/// Everything below `path`, in the order of names.
-pub fn walk(path: &Path, visit: &mut impl FnMut(&Path)) {
+fn walk(path: &Path, visit: &mut impl FnMut(&Path)) {
     let mut entries: Vec<_> = fs::read_dir(path)
         .into_iter()
         .flatten()
