@@ -213,6 +213,16 @@ impl Transaction {
         self.record(EXT_HDR_UPDATE, &payload);
     }
 
+    /// The same in an index that Dovecot has made, with the GUID of the mailbox.
+    #[cfg(test)]
+    pub fn mbox_for_tests(&mut self, file: &Stat) {
+        self.mbox(file);
+        self.record(
+            EXT_HDR_UPDATE,
+            &[[16, 0, 16, 0].as_slice(), &[7; 16]].concat(),
+        );
+    }
+
     /// Where in the mbox a message begins, behind the messages themselves: at the line end before it.
     pub fn mbox_offset(&mut self, uid: u32, offset: u64) {
         self.extension(mbox::NAME, mbox::HEADER as u32, mbox::RECORD, mbox::ALIGN);

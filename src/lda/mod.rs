@@ -646,6 +646,31 @@ fn say(status: &str, text: &str) {
     let _ = writeln!(io::stderr(), "{status} {printable}");
 }
 
+/// What the child of the user does, in this process.
+#[cfg(test)]
+pub fn deliver_here(core: Core, recipients: Vec<Recipient>, message: &mut dyn Read) -> u8 {
+    let job = Job {
+        options: Options::parse(["postroom-lda".into()]).ok().unwrap(),
+        core,
+        recipients: recipients.clone(),
+        spool: Spool::default(),
+        server: None,
+    };
+    let group = Group {
+        identity: None,
+        recipients,
+        answers: Answers::default(),
+    };
+    match if group.recipients.len() > 1 {
+        job.plan(&group)
+    } else {
+        0
+    } {
+        0 => job.deliver(&group, message, true),
+        refused => refused,
+    }
+}
+
 /// Reads on to the end: an MTA that cannot write everything may take that for the result.
 fn drain(source: &mut dyn Read) {
     let _ = io::copy(source, &mut io::sink());

@@ -14,6 +14,7 @@ use crate::mailbox::path::{Paths, RootRule};
 use crate::mailbox::permission::{Permission, SETGID};
 use crate::sys::credentials;
 use crate::sys::dir::{self, Dir, Stat};
+use crate::sys::fault_point;
 
 /// How deep below a root mailboxes are looked for when they are counted.
 const MAX_LEVELS: usize = 32;
@@ -521,7 +522,8 @@ fn make_file(
         name: name.to_owned(),
         is_dir: false,
     });
-    file.write_all(bytes).map_err(failed)?;
+    let written = fault_point::write(bytes, |bytes| file.write_all(bytes));
+    written.map_err(failed)?;
     let (settled, _) = super::save::settle(&file, permission).map_err(failed)?;
     settled.map_err(failed)?;
     match bytes.is_empty() {

@@ -105,11 +105,12 @@ pub fn add(quota: &Quota, bytes: u64) -> io::Result<()> {
     let appended = directory.open_to_append(FILE).and_then(|file| {
         // One write, so that lines of several writers do not mix.
         let line = format!("{bytes} 1\n");
-        fault_point::pass()?;
-        match (&file).write(line.as_bytes())? == line.len() {
-            true => Ok(()),
-            false => Err(ErrorKind::WriteZero.into()),
-        }
+        fault_point::write(line.as_bytes(), |bytes| {
+            match (&file).write(bytes)? == bytes.len() {
+                true => Ok(()),
+                false => Err(ErrorKind::WriteZero.into()),
+            }
+        })
     });
     match appended {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -138,8 +139,7 @@ fn write(quota: &Quota, usage: Usage) -> io::Result<()> {
     );
     let temporary = temporary.replace(['(', ')'], ".");
     let file = directory.create_new(&temporary, 0o600)?;
-    let filled = fault_point::pass()
-        .and_then(|()| (&file).write_all(text.as_bytes()))
+    let filled = fault_point::write(text.as_bytes(), |bytes| (&file).write_all(bytes))
         .and_then(|()| dir::set_rights(&file, permission.file_mode, permission.gid))
         .and_then(|()| directory.replace(&temporary, FILE));
     filled.inspect_err(|_| drop(directory.unlink(&temporary)))

@@ -15,7 +15,7 @@ use crate::mailbox::permission::Permission;
 use crate::message::{Body, Flags};
 use crate::sys;
 use crate::sys::dir::{self, Dir, Stat};
-use crate::sys::fault_point::pass;
+use crate::sys::fault_point::{self, pass};
 
 /// Bytes written at once.
 const BUFFER: usize = 128 * 1024;
@@ -257,11 +257,11 @@ impl Open<'_> {
             return;
         }
         // What cannot be taken back now goes with the next delivery.
-        if file.set_len(self.before.size).is_ok() {
+        if dir::set_file_size(file, self.before.size).is_ok() {
             torn::forget(file);
         }
-        let _ = file.set_times(FileTimes::new().set_modified(self.before.modified));
-        let _ = file.sync_data();
+        let _ = dir::set_file_modified(file, self.before.modified);
+        let _ = dir::sync_data(file);
     }
 
     /// Where the first message of the file has the last UID, and which, if it is one of this UIDVALIDITY: ten digits, to be written
@@ -276,10 +276,10 @@ impl Open<'_> {
     /// Writes the last UID at `at`. Answers the file as it is now.
     pub fn set_last_uid(&self, at: u64, uid: u32) -> io::Result<Stat> {
         self.file.check()?;
-        pass()?;
-        self.file
-            .file
-            .write_all_at(format!("{uid:010}").as_bytes(), at)?;
+        let digits = format!("{uid:010}");
+        fault_point::write(digits.as_bytes(), |bytes| {
+            self.file.file.write_all_at(bytes, at)
+        })?;
         keep_unread(&self.file.file, &self.before);
         dir::stat_file(&self.file.file)
     }
@@ -311,7 +311,11 @@ impl Open<'_> {
         dir::reserve(file, size, room.end - size)?;
         torn::note(file, size, room.offset, room.zeros, message.from_line);
         file.seek(SeekFrom::Start(size))?;
-        let mut out = BufWriter::with_capacity(BUFFER, Checked(&self.file));
+        let checked = Checked {
+            locked: &self.file,
+            has_failed: false,
+        };
+        let mut out = BufWriter::with_capacity(BUFFER, checked);
         out.write_all(room.gap)?;
         writeln!(out, "{}", message.from_line)?;
         let (mut out, _) = self.put(message, room.content_length, out)?;
@@ -375,7 +379,8 @@ fn gap(file: &File, size: u64) -> io::Result<&'static [u8]> {
 /// Shells and biff tell new mail by an mbox that was read before it was written.
 fn keep_unread(file: &File, before: &Stat) {
     // Not ours to change: then it is so.
-    let _ = file.set_times(FileTimes::new().set_accessed(before.accessed));
+    let times = FileTimes::new().set_accessed(before.accessed);
+    let _ = pass().and_then(|()| file.set_times(times));
 }
 
 /// How many bytes there would be.
@@ -397,14 +402,22 @@ impl Write for Counted {
     }
 }
 
-/// Each write is a step that can fail, and nothing is written without the dotlock.
-struct Checked<'a>(&'a Locked);
+/// Each write is a step that can fail, and nothing is written without the dotlock, nor behind one that has failed: a buffer tries
+/// again when it is dropped.
+struct Checked<'a> {
+    locked: &'a Locked,
+    has_failed: bool,
+}
 
 impl Write for Checked<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.check()?;
-        pass()?;
-        (&self.0.file).write(bytes)
+        if std::mem::replace(&mut self.has_failed, true) {
+            return Err(io::Error::other("a write before has failed"));
+        }
+        self.locked.check()?;
+        fault_point::write(bytes, |bytes| (&self.locked.file).write_all(bytes))?;
+        self.has_failed = false;
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -540,7 +553,7 @@ mod tests {
     #[test]
     fn every_step_fails_once() {
         let body = body(&format!("S: x\n\n{}", "line\n".repeat(27_000)));
-        for errno in fault_point::ERRNOS.into_iter().take(4) {
+        for failure in fault_point::FAILURES {
             for before in [None, Some(""), Some(OLD)] {
                 for step in 0.. {
                     let root = tempfile::tempdir().unwrap();
@@ -549,10 +562,10 @@ mod tests {
                         fs::write(&path, before).unwrap();
                     }
                     let permission = Permission::private(root.path());
-                    fault_point::arm(step, errno);
+                    fault_point::arm(step, failure);
                     let appended = append_body(&path, &body, Some(&permission));
                     let fired = !fault_point::disarm();
-                    let case = format!("{before:?}, step {step}, errno {errno}: {appended:?}");
+                    let case = format!("{before:?}, step {step}, {failure:?}: {appended:?}");
                     let after = fs::read_to_string(&path).ok();
                     match appended {
                         Ok(_) => assert!(after.unwrap().ends_with("line\nline\n\n"), "{case}"),
@@ -568,7 +581,7 @@ mod tests {
                     }
                     assert!(!root.path().join("box.lock").exists(), "{case}");
                     if !fired {
-                        assert!(step > 12, "only {step} steps");
+                        assert!(failure.is_of_writes() || step > 12, "only {step} steps");
                         break;
                     }
                 }

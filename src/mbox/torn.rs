@@ -12,8 +12,9 @@ use std::os::unix::fs::FileExt;
 use memchr::memmem;
 use xattr::FileExt as _;
 
+use crate::sys;
 use crate::sys::dir::{self, Stat};
-use crate::sys::fault_point::pass;
+use crate::sys::fault_point;
 
 const NOTE: &str = "user.postroom.appending";
 /// How much of the message is looked at for the end of its header, bytes.
@@ -36,12 +37,12 @@ struct Note {
 /// Notes that a message with so many NUL bytes is added behind `size`. What cannot be noted is not.
 pub fn note(file: &File, size: u64, offset: u64, zeros: u64, from_line: &str) {
     let text = format!("{size} {offset} {zeros} {from_line}");
-    let _ = pass().and_then(|()| file.set_xattr(NOTE, text.as_bytes()));
+    let _ = fault_point::pass().and_then(|()| file.set_xattr(NOTE, text.as_bytes()));
 }
 
 /// The message is whole, or gone.
 pub fn forget(file: &File) {
-    let _ = file.remove_xattr(NOTE);
+    let _ = fault_point::pass().and_then(|()| file.remove_xattr(NOTE));
 }
 
 /// Removes what a killed delivery has left in the file, which is locked, unless a reader `has_seen` more than what was there before:
@@ -51,13 +52,12 @@ pub fn remove(
     stat: Stat,
     has_seen: impl FnOnce(u64) -> io::Result<bool>,
 ) -> io::Result<Stat> {
-    let Some(note) = read(file) else {
+    let Some(note) = read(file)? else {
         return Ok(stat);
     };
     let is_torn = note.is_beginning(file, stat.size)? && !has_seen(note.size)?;
     if is_torn {
-        pass()?;
-        file.set_len(note.size)?;
+        dir::set_file_size(file, note.size)?;
     }
     forget(file);
     match is_torn {
@@ -66,19 +66,27 @@ pub fn remove(
     }
 }
 
-fn read(file: &File) -> Option<Note> {
-    let text = file.get_xattr(NOTE).ok()??;
-    let text = String::from_utf8(text).ok()?;
-    let mut words = text.splitn(4, ' ');
-    Some(Note {
-        size: words.next()?.parse().ok()?,
-        offset: words.next()?.parse().ok()?,
-        zeros: words.next()?.parse().ok()?,
-        from_line: words.next()?.to_owned(),
-    })
+/// None: nothing is noted, or nothing can be. Err: nobody can tell now whether the end of the file is a message.
+fn read(file: &File) -> io::Result<Option<Note>> {
+    match fault_point::pass().and_then(|()| file.get_xattr(NOTE)) {
+        Ok(text) => Ok(text.and_then(Note::parse)),
+        Err(error) if sys::is_unsupported(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 impl Note {
+    fn parse(text: Vec<u8>) -> Option<Note> {
+        let text = String::from_utf8(text).ok()?;
+        let mut words = text.splitn(4, ' ');
+        Some(Note {
+            size: words.next()?.parse().ok()?,
+            offset: words.next()?.parse().ok()?,
+            zeros: words.next()?.parse().ok()?,
+            from_line: words.next()?.to_owned(),
+        })
+    }
+
     /// Whether the end of the file is the beginning of the message, and no more.
     fn is_beginning(&self, file: &File, size: u64) -> io::Result<bool> {
         let line = format!("{}\n", self.from_line);
@@ -88,12 +96,12 @@ impl Note {
         if size <= self.offset {
             // Not even the line: the gap.
             let mut gap = vec![0; (size - self.size).min(2) as usize];
-            file.read_exact_at(&mut gap, self.size)?;
+            read_exact_at(file, &mut gap, self.size)?;
             return Ok(self.offset - self.size <= 2 && gap.iter().all(|&byte| byte == b'\n'));
         }
         let length = (size - self.offset).min(MAX_HEADER as u64) as usize;
         let mut start = vec![0; length];
-        file.read_exact_at(&mut start, self.offset)?;
+        read_exact_at(file, &mut start, self.offset)?;
         let known = start.len().min(line.len());
         let after = self.offset + known as u64;
         let pairs = || start[..known].iter().zip(line.as_bytes());
@@ -116,6 +124,11 @@ impl Note {
         let is_torn = !is_whole || count_zeros(file, self.offset, size)? > self.zeros;
         Ok(is_torn && !is_from_behind(file, after, size)?)
     }
+}
+
+fn read_exact_at(file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
+    fault_point::pass()?;
+    file.read_exact_at(bytes, at)
 }
 
 /// What the last field of a header says, as we write it.
@@ -148,7 +161,7 @@ fn is_from_behind(file: &File, from: u64, size: u64) -> io::Result<bool> {
     let mut at = from;
     while at < size {
         let length = (size - at).min(PIECE as u64) as usize;
-        file.read_exact_at(&mut piece[..length], at)?;
+        read_exact_at(file, &mut piece[..length], at)?;
         let bytes = &piece[..length];
         let is_last = at + length as u64 == size;
         let mut next = length.saturating_sub(FROM.len());
@@ -211,10 +224,10 @@ mod tests {
         fs::write(&path, OLD).unwrap();
         let mut file = File::options().read(true).append(true).open(&path).unwrap();
         note(&file, OLD.len() as u64, OLD.len() as u64, zeros, LINE);
-        assert!(read(&file).is_some(), "no attributes in /var/tmp");
+        assert!(read(&file).unwrap().is_some(), "no attributes in /var/tmp");
         file.write_all(end.as_bytes()).unwrap();
         let stat = remove(&file, dir::stat_file(&file).unwrap(), |_| Ok(false)).unwrap();
-        assert_eq!(read(&file), None);
+        assert_eq!(read(&file).unwrap(), None);
         let text = fs::read_to_string(path).unwrap();
         assert_eq!(stat.size as usize, text.len());
         text

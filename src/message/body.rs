@@ -15,7 +15,7 @@ use memchr::memchr;
 use ring::digest::{Context, SHA256};
 
 use crate::sys::dir::Dir;
-use crate::sys::packet;
+use crate::sys::{fault_point, packet};
 
 /// The largest message that stays in memory in any case, bytes.
 const SMALL: usize = 64 * 1024;
@@ -150,7 +150,7 @@ impl BodyWriter {
         let storage = match self.file {
             None => Storage::Memory(self.memory),
             Some((mut file, head)) => {
-                file.write_all(&self.memory)?;
+                fault_point::write(&self.memory, |bytes| file.write_all(bytes))?;
                 Storage::File { file, head }
             }
         };
@@ -189,7 +189,9 @@ impl BodyWriter {
             self.spill()?;
         }
         match &mut self.file {
-            Some((file, _)) if bytes.len() > SMALL => file.write_all(bytes),
+            Some((file, _)) if bytes.len() > SMALL => {
+                fault_point::write(bytes, |bytes| file.write_all(bytes))
+            }
             _ => {
                 self.memory.extend_from_slice(bytes);
                 Ok(())
@@ -204,7 +206,7 @@ impl BodyWriter {
             self.file = Some((self.spool.file()?, head));
         }
         if let Some((file, _)) = &mut self.file {
-            file.write_all(&self.memory)?;
+            fault_point::write(&self.memory, |bytes| file.write_all(bytes))?;
         }
         self.memory.clear();
         self.memory.shrink_to(SMALL);
@@ -333,15 +335,13 @@ impl Body {
 
     /// Appends `header` and the message to `file`. Several threads may do so at once, each into its own file.
     pub fn copy_to(&self, header: &[u8], mut file: &File) -> io::Result<()> {
-        crate::sys::fault_point::pass()?;
+        let mut write = |bytes: &[u8]| fault_point::write(bytes, |bytes| file.write_all(bytes));
         match &self.storage {
             // One call for both.
-            Storage::Memory(bytes) if bytes.len() <= SMALL => {
-                file.write_all(&[header, bytes].concat())
-            }
+            Storage::Memory(bytes) if bytes.len() <= SMALL => write(&[header, bytes].concat()),
             _ => {
-                file.write_all(header)?;
-                self.each_piece(|piece| file.write_all(piece))
+                write(header)?;
+                self.each_piece(write)
             }
         }
     }
@@ -383,6 +383,7 @@ impl Body {
         };
         let (mut buffer, mut at) = (vec![0; 64 * 1024], 0);
         while at < self.size {
+            fault_point::pass()?;
             let count = spooled.read_at(&mut buffer, at)?;
             if count == 0 {
                 return Err(io::Error::new(

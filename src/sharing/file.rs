@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::{Difference, MapError, Share, With};
 use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
+use crate::sys::fault_point;
 
 const PATIENCE: Patience = Patience {
     timeout: Duration::from_secs(30),
@@ -60,7 +61,7 @@ pub fn replace(
     }
     let write = || {
         dir::set_rights(&lock.file, mode, gid)?;
-        lock.file.write_all(text.as_bytes())?;
+        fault_point::write(text.as_bytes(), |bytes| lock.file.write_all(bytes))?;
         lock.replace()
     };
     write().map_err(failed)?;
@@ -83,6 +84,7 @@ fn make_parents(path: &Path) -> io::Result<()> {
     }
     let is_setgid = stat.mode & 0o2000 != 0;
     let mode = if is_setgid { stat.mode & 0o2777 } else { 0o700 };
+    fault_point::pass()?;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(mode)
@@ -111,6 +113,7 @@ fn text_of(path: &Path) -> io::Result<String> {
     };
     let file = Dir::open(parent)?.read(name)?;
     let mut bytes = Vec::new();
+    fault_point::pass()?;
     file.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_SIZE {
         return Err(io::Error::other("larger than 16 MiB"));

@@ -287,6 +287,7 @@ impl Dir {
     }
 
     pub fn unlink(&self, name: &str) -> io::Result<()> {
+        pass()?;
         let _group = self.borrow_group()?;
         Ok(unlinkat(
             &self.fd,
@@ -296,6 +297,7 @@ impl Dir {
     }
 
     pub fn rmdir(&self, name: &str) -> io::Result<()> {
+        pass()?;
         Ok(unlinkat(
             &self.fd,
             component(name)?,
@@ -436,6 +438,12 @@ pub fn set_file_group(file: &File, gid: u32) -> io::Result<()> {
 pub fn set_file_modified(file: &File, time: SystemTime) -> io::Result<()> {
     pass()?;
     file.set_modified(time)
+}
+
+/// Cuts the file off, or makes it longer.
+pub fn set_file_size(file: &File, size: u64) -> io::Result<()> {
+    pass()?;
+    file.set_len(size)
 }
 
 /// Gives a small file of ours the mode and group of the one it takes the place of, or that its place asks for, or fails:

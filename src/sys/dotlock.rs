@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -109,8 +108,7 @@ impl Dotlock {
 
     /// Known as one of this process before anybody can see it.
     fn of(dir: Dir, name: &str, file: File) -> io::Result<Dotlock> {
-        let stat = file.metadata()?;
-        let identity = (stat.dev(), stat.ino());
+        let identity = super::dir::stat_file(&file)?.identity();
         held().push(identity);
         Ok(Dotlock {
             dir,
@@ -196,7 +194,7 @@ impl<'a> Asking<'a> {
                 Some(waiting) => {
                     if self.is_repeated {
                         // By its age others tell whether it is nobody's: that begins now.
-                        waiting.file.set_modified(SystemTime::now())?;
+                        super::dir::set_file_modified(&waiting.file, SystemTime::now())?;
                     }
                     self.is_repeated = true;
                     waiting.give_name()
@@ -250,9 +248,9 @@ impl<'a> Asking<'a> {
 }
 
 fn write_pid(file: &mut File) -> io::Result<()> {
-    super::fault_point::pass()?;
     // In one call: a lock is looked into.
-    file.write_all(format!("{}:{}", std::process::id(), hostname()).as_bytes())
+    let holder = format!("{}:{}", std::process::id(), hostname());
+    super::fault_point::write(holder.as_bytes(), |bytes| file.write_all(bytes))
 }
 
 /// The locks of this process: one with our pid that is not among them is of a process before us that had it.
@@ -265,7 +263,9 @@ impl Drop for Dotlock {
     fn drop(&mut self) {
         // When in doubt it is ours: left behind it would hold up everybody while this process lives.
         if self.is_held && self.is_ours().unwrap_or(true) {
-            let _ = self.dir.unlink(&format!("{}.lock", self.name));
+            let lock = format!("{}.lock", self.name);
+            // Once more: what keeps it here for a moment may be a signal, or a file server.
+            let _ = self.dir.unlink(&lock).or_else(|_| self.dir.unlink(&lock));
         }
         held().retain(|identity| *identity != self.identity);
     }
@@ -330,6 +330,7 @@ pub fn holder(dir: &Dir, lock: &str) -> Option<Holder> {
 fn read_holder(dir: &Dir, lock: &str) -> Option<(i32, String)> {
     let mut text = String::new();
     let file = dir.read(lock).ok()?;
+    super::fault_point::pass().ok()?;
     file.take(511).read_to_string(&mut text).ok()?;
     let (pid, host) = text.trim_end().split_once(':')?;
     Some((pid.parse().ok()?, host.to_owned()))

@@ -23,6 +23,7 @@ pub use rights::Rights;
 pub use sources::Sources;
 
 use crate::sys::dir::Dir;
+use crate::sys::fault_point;
 
 /// The largest file that is read, bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -99,8 +100,8 @@ pub fn read(directory: &Path) -> Result<Option<Vec<u8>>, AclError> {
         Err(error) => return Err(unreadable(error)),
     };
     let mut text = Vec::new();
-    file.take(MAX_FILE + 1)
-        .read_to_end(&mut text)
+    fault_point::pass()
+        .and_then(|()| file.take(MAX_FILE + 1).read_to_end(&mut text))
         .map_err(unreadable)?;
     match text.len() as u64 > MAX_FILE {
         true => Err(AclError::of_line(

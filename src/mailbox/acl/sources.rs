@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::entry::Line;
 use super::list::{Acl, Effective, Step};
 use super::{AclError, FILE, Identity, Rights, read};
+use crate::sys::fault_point;
 
 /// All that decides about one mailbox. Plain data: it is read under the identity that delivers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,7 +124,7 @@ fn add_global(acl: &mut Acl, path: &Path, name: &str) -> Result<(), Unreadable> 
         file: file.to_owned(),
         error,
     };
-    let text = |file: &Path| match fs::read(file) {
+    let text = |file: &Path| match fault_point::pass().and_then(|()| fs::read(file)) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(unreadable(file, AclError::of_file(&error))),

@@ -14,6 +14,7 @@ use crate::mailbox::permission::Permission;
 use crate::sys;
 use crate::sys::dir::{self, Dir};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
+use crate::sys::fault_point;
 
 /// Dovecot waits so long for this lock, and takes one for stale after that.
 const PATIENCE: Patience = Patience {
@@ -55,7 +56,8 @@ pub fn update(directory: &Path, change: impl FnOnce(&mut Acl)) -> Result<(), Upd
         return Ok(());
     }
     dir::set_rights(&lock.file, permission.file_mode, permission.gid)?;
-    lock.file.write_all(acl.stored().as_bytes())?;
+    let text = acl.stored();
+    fault_point::write(text.as_bytes(), |bytes| lock.file.write_all(bytes))?;
     Ok(lock.replace()?)
 }
 
@@ -69,7 +71,7 @@ pub fn renew_list(paths: &Paths, layout: Layout) -> io::Result<()> {
         let Ok(Some(text)) = read(&path) else {
             continue;
         };
-        let modified = std::fs::metadata(path.join(FILE)).and_then(|meta| meta.modified())?;
+        let modified = dir::stat(&path.join(FILE))?.modified;
         let is_seen = Acl::parse(&text, FILE).is_ok_and(|acl| is_visible(&acl));
         if is_seen {
             let seconds = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -82,7 +84,7 @@ pub fn renew_list(paths: &Paths, layout: Layout) -> io::Result<()> {
     let fresh = format!(".{LIST}.{}.{count}", std::process::id());
     let mut file = dir.create_new(&fresh, permission.file_mode)?;
     let written = dir::set_rights(&file, permission.file_mode, permission.gid)
-        .and_then(|()| file.write_all(lines.as_bytes()))
+        .and_then(|()| fault_point::write(lines.as_bytes(), |bytes| file.write_all(bytes)))
         .and_then(|()| dir.replace(&fresh, LIST));
     if written.is_err() {
         // Nobody reads it under this name.

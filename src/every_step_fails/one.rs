@@ -1,0 +1,391 @@
+//! One recipient: every step fails, and the process ends at every step, in a Maildir and in an mbox.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use super::*;
+use crate::index::Transaction;
+use crate::message::{Flags, Keywords};
+use crate::sys::dir;
+use crate::sys::fault_point::Failure;
+
+/// An mbox of one message with UID 1, as Dovecot leaves it.
+const MBOX: &str = "From x  Mon Nov 02 07:02:09 2026\nX-IMAPbase: 1795332733 0000000001\n\
+                    X-UID: 1\nContent-Length: 4\n\nold\n\n";
+
+/// A delivery.
+struct Row {
+    address: &'static str,
+    with_inbox: bool,
+    keyword: &'static str,
+}
+
+const ROWS: [Row; 12] = [
+    row("alice", true),
+    row("alice", false),
+    row("alice+Work", true),
+    row("alice+Work/Deep", true),
+    row("alice+Work/Deep", false),
+    row("alice+Public/info", true),
+    row("alice+Public/info/Sub", true),
+    Row {
+        keyword: "$Junk",
+        ..row("alice", true)
+    },
+    Row {
+        keyword: "$Junk",
+        ..row("alice+Public/info", true)
+    },
+    row("alice+Box/old", true),
+    row("alice+Box/new", true),
+    row("alice+Box/deep/new", true),
+];
+
+const fn row(address: &'static str, with_inbox: bool) -> Row {
+    Row {
+        address,
+        with_inbox,
+        keyword: "",
+    }
+}
+
+const BOXES: &str = "[namespace.boxes]\ntype = \"private\"\nseparator = \"/\"\nprefix = \"Box/\"\n\
+                     mail_driver = \"mbox\"\nmail_path = \"~/boxes\"\nsubscriptions = false\n";
+
+/// A store with an mbox beside the Maildirs, whose index is in step.
+pub fn store(with_inbox: bool) -> Store {
+    let store = Store::new(with_inbox);
+    fs::write(store.path("public/.info/dovecot-acl"), "anyone lrwsipk\n").unwrap();
+    fs::write(store.path("public/.info/dovecot-keywords"), "0 $Old\n").unwrap();
+    let index = store.path("home/boxes/.imap/old");
+    fs::create_dir_all(&index).unwrap();
+    let old = store.path("home/boxes/old");
+    fs::write(&old, MBOX).unwrap();
+    let mut known = Transaction::default();
+    known.mbox_for_tests(&dir::stat(&old).unwrap());
+    known.append(&[(1, 0)]);
+    let log = [log_for_tests(2, (0, 0), VALIDITY), known.into_bytes()].concat();
+    fs::write(index.join("dovecot.index.log"), log).unwrap();
+    store
+}
+
+pub fn core(store: &Store, more: &str) -> Core {
+    store.core(&format!("{more}{BOXES}"))
+}
+
+/// Whatever is below the store, with mode and content; a directory has none.
+type Tree = BTreeMap<PathBuf, (u32, Option<Vec<u8>>)>;
+
+fn tree(store: &Store) -> Tree {
+    fn add(tree: &mut Tree, root: &Path, path: &Path) {
+        for entry in fs::read_dir(path).unwrap() {
+            let path = entry.unwrap().path();
+            let mode = fs::metadata(&path).unwrap().mode();
+            let content = (!path.is_dir()).then(|| fs::read(&path).unwrap());
+            if path.is_dir() {
+                add(tree, root, &path);
+            }
+            let name = path.strip_prefix(root).unwrap().to_owned();
+            tree.insert(name, (mode, content));
+        }
+    }
+    let mut tree = Tree::new();
+    add(&mut tree, store.0.path(), store.0.path());
+    tree
+}
+
+/// Files that a delivery writes to.
+fn is_written_to(path: &Path) -> bool {
+    const NAMES: [&str; 6] = [
+        "dovecot-uidlist",
+        "dovecot-keywords",
+        "dovecot.index.log",
+        "subscriptions",
+        "old",
+        "new",
+    ];
+    let name = path.file_name().unwrap().to_str().unwrap();
+    NAMES.contains(&name)
+}
+
+/// Locks of a process that has ended are looked into when they are not quite new.
+pub fn let_time_pass(store: &Store) {
+    for (path, _) in files(store.0.path()) {
+        if path.extension().is_some_and(|end| end == "lock") {
+            let file = fs::File::options().write(true).open(path).unwrap();
+            let long_ago = SystemTime::now() - Duration::from_secs(10);
+            file.set_modified(long_ago).unwrap();
+        }
+    }
+}
+
+/// The messages that readers see below a place, all of them whole: in a Maildir, or in an mbox behind what was there.
+pub fn seen(store: &Store, place: &str, case: &str) -> usize {
+    let path = store.path(place);
+    if place.contains("boxes") {
+        return seen_in_mbox(&path, case);
+    }
+    let mut count = 0;
+    for part in ["new", "cur"] {
+        for (path, bytes) in files(&path.join(part)) {
+            assert_eq!(bytes, STORED, "{case}: {}", path.display());
+            count += 1;
+        }
+    }
+    count
+}
+
+fn seen_in_mbox(path: &Path, case: &str) -> usize {
+    let Ok(text) = fs::read_to_string(path) else {
+        return 0;
+    };
+    let mut rest = text.as_str();
+    if path.ends_with("old") {
+        let (before, last) = (&MBOX[..56], &MBOX[66..]);
+        assert!(
+            rest.starts_with(before) && rest[66..].starts_with(last),
+            "{case}: {text}"
+        );
+        rest = &rest[MBOX.len()..];
+    }
+    let (mut count, mut uids) = (0, Vec::new());
+    for message in rest.split("From MAILER-DAEMON ").skip(1) {
+        let (header, body) = message.split_once("\n\n").expect(case);
+        assert!(header.contains("\nSubject: one\n"), "{case}: {text}");
+        assert_eq!(body, ".a line\nlast\n\n", "{case}: {text}");
+        let lines = header.lines();
+        uids.extend(lines.filter_map(|it| it.strip_prefix("X-UID: ")?.parse::<u32>().ok()));
+        count += 1;
+    }
+    assert!(
+        rest.is_empty() || rest.starts_with("From MAILER-DAEMON "),
+        "{case}: {text}"
+    );
+    assert!(
+        uids.is_sorted_by(|one, next| one < next) && !uids.contains(&1),
+        "{case}: {text}"
+    );
+    count
+}
+
+/// Lists of UIDs, indexes and subscriptions are whole, and nobody is locked out.
+pub fn assert_whole(store: &Store, case: &str) {
+    let known = |place: &str| {
+        let dir = Dir::open(&store.path(place)).unwrap();
+        let walks = Walks::default();
+        let log = Log::lock(&dir, Pair::MAILBOX, LockMethod::Fcntl, &walks, log::TIMEOUT);
+        let log = match log {
+            // The end came within a write to it: Dovecot makes it anew.
+            Err(error) if case.contains("EndWithin") => {
+                assert!(error.to_string().contains("not whole"), "{case}: {error}");
+                return 2;
+            }
+            log => log.unwrap().unwrap(),
+        };
+        let state = log.state();
+        assert_eq!(state.validity, VALIDITY, "{case}: {place}");
+        state.next_uid
+    };
+    let list = fs::read_to_string(store.path("public/.info/dovecot-uidlist")).unwrap();
+    let (header, lines) = list.split_once('\n').unwrap();
+    assert!(header.starts_with("3 V1795332733 N"), "{case}: {list}");
+    assert!(
+        lines.starts_with("3 :other\n") && lines.ends_with('\n'),
+        "{case}: {list}"
+    );
+    let uids: Vec<u32> = lines
+        .lines()
+        .map(|it| it.split_once(" :").unwrap().0.parse().unwrap())
+        .collect();
+    assert!(uids.is_sorted_by(|one, next| one < next), "{case}: {list}");
+    for name in lines
+        .lines()
+        .skip(1)
+        .map(|it| it.split_once(" :").unwrap().1)
+    {
+        let is_there = files(&store.path("public/.info")).iter().any(|(path, _)| {
+            path.file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .split(":2,")
+                .next()
+                == name.split(":2,").next()
+        });
+        assert!(is_there, "{case}: {name} is in the list only");
+    }
+    // Behind the list at worst, never ahead of it.
+    assert!(
+        known("public/.info") <= uids.last().unwrap() + 1,
+        "{case}: {list}"
+    );
+    assert!(known("home/boxes/.imap/old") >= 2, "{case}");
+    let keywords = fs::read_to_string(store.path("public/.info/dovecot-keywords")).unwrap();
+    assert!(
+        ["0 $Old\n", "0 $Old\n1 $Junk\n"].contains(&keywords.as_str()),
+        "{case}: {keywords}"
+    );
+    for (path, bytes) in files(&store.path("public/.info/cur")) {
+        let is_lettered = path
+            .to_str()
+            .unwrap()
+            .split(":2,")
+            .nth(1)
+            .unwrap()
+            .contains('b');
+        assert!(
+            !is_lettered || keywords.contains("$Junk"),
+            "{case}: {bytes:?}"
+        );
+    }
+    if let Ok(subscribed) = fs::read_to_string(store.path("home/Maildir/subscriptions")) {
+        let line = subscribed.strip_prefix("V\t2\n\n").unwrap_or_default();
+        let known = ["Work\n", "Work\tDeep\n", "Box/new\n", "Box/deep/new\n"];
+        assert!(known.contains(&line), "{case}: {subscribed}");
+    }
+    let left = tree(store);
+    let left = left.keys().find(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.ends_with(".lock") || path.parent().unwrap().ends_with("tmp")
+    });
+    assert_eq!(left, None, "{case}");
+}
+
+fn place_of(address: &str) -> &'static str {
+    match address.split_once('+').map_or("", |(_, mailbox)| mailbox) {
+        "" => "home/Maildir",
+        "Work" => "home/Maildir/.Work",
+        "Work/Deep" => "home/Maildir/.Work.Deep",
+        "Public/info" => "public/.info",
+        "Public/info/Sub" => "public/.info.Sub",
+        "Box/old" => "home/boxes/old",
+        "Box/new" => "home/boxes/new",
+        "Box/deep/new" => "home/boxes/deep/new",
+        other => panic!("{other}"),
+    }
+}
+
+impl Row {
+    fn deliver(&self, store: &Store) -> Outcome {
+        let core = core(store, "");
+        let mut recipient = recipient(self.address);
+        if let Some(keyword) = Keywords::parse(self.keyword) {
+            recipient.keywords = keyword;
+            recipient.flags = Flags::SEEN;
+        }
+        core.deliver(&core.transaction(message(), 1), &recipient)
+    }
+
+    /// Lets one step fail. False: there was no such step any more.
+    fn fails_well(&self, failure: Failure, step: usize) -> bool {
+        let store = store(self.with_inbox);
+        let place = place_of(self.address);
+        let before = tree(&store);
+        fault_point::arm(step, failure);
+        let outcome = self.deliver(&store);
+        let fired = !fault_point::disarm();
+        let case = format!(
+            "{} {}, INBOX there: {}, {failure:?} at {step}: {outcome:?}",
+            self.address, self.keyword, self.with_inbox
+        );
+        let has_ended = fault_point::ENDS.contains(&failure) && fired;
+        let is_saved = matches!(outcome, Outcome::Saved(_));
+        match &outcome {
+            Outcome::Saved(_) => assert_eq!(seen(&store, place, &case), 1, "{case}"),
+            Outcome::Deferred(fault) => {
+                assert!(
+                    fault.code.is_temporary() && fault.code.exit() == 75,
+                    "{case}"
+                );
+                assert!(fired, "{case}");
+            }
+            Outcome::Rejected(_) => panic!("{case}"),
+        }
+        if !has_ended {
+            self.assert_untouched(&before, &tree(&store), is_saved, &case);
+            assert_whole(&store, &case);
+        }
+        if is_saved && !has_ended {
+            return fired;
+        }
+        let_time_pass(&store);
+        // What ends within a write to an mbox leaves a part of a message, until the next one comes.
+        let is_mbox = place.contains("boxes");
+        let had = if has_ended && is_mbox {
+            1
+        } else {
+            seen(&store, place, &case)
+        };
+        let again = self.deliver(&store);
+        let case = format!("{case}\nthe next try: {again:?}");
+        assert!(matches!(again, Outcome::Saved(_)), "{case}");
+        let has = seen(&store, place, &case);
+        assert!(
+            has == had + 1 || is_mbox && has_ended && has == 1,
+            "{case}: {had}, {has}"
+        );
+        // Whoever has heard of no end sends it again: one that was there already is there twice.
+        assert!(has <= 1 + usize::from(has_ended), "{case}");
+        if has_ended {
+            self.sweep(&store);
+        }
+        assert_whole(&store, &case);
+        fired
+    }
+
+    /// What an ended process leaves that no reader minds, and that goes in time: a lock that names nobody is broken when it is old.
+    fn sweep(&self, store: &Store) {
+        for (path, _) in files(store.0.path()) {
+            if path.parent().unwrap().ends_with("tmp") || path.ends_with("subscriptions.lock") {
+                fs::remove_file(path).unwrap();
+            }
+        }
+    }
+
+    /// What an answer says nothing of is as it was, to the byte.
+    fn assert_untouched(&self, before: &Tree, after: &Tree, is_saved: bool, case: &str) {
+        for (path, was) in before {
+            let is_its = is_saved && is_written_to(path);
+            // A letter that nobody uses.
+            let is_letter = !self.keyword.is_empty() && path.ends_with("dovecot-keywords");
+            if !is_its && !is_letter {
+                assert_eq!(after.get(path), Some(was), "{case}: {}", path.display());
+            }
+        }
+        let mut new = after.iter().filter(|(path, _)| !before.contains_key(*path));
+        if !is_saved {
+            let left = new.find(|(path, (_, content))| {
+                let name = path.file_name().unwrap().to_str().unwrap();
+                let bytes = content.as_deref().unwrap_or_default();
+                // A number (and the root that it is in), or a letter, that nobody uses, and a list without a UID, which somebody may have read.
+                let is_spent = name.starts_with("dovecot-uidvalidity")
+                    || path.ends_with("home/Maildir")
+                    || name == "dovecot-keywords" && !self.keyword.is_empty()
+                    || name == "dovecot-uidlist"
+                        && bytes.iter().filter(|it| **it == b'\n').count() == 1;
+                // An mbox that somebody may wait for already.
+                let is_mbox = path.starts_with("home/boxes")
+                    && content.as_ref().is_none_or(|content| content.is_empty());
+                !is_spent && !is_mbox
+            });
+            assert_eq!(left, None, "{case}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_lost_or_left_behind() {
+    if !as_ordinary_user("every_step_fails::one::nothing_is_lost_or_left_behind") {
+        return;
+    }
+    for row in ROWS {
+        for failure in fault_point::FAILURES.into_iter().chain(fault_point::ENDS) {
+            let mut step = 0;
+            while row.fails_well(failure, step) {
+                step += 1;
+            }
+            let case = format!("{} {failure:?}: only {step} steps can fail", row.address);
+            assert!(step > if failure.is_of_writes() { 0 } else { 10 }, "{case}");
+        }
+    }
+}
