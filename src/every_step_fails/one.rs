@@ -240,7 +240,13 @@ pub fn assert_whole(store: &Store, case: &str) {
     }
     if let Ok(subscribed) = fs::read_to_string(store.path("home/Maildir/subscriptions")) {
         let line = subscribed.strip_prefix("V\t2\n\n").unwrap_or_default();
-        let known = ["Work\n", "Work\tDeep\n", "Box/new\n", "Box/deep/new\n"];
+        let known = [
+            "Work\n",
+            "Work\tDeep\n",
+            "Box/new\n",
+            "Box/deep/new\n",
+            "Public/info\tSub\n",
+        ];
         assert!(known.contains(&line), "{case}: {subscribed}");
     }
     let left = tree(store);

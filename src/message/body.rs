@@ -499,6 +499,33 @@ mod tests {
         assert!(writer(large).0, "room was given back");
     }
 
+    /// A message that is spooled is whole, or an error.
+    #[test]
+    fn every_step_of_spooling_fails_once() {
+        // No room in memory.
+        let wire = b"0123456789\n".repeat(2 * LARGER[1] / 11);
+        for failure in fault_point::FAILURES {
+            for step in 0.. {
+                let mut writer = BodyWriter::new(&Spool::of(vec![std::env::temp_dir()]));
+                let copy = tempfile::tempfile().unwrap();
+                fault_point::arm(step, failure);
+                let copied = (|| {
+                    for piece in wire.chunks(wire.len() / 4) {
+                        writer.write(piece)?;
+                    }
+                    writer.finish()?.copy_to(&copy)
+                })();
+                let fired = !fault_point::disarm();
+                assert_ne!(fired, copied.is_ok(), "{failure:?} at {step}");
+                if !fired {
+                    assert!(stored(&Body::from_file(copy, wire.len() as u64, 0).unwrap()) == wire);
+                    assert!(step > 4, "only {step} steps can fail");
+                    break;
+                }
+            }
+        }
+    }
+
     #[test]
     fn without_a_spool_a_large_message_is_an_error() {
         let mut writer = BodyWriter::new(&Spool::of(vec!["/nonexistent".into()]));

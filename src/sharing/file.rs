@@ -258,6 +258,52 @@ mod tests {
         );
     }
 
+    /// The map is the old one or the new one, and nobody is locked out.
+    #[test]
+    fn every_step_fails_once() {
+        const OLD: &str = "other/key\nvalue\nshared/shared-boxes/user/bob/alice\n1\n";
+        let owners = BTreeSet::from(["alice".to_owned()]);
+        let wanted = BTreeSet::from([to("alice", With::Anyone)]);
+        for old in [None, Some(OLD)] {
+            for failure in fault_point::FAILURES.into_iter().chain(fault_point::ENDS) {
+                for step in 0.. {
+                    let root = tempfile::tempdir().unwrap();
+                    let path = root.path().join("db/map");
+                    if let Some(old) = old {
+                        fs::create_dir(path.parent().unwrap()).unwrap();
+                        fs::write(&path, old).unwrap();
+                    }
+                    fault_point::arm(step, failure);
+                    let replaced = replace(&path, &owners, &wanted);
+                    let fired = !fault_point::disarm();
+                    let case = format!("{old:?}, {failure:?} at {step}: {replaced:?}");
+                    let now = fs::read_to_string(&path).ok();
+                    let is_new = read(&path).is_ok_and(|rows| rows == wanted)
+                        && now
+                            .as_ref()
+                            .is_some_and(|now| now.contains("value") == old.is_some());
+                    assert!(
+                        is_new || replaced.is_err() && now.as_deref() == old,
+                        "{case}: {now:?}"
+                    );
+                    if !fault_point::ENDS.contains(&failure) {
+                        let files = path.parent().unwrap().read_dir();
+                        let count = files.map_or(0, |files| files.count());
+                        assert_eq!(count, usize::from(now.is_some()), "{case}: a lock stays");
+                    }
+                    if !fired {
+                        assert!(replaced.is_ok() && is_new, "{case}");
+                        assert!(
+                            failure.is_of_writes() || step > 12,
+                            "only {step} steps can fail"
+                        );
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn escapes(text in any::<String>()) {

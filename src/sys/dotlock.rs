@@ -366,7 +366,12 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::sys::fault_point;
 
+    const NONE: Patience = Patience {
+        timeout: Duration::ZERO,
+        stale: Duration::from_secs(120),
+    };
     const LONG: Patience = Patience {
         timeout: Duration::from_secs(20),
         stale: Duration::from_secs(120),
@@ -380,6 +385,63 @@ mod tests {
         let file = File::options().write(true).open(path).unwrap();
         file.set_modified(SystemTime::now() - Duration::from_secs(seconds))
             .unwrap();
+    }
+
+    /// Whatever fails, a lock is had or it is not, and none of ours stays.
+    #[test]
+    fn every_step_fails_once() {
+        for (holds, there) in [
+            (Holds::Pid, None),
+            (Holds::Content, None),
+            (Holds::Pid, Some("999999999")),
+            (Holds::Content, Some("999999999")),
+        ] {
+            for failure in fault_point::FAILURES.into_iter().chain(fault_point::ENDS) {
+                for step in 0.. {
+                    let root = tempfile::tempdir().unwrap();
+                    let dir = Dir::open(root.path()).unwrap();
+                    let path = root.path().join("f.lock");
+                    if let Some(pid) = there {
+                        fs::write(&path, format!("{pid}:{}", hostname())).unwrap();
+                        old(&path, 10);
+                    }
+                    fault_point::arm(step, failure);
+                    let taken = Dotlock::take(&dir, "f", 0o600, holds, NONE);
+                    let case = format!("{holds:?}, {there:?}, {failure:?} at {step}: {taken:?}");
+                    assert!(taken.is_err() || is_of_us(&path, holds), "{case}");
+                    let is_taken = taken.is_ok();
+                    drop(taken);
+                    let fired = !fault_point::disarm();
+                    let left = fs::read_to_string(&path).ok();
+                    let is_dead = left.as_ref().is_some_and(|it| it.starts_with("999999999"));
+                    let has_ended = fault_point::ENDS.contains(&failure) && fired;
+                    assert!(left.is_none() || is_dead || has_ended, "{case}: {left:?}");
+                    if left.is_some() && holds == Holds::Pid {
+                        old(&path, 10);
+                        let again = Dotlock::take(&dir, "f", 0o600, holds, NONE);
+                        assert!(again.is_ok(), "{case}: {left:?}, {again:?}");
+                    }
+                    if !fired {
+                        assert!(is_taken, "{case}");
+                        assert!(
+                            failure.is_of_writes() || step > 4,
+                            "only {step} steps can fail"
+                        );
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_of_us(lock: &std::path::Path, holds: Holds) -> bool {
+        let text = fs::read_to_string(lock).unwrap();
+        let own = format!("{}:{}", std::process::id(), hostname());
+        text == if holds == Holds::Pid {
+            own
+        } else {
+            String::new()
+        }
     }
 
     #[test]

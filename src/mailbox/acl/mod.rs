@@ -93,23 +93,25 @@ impl AclError {
 
 /// Reads the ACL file of a mailbox directory, or what it is a symlink to, as Dovecot does. `None`: there is none.
 pub fn read(directory: &Path) -> Result<Option<Vec<u8>>, AclError> {
-    let unreadable = |error: io::Error| AclError::of_file(&error);
+    match bytes(directory).map_err(|error| AclError::of_file(&error))? {
+        Some(text) if text.len() as u64 > MAX_FILE => {
+            let why = format!("larger than {MAX_FILE} bytes");
+            Err(AclError::of_line(0, why))
+        }
+        text => Ok(text),
+    }
+}
+
+/// The same, cut off behind the most that is read.
+fn bytes(directory: &Path) -> io::Result<Option<Vec<u8>>> {
     let file = match Dir::open(directory).and_then(|dir| dir.read_through(FILE)) {
-        Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(error)),
+        file => file?,
     };
     let mut text = Vec::new();
-    fault_point::pass()
-        .and_then(|()| file.take(MAX_FILE + 1).read_to_end(&mut text))
-        .map_err(unreadable)?;
-    match text.len() as u64 > MAX_FILE {
-        true => Err(AclError::of_line(
-            0,
-            format!("larger than {MAX_FILE} bytes"),
-        )),
-        false => Ok(Some(text)),
-    }
+    fault_point::pass()?;
+    file.take(MAX_FILE + 1).read_to_end(&mut text)?;
+    Ok(Some(text))
 }
 
 #[cfg(test)]

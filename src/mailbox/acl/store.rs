@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::list::Acl;
 use super::sources::Unreadable;
-use super::{AclError, FILE, Identifier, read};
+use super::{AclError, FILE, Identifier, MAX_FILE, bytes, read};
 use crate::mailbox::location::Layout;
 use crate::mailbox::path::Paths;
 use crate::mailbox::permission::Permission;
@@ -67,9 +67,11 @@ pub fn renew_list(paths: &Paths, layout: Layout) -> io::Result<()> {
     let dir = Dir::open(root)?;
     let mut lines = String::new();
     for (name, path) in mailboxes(paths, layout)? {
-        // What cannot be read is not seen by others.
-        let Ok(Some(text)) = read(&path) else {
-            continue;
+        let text = match bytes(&path) {
+            Ok(Some(text)) if text.len() as u64 <= MAX_FILE => text,
+            Err(error) if !is_for_good(&error) => return Err(error),
+            // What cannot be read is not seen by others.
+            _ => continue,
         };
         let modified = dir::stat(&path.join(FILE))?.modified;
         let is_seen = Acl::parse(&text, FILE).is_ok_and(|acl| is_visible(&acl));
@@ -152,13 +154,16 @@ fn collect(
                 let below = match below {
                     Ok(below) => below,
                     Err(error) if is_none(&error) => continue,
+                    Err(error) if !is_for_good(&error) => return Err(error),
                     Err(_) => {
                         found.push(name);
                         continue;
                     }
                 };
-                if below.stat_name("cur").is_ok() {
-                    found.push(name.clone());
+                match below.stat_name("cur") {
+                    Ok(_) => found.push(name.clone()),
+                    Err(error) if !is_for_good(&error) => return Err(error),
+                    Err(_) => {}
                 }
                 collect(&below, layout, &name, levels - 1, found)?;
             }
@@ -167,7 +172,74 @@ fn collect(
     Ok(())
 }
 
+/// It is so, and will be: nothing that passes, like a shortage or an error of the disk.
+fn is_for_good(error: &io::Error) -> bool {
+    let is_special = matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENODEV));
+    // One without a number is our own.
+    error.raw_os_error().is_none() || is_special || is_none(error) || sys::is_no_way(error)
+}
+
 /// No directory, or one no more: not one that is closed.
 fn is_none(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || sys::is_no_directory(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::Rights;
+    use super::*;
+
+    /// The rights of a mailbox, and the list of those that others see, are the old ones or the new ones.
+    #[test]
+    fn every_step_fails_once() {
+        const OLD: &str = "user=bob l\n";
+        let change = |acl: &mut Acl| {
+            let bob = Identifier::parse("user=bob").unwrap();
+            acl.entry(bob).positive = Some(Rights::all());
+        };
+        for failure in fault_point::FAILURES.into_iter().chain(fault_point::ENDS) {
+            for step in 0.. {
+                let root = tempfile::tempdir().unwrap();
+                let work = root.path().join(".Work");
+                for mailbox in [&work, &root.path().join(".Other")] {
+                    fs::create_dir(mailbox).unwrap();
+                    fs::write(mailbox.join(FILE), OLD).unwrap();
+                }
+                fs::write(root.path().join(LIST), "1 Work\n").unwrap();
+                fault_point::arm(step, failure);
+                let updated = update(&work, change);
+                let paths = Paths::for_tests(root.path(), &work);
+                let renewed = renew_list(&paths, Layout::MaildirPlusPlus);
+                let fired = !fault_point::disarm();
+                let case = format!("{failure:?} at {step}: {updated:?}, {renewed:?}");
+                let acl = fs::read_to_string(work.join(FILE)).unwrap();
+                let is_new =
+                    acl.starts_with("user=bob ") && acl.contains('p') && acl.ends_with('\n');
+                assert!(is_new || updated.is_err() && acl == OLD, "{case}: {acl:?}");
+                let list = fs::read_to_string(root.path().join(LIST)).unwrap();
+                let is_new = list.ends_with(" Work\n") && list.contains(" Other\n");
+                assert!(
+                    is_new || renewed.is_err() && list == "1 Work\n",
+                    "{case}: {list:?}"
+                );
+                let names = fs::read_dir(root.path()).unwrap().count();
+                let files = fs::read_dir(&work).unwrap().count();
+                let has_ended = fault_point::ENDS.contains(&failure);
+                assert!(
+                    (names, files) == (3, 1) || has_ended,
+                    "{case}: something is left"
+                );
+                if !fired {
+                    assert!(updated.is_ok() && renewed.is_ok(), "{case}");
+                    assert!(
+                        failure.is_of_writes() || step > 25,
+                        "only {step} steps can fail"
+                    );
+                    break;
+                }
+            }
+        }
+    }
 }
