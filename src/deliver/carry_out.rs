@@ -237,13 +237,14 @@ fn parent_acl(target: &Target) -> Result<Option<Vec<u8>>, Fault> {
     let Some(sources) = target.acl.as_ref().filter(|_| !target.own_inbox) else {
         return Ok(None);
     };
-    sources
-        .of_new(target.parent())
-        .inherited()
-        .map_err(|unreadable| {
-            let doing = format!("read {}", unreadable.file.display());
-            Fault::new(Code::CannotTell, doing, unreadable.error.why)
-        })
+    let parent = target.parent().map_err(|error| {
+        let doing = format!("look above {}", target.paths.mailbox.display());
+        Fault::io(doing, &error)
+    })?;
+    sources.of_new(parent).inherited().map_err(|unreadable| {
+        let doing = format!("read {}", unreadable.file.display());
+        Fault::new(Code::CannotTell, doing, unreadable.error.why)
+    })
 }
 
 impl Transaction {

@@ -410,7 +410,10 @@ impl Inspection<'_> {
             );
             return Ok(Finding::Missing(why));
         }
-        let parent = create::nearest_parent(&paths.above, target.layout);
+        let parent = match create::nearest_parent(&paths.above, target.layout) {
+            Ok(parent) => parent,
+            Err(error) => return self.no_way(target, error),
+        };
         if let Some(refusal) = self.check_rights_to_create(target)? {
             return Ok(refusal);
         }
@@ -443,7 +446,8 @@ impl Inspection<'_> {
         };
         let permission = match dir::stat(&source) {
             Ok(stat) => Permission::of(&stat, &source),
-            Err(_) => create::root_permission(paths),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create::root_permission(paths),
+            Err(error) => return self.no_way(target, error),
         };
         if let Some(refusal) = self.check_new(target, &permission, (&existing, &stat))? {
             return Ok(refusal);

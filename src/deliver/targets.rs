@@ -1,5 +1,6 @@
 //! What an address comes to: plain data. The second half of a delivery may run elsewhere.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,7 @@ use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
 use crate::mailbox::path::Paths;
 use crate::mailbox::quota::Quota;
 use crate::mailbox::subscriptions::Subscription;
-use crate::maildir::create::exists;
+use crate::maildir::create::is_there;
 use crate::message::{Flags, Keywords, Recipient};
 use crate::user::User;
 
@@ -196,16 +197,22 @@ impl Targets {
 impl Target {
     /// The nearest mailbox above this one, whose rights a new one inherits. The root is none: where it is the INBOX, that
     /// is above its own children only.
-    pub fn parent(&self) -> Option<PathBuf> {
-        let (root, parents) = self.paths.above.split_last()?;
-        let is_there = |path: &Path| matches!(exists(path, self.layout, false), Ok(Some(_)));
+    /// Err: nobody can tell now, and without a parent it would have other rights.
+    pub fn parent(&self) -> io::Result<Option<PathBuf>> {
+        let Some((root, parents)) = self.paths.above.split_last() else {
+            return Ok(None);
+        };
         let is_inbox = |path: &Path| path == root.join(".INBOX") || path == root.join("INBOX");
-        let parents = parents.iter().map(|path| match self.kind {
-            Kind::Private | Kind::Shared if is_inbox(path) && !is_there(path) => &self.paths.inbox,
-            _ => path,
-        });
-        let mut there = parents.filter(|path| is_there(path));
-        there.next().cloned()
+        for path in parents {
+            if is_there(path, self.layout)? {
+                return Ok(Some(path.clone()));
+            }
+            let is_private = matches!(self.kind, Kind::Private | Kind::Shared);
+            if is_private && is_inbox(path) && is_there(&self.paths.inbox, self.layout)? {
+                return Ok(Some(self.paths.inbox.clone()));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -282,8 +282,20 @@ impl Row {
         core.deliver(&core.transaction(message(), 1), &recipient)
     }
 
-    /// Lets one step fail. False: there was no such step any more.
-    fn fails_well(&self, failure: Failure, step: usize) -> bool {
+    /// What there is where nothing fails.
+    fn usual(&self) -> Tree {
+        let store = store(self.with_inbox);
+        let outcome = self.deliver(&store);
+        assert!(
+            matches!(outcome, Outcome::Saved(_)),
+            "{}: {outcome:?}",
+            self.address
+        );
+        tree(&store)
+    }
+
+    /// Lets one step fail. False: there was no such step any more. `usual`: modes of what may be made.
+    fn fails_well(&self, usual: &Tree, failure: Failure, step: usize) -> bool {
         let store = store(self.with_inbox);
         let place = place_of(self.address);
         let before = tree(&store);
@@ -308,7 +320,17 @@ impl Row {
             Outcome::Rejected(_) => panic!("{case}"),
         }
         if !has_ended {
-            self.assert_untouched(&before, &tree(&store), is_saved, &case);
+            let after = tree(&store);
+            self.assert_untouched(&before, &after, is_saved, &case);
+            for (path, (mode, _)) in &after {
+                // A name of a message is another one each time.
+                let wanted = usual.get(path).map(|(mode, _)| mode);
+                assert!(
+                    wanted.is_none_or(|it| it == mode),
+                    "{case}: {}: {mode:o}",
+                    path.display()
+                );
+            }
             assert_whole(&store, &case);
         }
         if is_saved && !has_ended {
@@ -385,9 +407,10 @@ fn nothing_is_lost_or_left_behind() {
         return;
     }
     for row in ROWS {
+        let usual = row.usual();
         for failure in fault_point::FAILURES.into_iter().chain(fault_point::ENDS) {
             let mut step = 0;
-            while row.fails_well(failure, step) {
+            while row.fails_well(&usual, failure, step) {
                 step += 1;
             }
             let case = format!("{} {failure:?}: only {step} steps can fail", row.address);

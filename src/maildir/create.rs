@@ -12,9 +12,9 @@ use crate::mailbox::acl::FILE as ACL_FILE;
 use crate::mailbox::location::Layout;
 use crate::mailbox::path::{Paths, RootRule};
 use crate::mailbox::permission::{Permission, SETGID};
-use crate::sys::credentials;
 use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::fault_point;
+use crate::sys::{self, credentials};
 
 /// How deep below a root mailboxes are looked for when they are counted.
 const MAX_LEVELS: usize = 32;
@@ -48,13 +48,31 @@ pub fn exists(path: &Path, layout: Layout, is_inbox: bool) -> io::Result<Option<
     }
 }
 
-/// The nearest of the directories `above` that is a mailbox or the root.
-pub fn nearest_parent(above: &[PathBuf], layout: Layout) -> Option<PathBuf> {
-    let (root, parents) = above.split_last()?;
-    let parent = parents
-        .iter()
-        .find(|path| matches!(exists(path, layout, false), Ok(Some(_))));
-    parent.or(Some(root)).filter(|path| path.exists()).cloned()
+/// Whether a mailbox at `path` is there, which others may lie below. Where the path leads nowhere there is none. Err: nobody can tell
+/// now.
+pub fn is_there(path: &Path, layout: Layout) -> io::Result<bool> {
+    match exists(path, layout, false) {
+        Ok(found) => Ok(found.is_some()),
+        Err(error) if sys::is_no_way(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The nearest of the directories `above` that is a mailbox or the root. Err: nobody can tell now.
+pub fn nearest_parent(above: &[PathBuf], layout: Layout) -> io::Result<Option<PathBuf>> {
+    let Some((root, parents)) = above.split_last() else {
+        return Ok(None);
+    };
+    for path in parents {
+        if is_there(path, layout)? {
+            return Ok(Some(path.clone()));
+        }
+    }
+    match dir::stat(root) {
+        Ok(_) => Ok(Some(root.clone())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// How many mailboxes lie below `root`. What cannot be read counts as none.
@@ -278,12 +296,11 @@ pub fn create(
     if dir::stat(&paths.root).is_err() {
         create_root(paths, &mut created)?;
     }
-    let own = Permission::private(&paths.root);
     // A root that has just been made is what its mailboxes copy from.
     let permission = match permission.origin == paths.root {
         true => dir::stat(&paths.root)
             .map(|stat| Permission::of(&stat, &paths.root))
-            .unwrap_or(own),
+            .map_err(|error| Fault::io(format!("look at {}", paths.root.display()), &error))?,
         false => permission.clone(),
     };
     let failed = |error: io::Error| Fault::io(format!("open {}", paths.mailbox.display()), &error);

@@ -34,7 +34,14 @@ impl Inspection<'_> {
         let Some(sources) = target.acl.as_ref().filter(|_| !target.own_inbox) else {
             return Ok(None);
         };
-        self.rights = self.rights(target, &sources.of_new(target.parent()))?;
+        let parent = match target.parent() {
+            Ok(parent) => parent,
+            Err(error) => {
+                let doing = format!("look above {}", target.paths.mailbox.display());
+                return self.end("rights", Fault::io(doing, &error));
+            }
+        };
+        self.rights = self.rights(target, &sources.of_new(parent))?;
         if !self.rights.create() && !target.is_configured {
             let why = "there is no right to create a mailbox there (k)";
             return Ok(Some(match self.rights.lookup() {
