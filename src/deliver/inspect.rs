@@ -6,7 +6,7 @@ mod mbox;
 mod rights;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::quota::{self, Room};
 use super::report::{Line, Report};
@@ -444,9 +444,8 @@ impl Inspection<'_> {
             NewMailboxPermissions::Root => paths.root.clone(),
             NewMailboxPermissions::Parent => parent.unwrap_or_else(|| paths.root.clone()),
         };
-        let permission = match dir::stat(&source) {
-            Ok(stat) => Permission::of(&stat, &source),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => create::root_permission(paths),
+        let permission = match create::permission_like(&source, paths) {
+            Ok(permission) => permission,
             Err(error) => return self.no_way(target, error),
         };
         if let Some(refusal) = self.check_new(target, &permission, (&existing, &stat))? {
@@ -486,11 +485,10 @@ impl Inspection<'_> {
         let paths = &target.paths;
         let doing = format!("create {}", paths.mailbox.display());
         if existing.starts_with(&paths.root) {
-            let parent = paths
-                .above
-                .iter()
-                .find_map(|above| dir::stat(above).ok())
-                .unwrap_or(*stat);
+            let parent = match first_existing(&paths.above) {
+                Ok(parent) => parent.unwrap_or(*stat),
+                Err(error) => return self.no_way(target, error).map(Some),
+            };
             if existing != paths.mailbox && permission.wider_than(&parent) {
                 let why = format!(
                     "{doing}: mode {:04o} would be wider than its parent's",
@@ -670,4 +668,14 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Public => "public",
         Kind::Shared => "shared",
     }
+}
+/// The stat of the first of these that is there.
+fn first_existing(paths: &[PathBuf]) -> io::Result<Option<Stat>> {
+    for path in paths {
+        match dir::stat(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            stat => return stat.map(Some),
+        }
+    }
+    Ok(None)
 }

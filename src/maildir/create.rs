@@ -382,6 +382,15 @@ pub fn root_permission(paths: &Paths) -> Permission {
     }
 }
 
+/// What is copied from `source`; where that is missing, what a new root is. Err: nobody can tell now.
+pub fn permission_like(source: &Path, paths: &Paths) -> io::Result<Permission> {
+    match dir::stat(source) {
+        Ok(stat) => Ok(Permission::of(&stat, source)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(root_permission(paths)),
+        Err(error) => Err(error),
+    }
+}
+
 /// Makes the control root of a namespace where it is missing.
 pub fn control_root(paths: &Paths) -> Result<Created, Fault> {
     let mut created = Created::default();

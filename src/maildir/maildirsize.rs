@@ -127,7 +127,8 @@ fn write(quota: &Quota, usage: Usage) -> io::Result<()> {
     let directory = Dir::open(&quota.directory)?;
     let permission = match dir::stat(&quota.root) {
         Ok(stat) => Permission::of(&stat, &quota.root),
-        Err(_) => Permission::private(&quota.root),
+        Err(error) if error.kind() == ErrorKind::NotFound => Permission::private(&quota.root),
+        Err(error) => return Err(error),
     };
     let line = quota.limits.line();
     let text = format!("{line}\n{} {}\n", usage.bytes, usage.messages);

@@ -42,7 +42,7 @@ pub fn replace(
     make_parents(parent).map_err(failed)?;
     let dir = Dir::open(parent).map_err(failed)?;
     let stat = dir.stat().map_err(failed)?;
-    let (mode, gid) = permission(&dir, name, &stat);
+    let (mode, gid) = permission(&dir, name, &stat).map_err(failed)?;
     let mut lock = Dotlock::take(&dir, name, mode, Holds::Content, PATIENCE).map_err(failed)?;
     let mut pairs = pairs(path)?;
     let there: BTreeSet<Share> = pairs.keys().filter_map(|key| share(key)).collect();
@@ -69,11 +69,14 @@ pub fn replace(
 }
 
 /// The existing file's mode and group, else the directory's ("Dictionary Files"); the group where it matters.
-fn permission(dir: &Dir, name: &str, parent: &Stat) -> (u32, Option<u32>) {
-    let stat = dir.stat_name(name).unwrap_or(*parent);
+fn permission(dir: &Dir, name: &str, parent: &Stat) -> io::Result<(u32, Option<u32>)> {
+    let stat = match dir.stat_name(name) {
+        Err(error) if error.kind() == ErrorKind::NotFound => *parent,
+        stat => stat?,
+    };
     let mode = stat.mode & 0o666;
     let group_matters = (mode >> 3) & 7 != mode & 7;
-    (mode | 0o600, group_matters.then_some(stat.gid))
+    Ok((mode | 0o600, group_matters.then_some(stat.gid)))
 }
 
 /// 0700, or the mode of the first parent that exists where that is setgid.
@@ -272,11 +275,15 @@ mod tests {
                     if let Some(old) = old {
                         fs::create_dir(path.parent().unwrap()).unwrap();
                         fs::write(&path, old).unwrap();
+                        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
                     }
                     fault_point::arm(step, failure);
                     let replaced = replace(&path, &owners, &wanted);
                     let fired = !fault_point::disarm();
                     let case = format!("{old:?}, {failure:?} at {step}: {replaced:?}");
+                    if let (Some(_), Ok(meta)) = (old, fs::metadata(&path)) {
+                        assert_eq!(meta.permissions().mode() & 0o777, 0o640, "{case}");
+                    }
                     let now = fs::read_to_string(&path).ok();
                     let is_new = read(&path).is_ok_and(|rows| rows == wanted)
                         && now

@@ -44,7 +44,7 @@ async fn client(mut stream: impl AsyncRead + AsyncWrite + Unpin, runner: Runner)
 }
 
 /// The next request; none at the end, and where there is no netstring.
-async fn request(stream: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
+pub async fn request(stream: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
     let mut length = 0;
     for digits in 0.. {
         match stream.read_u8().await.ok()? {

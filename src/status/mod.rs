@@ -5,7 +5,7 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -52,7 +52,7 @@ async fn client(mut stream: Box<dyn Duplex>, runner: &Runner) -> io::Result<()> 
 }
 
 /// The first line of the request; what follows up to the empty line is read too.
-async fn request(stream: &mut Box<dyn Duplex>) -> io::Result<String> {
+pub async fn request(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
     let mut bytes = Vec::new();
     while !bytes.windows(4).any(|it| it == b"\r\n\r\n") {
         if bytes.len() >= MAX_REQUEST || stream.read_buf(&mut bytes).await? == 0 {

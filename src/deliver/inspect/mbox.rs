@@ -7,7 +7,6 @@ use crate::deliver::report::Line;
 use crate::deliver::settings::NewMailboxPermissions;
 use crate::deliver::targets::Target;
 use crate::fault::{Code, Fault};
-use crate::mailbox::permission::Permission;
 use crate::maildir::create;
 use crate::mbox::append::MORE_NAMES;
 use crate::mbox::lock::Kind;
@@ -180,9 +179,9 @@ impl Inspection<'_> {
             NewMailboxPermissions::Root => &paths.root,
             NewMailboxPermissions::Parent => parent.unwrap_or(&paths.root),
         };
-        let mut permission = match dir::stat(source) {
-            Ok(stat) => Permission::of(&stat, source),
-            Err(_) => create::root_permission(paths),
+        let mut permission = match create::permission_like(source, paths) {
+            Ok(permission) => permission,
+            Err(error) => return self.no_way(target, error),
         };
         if target.is_inbox {
             (permission.file_mode, permission.gid) = (INBOX_MODE, None);

@@ -27,7 +27,7 @@ fuzz_target!(|input: (bool, &[u8])| {
     let lock = || Lock::take(Dir::open(root.path()).unwrap(), 0o600, TIMEOUT).unwrap();
     fs::write(&path, bytes).unwrap();
     let lock_held = lock();
-    if let Ok(Some(mut list)) = lock_held.list()
+    if let Ok(Some(list)) = lock_held.list()
         && let Ok(first) = list.next()
         && let Ok(given) = list.append(first, &["new"])
     {

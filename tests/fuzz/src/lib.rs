@@ -1,0 +1,43 @@
+//! What several targets need.
+
+use std::fs;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use tempfile::TempDir;
+
+thread_local! {
+    static FOLDER: TempDir = tempfile::tempdir().unwrap();
+}
+
+/// A file with these bytes, the same one each time.
+pub fn file(name: &str, bytes: &[u8]) -> PathBuf {
+    let path = FOLDER.with(|folder| folder.path().join(name));
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// What a future answers that reads from memory: it never waits.
+pub fn ready<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => unreachable!("it waits"),
+    }
+}
+
+/// A DATA body and the bytes that it takes, RFC 5321 section 4.5.2 word by word: lines end at CRLF; `.` alone ends it; one leading dot
+/// goes. None: its end has not come.
+pub fn decoded(stream: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let (mut body, mut at) = (Vec::new(), 0);
+    loop {
+        let end = at + memchr::memmem::find(&stream[at..], b"\r\n")? + 2;
+        let line = &stream[at..end];
+        at = end;
+        match line {
+            b".\r\n" => return Some((body, at)),
+            [b'.', rest @ ..] => body.extend_from_slice(rest),
+            line => body.extend_from_slice(line),
+        }
+    }
+}

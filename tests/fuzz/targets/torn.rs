@@ -1,0 +1,31 @@
+//! An mbox with a note of a delivery that was killed: what was there before stays, and nothing but an end goes.
+#![no_main]
+
+use std::fs::{self, File};
+
+use libfuzzer_sys::fuzz_target;
+use postroom::mbox::torn;
+use postroom::sys::dir;
+
+const FROM: &str = "From a@b  Mon Nov 02 07:02:09 2026";
+const OTHER: &[u8] = b"From z  Tue Nov 03 07:02:09 2026\n";
+
+fuzz_target!(|input: (&[u8], u8, &[u8], bool)| {
+    let (before, gap, behind, is_seen) = input;
+    let gap = u64::from(gap % 4);
+    let path = postroom_fuzz::file("box", &[before, behind].concat());
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let size = before.len() as u64;
+    torn::note(&file, size, size + gap, FROM);
+    let stat = torn::remove(&file, dir::stat_file(&file).unwrap(), |_| Ok(is_seen)).unwrap();
+    let after = fs::read(&path).unwrap();
+    assert_eq!(stat.size as usize, after.len());
+    let is_whole = after.len() == before.len() + behind.len();
+    assert!(is_whole || after == before && !is_seen);
+    // Another's message behind it, whatever it is behind.
+    if let Some(at) = memchr::memmem::find(behind, OTHER) {
+        assert!(is_whole || at == 0, "a message is lost");
+    }
+    let again = torn::remove(&file, stat, |_| Ok(false)).unwrap();
+    assert_eq!(again.size, stat.size);
+});
