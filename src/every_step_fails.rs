@@ -184,6 +184,8 @@ fn the_account_of_a_quota_is_right_or_gone() {
                 assert_eq!(stored.len(), before + usize::from(is_saved), "{case}");
                 let root = store.path("home/Maildir");
                 if let Ok(account) = fs::read(root.join(maildirsize::FILE)) {
+                    let mode = fs::metadata(root.join(maildirsize::FILE)).unwrap().mode();
+                    assert_eq!(mode & 0o777, 0o666, "{case}: not that of its directory");
                     let (usage, _) = maildirsize::parse(&account, "1048576S").unwrap();
                     let bytes: usize = stored.iter().map(|(_, bytes)| bytes.len()).sum();
                     let real = (bytes as i64, stored.len() as i64);

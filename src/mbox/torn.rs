@@ -247,6 +247,42 @@ mod tests {
         }
     }
 
+    /// What nobody can tell now is told by the next delivery.
+    #[test]
+    fn every_step_of_removing_fails_once() {
+        for failure in fault_point::FAILURES.into_iter().chain(fault_point::ENDS) {
+            for step in 0.. {
+                let root = tempfile::tempdir_in("/var/tmp").unwrap();
+                let path = root.path().join("box");
+                fs::write(&path, format!("{OLD}{LINE}\n{}", &NEW[..NEW.len() - 9])).unwrap();
+                let file = File::options().read(true).write(true).open(&path).unwrap();
+                note(&file, OLD.len() as u64, OLD.len() as u64, LINE);
+                let stat = dir::stat_file(&file).unwrap();
+                fault_point::arm(step, failure);
+                let removed = remove(&file, stat, |_| Ok(false));
+                let fired = !fault_point::disarm();
+                let is_gone = || fs::read_to_string(&path).unwrap() == OLD;
+                assert!(
+                    removed.is_err() || is_gone(),
+                    "{failure:?} at {step}: {removed:?}"
+                );
+                let again = remove(&file, dir::stat_file(&file).unwrap(), |_| Ok(false));
+                assert!(
+                    again.is_ok() && is_gone(),
+                    "{failure:?} at {step}: {again:?}"
+                );
+                if !fired {
+                    removed.unwrap();
+                    assert!(
+                        failure.is_of_writes() || step > 4,
+                        "only {step} steps can fail"
+                    );
+                    break;
+                }
+            }
+        }
+    }
+
     #[test]
     fn room_that_was_never_written_to_goes() {
         for length in [1, 4, 40, 100_000] {
