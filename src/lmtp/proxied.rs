@@ -34,6 +34,9 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<So
             }
             header.push(stream.read_u8().await?);
         }
+        if !header.ends_with(b"\r\n") {
+            return Err(malformed());
+        }
     }
     source(&header)
 }
@@ -89,6 +92,7 @@ mod tests {
                 Ok(Some("[2001:db8::1]:12345")),
             ),
             (b"PROXY UNKNOWN\r\n".to_vec(), Ok(None)),
+            (b"PROXY UNKNOWN \n".to_vec(), malformed),
             (b"PROXY TCP4 192.0.2.1\r\n".to_vec(), malformed),
             (b"LHLO mx.example.org\r\n".to_vec(), malformed),
             (
