@@ -5,7 +5,9 @@
 //! [`meddle`] somebody else does something.
 
 #[cfg(test)]
-pub use countdown::{ENDS, ERRNOS, FAILURES, Failure, arm, disarm, fail_behind, meddle, pass, write};
+pub use countdown::{
+    ENDS, ERRNOS, FAILURES, Failure, arm, disarm, fail_behind, meddle, pass, write,
+};
 
 /// A step that can fail.
 #[cfg(not(test))]
