@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use crate::deliver::{Alike, Earlier, Outcome, Retry, Saved};
 use crate::fault::{Code, Fault};
 use crate::message::{Message, Recipient, header};
+use crate::sys::fault_point;
 
 /// How long a retry waits for the end of the delivery before it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -374,7 +375,7 @@ impl Rows {
         is_due: bool,
     ) -> Vec<(oneshot::Sender<Known>, Known)> {
         let mut answers: Vec<(_, Known)> = Vec::new();
-        if let Err(error) = self.connection.execute_batch("BEGIN IMMEDIATE") {
+        if let Err(error) = self.run("BEGIN IMMEDIATE") {
             let why = error.to_string();
             tracing::warn!(why, "retries may be stored twice");
             return refused(batch, &why);
@@ -401,14 +402,19 @@ impl Rows {
         if is_due {
             warn(self.clean(now));
         }
-        if let Err(error) = self.connection.execute_batch("COMMIT") {
-            let _ = self.connection.execute_batch("ROLLBACK");
+        if let Err(error) = self.run("COMMIT") {
+            let _ = self.run("ROLLBACK");
             let why = error.to_string();
             for (_, known) in &mut answers {
                 *known = known.clone().and(Err(why.clone()));
             }
         }
         answers
+    }
+
+    fn run(&self, words: &str) -> rusqlite::Result<()> {
+        step()?;
+        self.connection.execute_batch(words)
     }
 
     fn begin(
@@ -420,6 +426,7 @@ impl Rows {
     ) -> rusqlite::Result<(Option<Earlier>, Vec<Alike>)> {
         let mut earlier = None;
         if let Some(Id { key, queue_id }) = delivery {
+            step()?;
             let since = now.saturating_sub(self.settings.window.as_secs());
             let mut statement = self.connection.prepare_cached(
                 "SELECT names, saved FROM deliveries WHERE key = ?1 AND at > ?2
@@ -434,6 +441,7 @@ impl Rows {
             });
             earlier = row.optional()?;
             if earlier.as_ref().is_none_or(|it| it.saved.is_none()) {
+                step()?;
                 let mut names = vec![name];
                 names.extend(earlier.iter().flat_map(|it| &it.names).map(String::as_str));
                 names.truncate(MAX_NAMES);
@@ -448,6 +456,7 @@ impl Rows {
         }
         let mut alike = Vec::new();
         if let Some(key) = message_id {
+            step()?;
             let mut statement = self.connection.prepare_cached(
                 "SELECT device, inode, at, place FROM message_ids WHERE key = ?1",
             )?;
@@ -472,6 +481,7 @@ impl Rows {
         now: u64,
     ) -> rusqlite::Result<()> {
         if let Some(Id { key, queue_id }) = delivery {
+            step()?;
             let text = serde_json::to_string(saved).unwrap_or_default();
             let insert = "INSERT OR REPLACE INTO deliveries VALUES (?1, ?2, ?3, ?4, ?5)";
             self.connection
@@ -479,6 +489,7 @@ impl Rows {
                 .execute(params![key, queue_id, saved.file, text, now as i64])?;
         }
         if let Some(key) = message_id {
+            step()?;
             let (device, inode) = saved.mailbox_id;
             let insert = "INSERT OR REPLACE INTO message_ids VALUES (?1, ?2, ?3, ?4, ?5)";
             self.connection.prepare_cached(insert)?.execute(params![
@@ -493,6 +504,7 @@ impl Rows {
     }
 
     fn forget(&self, id: &Id) -> rusqlite::Result<()> {
+        step()?;
         let delete = "DELETE FROM deliveries WHERE key = ?1 AND queue_id = ?2";
         self.connection
             .prepare_cached(delete)?
@@ -511,6 +523,11 @@ impl Rows {
         }
         Ok(())
     }
+}
+
+/// A statement that can fail.
+fn step() -> rusqlite::Result<()> {
+    fault_point::pass().map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
 /// Nobody is told anything.
@@ -540,4 +557,68 @@ fn warn(done: rusqlite::Result<()>) {
 fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_000_000;
+    const KEY: Key = [1; 32];
+
+    fn id() -> Option<Id> {
+        Some(Id {
+            key: KEY,
+            queue_id: "Q".into(),
+        })
+    }
+
+    fn begin(rows: &mut Rows, name: &str) -> Known {
+        let request = Request::Begin {
+            delivery: id(),
+            message_id: Some(KEY),
+            name: name.into(),
+            answer: oneshot::channel().0,
+        };
+        let mut answers = rows.together(vec![request], NOW, false);
+        answers.remove(0).1
+    }
+
+    /// Once it is said that a delivery is written down, a retry knows its end, or the name of its file.
+    #[test]
+    fn every_step_fails_once() {
+        let settings = Settings {
+            window: ROUND,
+            alike: ROUND,
+            path: None,
+        };
+        let is_write = |failure: &fault_point::Failure| failure.is_of_writes();
+        let failures = fault_point::FAILURES.into_iter().chain(fault_point::ENDS);
+        for failure in failures.filter(|failure| !is_write(failure)) {
+            for step in 0.. {
+                let mut rows = Rows::open(&settings).unwrap();
+                fault_point::arm(step, failure);
+                let begun = begin(&mut rows, "one");
+                if begun.is_ok() {
+                    let saved = Box::new(Saved::empty("INBOX".into(), "alice".into()));
+                    rows.together(vec![Request::Saved(id(), Some(KEY), saved)], NOW, false);
+                }
+                let fired = !fault_point::disarm();
+                // What has ended leaves no transaction that it has not committed.
+                let _ = rows.connection.execute_batch("ROLLBACK");
+                let case = format!("{failure:?} at {step}: {begun:?}");
+                let (earlier, _) = begin(&mut rows, "two").unwrap();
+                let knows = |it: &Earlier| it.saved.is_some() || it.names.contains(&"one".into());
+                assert!(
+                    begun.is_err() || earlier.as_ref().is_some_and(knows),
+                    "{case}: {earlier:?}"
+                );
+                if !fired {
+                    assert!(earlier.unwrap().saved.is_some(), "{case}");
+                    assert!(step > 8, "only {step} steps can fail");
+                    break;
+                }
+            }
+        }
+    }
 }
