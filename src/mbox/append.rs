@@ -552,7 +552,7 @@ mod tests {
 
     #[test]
     fn every_step_fails_once() {
-        let body = body(&format!("S: x\n\n{}", "line\n".repeat(27_000)));
+        let body = body(&format!("S: x\n\n{}\nline\nline\n", "x".repeat(135_000)));
         for failure in fault_point::FAILURES {
             for before in [None, Some(""), Some(OLD)] {
                 for step in 0.. {

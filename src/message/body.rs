@@ -503,7 +503,7 @@ mod tests {
     #[test]
     fn every_step_of_spooling_fails_once() {
         // No room in memory.
-        let wire = b"0123456789\n".repeat(2 * LARGER[1] / 11);
+        let wire = vec![b'x'; LARGER[1] + 100_000];
         for failure in fault_point::FAILURES {
             for step in 0.. {
                 let mut writer = BodyWriter::new(&Spool::of(vec![std::env::temp_dir()]));
