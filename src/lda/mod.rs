@@ -646,6 +646,11 @@ fn say(status: &str, text: &str) {
     let _ = writeln!(io::stderr(), "{status} {printable}");
 }
 
+/// Reads on to the end: an MTA that cannot write everything may take that for the result.
+fn drain(source: &mut dyn Read) {
+    let _ = io::copy(source, &mut io::sink());
+}
+
 /// What the child of the user does, in this process.
 #[cfg(test)]
 pub fn deliver_here(core: Core, recipients: Vec<Recipient>, message: &mut dyn Read) -> u8 {
@@ -661,17 +666,12 @@ pub fn deliver_here(core: Core, recipients: Vec<Recipient>, message: &mut dyn Re
         recipients,
         answers: Answers::default(),
     };
-    match if group.recipients.len() > 1 {
-        job.plan(&group)
-    } else {
-        0
-    } {
+    let planned = match group.recipients.len() > 1 {
+        true => job.plan(&group),
+        false => 0,
+    };
+    match planned {
         0 => job.deliver(&group, message, true),
         refused => refused,
     }
-}
-
-/// Reads on to the end: an MTA that cannot write everything may take that for the result.
-fn drain(source: &mut dyn Read) {
-    let _ = io::copy(source, &mut io::sink());
 }
