@@ -9,12 +9,12 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use support::agent::{AGENTS, Agent, Delivered, USERS, dialogue};
+use support::agent::{AGENTS, AS_MAIL, Agent, Delivered, USERS, dialogue};
 use support::imap::Imap;
 use support::peers::Version;
 use support::places::{self, INBOX, KEYWORD, LINKED, MBOX, NEW, Place};
 use support::{
-    MAIL, Server, Store, as_user, installed, messages, not_root, own, program, signal, skip, uid_of,
+    MAIL, Server, Store, installed, messages, not_root, own, program, signal, skip, uid_of,
 };
 
 const TRACED: &str = "trace=openat,mkdirat,write,writev,pwrite64,pwritev,sendto,linkat,renameat,renameat2,unlinkat,fsync,\
@@ -581,9 +581,9 @@ fn eight_at_once() {
     let trace = store.path("run/trace");
     let mut command = Command::new("strace");
     command.args(["-f", "-y", "-s", "300", "-qqq", "-e", TRACED, "-o"]);
-    command.arg(&trace).arg("--").arg(lmtp.get_program());
+    command.arg(&trace).arg("--").args(AS_MAIL);
+    command.arg(lmtp.get_program());
     command.arg("-c").arg(store.path("postroom.toml"));
-    as_user(&mut command, MAIL, MAIL, &[]);
     let mut server = Server::spawn(command, &store.path("run/lmtp"), &store.path("run/log"));
     let replies: Vec<String> = thread::scope(|scope| {
         let clients: Vec<_> = (0..8)

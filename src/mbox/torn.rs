@@ -256,7 +256,7 @@ mod tests {
                 let path = root.path().join("box");
                 fs::write(&path, format!("{OLD}{LINE}\n{}", &NEW[..NEW.len() - 9])).unwrap();
                 let file = File::options().read(true).write(true).open(&path).unwrap();
-                note(&file, OLD.len() as u64, OLD.len() as u64, LINE);
+                note(&file, OLD.len() as u64, OLD.len() as u64, 0, LINE);
                 let stat = dir::stat_file(&file).unwrap();
                 fault_point::arm(step, failure);
                 let removed = remove(&file, stat, |_| Ok(false));

@@ -51,6 +51,11 @@ pub fn is_no_directory(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTDIR | libc::ELOOP))
 }
 
+/// ENXIO, ENODEV: a socket, or a device that is not there, was opened.
+pub fn is_no_file(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENODEV))
+}
+
 /// What a file system without unnamed files answers to O_TMPFILE.
 pub fn is_unsupported(error: &io::Error) -> bool {
     let raw = matches!(

@@ -71,11 +71,18 @@ impl Agent {
         let patience = PATIENCE.as_secs().to_string();
         command.args(["-s", "KILL", &patience, "strace", "-f", "-qqq"]);
         command.args(strace).arg("--");
+        // Only root sees what the descriptors are of a process that keeps itself private; its calls are counted from there on.
+        let sees_descriptors = strace.contains(&"-y");
+        if sees_descriptors {
+            command.args(AS_MAIL);
+        }
         command.arg(ours.get_program()).args(ours.get_args());
         for (key, value) in ours.get_envs() {
             command.env(key, value.unwrap());
         }
-        as_user(&mut command, MAIL, MAIL, &[100]);
+        if !sees_descriptors {
+            as_user(&mut command, MAIL, MAIL, &[100]);
+        }
         let began = Instant::now();
         let output = run_with_input(&mut command, &input);
         Delivered {
@@ -86,6 +93,9 @@ impl Agent {
         }
     }
 }
+
+/// Runs a program as the mail user, where strace is root's.
+pub const AS_MAIL: [&str; 5] = ["setpriv", "--reuid=8", "--regid=8", "--groups=100", "--"];
 
 impl Delivered {
     /// Whether the recipient with this number has been told that he has it.

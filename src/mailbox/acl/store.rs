@@ -174,7 +174,7 @@ fn collect(
 
 /// It is so, and will be: nothing that passes, like a shortage or an error of the disk.
 fn is_for_good(error: &io::Error) -> bool {
-    let is_special = matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENODEV));
+    let is_special = sys::is_no_file(error);
     // One without a number is our own.
     error.raw_os_error().is_none() || is_special || is_none(error) || sys::is_no_way(error)
 }
