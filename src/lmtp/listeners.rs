@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 
-use super::{Bound, Listen, Listener};
+use super::listen::{Bound, Listen, Listener};
 use crate::sys::service::Given;
 
 /// All that were ever asked for and still are.

@@ -14,8 +14,11 @@
 //! | [`guests`] | how many connections each peer has |
 //! | [`listeners`] | the sockets, from one configuration to the next |
 //! | [`doors`] | small services beside it |
+//! | [`listen`] | what is listened on, and binding it |
+//! | [`arrival`] | a client that comes |
 //! | [`connection`] | one client's bytes, session and deliveries together |
 
+pub mod arrival;
 pub mod client;
 pub mod codec;
 pub mod command;
@@ -23,39 +26,39 @@ pub mod connection;
 pub mod doors;
 pub mod guests;
 pub mod incoming;
+pub mod listen;
 pub mod listeners;
 pub mod parameters;
 pub mod proxied;
 pub mod reply;
 pub mod session;
+mod stdio;
 pub mod tls;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
-use std::pin::Pin;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, Stdin, Stdout};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::deliver::Report;
 use crate::message::body::Spool;
 use crate::message::{Message, Recipient};
-use crate::observe::metrics::metrics;
 use crate::run::{Outcomes, Runner, turns};
 use crate::sys::socket;
+pub use arrival::{Arrival, Door, Stream};
+use arrival::{is_among, welcome};
 use command::Workarounds;
 use connection::{Connection, Deliveries, Peer, Phase, Wire};
 use guests::Guests;
-use tls::Channel;
+pub use listen::{Bound, Listen, bind};
+use stdio::{Stdio, stdin_peer};
 
 /// On the way down: how long a client that has just come may take to begin.
 const LEAVE: Duration = Duration::from_secs(2);
@@ -63,9 +66,6 @@ const LEAVE: Duration = Duration::from_secs(2);
 const FINISH: Duration = Duration::from_secs(20);
 /// And then the deliveries, before they are left to themselves.
 const HALT: Duration = Duration::from_secs(40);
-
-/// How long a load balancer may take for its header, and a client for TLS from the first byte on.
-const HANDSHAKE: Duration = Duration::from_secs(30);
 
 /// `[lmtp]` and what belongs to it, every default filled in.
 #[derive(Debug, Clone)]
@@ -130,118 +130,6 @@ impl Settings {
             None => None,
         };
         Ok(())
-    }
-}
-
-/// One entry of `lmtp.listen`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listen {
-    Unix {
-        path: PathBuf,
-        mode: u32,
-        /// Names or numbers; none: as the process has it.
-        user: Option<String>,
-        group: Option<String>,
-        trusted: Option<bool>,
-    },
-    Tcp {
-        address: SocketAddr,
-        trusted: Option<bool>,
-        /// TLS from the first byte on.
-        ssl: bool,
-        /// A load balancer says who the client is.
-        haproxy: bool,
-    },
-}
-
-/// A socket that listens.
-#[derive(Debug)]
-pub struct Bound {
-    listener: Listener,
-    terms: Terms,
-}
-
-/// How the clients of one socket are met.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Terms {
-    is_trusted: bool,
-    ssl: bool,
-    haproxy: bool,
-}
-
-#[derive(Debug)]
-enum Listener {
-    Unix(std::os::unix::net::UnixListener),
-    Tcp(std::net::TcpListener),
-}
-
-/// Binds all sockets, while the process still may: before it gives its privileges away. Errors name the socket.
-pub fn bind(listen: &[Listen]) -> io::Result<Vec<Bound>> {
-    let bound = listen.iter().map(|it| {
-        Ok(Bound {
-            listener: it.bind()?,
-            terms: it.terms(),
-        })
-    });
-    bound.collect()
-}
-
-impl Listen {
-    fn bind(&self) -> io::Result<Listener> {
-        let listener = match self {
-            Listen::Unix {
-                path,
-                mode,
-                user,
-                group,
-                ..
-            } => {
-                let uid = user.as_deref().map(socket::uid_of).transpose();
-                let gid = group.as_deref().map(socket::gid_of).transpose();
-                uid.and_then(|uid| socket::bind_unix(path, *mode, uid, gid?))
-                    .map(Listener::Unix)
-            }
-            Listen::Tcp { address, .. } => std::net::TcpListener::bind(address).map(Listener::Tcp),
-        };
-        listener.map_err(|error| io::Error::new(error.kind(), format!("listen on {self}: {error}")))
-    }
-
-    /// Clients are believed when they say who sends: those of a unix socket, by its mode, unless the config says.
-    fn terms(&self) -> Terms {
-        match *self {
-            Listen::Unix { trusted, mode, .. } => Terms {
-                is_trusted: trusted.unwrap_or(mode & 0o002 == 0),
-                ssl: false,
-                haproxy: false,
-            },
-            Listen::Tcp {
-                trusted,
-                ssl,
-                haproxy,
-                ..
-            } => Terms {
-                is_trusted: trusted.unwrap_or(false),
-                ssl,
-                haproxy,
-            },
-        }
-    }
-
-    /// One socket serves both.
-    fn is_same_socket(&self, other: &Listen) -> bool {
-        match (self, other) {
-            (Listen::Tcp { address, .. }, Listen::Tcp { address: it, .. }) => address == it,
-            _ => self == other,
-        }
-    }
-}
-
-impl std::fmt::Display for Listen {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Listen::Unix { path, .. } => path.display().fmt(f),
-            Listen::Tcp { address, .. } => address.fmt(f),
-        }
     }
 }
 
@@ -338,194 +226,11 @@ async fn wind_down(mut clients: JoinSet<()>, phase: &watch::Sender<Phase>) {
     clients.shutdown().await;
 }
 
-/// Accepts for ever: no error of one client, and no shortage, closes the door for the next.
-async fn welcome(door: Door, arrive: mpsc::Sender<Arrival>) {
-    let mut failures = 0;
-    loop {
-        match door.accept().await {
-            Ok(arrival) => {
-                failures = 0;
-                if arrive.send(arrival).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                failures += 1;
-                if failures == 1 {
-                    tracing::warn!(
-                        error = error.to_string().as_str(),
-                        "cannot accept a connection for now"
-                    );
-                }
-                sleep(socket::back_off(failures)).await;
-            }
-        }
-    }
-}
-
-/// A socket that clients come through.
-pub struct Door {
-    entrance: Entrance,
-    terms: Terms,
-}
-
-enum Entrance {
-    Unix(UnixListener),
-    Tcp(TcpListener),
-}
-
-/// A client that has come.
-pub struct Arrival {
-    pub stream: Stream,
-    terms: Terms,
-}
-
-pub enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream, SocketAddr),
-}
-
-impl Door {
-    pub fn new(bound: Bound) -> io::Result<Door> {
-        let entrance = match bound.listener {
-            Listener::Unix(listener) => {
-                listener.set_nonblocking(true)?;
-                Entrance::Unix(UnixListener::from_std(listener)?)
-            }
-            Listener::Tcp(listener) => {
-                listener.set_nonblocking(true)?;
-                Entrance::Tcp(TcpListener::from_std(listener)?)
-            }
-        };
-        Ok(Door {
-            entrance,
-            terms: bound.terms,
-        })
-    }
-
-    pub async fn accept(&self) -> io::Result<Arrival> {
-        let stream = match &self.entrance {
-            Entrance::Unix(listener) => Stream::Unix(listener.accept().await?.0),
-            Entrance::Tcp(listener) => {
-                let (stream, peer) = listener.accept().await?;
-                Stream::Tcp(stream, peer)
-            }
-        };
-        Ok(Arrival {
-            stream,
-            terms: self.terms,
-        })
-    }
-}
-
-impl Arrival {
-    fn serve<D: Deliveries>(
-        self,
-        clients: &mut JoinSet<()>,
-        deliveries: &D,
-        settings: &Arc<Settings>,
-        phase: &watch::Receiver<Phase>,
-        guests: &Guests,
-    ) {
-        let (deliveries, settings, phase) =
-            (deliveries.clone(), Arc::clone(settings), phase.clone());
-        let guests = guests.clone();
-        match self.stream {
-            Stream::Unix(stream) => {
-                let peer = Peer {
-                    address: None,
-                    is_trusted: self.terms.is_trusted,
-                    is_secure: true,
-                };
-                clients.spawn(Connection::new(stream, peer, deliveries, settings, phase).run());
-            }
-            Stream::Tcp(stream, address) => {
-                // Only speed depends on it.
-                let _ = stream.set_nodelay(true);
-                clients.spawn(async move {
-                    let met = meet(stream, address, self.terms, &settings).await;
-                    let Ok((stream, peer)) = met.inspect_err(|error| {
-                        let (peer, error) = (address.to_string(), error.to_string());
-                        let (peer, error) = (peer.as_str(), error.as_str());
-                        tracing::info!(peer, error, "a client that is not served");
-                    }) else {
-                        return;
-                    };
-                    let guest = guests.admit(peer.address.unwrap_or(address.ip()));
-                    let Some(_guest) = guest else {
-                        metrics().turned_away.inc();
-                        return farewell(stream, &settings, "Too many connections from you").await;
-                    };
-                    let connection = Connection::new(stream, peer, deliveries, settings, phase);
-                    connection.run().await;
-                });
-            }
-        }
-    }
-
-    async fn turn_away(self, settings: &Settings, why: &str) {
-        metrics().turned_away.inc();
-        match self.stream {
-            Stream::Unix(stream) => farewell(stream, settings, why).await,
-            Stream::Tcp(stream, _) => farewell(stream, settings, why).await,
-        }
-    }
-}
-
-/// The socket is fresh: one line fits without waiting.
-async fn farewell(mut stream: impl AsyncWrite + Unpin, settings: &Settings, why: &str) {
-    let line = format!("421 4.3.2 {} {why}\r\n", settings.hostname);
-    let sent = async {
-        stream.write_all(line.as_bytes()).await?;
-        stream.flush().await
-    };
-    let _ = timeout(Duration::from_millis(100), sent).await;
-}
-
-/// Who a client over TCP is, and what he is to find out before he can speak.
-async fn meet(
-    mut stream: TcpStream,
-    peer: SocketAddr,
-    terms: Terms,
-    settings: &Settings,
-) -> io::Result<(Channel<TcpStream>, Peer)> {
-    let mut address = peer.ip().to_canonical();
-    if terms.haproxy {
-        if !is_among(&settings.balancers, address) {
-            let why = "it is not among haproxy_trusted_networks";
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-        }
-        let source = timeout(HANDSHAKE, proxied::read(&mut stream)).await??;
-        address = source.map_or(address, |it| it.ip().to_canonical());
-    }
-    let mut stream = Channel::Plain(stream);
-    if terms.ssl {
-        let certificate = settings.certificate.clone();
-        let certificate = certificate.ok_or_else(|| io::Error::other("there is no certificate"))?;
-        timeout(HANDSHAKE, stream.secure(certificate)).await??;
-    }
-    let peer = Peer {
-        address: Some(address),
-        is_trusted: terms.is_trusted || settings.trusts(Some(address)),
-        is_secure: terms.ssl,
-    };
-    Ok((stream, peer))
-}
-
 impl Settings {
+    /// Whether a client from there is believed.
     fn trusts(&self, address: Option<IpAddr>) -> bool {
         address.is_some_and(|it| is_among(&self.trusted_networks, it))
     }
-}
-
-fn is_among(networks: &[IpNet], address: IpAddr) -> bool {
-    networks.iter().any(|it| it.contains(&address))
-}
-
-/// The client's address where inetd accepted a TCP connection.
-fn stdin_peer() -> Option<IpAddr> {
-    socket::tcp_peer(&std::io::stdin()).map(|peer| peer.ip().to_canonical())
 }
 
 impl Deliveries for Runner {
@@ -550,48 +255,12 @@ impl Wire for TcpStream {
     }
 }
 
-struct Stdio {
-    stdin: Stdin,
-    stdout: Stdout,
-}
-
-impl Wire for Stdio {
-    fn is_gone(&self) -> bool {
-        socket::is_gone(&self.stdout)
-    }
-}
-
-impl AsyncRead for Stdio {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stdin).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Stdio {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stdout).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stdout).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stdout).poll_shutdown(cx)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
+    use std::path::PathBuf;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::sleep;
 
     use super::connection::tests::{Store, settings};
     use super::*;

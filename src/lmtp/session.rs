@@ -4,13 +4,18 @@
 //! BDAT LAST has one answer; a whole message has one for each accepted RCPT, in their order, whatever became of it; a
 //! transaction ends with its message.
 
+mod delivery;
+mod transaction;
+
 use super::client::{Client, Forwarded, XCLIENT, XFORWARD};
 use super::command::{Command, Marker, Refusal, Verb};
 use super::parameters::{ERRAND, OfMail, OfRcpt};
 use super::reply::Reply;
-use crate::deliver::{Outcome, Report};
+use crate::deliver::Report;
 use crate::fault::{Code, Fault};
 use crate::message::{Address, MAX_HOPS, Recipient, ReversePath};
+pub use delivery::Delivery;
+use transaction::{Chunks, Transaction, too_big};
 
 /// Protocol errors in a row that a client may make; one more ends the connection.
 const MAX_ERRORS: u32 = 10;
@@ -97,32 +102,6 @@ pub enum Intake {
     Complete,
     TooBig,
     /// It could not be kept.
-    Failed(Fault),
-}
-
-#[derive(Debug)]
-struct Transaction {
-    id: String,
-    sender: ReversePath,
-    broken_sender: Option<String>,
-    forwarded: Forwarded,
-    smtputf8: bool,
-    /// Bytes that the message will have, as the client says; 0 where it says nothing.
-    announced: u64,
-    authenticated: Option<String>,
-    recipients: Vec<Recipient>,
-    /// For each accepted RCPT its place in `recipients`: the same address twice is one recipient with two answers.
-    accepted: Vec<usize>,
-    chunks: Chunks,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Chunks {
-    /// No BDAT yet.
-    None,
-    /// So many octets so far.
-    Some(u64),
-    /// The message cannot become complete any more.
     Failed(Fault),
 }
 
@@ -607,44 +586,6 @@ impl Session {
     }
 }
 
-impl Transaction {
-    fn sender_text(&self) -> String {
-        self.broken_sender
-            .clone()
-            .unwrap_or_else(|| self.sender.to_string())
-    }
-
-    /// Whether a chunk of this size can still become part of a message.
-    fn wants(&self, octets: u64, limit: Option<u64>) -> bool {
-        !self.accepted.is_empty()
-            && self
-                .size_with(octets)
-                .is_some_and(|size| limit.is_none_or(|limit| size <= limit))
-    }
-
-    /// None: a chunk has failed, or the size is beyond all bounds.
-    fn size_with(&self, octets: u64) -> Option<u64> {
-        match &self.chunks {
-            Chunks::None => Some(octets),
-            Chunks::Some(size) => size.checked_add(octets),
-            Chunks::Failed(_) => None,
-        }
-    }
-
-    fn take_chunk(&mut self, octets: u64, intake: Intake, limit: Option<u64>) {
-        if matches!(self.chunks, Chunks::Failed(_)) {
-            return;
-        }
-        self.chunks = match (intake, self.size_with(octets)) {
-            (Intake::Failed(fault), _) => Chunks::Failed(fault),
-            (Intake::Complete, Some(size)) if limit.is_none_or(|limit| size <= limit) => {
-                Chunks::Some(size)
-            }
-            _ => Chunks::Failed(too_big()),
-        };
-    }
-}
-
 /// Of `250-word` and a line end.
 fn line_length(word: &str) -> usize {
     "250-".len() + word.len() + 1
@@ -652,85 +593,6 @@ fn line_length(word: &str) -> usize {
 
 fn need_mail() -> Reply {
     Reply::new(503, "5.5.0", "MAIL comes first")
-}
-
-fn too_big() -> Fault {
-    Fault::new(
-        Code::TooBig,
-        "receive the message",
-        "it is larger than message_size",
-    )
-}
-
-/// A complete message on its way: who waits for which answer.
-#[derive(Debug, PartialEq)]
-pub struct Delivery {
-    /// The transaction's id.
-    pub id: String,
-    pub sender: ReversePath,
-    /// The sender for the log.
-    pub sender_text: String,
-    /// Where it comes from, as the client says.
-    pub forwarded: Forwarded,
-    /// Whom to deliver to: each once, in the order of RCPT.
-    pub recipients: Vec<Recipient>,
-    accepted: Vec<usize>,
-    outcomes: Vec<Option<Outcome>>,
-    answered: usize,
-    verbose: bool,
-}
-
-impl Delivery {
-    fn new(transaction: Transaction, verbose: bool) -> Delivery {
-        Delivery {
-            sender_text: transaction.sender_text(),
-            forwarded: transaction.forwarded,
-            id: transaction.id,
-            sender: transaction.sender,
-            outcomes: vec![None; transaction.recipients.len()],
-            recipients: transaction.recipients,
-            accepted: transaction.accepted,
-            answered: 0,
-            verbose,
-        }
-    }
-
-    /// Takes the outcome of `recipients[index]` and gives the replies that are now due: a reply waits for those before
-    /// it, for no other. The first outcome counts.
-    pub fn settle(&mut self, index: usize, outcome: Outcome) -> Vec<Reply> {
-        if let Some(place @ None) = self.outcomes.get_mut(index) {
-            *place = Some(outcome);
-        }
-        let mut due = Vec::new();
-        while let Some(recipient) = self.accepted.get(self.answered)
-            && let Some(outcome) = &self.outcomes[*recipient]
-        {
-            due.push(Reply::to_data(
-                &self.recipients[*recipient].address,
-                &self.id,
-                outcome,
-                self.verbose,
-            ));
-            self.answered += 1;
-        }
-        due
-    }
-
-    /// The recipients that have no outcome yet.
-    pub fn unsettled(&self) -> Vec<usize> {
-        (0..self.outcomes.len())
-            .filter(|index| self.outcomes[*index].is_none())
-            .collect()
-    }
-
-    /// The replies that are still due when the rest of the delivery will not happen.
-    pub fn abandon(&mut self, fault: &Fault) -> Vec<Reply> {
-        let unsettled = self.unsettled();
-        unsettled
-            .into_iter()
-            .flat_map(|index| self.settle(index, Outcome::refused(fault.clone())))
-            .collect()
-    }
 }
 
 #[cfg(test)]

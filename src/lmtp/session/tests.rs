@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::deliver::Saved;
+use crate::deliver::{Outcome, Saved};
 use crate::lmtp::codec::Frame;
 use crate::lmtp::command::{self, Workarounds};
 
