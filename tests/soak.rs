@@ -6,7 +6,7 @@
 
 mod support;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -20,6 +20,7 @@ use support::imap::Imap;
 use support::mount::{Disk, FileSystem, is_done_apart};
 use support::peers::{Postfix, Version, lines_of};
 use support::places::{self, INBOX, KEYWORD, LINKED, MBOX, NEW, PLACES, PUBLIC, Place};
+use support::random::Random;
 use support::{
     Lmtp, MAIL, Server, Store, as_user, installed, not_root, own, program, skip, stuffed, subject,
     uid_of,
@@ -57,18 +58,6 @@ struct Load<'a> {
     is_over: AtomicBool,
     /// By smtp-source, whose messages have no names.
     nameless: AtomicUsize,
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (self.0 >> 33) % end
-    }
 }
 
 /// It is known again by its Message-ID.
@@ -515,6 +504,11 @@ fn soak(seconds: u64, window: &str, mut random: Random) {
         }
         imap.logout();
     }
+    let places: HashSet<(&str, &str, &str)> = by_uid
+        .iter()
+        .map(|((user, mailbox, _), id)| (user.as_str(), mailbox.as_str(), id.as_str()))
+        .collect();
+    let mut elsewhere = Vec::new();
     let (mut lost, mut doubled, mut too_often, mut wrong_uids) =
         (Vec::new(), [0, 0], Vec::new(), Vec::new());
     for one in &stored {
@@ -535,6 +529,12 @@ fn soak(seconds: u64, window: &str, mut random: Random) {
         doubled[usize::from(is_known)] += count.saturating_sub(1);
         if count > allowed {
             too_often.push((&one.id, count, one.unheard, &one.refused));
+        }
+        if let Some((mailbox, None)) = &one.place
+            && count > 0
+            && !places.contains(&(one.user, mailbox.as_str(), one.id.as_str()))
+        {
+            elsewhere.push((&one.id, mailbox));
         }
         if let Some((mailbox, Some(uid))) = &one.place {
             let there = by_uid.get(&(one.user.to_owned(), mailbox.clone(), *uid));
@@ -562,6 +562,11 @@ fn soak(seconds: u64, window: &str, mut random: Random) {
     assert!(bobs >= nameless, "{bobs} of {nameless}");
     assert!(too_often.is_empty(), "{too_often:?}");
     assert!(wrong_uids.is_empty(), "{wrong_uids:?}");
+    assert!(elsewhere.is_empty(), "{elsewhere:?}");
+    let [(soon, few), (late, many)] = sizes[..] else {
+        panic!("{sizes:?}");
+    };
+    assert!(late < 2 * soon && many < few + 20, "it grows: {sizes:?}");
     let complaints = dovecot.complaints();
     assert_eq!(complaints, Vec::<String>::new());
     assert!(kills > 2 && stored.len() > 100, "{kills} {}", stored.len());

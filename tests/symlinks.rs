@@ -436,6 +436,63 @@ fn a_link_opens_no_group_of_the_server() {
     }
 }
 
+/// Nor does one to a directory above it, whoever has that.
+#[test]
+fn a_link_above_opens_no_group_of_the_server() {
+    if not_root() {
+        return;
+    }
+    const ALICE: u32 = 6001;
+    for driver in ["maildir", "mbox"] {
+        for (owner, is_followed) in [(ALICE, false), (0, true)] {
+            let store = Store::new();
+            store.scratch.dir("lent", 0, 0, 0o755);
+            let place = store.path("lent/secret");
+            match driver {
+                "maildir" => drop(store.scratch.maildir("lent/secret", MAIL, 100, 0o2770)),
+                _ => drop(store.scratch.file("lent/secret", MAIL, 100, 0o660, "")),
+            }
+            for folder in ["home/alice", "home/alice/mail"] {
+                store.scratch.dir(folder, ALICE, ALICE, 0o700);
+            }
+            let link = store.path("home/alice/mail/x");
+            symlink(store.path("lent"), &link).unwrap();
+            std::os::unix::fs::lchown(&link, Some(owner), None).unwrap();
+            let roots = format!("mail_roots = [\"{}\"]", store.path("").display());
+            let config = store.configure(&roots, "");
+            let text = fs::read_to_string(&config).unwrap();
+            let inbox = format!(
+                "[namespace.inbox]\nmail_driver = \"{driver}\"\nmail_path = \"~/mail\"\nmailbox_list_layout = \"fs\"\n"
+            );
+            let text = text.replacen("[namespace.inbox]\n", &inbox, 1);
+            let more = "mail_access_groups = [\"users\"]\nmbox_write_locks = [\"fcntl\"]\n";
+            fs::write(&config, format!("{more}{text}")).unwrap();
+            let home = store.scratch.text("home/alice");
+            let users = format!("alice::{ALICE}:{ALICE}::{home}::\n");
+            support::write_long_ago(&store.path("users"), &users);
+            let (socket, log) = (store.path("run/lmtp"), store.path("run/log"));
+            let server = Server::start_as_root(&config, &socket, &log);
+            let replies = server
+                .client()
+                .deliver(&["alice+x/secret@example.test"], b"Subject: x\n\n");
+            let case = format!("{driver} {owner} {replies:?} {}", server.log());
+            let want = if is_followed { "x/secret" } else { "INBOX" };
+            assert!(
+                replies[0].contains(&format!("mailbox=\"{want}\"")),
+                "{case}"
+            );
+            let stored = match driver {
+                "maildir" => support::messages(&place).len(),
+                _ => fs::read_to_string(&place)
+                    .unwrap()
+                    .matches("Subject: x")
+                    .count(),
+            };
+            assert_eq!(stored, usize::from(is_followed), "{case}");
+        }
+    }
+}
+
 /// A symlink that changes while mail is delivered: never anything elsewhere, and nothing lost.
 #[test]
 fn a_symlink_that_changes_meanwhile() {

@@ -24,6 +24,8 @@ const TRACED: &str = "trace=openat,mkdirat,write,writev,pwrite64,pwritev,sendto,
 /// One call: its line of the trace, the paths of descriptors in it; from where it began to where it ended.
 #[derive(Debug)]
 struct Call {
+    /// Whose calls these are.
+    agent: Agent,
     pid: String,
     name: String,
     text: String,
@@ -66,8 +68,13 @@ impl Call {
 
     /// An exit with 0, or a 250 for a recipient.
     fn is_answer(&self) -> bool {
-        let is_exit = self.name == "exit_group" && self.text.contains("(0)");
-        is_exit || (self.is_write() || self.name == "sendto") && self.text.contains("\"250 2.0.0 <")
+        match self.agent {
+            Agent::Lda => self.name == "exit_group" && self.text.contains("(0)"),
+            Agent::Lmtp => {
+                let is_sent = self.is_write() || self.name == "sendto";
+                is_sent && self.text.contains("\"250 2.0.0 <")
+            }
+        }
     }
 
     /// The path of its first descriptor.
@@ -79,7 +86,7 @@ impl Call {
 }
 
 /// `PID call(arguments) = result`; a call that another thread's interrupts has two lines.
-fn parse(text: &str) -> Vec<Call> {
+fn parse(text: &str, agent: Agent) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
     let mut open: Vec<(String, usize)> = Vec::new();
     for (at, line) in text.lines().enumerate() {
@@ -99,6 +106,7 @@ fn parse(text: &str) -> Vec<Call> {
                 open.push((pid.to_owned(), calls.len()));
             }
             calls.push(Call {
+                agent,
                 pid: pid.to_owned(),
                 name: name.to_owned(),
                 text: rest.to_owned(),
@@ -112,12 +120,16 @@ fn parse(text: &str) -> Vec<Call> {
     calls
 }
 
-/// The first step that does not come behind those before it.
+/// The first step that does not come behind those before it. An answer is the first of all.
 fn missing(calls: &[Call], steps: &[Step]) -> Option<Step> {
     let mut after = None;
     for &step in steps {
         let is_behind = |call: &&Call| after.is_none_or(|after| call.began > after);
-        match calls.iter().filter(is_behind).find(|call| call.is(step)) {
+        let found = match step == ANSWER {
+            true => calls.iter().find(|call| call.is_answer()).filter(is_behind),
+            false => calls.iter().filter(is_behind).find(|call| call.is(step)),
+        };
+        match found {
             Some(call) => after = Some(call.ended),
             None => return Some(step),
         }
@@ -131,7 +143,7 @@ fn deliver(store: &Store, agent: Agent, place: &Place, more: &[&str]) -> (Delive
     let arguments = [&["-y", "-s", "300", "-e", TRACED, "-o", &trace], more].concat();
     let delivered = agent.deliver(store, place, &place.message("x", 3), &arguments);
     let text = fs::read_to_string(&trace).unwrap();
-    (delivered, parse(&text))
+    (delivered, parse(&text, agent))
 }
 
 /// A store where Dovecot has been: there are lists and indexes.
@@ -257,6 +269,7 @@ fn each_rule_in_its_order() {
             &[
                 ("write", &["dovecot-uidlist>"]),
                 ("sync", &["dovecot-uidlist>"]),
+                ("fsync", &["Maildir/new>"]),
                 ("write", &["dovecot.index.log>"]),
                 ANSWER,
             ],
@@ -551,7 +564,7 @@ fn three_recipients() {
         (0..3).all(|user| delivered.is_stored(user)),
         "{delivered:?}"
     );
-    let calls = parse(&fs::read_to_string(trace).unwrap());
+    let calls = parse(&fs::read_to_string(trace).unwrap(), Agent::Lmtp);
     let count = |step| calls.iter().filter(|call| call.is(step)).count();
     assert_eq!(count(("fsync", MESSAGE)), 1, "one copy is synced, once");
     for user in USERS {
@@ -607,7 +620,7 @@ fn eight_at_once() {
     // Of the server, not of strace.
     signal(children_of(server.pid())[0], "TERM");
     assert_eq!(server.wait(), Some(0));
-    let calls = parse(&fs::read_to_string(trace).unwrap());
+    let calls = parse(&fs::read_to_string(trace).unwrap(), Agent::Lmtp);
     let list = fs::read_to_string(store.path(INBOX.path).join("dovecot-uidlist")).unwrap();
     let uids: HashSet<u32> = replies.iter().filter_map(|reply| uid_of(reply)).collect();
     assert_eq!(uids.len(), 48, "{replies:?}");

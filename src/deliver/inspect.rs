@@ -669,6 +669,7 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Shared => "shared",
     }
 }
+
 /// The stat of the first of these that is there.
 fn first_existing(paths: &[PathBuf]) -> io::Result<Option<Stat>> {
     for path in paths {

@@ -46,6 +46,7 @@ pub enum Stream {
 }
 
 impl Door {
+    /// Opens it for this runtime.
     pub fn new(bound: Bound) -> io::Result<Door> {
         let entrance = match bound.listener {
             Listener::Unix(listener) => {
@@ -63,6 +64,7 @@ impl Door {
         })
     }
 
+    /// The next client.
     pub async fn accept(&self) -> io::Result<Arrival> {
         let stream = match &self.entrance {
             Entrance::Unix(listener) => Stream::Unix(listener.accept().await?.0),

@@ -16,6 +16,7 @@
 //! | [`doors`] | small services beside it |
 //! | [`listen`] | what is listened on, and binding it |
 //! | [`arrival`] | a client that comes |
+//! | [`stdio`] | one client on stdin and stdout |
 //! | [`connection`] | one client's bytes, session and deliveries together |
 
 pub mod arrival;

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, Stdin, Stdout};
 use super::connection::Wire;
 use crate::sys::socket;
 
+/// Both as one stream.
 pub struct Stdio {
     pub stdin: Stdin,
     pub stdout: Stdout,

@@ -3,8 +3,8 @@
 //! 1. Whatever leads to the root of a namespace, and to the directory of an INBOX outside of it, is the admin's: followed.
 //! 2. Below that, a symlink is followed when it belongs to root, to the user who delivers or to the owner of what it leads to,
 //!    and when what it leads to is there and lies below a mail root. Where it leads to another symlink, the owner of that one
-//!    does not matter: only where both end does. A link of the user who delivers does not count where only a group opens what it leads
-//!    to that is lent to him while he delivers.
+//!    does not matter: only where both end does. A link of the user who delivers does not count on the way to a mailbox that only a
+//!    group opens which is lent to him while he delivers.
 //! 3. In a mailbox, and for locks and control files, nothing is followed.
 //!
 //! The rights are those of the name: of the namespace that holds the link. Modes and groups are those of what it leads to.
@@ -41,16 +41,43 @@ impl Links {
     /// leads to.
     pub fn check(&self, root: &Path, mailbox: &Path) -> Result<Option<PathBuf>, Refused> {
         let (base, components) = way(root, mailbox);
-        let (mut path, mut real) = (base.to_owned(), None);
+        let (mut path, mut real, mut own) = (base.to_owned(), None, None);
         for component in components {
             path.push(component);
             match dir::stat_link(&path) {
-                Ok(stat) if stat.is_link => real = Some(self.check_link(&path, &stat)?),
+                Ok(stat) if stat.is_link => {
+                    real = Some(self.check_link(&path, &stat)?);
+                    own = own.or_else(|| self.is_own(&stat).then(|| path.clone()));
+                }
                 Ok(_) => {}
-                Err(_) => break,
+                Err(_) => {
+                    path.pop();
+                    break;
+                }
             }
         }
+        if let Some(link) = own
+            && let Ok(end) = dir::stat(&path)
+        {
+            self.judge_end(&end).map_err(|why| Refused { link, why })?;
+        }
         Ok(real)
+    }
+
+    fn is_own(&self, link: &Stat) -> bool {
+        link.uid == self.uid && self.uid != 0
+    }
+
+    /// Whether a link of his own may be on the way to a mailbox, or to the directory that it would be in.
+    fn judge_end(&self, end: &Stat) -> Result<(), String> {
+        let is_lent = self.lent.contains(&end.gid) && end.mode & 0o002 == 0;
+        match is_lent && end.uid != self.uid {
+            false => Ok(()),
+            true => Err(format!(
+                "belongs to uid {}, who delivers, and only gid {} of mail_access_groups opens what it leads to: a link to that is root's, or its owner's",
+                self.uid, end.gid
+            )),
+        }
     }
 
     fn check_link(&self, link: &Path, own: &Stat) -> Result<PathBuf, Refused> {
@@ -77,12 +104,8 @@ impl Links {
                 link.uid, target.uid
             ));
         }
-        let is_own = link.uid == uid && ![0, target.uid].contains(&uid);
-        if is_own && self.lent.contains(&target.gid) && target.mode & 0o002 == 0 {
-            return Err(format!(
-                "belongs to uid {uid}, who delivers, and only gid {} of mail_access_groups opens what it leads to: a link to that is root's, or its owner's",
-                target.gid
-            ));
+        if self.is_own(link) {
+            self.judge_end(target)?;
         }
         let mut roots = self.mail_roots.iter();
         let is_below = |root: &PathBuf| root.canonicalize().is_ok_and(|it| real.starts_with(it));
@@ -98,7 +121,12 @@ impl Links {
     /// Opens the directory of a mailbox by this rule: step by step, and each symlink is judged by what has been opened.
     pub fn open(&self, root: &Path, mailbox: &Path) -> io::Result<Dir> {
         let (base, components) = way(root, mailbox);
-        self.walk(base, &components)
+        let (dir, own) = self.walk(base, &components)?;
+        if let Some(link) = own {
+            let judged = self.judge_end(&dir.stat()?);
+            judged.map_err(|why| refused(&link, why))?;
+        }
+        Ok(dir)
     }
 
     /// The directory that a mailbox which is a file lies in, opened, and its name there. A symlink to it has been followed; the
@@ -106,11 +134,18 @@ impl Links {
     pub fn open_holder(&self, root: &Path, mailbox: &Path) -> io::Result<(Dir, PathBuf)> {
         let (base, mut components) = way(root, mailbox);
         let name = components.pop().ok_or(ErrorKind::IsADirectory)?;
-        let dir = self.walk(base, &components)?;
+        let (dir, own) = self.walk(base, &components)?;
         let link = match dir.stat_name(name) {
             Ok(stat) if stat.is_link => stat,
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => return Ok((dir, mailbox.to_owned())),
+            found => {
+                if let Some(link) = own {
+                    let end = found.or_else(|_| dir.stat())?;
+                    let judged = self.judge_end(&end);
+                    judged.map_err(|why| refused(&link, why))?;
+                }
+                return Ok((dir, mailbox.to_owned()));
+            }
         };
         let path = dir.real_path()?.join(name);
         let real = path.canonicalize()?;
@@ -119,31 +154,40 @@ impl Links {
         };
         let holder = Dir::open(folder)?;
         let (target, real) = (holder.stat_name(file)?, holder.real_path()?.join(file));
-        let judged = self.judge(&link, &target, &real);
+        let judged = self.judge(&link, &target, &real).and(match &own {
+            Some(_) => self.judge_end(&target),
+            None => Ok(()),
+        });
         judged.map_err(|why| refused(&path, why))?;
         is_still(&dir, name, &link, &path)?;
         Ok((holder, real))
     }
 
-    fn walk(&self, base: &Path, components: &[&OsStr]) -> io::Result<Dir> {
-        let mut dir = Dir::open(base)?;
+    /// The directory at the end, and the first link of his own on the way.
+    fn walk(&self, base: &Path, components: &[&OsStr]) -> io::Result<(Dir, Option<PathBuf>)> {
+        let (mut dir, mut own) = (Dir::open(base)?, None);
         for name in components {
             dir = match dir.open_dir(name) {
-                Err(error) if is_no_directory(&error) => self.open_link(&dir, name)?,
+                Err(error) if is_no_directory(&error) => self.open_link(&dir, name, &mut own)?,
                 opened => opened?,
             };
         }
-        Ok(dir)
+        Ok((dir, own))
     }
 
-    fn open_link(&self, dir: &Dir, name: &OsStr) -> io::Result<Dir> {
+    fn open_link(&self, dir: &Dir, name: &OsStr, own: &mut Option<PathBuf>) -> io::Result<Dir> {
         let link = dir.stat_name(name)?;
+        if !link.is_link {
+            // By now: what it is next is not followed unjudged.
+            return dir.open_dir(name);
+        }
         let opened = dir.open_dir_through(name)?;
-        if link.is_link {
-            let judged = self.judge(&link, &opened.stat()?, &opened.real_path()?);
-            let path = dir.real_path()?.join(name);
-            judged.map_err(|why| refused(&path, why))?;
-            is_still(dir, name, &link, &path)?;
+        let judged = self.judge(&link, &opened.stat()?, &opened.real_path()?);
+        let path = dir.real_path()?.join(name);
+        judged.map_err(|why| refused(&path, why))?;
+        is_still(dir, name, &link, &path)?;
+        if self.is_own(&link) {
+            own.get_or_insert(path);
         }
         Ok(opened)
     }

@@ -147,7 +147,7 @@ fn count_zeros(file: &File, from: u64, to: u64) -> io::Result<u64> {
     let (mut at, mut zeros) = (from, 0);
     while at < to {
         let length = (to - at).min(PIECE as u64) as usize;
-        file.read_exact_at(&mut piece[..length], at)?;
+        read_exact_at(file, &mut piece[..length], at)?;
         zeros += memchr::memchr_iter(0, &piece[..length]).count() as u64;
         at += length as u64;
     }

@@ -54,7 +54,7 @@ pub fn is_privileged_by_file() -> bool {
 }
 
 /// Nobody of this uid looks into this process, which may hold mail of others, and its end leaves no image of it. A program that is run
-/// is as others are.
+/// is as others are, but for its core.
 pub fn keep_private() -> io::Result<()> {
     prctl::set_dumpable(false)?;
     Ok(setrlimit(Resource::RLIMIT_CORE, 0, 0)?)

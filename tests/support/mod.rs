@@ -8,6 +8,7 @@ pub mod meddle;
 pub mod mount;
 pub mod peers;
 pub mod places;
+pub mod random;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};

@@ -72,7 +72,6 @@ impl Drop for Mount {
 pub struct Disk {
     image: PathBuf,
     at: PathBuf,
-    kind: FileSystem,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +111,7 @@ impl Disk {
         let size = format!("{megabytes}M");
         run(Command::new("truncate").args(["-s", &size]).arg(&image));
         run(Command::new(program).arg("-q").arg(&image));
-        let disk = Disk { image, at, kind };
+        let disk = Disk { image, at };
         match disk.mount() {
             true => Some(disk),
             false => {
@@ -120,10 +119,6 @@ impl Disk {
                 None
             }
         }
-    }
-
-    pub fn kind(&self) -> FileSystem {
-        self.kind
     }
 
     fn mount(&self) -> bool {

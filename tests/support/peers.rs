@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,13 +20,15 @@ pub fn cache() -> PathBuf {
     }
 }
 
-/// A loopback port that nobody uses now.
+/// A loopback port that nobody uses now. Each program has some of its own, and none is one that the kernel gives to clients.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    const OF_ONE: u16 = 100;
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + (std::process::id() % 200) as u16 * OF_ONE;
+    let mut ports =
+        std::iter::repeat_with(|| first + GIVEN.fetch_add(1, Ordering::Relaxed) % OF_ONE);
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    ports.find(is_free).unwrap()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use crate::lmtp::client::Forwarded;
 use crate::lmtp::reply::Reply;
 use crate::message::{Recipient, ReversePath};
 
-/// A complete message on its way: who waits for which answer.
+/// A complete message, whom it goes to, and the answers that are due.
 #[derive(Debug, PartialEq)]
 pub struct Delivery {
     /// The transaction's id.

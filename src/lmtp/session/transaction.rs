@@ -5,6 +5,7 @@ use crate::fault::{Code, Fault};
 use crate::lmtp::client::Forwarded;
 use crate::message::{Recipient, ReversePath};
 
+/// MAIL and the RCPTs and chunks behind it.
 #[derive(Debug)]
 pub struct Transaction {
     pub id: String,
@@ -21,6 +22,7 @@ pub struct Transaction {
     pub chunks: Chunks,
 }
 
+/// What BDAT has brought.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Chunks {
     /// No BDAT yet.
