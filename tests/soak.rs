@@ -566,7 +566,8 @@ fn soak(seconds: u64, window: &str, mut random: Random) {
     let [(soon, few), (late, many)] = sizes[..] else {
         panic!("{sizes:?}");
     };
-    assert!(late < 2 * soon && many < few + 20, "it grows: {sizes:?}");
+    // Deliveries that are at work just then have some; one left by each would be thousands.
+    assert!(late < 2 * soon && many < few + 200, "it grows: {sizes:?}");
     let complaints = dovecot.complaints();
     assert_eq!(complaints, Vec::<String>::new());
     assert!(kills > 2 && stored.len() > 100, "{kills} {}", stored.len());
