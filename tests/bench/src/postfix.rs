@@ -83,7 +83,7 @@ impl Postfix {
                  virtual_mailbox_domains = static:all\nvirtual_transport = {agent}\n\
                  virtual_mailbox_base = {}\nvirtual_mailbox_maps = texthash:{shown}/etc/boxes\n\
                  virtual_uid_maps = static:{MAIL}\nvirtual_gid_maps = static:{MAIL}\nvirtual_minimum_uid = 1\n\
-                 smtpd_relay_restrictions = permit\nsmtpd_recipient_restrictions = permit\nsmtpd_peername_lookup = no\n\
+                 mynetworks = 127.0.0.0/8\nsmtpd_relay_restrictions = permit_mynetworks, reject\nsmtpd_recipient_restrictions = permit_mynetworks, reject\nsmtpd_peername_lookup = no\n\
                  smtpd_reject_unlisted_recipient = no\ndisable_dns_lookups = yes\nmaillog_file = {shown}/mail.log\n\
                  maillog_file_prefixes = {shown}\n",
                 home.display()

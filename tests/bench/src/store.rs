@@ -1,7 +1,7 @@
 //! The disk that all contestants deliver to: a home with an empty mailbox for each user, or one that holds something already.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -193,14 +193,15 @@ fn mbox(home: &Path) -> io::Result<()> {
     chown(&path, Some(MAIL), Some(MAIL))
 }
 
+/// Of those that a contestant has added: Dovecot writes into the header of others too, so their places are not what they were.
 fn mbox_count(home: &Path) -> io::Result<usize> {
-    let mut file = File::open(home.join("inbox"))?;
-    let message = 46 + Message::text(MBOX_MESSAGE).len();
-    file.seek(SeekFrom::Start((MBOX / message * message) as u64))?;
-    let mut added = Vec::new();
-    file.read_to_end(&mut added)?;
-    let lines = added.split(|&byte| byte == b'\n');
-    Ok(lines.filter(|line| line.starts_with(b"From ")).count())
+    let mut lines = BufReader::with_capacity(1 << 20, File::open(home.join("inbox"))?);
+    let (mut line, mut count) = (Vec::new(), 0);
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        count += usize::from(line.starts_with(b"From sender@bench.test"));
+        line.clear();
+    }
+    Ok(count)
 }
 
 fn maildir_for(uid: u32, path: &Path) -> io::Result<()> {
