@@ -16,7 +16,7 @@ fuzz_target!(|input: (&[u8], u8, &[u8], bool)| {
     let path = postroom_fuzz::file("box", &[before, behind].concat());
     let file = File::options().read(true).write(true).open(&path).unwrap();
     let size = before.len() as u64;
-    torn::note(&file, size, size + gap, FROM);
+    torn::note(&file, size, size + gap, 0, FROM);
     let stat = torn::remove(&file, dir::stat_file(&file).unwrap(), |_| Ok(is_seen)).unwrap();
     let after = fs::read(&path).unwrap();
     assert_eq!(stat.size as usize, after.len());
