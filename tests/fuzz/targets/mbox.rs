@@ -22,6 +22,7 @@ fuzz_target!(|both: (&[u8], &[u8])| {
     let before = [b"From ", file].concat();
     fs::write(&path, &before).unwrap();
     let links = Links {
+        lent: Vec::new(),
         uid: credentials::effective().uid,
         mail_roots: vec![root.path().to_owned()],
     };
