@@ -63,8 +63,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Threads that talk to clients; others do what waits. Each more wakes the rest whenever there is something to do, and one can
-/// decode a gigabyte a second.
+/// Threads that talk to clients; others do what waits. Each more wakes the rest whenever there is something to do.
 fn talkers() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     (processors / 4).max(1)
