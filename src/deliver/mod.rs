@@ -24,6 +24,7 @@ pub mod program;
 pub mod publish;
 pub mod queue;
 pub mod quota;
+pub mod recent;
 pub mod report;
 pub mod resolve;
 pub mod retry;
@@ -34,6 +35,7 @@ pub mod size;
 pub mod targets;
 pub mod warning;
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::fault::{Code, Fault};
@@ -63,6 +65,7 @@ pub struct Core {
     walks: Walks,
     busy: busy::Busy,
     names: Names,
+    recent: recent::Recent,
     /// Who this process is, asked once: at the first delivery, when it is what it will be.
     identity: OnceLock<Credentials>,
 }
@@ -76,6 +79,7 @@ impl Core {
             walks: Walks::default(),
             busy: busy::Busy::default(),
             names,
+            recent: recent::Recent::default(),
             identity: OnceLock::new(),
         }
     }
@@ -91,6 +95,45 @@ impl Core {
     /// What a delivery to `recipient` would do, and answer. Nothing is opened for writing.
     pub fn inspect(&self, recipient: &Recipient) -> Report {
         self.inspect_with(&self.settings, recipient)
+    }
+
+    /// [`Core::inspect`] for RCPT: the delivery is expected.
+    pub fn expect(&self, recipient: &Recipient) -> Report {
+        match resolve::resolve(&self.settings, &self.settings, recipient, None) {
+            Ok(targets) => {
+                let (plan, report) = inspect::inspect(&self.settings, &targets, self.identity());
+                if let Ok(plan) = plan {
+                    self.recent.put(&self.settings, recipient, plan);
+                }
+                report
+            }
+            Err(fault) => Report::failed(recipient.shown(), fault),
+        }
+    }
+
+    /// [`Core::deliver_with`] behind [`Core::expect`]. Where that finds another mailbox by now, the message goes there.
+    pub fn deliver_expected(
+        &self,
+        transaction: &Transaction,
+        recipient: &Recipient,
+        retry: &Retry,
+    ) -> Done {
+        let deliver = || self.deliver_with(&self.settings, transaction, recipient, retry);
+        let Some(plan) = self.recent.take(recipient) else {
+            return deliver();
+        };
+        let path = plan.target.paths.mailbox.clone();
+        match carry_out::carry_out(self, transaction, recipient, plan, retry) {
+            Err(_) if !self.is_wanted_still(recipient, &path) => deliver(),
+            stored => Done::Outcome(stored.map_or_else(Outcome::refused, Outcome::Saved)),
+        }
+    }
+
+    /// Whether the mailbox of this recipient is there, and no other one.
+    fn is_wanted_still(&self, recipient: &Recipient, mailbox: &Path) -> bool {
+        let targets = resolve::resolve(&self.settings, &self.settings, recipient, None);
+        let plan = targets.and_then(|it| inspect::inspect(&self.settings, &it, self.identity()).0);
+        plan.is_ok_and(|it| it.create.is_none() && it.target.paths.mailbox == mailbox)
     }
 
     /// [`Core::inspect`], with the answers of `directory`.

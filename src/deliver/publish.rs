@@ -65,6 +65,7 @@ pub struct Publishing<'a> {
 /// A message that is in the mailbox, and what it has got.
 struct Member {
     published: Published,
+    written: Arc<Written>,
     flags: Flags,
     keywords: Keywords,
     /// Those of its keywords that only an index can hold.
@@ -152,7 +153,7 @@ impl Publishing<'_> {
         let mut results: Vec<_> = batch
             .map(|message| self.link(message, &place.lock))
             .collect();
-        // The list first: file systems with a journal write the names with it, and nobody is told a UID before both are durable. A
+        // The list first: file systems with a journal write names and bytes with it, and nobody is told a UID before all are durable. A
         // line whose name a crash has lost is one of a message that is gone.
         let linked = results.iter().flatten();
         let names = linked.map(|it| it.published.file.clone());
@@ -226,6 +227,7 @@ impl Publishing<'_> {
                 synced: Duration::ZERO,
                 remarks,
             },
+            written: message.written,
             flags,
             keywords,
             unlettered: lettered.without,
@@ -234,13 +236,15 @@ impl Publishing<'_> {
     }
 
     fn sync(&self, results: &[Result<Member, Fault>]) -> Result<(), Fault> {
-        let linked = results.iter().flatten().map(|it| &it.published.file);
-        if !self.sync || linked.clone().next().is_none() {
+        let linked = results.iter().flatten();
+        let linked = linked.map(|it| (&*it.written, it.published.file.as_str()));
+        let linked: Vec<_> = linked.collect();
+        if !self.sync || linked.is_empty() {
             return Ok(());
         }
         let doing = || format!("sync {}", self.mailbox.path().display());
         self.mailbox
-            .sync(linked)
+            .sync(&linked)
             .map_err(|error| Fault::io(doing(), &error))
     }
 

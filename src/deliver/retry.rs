@@ -93,7 +93,7 @@ impl Retry {
         };
         let found = mailbox.find(names).and_then(|found| {
             if let Some(name) = &found {
-                mailbox.sync(std::iter::once(name))?;
+                mailbox.sync_found(name)?;
             }
             Ok(found)
         });

@@ -16,8 +16,9 @@ use super::connection::{Connection, Deliveries, Peer, Phase};
 use super::guests::Guests;
 use super::listen::{Bound, Listener, Terms};
 use super::tls::Channel;
-use super::{Settings, proxied};
+use super::{Settings, proxied, stream};
 use crate::observe::metrics::metrics;
+use crate::run::in_place;
 use crate::sys::socket;
 
 /// How long a load balancer may take for its header, and a client for TLS from the first byte on.
@@ -99,12 +100,15 @@ impl Arrival {
                     is_trusted: self.terms.is_trusted,
                     is_secure: true,
                 };
-                clients.spawn(Connection::new(stream, peer, deliveries, settings, phase).run());
+                let stream = stream::Stream::new(stream);
+                let connection = Connection::new(stream, peer, deliveries, settings, phase);
+                clients.spawn(in_place::run(connection.run()));
             }
             Stream::Tcp(stream, address) => {
                 // Only speed depends on it.
                 let _ = stream.set_nodelay(true);
-                clients.spawn(async move {
+                let stream = stream::Stream::new(stream);
+                clients.spawn(in_place::run(async move {
                     let met = meet(stream, address, self.terms, &settings).await;
                     let Ok((stream, peer)) = met.inspect_err(|error| {
                         let (peer, error) = (address.to_string(), error.to_string());
@@ -120,7 +124,7 @@ impl Arrival {
                     };
                     let connection = Connection::new(stream, peer, deliveries, settings, phase);
                     connection.run().await;
-                });
+                }));
             }
         }
     }
@@ -172,11 +176,11 @@ async fn farewell(mut stream: impl AsyncWrite + Unpin, settings: &Settings, why:
 
 /// Who a client over TCP is, and what he is to find out before he can speak.
 async fn meet(
-    mut stream: TcpStream,
+    mut stream: stream::Stream<TcpStream>,
     peer: SocketAddr,
     terms: Terms,
     settings: &Settings,
-) -> io::Result<(Channel<TcpStream>, Peer)> {
+) -> io::Result<(Channel<stream::Stream<TcpStream>>, Peer)> {
     let mut address = peer.ip().to_canonical();
     if terms.haproxy {
         if !is_among(&settings.balancers, address) {

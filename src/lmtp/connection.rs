@@ -30,7 +30,7 @@ use crate::message::{Envelope, Message, Received, Recipient, Trace, header};
 use crate::observe;
 use crate::observe::metrics::metrics;
 use crate::observe::sessions::{self, State};
-use crate::run::Outcomes;
+use crate::run::{Outcomes, in_place};
 
 /// Bytes read at once, and the most that wait to be read as commands.
 const INPUT: usize = 16 * 1024;
@@ -298,7 +298,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
         }
         let spool = self.settings.spool.clone();
         // It may be on a disk that hangs.
-        let checked = tokio::task::spawn_blocking(move || spool.check_space(bytes));
+        let checked = in_place::blocking(move || spool.check_space(bytes));
         let checked = checked.await.map_err(io::Error::other).flatten();
         checked.map_err(|error| {
             let fault = Fault::io(format!("find space for {bytes} bytes"), &error);

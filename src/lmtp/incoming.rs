@@ -4,6 +4,7 @@ use super::session::Intake;
 use crate::fault::{Code, Fault};
 use crate::message::Body;
 use crate::message::body::BodyWriter;
+use crate::run::in_place;
 
 /// Bytes that are gathered before they are written.
 const GATHER: usize = 64 * 1024;
@@ -68,7 +69,7 @@ impl Incoming {
         };
         let finished = match writer.fits_in_memory(0) {
             true => writer.finish(),
-            false => tokio::task::spawn_blocking(|| writer.finish())
+            false => in_place::blocking(|| writer.finish())
                 .await
                 .map_err(std::io::Error::other)
                 .flatten(),
@@ -86,13 +87,13 @@ impl Incoming {
             false => {
                 // A disk may be slow: its wait is not for a thread that serves others.
                 let work = move || (writer.write(&bytes), writer, bytes);
-                match tokio::task::spawn_blocking(work).await {
+                match in_place::blocking(work).await {
                     Ok(done) => done,
                     Err(error) => {
                         return self.fail(Intake::Failed(Fault::new(
                             Code::Internal,
                             "spool the message",
-                            error.to_string(),
+                            error,
                         )));
                     }
                 }

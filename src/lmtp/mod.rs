@@ -16,6 +16,7 @@
 //! | [`doors`] | small services beside it |
 //! | [`listen`] | what is listened on, and binding it |
 //! | [`arrival`] | a client that comes |
+//! | [`stream`] | a client's socket, which comes along with its task |
 //! | [`stdio`] | one client on stdin and stdout |
 //! | [`connection`] | one client's bytes, session and deliveries together |
 
@@ -34,6 +35,7 @@ pub mod proxied;
 pub mod reply;
 pub mod session;
 mod stdio;
+mod stream;
 pub mod tls;
 
 use std::io;
@@ -42,7 +44,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -52,11 +53,10 @@ use crate::deliver::Report;
 use crate::message::body::Spool;
 use crate::message::{Message, Recipient};
 use crate::run::{Outcomes, Runner, turns};
-use crate::sys::socket;
 pub use arrival::{Arrival, Door, Stream};
 use arrival::{is_among, welcome};
 use command::Workarounds;
-use connection::{Connection, Deliveries, Peer, Phase, Wire};
+use connection::{Connection, Deliveries, Peer, Phase};
 use guests::Guests;
 pub use listen::{Bound, Listen, bind};
 use stdio::{Stdio, stdin_peer};
@@ -244,23 +244,12 @@ impl Deliveries for Runner {
     }
 }
 
-impl Wire for UnixStream {
-    fn is_gone(&self) -> bool {
-        socket::is_gone(self)
-    }
-}
-
-impl Wire for TcpStream {
-    fn is_gone(&self) -> bool {
-        socket::is_gone(self)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
     use tokio::time::sleep;
 
     use super::connection::tests::{Store, settings};

@@ -135,17 +135,6 @@ impl Maildir {
         Ok(found)
     }
 
-    /// Makes these names durable.
-    pub fn sync<'a>(&self, mut names: impl Iterator<Item = &'a String> + Clone) -> io::Result<()> {
-        if names.clone().any(|name| !filename::has_flags(name)) {
-            self.new.sync()?;
-        }
-        match names.any(|name| filename::has_flags(name)) {
-            true => self.cur()?.sync(),
-            false => Ok(()),
-        }
-    }
-
     /// Where messages with flags are; most deliveries have none.
     fn cur(&self) -> io::Result<Dir> {
         self.dir.open_dir("cur")

@@ -1,13 +1,17 @@
 //! Saving one message.
 //!
 //! A message is in one of three states: written (an unnamed file, or one in `tmp/`: ours, invisible), linked (its name is in
-//! `new/`), durable (`new/` is synced). A name in `new/` is complete and on disk; dropped before it is linked, a
-//! message leaves nothing behind; a crash leaves at worst a file in `tmp/`.
+//! `new/`), durable (it and `new/` are synced). A name in `new/` is complete and, whatever happens, is not there without its bytes;
+//! dropped before it is linked, a message leaves nothing behind; a crash leaves at worst a file in `tmp/`.
+//!
+//! On an [ordered](write_back) file system a message is written back before it is linked and synced behind it, together with its
+//! name; elsewhere it is synced first.
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::Maildir;
@@ -17,14 +21,17 @@ use crate::mailbox::permission::Permission;
 use crate::message::{Body, Flags};
 use crate::sys;
 use crate::sys::dir::{self, Dir, Stat};
+use crate::sys::write_back;
 
 /// Names tried before giving up: the first one is always free, unless someone plays games.
 const MAX_NAMES: usize = 10;
 
-/// A complete, synced message that has no name in `new/` yet. Copies for other mailboxes can be linked to it.
+/// A complete message that has no name in `new/` yet. Copies for other mailboxes can be linked to it.
 #[derive(Debug)]
 pub struct Written {
     file: File,
+    /// Written back at least, and synced before it is answered.
+    durability: Durability,
     /// Its name in `tmp/` where unnamed files cannot be had. Removed on drop.
     named: Option<(Dir, String)>,
     pub size: u64,
@@ -37,13 +44,35 @@ pub struct Written {
     pub remark: Option<String>,
 }
 
+/// How far the bytes of a message have come.
+#[derive(Debug)]
+enum Durability {
+    /// As far as they have to.
+    Done,
+    /// On their way, and what their only sync has come to: one that is asked again may hide a failure.
+    UnderWay(OnceLock<Result<(), Option<i32>>>),
+}
+
 /// How a message is to be written.
 #[derive(Debug, Clone, Copy)]
 pub struct Demands {
     /// Mode and group must be the planned ones, or nothing is stored.
     pub verified: bool,
-    /// Synced before it may be linked.
+    /// Durable before it is answered.
     pub sync: bool,
+}
+
+impl Written {
+    fn sync(&self) -> io::Result<()> {
+        let Durability::UnderWay(synced) = &self.durability else {
+            return Ok(());
+        };
+        let sync = || dir::sync_file(&self.file).map_err(|error| error.raw_os_error());
+        synced.get_or_init(sync).map_err(|errno| match errno {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::other("it is not synced"),
+        })
+    }
 }
 
 impl Drop for Written {
@@ -74,6 +103,7 @@ impl Maildir {
             gid: 0,
             synced: Duration::ZERO,
             remark: None,
+            durability: Durability::Done,
             named,
             file,
         };
@@ -83,7 +113,13 @@ impl Maildir {
             let failed =
                 |error| Fault::io(format!("sync a message in {}", self.path.display()), &error);
             let began = Instant::now();
-            dir::sync_file(&written.file).map_err(failed)?;
+            match write_back::is_ordered(&written.file, self.device()) {
+                true => {
+                    write_back::start(&written.file).map_err(failed)?;
+                    written.durability = Durability::UnderWay(OnceLock::new());
+                }
+                false => dir::sync_file(&written.file).map_err(failed)?,
+            }
             written.synced = began.elapsed();
         }
         Ok(written)
@@ -167,6 +203,9 @@ impl Maildir {
             false => Some(self.cur().map_err(failed)?),
         };
         let place = cur.as_ref().unwrap_or(&self.new);
+        if let Durability::UnderWay(_) = written.durability {
+            write_back::wait(&written.file).map_err(failed)?;
+        }
         for _ in 0..MAX_NAMES {
             let name = wanted.take().unwrap_or_else(|| names.unique());
             let name = filename::with_sizes(&name, written.size, written.virtual_size);
@@ -193,6 +232,44 @@ impl Maildir {
             }
         }
         Err(failed(io::ErrorKind::AlreadyExists.into()))
+    }
+
+    /// Makes these messages and their names durable.
+    pub fn sync(&self, linked: &[(&Written, &str)]) -> io::Result<()> {
+        let (mut new, mut cur) = (false, false);
+        for (written, name) in linked {
+            match written.durability {
+                // With its newest name.
+                Durability::UnderWay(_) => written.sync()?,
+                Durability::Done if filename::has_flags(name) => cur = true,
+                Durability::Done => new = true,
+            }
+        }
+        if new {
+            self.new.sync()?;
+        }
+        match cur {
+            true => self.cur()?.sync(),
+            false => Ok(()),
+        }
+    }
+
+    /// The same of a message that an earlier process has stored, perhaps without an answer. A reader may move it meanwhile.
+    pub fn sync_found(&self, name: &str) -> io::Result<()> {
+        let base = filename::base(name.as_bytes()).to_owned();
+        for part in [self.new.clone(), self.cur()?] {
+            let mut found = None;
+            part.each_raw_name(|name| {
+                if filename::base(name.as_bytes()) == base {
+                    found = Some(name.to_owned());
+                }
+            })?;
+            if let Some(name) = found {
+                dir::sync_file(&part.read(name)?)?;
+                return part.sync();
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
     }
 
     /// Takes a name back: the message was not made durable and will come again.

@@ -29,8 +29,8 @@ const ALIKE_PATIENCE: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(3);
 /// Requests that become one transaction of the database.
 const BATCH: usize = 256;
-/// How often old rows are thrown away.
-const ROUND: Duration = Duration::from_secs(60);
+/// How often old rows are thrown away: few at a time, since others wait meanwhile.
+const ROUND: Duration = Duration::from_secs(5);
 
 /// `delivery.duplicate_*`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,8 +47,17 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Ledger {
     settings: Settings,
-    thread: mpsc::Sender<Request>,
+    rows: Keeper,
     busy: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// Who has the rows.
+#[derive(Debug)]
+enum Keeper {
+    /// In memory: whoever asks does it himself.
+    Here(Mutex<Rows>),
+    /// In a file: a thread, which makes one transaction of what many ask for.
+    Thread(mpsc::Sender<Request>),
 }
 
 type Key = [u8; 32];
@@ -104,14 +113,20 @@ impl Ledger {
         let rows = opened
             .inspect_err(|why| tracing::error!(why, "retries may be stored twice"))
             .ok()?;
-        let (thread, requests) = mpsc::channel();
-        thread::Builder::new()
-            .name("ledger".into())
-            .spawn(move || rows.work(&requests))
-            .ok()?;
+        let rows = match rows.settings.path {
+            None => Keeper::Here(Mutex::new(rows)),
+            Some(_) => {
+                let (thread, requests) = mpsc::channel();
+                thread::Builder::new()
+                    .name("ledger".into())
+                    .spawn(move || rows.work(&requests))
+                    .ok()?;
+                Keeper::Thread(thread)
+            }
+        };
         Some(Arc::new(Ledger {
             settings,
-            thread,
+            rows,
             busy: Mutex::default(),
         }))
     }
@@ -173,12 +188,10 @@ impl Ledger {
             name: name.clone(),
             answer,
         };
-        let known = match self.thread.send(request) {
-            Ok(()) => match timeout(ANSWER, answered).await {
-                Ok(answered) => answered.unwrap_or_else(|_| Err("its thread has ended".into())),
-                Err(_) => Err("it does not answer".into()),
-            },
-            Err(_) => Err("its thread has ended".into()),
+        self.rows.ask(request);
+        let known = match timeout(ANSWER, answered).await {
+            Ok(answered) => answered.unwrap_or_else(|_| Err("its thread has ended".into())),
+            Err(_) => Err("it does not answer".into()),
         };
         match known {
             Ok((earlier, alike)) => {
@@ -195,6 +208,19 @@ impl Ledger {
 
     fn busy(&self) -> MutexGuard<'_, HashMap<Key, Arc<tokio::sync::Mutex<()>>>> {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Keeper {
+    /// Without a thread that lives nothing is remembered, and nothing answered.
+    fn ask(&self, request: Request) {
+        match self {
+            Keeper::Here(rows) => {
+                let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
+                rows.answer(vec![request]);
+            }
+            Keeper::Thread(thread) => drop(thread.send(request)),
+        }
     }
 }
 
@@ -216,8 +242,7 @@ impl Begun {
             }
             _ => return,
         };
-        // Without the thread nothing is remembered, which was said.
-        let _ = self.ledger.thread.send(request);
+        self.ledger.rows.ask(request);
     }
 }
 
@@ -281,10 +306,13 @@ impl From<rusqlite::Error> for Failed {
 /// How long another server may hold the database.
 const BUSY: Duration = Duration::from_secs(1);
 
-/// The database, in its thread.
+/// The database.
+#[derive(Debug)]
 struct Rows {
     connection: Connection,
     settings: Settings,
+    /// When old rows were thrown away; seconds since 1970.
+    cleaned: u64,
 }
 
 const TABLES: &str = "
@@ -336,6 +364,7 @@ impl Rows {
             "ok" => Ok(Rows {
                 connection,
                 settings: settings.clone(),
+                cleaned: 0,
             }),
             _ => Err(Failed {
                 why: whole,
@@ -346,7 +375,6 @@ impl Rows {
 
     /// Works until nobody can ask any more.
     fn work(mut self, requests: &mpsc::Receiver<Request>) {
-        let mut cleaned = 0;
         while let Ok(first) = requests.recv() {
             let mut batch = vec![first];
             while batch.len() < BATCH
@@ -354,16 +382,20 @@ impl Rows {
             {
                 batch.push(next);
             }
-            let now = now();
-            let is_due = now.saturating_sub(cleaned) >= ROUND.as_secs();
-            let answers = self.together(batch, now, is_due);
-            if is_due {
-                cleaned = now;
-            }
-            for (answer, known) in answers {
-                // Whoever asked may have given up.
-                let _ = answer.send(known);
-            }
+            self.answer(batch);
+        }
+    }
+
+    fn answer(&mut self, batch: Vec<Request>) {
+        let now = now();
+        let is_due = now.saturating_sub(self.cleaned) >= ROUND.as_secs();
+        let answers = self.together(batch, now, is_due);
+        if is_due {
+            self.cleaned = now;
+        }
+        for (answer, known) in answers {
+            // Whoever asked may have given up.
+            let _ = answer.send(known);
         }
     }
 

@@ -17,12 +17,14 @@
 //! | [`relay`] | talking to them |
 //! | [`ledger`] | what was delivered lately |
 //! | [`turns`] | how much of it one user may have |
+//! | [`in_place`] | a client's task, and the threads that do its work |
 //! | [`dispatch`] | one message on its way to the workers |
 //! | [`wire`] | what they say to each other |
 
 pub mod dispatch;
 pub mod dovecot;
 mod elsewhere;
+pub mod in_place;
 pub mod ledger;
 pub mod monitor;
 pub mod pool;
@@ -31,10 +33,13 @@ pub mod turns;
 pub mod wire;
 pub mod worker;
 
+use std::future::Future;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
@@ -63,14 +68,14 @@ const STATE: &str = "/var/lib/postroom";
 const INSPECTION: Duration = Duration::from_secs(60);
 
 /// The outcomes of one message, as they happen. Dropped early, nothing more is made visible: nobody would be told.
-#[derive(Debug)]
 pub struct Outcomes {
     receive: mpsc::Receiver<(usize, Outcome)>,
+    /// That of the only recipient, on its way.
+    alone: Option<Pin<Box<dyn Future<Output = Outcome> + Send>>>,
     from: From,
 }
 
 /// Who would make something visible.
-#[derive(Debug)]
 enum From {
     Elsewhere,
     Here(Arc<Transaction>),
@@ -82,15 +87,21 @@ impl std::convert::From<mpsc::Receiver<(usize, Outcome)>> for Outcomes {
     fn from(receive: mpsc::Receiver<(usize, Outcome)>) -> Outcomes {
         Outcomes {
             receive,
+            alone: None,
             from: From::Elsewhere,
         }
     }
 }
 
 impl Outcomes {
-    /// The next outcome with the index of its recipient; `None` when all have come.
+    /// The next outcome with the index of its recipient; `None` when all have come. May be given up and asked again.
     pub async fn recv(&mut self) -> Option<(usize, Outcome)> {
-        self.receive.recv().await
+        let Some(alone) = &mut self.alone else {
+            return self.receive.recv().await;
+        };
+        let outcome = alone.as_mut().await;
+        self.alone = None;
+        Some((0, outcome))
     }
 
     /// Nobody hears the answers any more: what is not visible yet stays so, and the MTA sends it again.
@@ -106,6 +117,10 @@ impl Outcomes {
 impl Drop for Outcomes {
     fn drop(&mut self) {
         self.abandon();
+        // What has become of it is written down, whoever hears of it.
+        if let (Some(alone), Ok(runtime)) = (self.alone.take(), Handle::try_current()) {
+            runtime.spawn(alone);
+        }
     }
 }
 
@@ -181,7 +196,7 @@ impl Runner {
         let report = match &self.workers {
             None => {
                 let core = Arc::clone(&self.core);
-                let inspect = move || core.inspect(&recipient);
+                let inspect = move || core.expect(&recipient);
                 self.blocking_in(turn, inspect).await
             }
             Some(workers) => {
@@ -242,70 +257,92 @@ impl Runner {
     /// DATA: resolve and inspect anew, then carry out, for each recipient. Outcomes come as they happen, each with
     /// the index of its recipient; a closed channel means that all have come.
     pub fn deliver(&self, message: Arc<Message>, recipients: Vec<Recipient>) -> Outcomes {
-        let (send, receive) = mpsc::channel(recipients.len().max(1));
-        let from = match &self.workers {
+        match &self.workers {
             None => {
                 let transaction = Arc::new(self.core.transaction(message, recipients.len()));
-                for (index, recipient) in recipients.into_iter().enumerate() {
-                    let (runner, send) = (self.clone(), send.clone());
-                    let transaction = Arc::clone(&transaction);
-                    tokio::spawn(async move {
-                        let outcome = async {
-                            let message = transaction.shared_message();
-                            let turn = runner.turn(&recipient).await?;
-                            let heard = || transaction.check_heard().is_ok();
-                            let next = runner.deliver_elsewhere(message, recipient, &heard).await?;
-                            let recipient = match next {
-                                Next::Here(recipient) => *recipient,
-                                Next::Answered(outcome) => return Ok(outcome),
-                            };
-                            let message = transaction.message();
-                            let begun = runner.begin(message, &recipient).await?;
-                            let (mut recipient, mut turn) = (recipient, turn);
-                            loop {
-                                let (core, retry) = (Arc::clone(&runner.core), retry_of(&begun));
-                                let (work, to) = (Arc::clone(&transaction), recipient.clone());
-                                let work = move || {
-                                    let done =
-                                        core.deliver_with(core.settings(), &work, &to, &retry);
-                                    (done, turn)
-                                };
-                                let done;
-                                (done, turn) = runner.blocking(work).await?;
-                                let message = transaction.shared_message();
-                                match runner.finish(done, &recipient, message, &heard).await {
-                                    Next::Here(again) => recipient = *again,
-                                    Next::Answered(outcome) => {
-                                        end(begun, &outcome);
-                                        return Ok(outcome);
-                                    }
-                                }
-                            }
-                        };
-                        let outcome: Result<Outcome, Fault> = outcome.await;
-                        // The session may be gone; what is stored stays stored.
-                        let outcome = outcome.unwrap_or_else(Outcome::Deferred);
-                        let _ = send.send((index, outcome)).await;
-                    });
-                }
-                From::Here(transaction)
+                let from = From::Here(Arc::clone(&transaction));
+                self.deliver_each(recipients, from, move |runner, recipient| {
+                    runner.deliver_here(Arc::clone(&transaction), recipient)
+                })
             }
             Some(workers) => {
                 let dispatch = Dispatch::new(Arc::clone(workers), message, recipients.len());
                 let dispatch = Arc::new(dispatch);
-                for (index, recipient) in recipients.into_iter().enumerate() {
-                    let (runner, send) = (self.clone(), send.clone());
-                    let dispatch = Arc::clone(&dispatch);
-                    tokio::spawn(async move {
-                        let outcome = runner.send_off(&dispatch, recipient).await;
-                        let outcome = outcome.unwrap_or_else(Outcome::refused);
-                        let _ = send.send((index, outcome)).await;
-                    });
-                }
-                From::Workers(dispatch)
+                let from = From::Workers(Arc::clone(&dispatch));
+                self.deliver_each(recipients, from, move |runner, recipient| {
+                    runner.deliver_by_worker(Arc::clone(&dispatch), recipient)
+                })
             }
+        }
+    }
+
+    /// All at once; an only one where it is asked for, without a task and a channel of its own.
+    fn deliver_each<F: Future<Output = Outcome> + Send + 'static>(
+        &self,
+        mut recipients: Vec<Recipient>,
+        from: From,
+        deliver: impl Fn(Runner, Recipient) -> F,
+    ) -> Outcomes {
+        let (send, receive) = mpsc::channel(recipients.len().max(1));
+        let only = match recipients.len() {
+            1 => recipients.pop(),
+            _ => None,
         };
-        Outcomes { receive, from }
+        for (index, recipient) in recipients.into_iter().enumerate() {
+            let (delivery, send) = (deliver(self.clone(), recipient), send.clone());
+            tokio::spawn(async move {
+                // The session may be gone; what is stored stays stored.
+                let _ = send.send((index, delivery.await)).await;
+            });
+        }
+        Outcomes {
+            receive,
+            alone: only.map(|it| Box::pin(deliver(self.clone(), it)) as Pin<Box<_>>),
+            from,
+        }
+    }
+
+    async fn deliver_here(self, transaction: Arc<Transaction>, recipient: Recipient) -> Outcome {
+        let outcome = self.store(&transaction, recipient).await;
+        outcome.unwrap_or_else(Outcome::Deferred)
+    }
+
+    async fn store(
+        &self,
+        transaction: &Arc<Transaction>,
+        recipient: Recipient,
+    ) -> Result<Outcome, Fault> {
+        let message = transaction.shared_message();
+        let mut turn = self.turn(&recipient).await?;
+        let heard = || transaction.check_heard().is_ok();
+        let next = self.deliver_elsewhere(message, recipient, &heard).await?;
+        let mut recipient = match next {
+            Next::Here(recipient) => *recipient,
+            Next::Answered(outcome) => return Ok(outcome),
+        };
+        let begun = self.begin(message, &recipient).await?;
+        loop {
+            let (core, retry) = (Arc::clone(&self.core), retry_of(&begun));
+            let (work, to) = (Arc::clone(transaction), recipient.clone());
+            let work = move || {
+                let done = core.deliver_expected(&work, &to, &retry);
+                (done, turn)
+            };
+            let done;
+            (done, turn) = self.blocking(work).await?;
+            match self.finish(done, &recipient, message, &heard).await {
+                Next::Here(again) => recipient = *again,
+                Next::Answered(outcome) => {
+                    end(begun, &outcome);
+                    return Ok(outcome);
+                }
+            }
+        }
+    }
+
+    async fn deliver_by_worker(self, dispatch: Arc<Dispatch>, recipient: Recipient) -> Outcome {
+        let outcome = self.send_off(&dispatch, recipient).await;
+        outcome.unwrap_or_else(Outcome::refused)
     }
 
     async fn send_off(&self, dispatch: &Dispatch, recipient: Recipient) -> Result<Outcome, Fault> {
@@ -412,12 +449,12 @@ impl Runner {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Fault> {
         let slot = Arc::clone(&self.slots).acquire_owned().await;
-        let done = tokio::task::spawn_blocking(move || {
+        let done = in_place::blocking(move || {
             let _slot = slot;
             work()
         });
         done.await
-            .map_err(|error| Fault::new(Code::Internal, "deliver", format!("panicked: {error}")))
+            .map_err(|why| Fault::new(Code::Internal, "deliver", why))
     }
 }
 

@@ -8,10 +8,17 @@ use landlock::{
     RulesetCreatedAttr, RulesetStatus,
 };
 
-use super::dir;
+use super::{dir, write_back};
 
-/// What the name service and time zones need, for reading.
-const READ: [&str; 5] = ["/etc", "/usr", "/lib", "/lib64", "/run/systemd/userdb"];
+/// What the name service, time zones and [`write_back`](super::write_back) need, for reading.
+const READ: [&str; 6] = [
+    "/etc",
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/run/systemd/userdb",
+    write_back::JOURNALS,
+];
 
 /// Where a process has been restricted to.
 #[derive(Debug, Default)]

@@ -1,0 +1,282 @@
+//! A task that does its work where it is polled, in place of a hop to another thread and back for each piece.
+//!
+//! ```text
+//! talkers ── it has work that may wait for a disk ──> a thread of its own: works, polls it, hears its sockets
+//!    ^                                                   │
+//!    ├── nothing to do for LINGER <──────────────────────┤
+//!    └── the work takes longer than PATIENCE <───────────┘ the thread stays with the work alone
+//! ```
+//!
+//! So a busy client costs no switch between threads, one that waits costs no thread, and one whose mailbox hangs is heard all the
+//! same: deadlines and clients that go away are the task's, and it is never where something hangs.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+
+/// Tasks that may have a thread of their own at once.
+const OWN_THREADS: usize = 64;
+/// How long a thread waits for more work of its task.
+const LINGER: Duration = Duration::from_millis(100);
+/// Work that takes longer is left alone with its thread.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Work = Box<dyn FnOnce() + Send>;
+
+thread_local! {
+    /// What the task that is being polled wants done. None: no task of ours is.
+    static WANTED: RefCell<Option<Vec<Work>>> = const { RefCell::new(None) };
+    /// Where sockets are heard, on a thread that has a task.
+    static HOME: RefCell<Option<Home>> = const { RefCell::new(None) };
+    static PLACE: Cell<Place> = const { Cell::new(Place::TALKERS) };
+    /// Of the thread that works for its task: it polls it right after.
+    static WORKS_AT: Cell<Place> = const { Cell::new(Place::TALKERS) };
+}
+
+/// Who hears sockets: all talkers together, or a thread for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place(u64);
+
+impl Place {
+    const TALKERS: Place = Place(0);
+
+    /// That of the task which is being polled.
+    pub fn here() -> Place {
+        PLACE.get()
+    }
+
+    /// Registers a socket here.
+    pub fn register<T>(make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        if Place::here() == Place::TALKERS {
+            return make();
+        }
+        HOME.with_borrow(|home| {
+            let _here = home.as_ref().map(|home| home.runtime.enter());
+            make()
+        })
+    }
+}
+
+/// Hears the sockets of one thread.
+struct Home {
+    runtime: Runtime,
+    place: Place,
+}
+
+impl Home {
+    fn new() -> io::Result<Home> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Ok(Home {
+            runtime: Builder::new_current_thread().enable_all().build()?,
+            place: Place(NEXT.fetch_add(1, Ordering::Relaxed)),
+        })
+    }
+}
+
+/// Wakes a thread that waits for its task; a system call that the thread itself can do without.
+struct Bell {
+    place: Place,
+    waker: Waker,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Bell>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Bell>) {
+        if WORKS_AT.get() != self.place {
+            self.waker.wake_by_ref();
+        }
+    }
+}
+
+/// Does what may wait for a disk. Err: it panicked, and how.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    let (send, receive) = oneshot::channel();
+    let work = Box::new(move || {
+        let done = catch_unwind(AssertUnwindSafe(work));
+        // Whoever wanted it may be gone.
+        let _ = send.send(done.map_err(|panic| message(&*panic)));
+    });
+    let work = WANTED.with_borrow_mut(|wanted| match wanted {
+        Some(wanted) => {
+            wanted.push(work);
+            None
+        }
+        None => Some(work),
+    });
+    if let Some(work) = work {
+        spawn_blocking(work);
+    }
+    let done = receive.await;
+    done.unwrap_or_else(|_| Err("the server is at its end".into()))
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panicked: {}", text.unwrap_or("without a word"))
+}
+
+/// What a poll has come to.
+enum Polled {
+    Over,
+    Wants(Vec<Work>),
+}
+
+/// Polls the task for what it has to say; work that it wants done is not begun.
+fn poll(task: &mut Task, context: &mut Context<'_>) -> Poll<Polled> {
+    WANTED.set(Some(Vec::new()));
+    // A panic is the task's end.
+    let polled = catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(context)));
+    let wanted = WANTED.take().unwrap_or_default();
+    match polled {
+        Ok(Poll::Pending) if wanted.is_empty() => Poll::Pending,
+        Ok(Poll::Pending) => Poll::Ready(Polled::Wants(wanted)),
+        ended => {
+            wanted
+                .into_iter()
+                .for_each(|work| drop(spawn_blocking(work)));
+            if ended.is_err() {
+                tracing::error!("a client's task panicked");
+            }
+            Poll::Ready(Polled::Over)
+        }
+    }
+}
+
+/// Runs `task` to its end, on the threads of the runtime that this is called in.
+pub async fn run(task: impl Future<Output = ()> + Send + 'static) {
+    static OWN: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(OWN_THREADS)));
+    let mut task: Task = Box::pin(task);
+    loop {
+        let Polled::Wants(wanted) = poll_fn(|context| poll(&mut task, context)).await else {
+            return;
+        };
+        let Ok(permit) = Arc::clone(&OWN).try_acquire_owned() else {
+            wanted
+                .into_iter()
+                .for_each(|work| drop(spawn_blocking(work)));
+            continue;
+        };
+        match on_own_thread(task, wanted, permit).await {
+            Some(back) => task = back,
+            None => return,
+        }
+    }
+}
+
+/// Gives the task a thread until that has nothing to do, or hangs. None: the task is over.
+async fn on_own_thread(
+    task: Task,
+    wanted: Vec<Work>,
+    permit: OwnedSemaphorePermit,
+) -> Option<Task> {
+    let held = Arc::new(Held::default());
+    held.put(task);
+    let (talkers, own) = (Handle::current(), Arc::clone(&held));
+    let mut thread = spawn_blocking(move || {
+        let _permit = permit;
+        own.work(wanted, &talkers)
+    });
+    loop {
+        tokio::select! {
+            biased;
+            back = &mut thread => return back.ok().flatten(),
+            () = sleep(PATIENCE) => if let Some(task) = held.take_from_hanging() {
+                return Some(task);
+            },
+        }
+    }
+}
+
+/// Where a task lies while its thread works.
+#[derive(Default)]
+struct Held(Mutex<Option<(Task, Instant)>>);
+
+impl Held {
+    fn put(&self, task: Task) {
+        *lock(&self.0) = Some((task, Instant::now()));
+    }
+
+    fn take(&self) -> Option<Task> {
+        lock(&self.0).take().map(|(task, _)| task)
+    }
+
+    fn take_from_hanging(&self) -> Option<Task> {
+        let mut held = lock(&self.0);
+        let hangs = held
+            .as_ref()
+            .is_some_and(|(_, since)| since.elapsed() >= PATIENCE);
+        held.take_if(|_| hangs).map(|(task, _)| task)
+    }
+
+    /// Works as long as there is something to do. None: the task is over, or was taken away.
+    fn work(&self, mut wanted: Vec<Work>, talkers: &Handle) -> Option<Task> {
+        loop {
+            let last = wanted.pop();
+            // All at once, this thread one of them.
+            wanted
+                .into_iter()
+                .for_each(|work| drop(talkers.spawn_blocking(work)));
+            WORKS_AT.set(place());
+            last.into_iter().for_each(|work| work());
+            WORKS_AT.set(Place::TALKERS);
+            let mut task = self.take()?;
+            match hear(&mut task, talkers) {
+                Some(Polled::Over) => return None,
+                Some(Polled::Wants(more)) => wanted = more,
+                None => return Some(task),
+            }
+            self.put(task);
+        }
+    }
+}
+
+/// Polls the task here until it wants something done. None: it does not for long.
+fn hear(task: &mut Task, talkers: &Handle) -> Option<Polled> {
+    HOME.with(|home| {
+        if home.borrow().is_none() {
+            *home.borrow_mut() = Some(Home::new().ok()?);
+        }
+        let home = home.borrow();
+        let home = home.as_ref()?;
+        let polled = poll_fn(|context| {
+            PLACE.set(home.place);
+            // Its timers, and what it spawns, outlive its stay.
+            let _talkers = talkers.enter();
+            let (place, waker) = (home.place, context.waker().clone());
+            let bell = Waker::from(Arc::new(Bell { place, waker }));
+            let polled = poll(task, &mut Context::from_waker(&bell));
+            PLACE.set(Place::TALKERS);
+            polled
+        });
+        home.runtime
+            .block_on(async { timeout(LINGER, polled).await.ok() })
+    })
+}
+
+/// That of this thread's own sockets.
+fn place() -> Place {
+    HOME.with_borrow(|home| home.as_ref().map_or(Place::TALKERS, |home| home.place))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,81 @@
+//! Bytes on their way to the disk before they are synced, and the file systems where that is enough to show their names.
+//!
+//! A file system that is ordered never brings a name back from a crash without the bytes that were written back before the name
+//! was made, and a sync of a file makes its newest name durable: both are in the journal, one behind the other. Then bytes, name and
+//! list need one commit, where a file that is synced first costs one of its own, and the directory another.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::libc::{
+    SYNC_FILE_RANGE_WAIT_AFTER, SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE, major, minor,
+};
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
+
+use super::fault_point::pass;
+
+/// What the kernel says of each ext4 file system.
+pub const JOURNALS: &str = "/sys/fs/ext4";
+/// A device may be mounted anew, with another file system on it.
+const KNOWN: Duration = Duration::from_secs(1);
+
+/// Sends the bytes of a file on their way. Nothing is promised of them yet.
+pub fn start(file: &File) -> io::Result<()> {
+    pass()?;
+    sync_range(file, SYNC_FILE_RANGE_WRITE)
+}
+
+/// Waits until they have arrived; a disk's own cache may have them still, which the next sync of anything on it empties.
+pub fn wait(file: &File) -> io::Result<()> {
+    pass()?;
+    let write = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_range(file, write)
+}
+
+fn sync_range(file: &File, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: the descriptor is open for as long as `file` is borrowed; no memory is passed.
+    let done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+    Ok(Errno::result(done).map(drop)?)
+}
+
+/// Whether the file system of this file, on `device`, is ordered: XFS, and ext4 with a journal. Others may be, and are not asked.
+pub fn is_ordered(file: &File, device: u64) -> bool {
+    static DEVICES: Mutex<Option<HashMap<u64, (Instant, bool)>>> = Mutex::new(None);
+    let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+    let devices = devices.get_or_insert_default();
+    match devices.get(&device) {
+        Some((since, known)) if since.elapsed() < KNOWN => *known,
+        _ => {
+            let is_ordered = look(file, device);
+            devices.insert(device, (Instant::now(), is_ordered));
+            is_ordered
+        }
+    }
+}
+
+fn look(file: &File, device: u64) -> bool {
+    match fstatfs(file).map(|it| it.filesystem_type()) {
+        Ok(XFS_SUPER_MAGIC) => true,
+        Ok(EXT4_SUPER_MAGIC) => has_journal(device),
+        _ => false,
+    }
+}
+
+/// ext2 and ext4 without a journal have the same number.
+fn has_journal(device: u64) -> bool {
+    let block = format!("/sys/dev/block/{}:{}", major(device), minor(device));
+    let Ok(link) = fs::read_link(block) else {
+        return false;
+    };
+    let name = link.file_name().unwrap_or_default();
+    // The process that writes it, or `<none>`.
+    let journal = Path::new(JOURNALS).join(name).join("journal_task");
+    let writer = fs::read_to_string(journal).unwrap_or_default();
+    writer.trim().parse::<u32>().is_ok()
+}
