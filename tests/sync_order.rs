@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use support::agent::{AGENTS, AS_MAIL, Agent, Delivered, USERS, dialogue};
 use support::imap::Imap;
+use support::mount::Mount;
 use support::peers::Version;
 use support::places::{self, INBOX, KEYWORD, LINKED, MBOX, NEW, Place};
 use support::{
@@ -18,7 +19,7 @@ use support::{
 };
 
 const TRACED: &str = "trace=openat,mkdirat,write,writev,pwrite64,pwritev,sendto,linkat,renameat,renameat2,unlinkat,fsync,\
-                      fdatasync,fallocate,fstat,newfstatat,fchmod,fchown,fchownat,ftruncate,fcntl,utimensat,fsetxattr,fremovexattr,\
+                      sync_file_range,fdatasync,fallocate,fstat,newfstatat,fchmod,fchown,fchownat,ftruncate,fcntl,utimensat,fsetxattr,fremovexattr,\
                       exit_group";
 
 /// One call: its line of the trace, the paths of descriptors in it; from where it began to where it ended.
@@ -357,13 +358,150 @@ fn each_rule_in_its_order() {
     }
 }
 
+/// Where the file system is ordered: the bytes go first, and one commit has them, the name and the list.
+#[test]
+fn on_a_journaled_file_system() {
+    if !is_possible() {
+        return;
+    }
+    let store = places::store();
+    places::configure(&store, "", "recipient_headers = \"single\"\n", "");
+    let image = store.path("image");
+    let Some(_disk) = Mount::journaled(&image, store.path("home"), 64) else {
+        return;
+    };
+    const ARRIVED: &[&str] = &["/tmp/#", "SYNC_FILE_RANGE_WAIT_AFTER"];
+    let rows: [(&str, Place, &[Step]); 5] = [
+        (
+            "C1, C3 its bytes have arrived before it has a name",
+            INBOX,
+            &[
+                ("openat", &["/tmp>", "O_TMPFILE"]),
+                ("write", MESSAGE),
+                ("fstat", MESSAGE),
+                ("sync_file_range", MESSAGE),
+                ("sync_file_range", ARRIVED),
+                ("linkat", &["/new>"]),
+                ANSWER,
+            ],
+        ),
+        (
+            "C4 it is synced with its name before the answer",
+            INBOX,
+            &[("linkat", &["/new>"]), ("fsync", MESSAGE), ANSWER],
+        ),
+        (
+            "C4 in cur/, with a flag",
+            KEYWORD,
+            &[("linkat", &["/cur>"]), ("fsync", MESSAGE), ANSWER],
+        ),
+        (
+            "C4 in a mailbox that is made for it",
+            NEW,
+            &[
+                ("rename", &["\".New\""]),
+                ("fsync", &["Maildir>"]),
+                ("linkat", &[".New/new>"]),
+                ("fsync", MESSAGE),
+                ANSWER,
+            ],
+        ),
+        (
+            "C7 its UID is synced before anybody hears of it",
+            INBOX,
+            &[
+                ("linkat", &["/new>"]),
+                ("write", &["dovecot-uidlist>"]),
+                ("sync", &["dovecot-uidlist>"]),
+                ("fsync", MESSAGE),
+                ANSWER,
+            ],
+        ),
+    ];
+    for agent in AGENTS {
+        for (rule, place, steps) in rows {
+            let _ = fs::remove_dir_all(store.path(NEW.path));
+            let (delivered, calls) = deliver(&store, agent, &place, &[]);
+            assert!(delivered.is_stored(0), "{agent:?} {rule}: {delivered:?}");
+            let shown: Vec<&str> = calls.iter().map(|call| call.text.as_str()).collect();
+            let missing = missing(&calls, steps);
+            assert_eq!(missing, None, "{agent:?}: {rule}\n{}", shown.join("\n"));
+            assert_nothing_behind_the_sync(&calls, &format!("{agent:?}: {rule}"));
+        }
+        for (failing, taken_back) in [
+            ("sync_file_range:error=EIO:when=2", false),
+            ("fsync:error=EIO:when=1", true),
+        ] {
+            let case = format!("{agent:?} {failing}");
+            let inbox = store.path(INBOX.path);
+            let before = messages(&inbox).len();
+            let on = match taken_back {
+                // The list is no matter.
+                true => nth_of_message(&store, agent, "fsync"),
+                false => 2,
+            };
+            let counted = messages(&inbox).len();
+            assert_eq!(counted, before + usize::from(taken_back), "{case}");
+            let failing = failing.split("when=").next().unwrap();
+            let inject = format!("inject={failing}when={on}");
+            let (delivered, calls) = deliver(&store, agent, &INBOX, &["-e", &inject]);
+            assert!(delivered.is_deferred(0), "{case}: {delivered:?}");
+            let steps: &[Step] = match taken_back {
+                true => &[("linkat", &["/new>"]), ("unlinkat", &["/new>"])],
+                false => &[("sync_file_range", MESSAGE)],
+            };
+            assert_eq!(missing(&calls, steps), None, "{case}");
+            assert_eq!(messages(&inbox).len(), counted, "{case}");
+        }
+    }
+    // One file for all of them: it is synced once, and each name is synced by it, by a list or by its directory.
+    let addresses = USERS.map(|user| format!("{user}@x"));
+    let addresses = addresses.each_ref().map(String::as_str);
+    let trace = store.scratch.text("run/trace");
+    let arguments = ["-y", "-s", "300", "-e", TRACED, "-o", &trace];
+    let delivered = Agent::Lmtp.deliver_to(&store, &addresses, &INBOX.message("x", 3), &arguments);
+    let calls = parse(&fs::read_to_string(trace).unwrap(), Agent::Lmtp);
+    for (at, user) in USERS.into_iter().enumerate() {
+        assert!(delivered.is_stored(at), "{delivered:?}");
+        let new: &'static str = format!("{user}/Maildir/new>").leak();
+        let list: &'static str = format!("{user}/Maildir/dovecot-uidlist>").leak();
+        let answer: &'static str = format!("250 2.0.0 <{user}@x>").leak();
+        let by = |synced: &'static [&'static str]| {
+            let steps: [Step; 3] = [
+                ("linkat", vec![new].leak()),
+                ("sync", synced),
+                ("answer", vec![answer].leak()),
+            ];
+            missing(&calls, &steps).is_none()
+        };
+        let list: &'static [&'static str] = vec![list].leak();
+        assert!(by(MESSAGE) || by(list) || by(vec![new].leak()), "{user}");
+        let bytes: [Step; 2] = [("fsync", MESSAGE), ("answer", vec![answer].leak())];
+        assert_eq!(missing(&calls, &bytes), None, "{user}");
+    }
+}
+
+/// Which of the calls of this name is the first one of the message.
+fn nth_of_message(store: &Store, agent: Agent, name: &str) -> usize {
+    let (_, calls) = deliver(store, agent, &INBOX, &[]);
+    let is_on = |call: &&Call| call.name == name && call.is(("sync", MESSAGE));
+    let found = calls.iter().find(is_on).unwrap();
+    let before =
+        |call: &&Call| call.name == name && call.pid == found.pid && call.began <= found.began;
+    calls.iter().filter(before).count()
+}
+
 /// Of a message: after its sync its bytes, mode, group and time stay as they are. (C2)
 fn assert_nothing_behind_the_sync(calls: &[Call], case: &str) {
     let mut synced = HashSet::new();
     for call in calls {
         let changes = call.is_write()
             || ["fchmod", "fchown", "utimensat", "ftruncate"].contains(&call.name.as_str());
-        if call.is(("fsync", MESSAGE)) {
+        if call.is(("sync_file_range", MESSAGE)) {
+            synced.insert(call.path());
+        } else if call.is(("fsync", MESSAGE)) && !synced.is_empty() {
+            // Sent on its way before.
+        } else if call.is(("fsync", MESSAGE)) {
             assert!(
                 synced.insert(call.path()),
                 "{case}: synced twice: {}",

@@ -159,7 +159,7 @@ impl Publishing<'_> {
         let names = linked.map(|it| it.published.file.clone());
         let given = self.give(list, &place, names.collect());
         let began = Instant::now();
-        let synced = self.sync(&results);
+        let synced = self.sync(&results, &given);
         let took = match &given {
             Ok(Some(given)) => given.synced + began.elapsed(),
             _ => began.elapsed(),
@@ -235,7 +235,11 @@ impl Publishing<'_> {
         })
     }
 
-    fn sync(&self, results: &[Result<Member, Fault>]) -> Result<(), Fault> {
+    fn sync(
+        &self,
+        results: &[Result<Member, Fault>],
+        given: &Result<Option<Given<'_>>, String>,
+    ) -> Result<(), Fault> {
         let linked = results.iter().flatten();
         let linked = linked.map(|it| (&*it.written, it.published.file.as_str()));
         let linked: Vec<_> = linked.collect();
@@ -243,8 +247,13 @@ impl Publishing<'_> {
             return Ok(());
         }
         let doing = || format!("sync {}", self.mailbox.path().display());
+        let device = |it: &Given<'_>| it.list.stat().ok().map(|stat| stat.dev);
+        let has_names = || {
+            let list = given.as_ref().ok().and_then(Option::as_ref);
+            list.and_then(device) == Some(self.mailbox.device())
+        };
         self.mailbox
-            .sync(&linked)
+            .sync(&linked, has_names)
             .map_err(|error| Fault::io(doing(), &error))
     }
 

@@ -63,15 +63,21 @@ pub struct Demands {
 }
 
 impl Written {
-    fn sync(&self) -> io::Result<()> {
+    /// True: the names that it had before are durable too. False: it was synced when it did not have all of them.
+    fn sync(&self) -> io::Result<bool> {
         let Durability::UnderWay(synced) = &self.durability else {
-            return Ok(());
+            return Ok(false);
         };
-        let sync = || dir::sync_file(&self.file).map_err(|error| error.raw_os_error());
-        synced.get_or_init(sync).map_err(|errno| match errno {
+        let mut is_synced_now = false;
+        let sync = || {
+            is_synced_now = true;
+            dir::sync_file(&self.file).map_err(|error| error.raw_os_error())
+        };
+        let synced = synced.get_or_init(sync).map_err(|errno| match errno {
             Some(errno) => io::Error::from_raw_os_error(errno),
             None => io::Error::other("it is not synced"),
-        })
+        });
+        synced.map(|()| is_synced_now)
     }
 }
 
@@ -234,15 +240,21 @@ impl Maildir {
         Err(failed(io::ErrorKind::AlreadyExists.into()))
     }
 
-    /// Makes these messages and their names durable.
-    pub fn sync(&self, linked: &[(&Written, &str)]) -> io::Result<()> {
+    /// Makes these messages and their names durable. `has_names`: a file of their file system has been synced since it has the names.
+    pub fn sync(
+        &self,
+        linked: &[(&Written, &str)],
+        has_names: impl Fn() -> bool,
+    ) -> io::Result<()> {
         let (mut new, mut cur) = (false, false);
         for (written, name) in linked {
-            match written.durability {
-                // With its newest name.
-                Durability::UnderWay(_) => written.sync()?,
-                Durability::Done if filename::has_flags(name) => cur = true,
-                Durability::Done => new = true,
+            let is_durable = match written.durability {
+                Durability::Done => false,
+                Durability::UnderWay(_) => written.sync()? || has_names(),
+            };
+            match filename::has_flags(name) {
+                true => cur |= !is_durable,
+                false => new |= !is_durable,
             }
         }
         if new {

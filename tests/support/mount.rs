@@ -35,6 +35,22 @@ impl Mount {
         Some(mount)
     }
 
+    /// A journaled ext4 of so many megabytes in place of the directory `at`, with what was in it. `image` is made.
+    pub fn journaled(image: &Path, at: PathBuf, megabytes: u32) -> Option<Mount> {
+        let run = |command: &mut Command| assert!(command.output().unwrap().status.success());
+        let before = at.with_extension("before");
+        fs::rename(&at, &before).unwrap();
+        fs::create_dir(&at).unwrap();
+        let size = format!("{megabytes}M");
+        run(Command::new("truncate").args(["-s", &size]).arg(image));
+        run(Command::new("mkfs.ext4").arg("-q").arg(image));
+        let mount = Mount::new(at, &["-o", "loop", image.to_str().unwrap()])?;
+        let mut copy = Command::new("cp");
+        run(copy.arg("-aT").arg(&before).arg(&mount.0));
+        fs::remove_dir_all(before).unwrap();
+        Some(mount)
+    }
+
     /// A file system of so many kilobytes and files, which belongs to this uid.
     pub fn small(at: PathBuf, kilobytes: u32, files: u32, uid: u32) -> Option<Mount> {
         let options = format!("size={kilobytes}k,nr_inodes={files},mode=0700,uid={uid},gid={uid}");
