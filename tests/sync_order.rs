@@ -371,6 +371,14 @@ fn on_a_journaled_file_system() {
         return;
     };
     const ARRIVED: &[&str] = &["/tmp/#", "SYNC_FILE_RANGE_WAIT_AFTER"];
+    // Somebody else has filled it: its UIDs are Dovecot's to give.
+    let unlisted = Place {
+        kind: "no list",
+        mailbox: "Unlisted",
+        path: "home/alice/Maildir/.Unlisted",
+    };
+    store.scratch.maildir(unlisted.path, MAIL, MAIL, 0o700);
+    fs::write(store.path(unlisted.path).join("cur/1.x:2,S"), "x").unwrap();
     let rows: [(&str, Place, &[Step]); 5] = [
         (
             "C1, C3 its bytes have arrived before it has a name",
@@ -386,14 +394,28 @@ fn on_a_journaled_file_system() {
             ],
         ),
         (
-            "C4 it is synced with its name before the answer",
+            "C4, C7 bytes, name and UID are synced with the list",
             INBOX,
+            &[
+                ("linkat", &["/new>"]),
+                ("write", &["dovecot-uidlist>"]),
+                ("sync", &["dovecot-uidlist>"]),
+                ANSWER,
+            ],
+        ),
+        (
+            "C4 without a list by themselves",
+            unlisted,
             &[("linkat", &["/new>"]), ("fsync", MESSAGE), ANSWER],
         ),
         (
             "C4 in cur/, with a flag",
             KEYWORD,
-            &[("linkat", &["/cur>"]), ("fsync", MESSAGE), ANSWER],
+            &[
+                ("linkat", &["/cur>"]),
+                ("sync", &["dovecot-uidlist>"]),
+                ANSWER,
+            ],
         ),
         (
             "C4 in a mailbox that is made for it",
@@ -402,20 +424,35 @@ fn on_a_journaled_file_system() {
                 ("rename", &["\".New\""]),
                 ("fsync", &["Maildir>"]),
                 ("linkat", &[".New/new>"]),
-                ("fsync", MESSAGE),
+                ("sync", &["dovecot-uidlist>"]),
                 ANSWER,
             ],
         ),
+    ];
+    let failing: [Failing; 3] = [
         (
-            "C7 its UID is synced before anybody hears of it",
+            "C3 what has not arrived gets no name",
             INBOX,
-            &[
-                ("linkat", &["/new>"]),
-                ("write", &["dovecot-uidlist>"]),
-                ("sync", &["dovecot-uidlist>"]),
-                ("fsync", MESSAGE),
-                ANSWER,
-            ],
+            "sync_file_range:error=EIO:when=2",
+            "",
+            false,
+            &[("sync_file_range", MESSAGE)],
+        ),
+        (
+            "C4 a message that is not synced is taken back",
+            unlisted,
+            "fsync:error=EIO",
+            "/tmp/#",
+            false,
+            &[("linkat", &["/new>"]), ("unlinkat", &["/new>"])],
+        ),
+        (
+            "C8 where the list is not synced the message is, by itself",
+            INBOX,
+            "fsync:error=EIO",
+            "dovecot-uidlist>",
+            true,
+            &[("linkat", &["/new>"]), ("fsync", MESSAGE), ANSWER],
         ),
     ];
     for agent in AGENTS {
@@ -428,33 +465,26 @@ fn on_a_journaled_file_system() {
             assert_eq!(missing, None, "{agent:?}: {rule}\n{}", shown.join("\n"));
             assert_nothing_behind_the_sync(&calls, &format!("{agent:?}: {rule}"));
         }
-        for (failing, taken_back) in [
-            ("sync_file_range:error=EIO:when=2", false),
-            ("fsync:error=EIO:when=1", true),
-        ] {
-            let case = format!("{agent:?} {failing}");
-            let inbox = store.path(INBOX.path);
-            let before = messages(&inbox).len();
-            let on = match taken_back {
-                // The list is no matter.
-                true => nth_of_message(&store, agent, "fsync"),
-                false => 2,
+        for (rule, place, inject, on, stored, steps) in failing {
+            let case = format!("{agent:?}: {rule}");
+            let inject = match on {
+                "" => format!("inject={inject}"),
+                on => {
+                    let nth = nth_with(&store, agent, &place, "fsync", on);
+                    format!("inject={inject}:when={nth}")
+                }
             };
-            let counted = messages(&inbox).len();
-            assert_eq!(counted, before + usize::from(taken_back), "{case}");
-            let failing = failing.split("when=").next().unwrap();
-            let inject = format!("inject={failing}when={on}");
-            let (delivered, calls) = deliver(&store, agent, &INBOX, &["-e", &inject]);
-            assert!(delivered.is_deferred(0), "{case}: {delivered:?}");
-            let steps: &[Step] = match taken_back {
-                true => &[("linkat", &["/new>"]), ("unlinkat", &["/new>"])],
-                false => &[("sync_file_range", MESSAGE)],
-            };
-            assert_eq!(missing(&calls, steps), None, "{case}");
-            assert_eq!(messages(&inbox).len(), counted, "{case}");
+            let before = messages(&store.path(place.path)).len();
+            let (delivered, calls) = deliver(&store, agent, &place, &["-e", &inject]);
+            assert_eq!(delivered.is_stored(0), stored, "{case}: {delivered:?}");
+            assert_ne!(delivered.is_deferred(0), stored, "{case}: {delivered:?}");
+            let shown: Vec<&str> = calls.iter().map(|call| call.text.as_str()).collect();
+            assert_eq!(missing(&calls, steps), None, "{case}\n{}", shown.join("\n"));
+            let after = messages(&store.path(place.path)).len();
+            assert_eq!(after, before + usize::from(stored), "{case}");
         }
     }
-    // One file for all of them: it is synced once, and each name is synced by it, by a list or by its directory.
+    // One file for all of them: each name is synced by its list, by the file or by its directory.
     let addresses = USERS.map(|user| format!("{user}@x"));
     let addresses = addresses.each_ref().map(String::as_str);
     let trace = store.scratch.text("run/trace");
@@ -476,19 +506,12 @@ fn on_a_journaled_file_system() {
         };
         let list: &'static [&'static str] = vec![list].leak();
         assert!(by(MESSAGE) || by(list) || by(vec![new].leak()), "{user}");
-        let bytes: [Step; 2] = [("fsync", MESSAGE), ("answer", vec![answer].leak())];
+        let bytes: [Step; 2] = [
+            ("sync_file_range", ARRIVED),
+            ("answer", vec![answer].leak()),
+        ];
         assert_eq!(missing(&calls, &bytes), None, "{user}");
     }
-}
-
-/// Which of the calls of this name is the first one of the message.
-fn nth_of_message(store: &Store, agent: Agent, name: &str) -> usize {
-    let (_, calls) = deliver(store, agent, &INBOX, &[]);
-    let is_on = |call: &&Call| call.name == name && call.is(("sync", MESSAGE));
-    let found = calls.iter().find(is_on).unwrap();
-    let before =
-        |call: &&Call| call.name == name && call.pid == found.pid && call.began <= found.began;
-    calls.iter().filter(before).count()
 }
 
 /// Of a message: after its sync its bytes, mode, group and time stay as they are. (C2)
@@ -673,12 +696,22 @@ fn a_call_that_fails() {
 
 /// Which of the calls of this name is the first one at `on`: strace counts those of each process.
 fn nth_on(store: &Store, agent: Agent, place: &Place, inject: &str, on: &str) -> usize {
-    let (_, calls) = deliver(store, agent, place, &[]);
     let name = inject.split(':').next().unwrap();
-    let on = store.scratch.text(on);
-    let is_on = |call: &&Call| call.name == name && call.text.contains(&format!("{on}>"));
+    nth_with(
+        store,
+        agent,
+        place,
+        name,
+        &format!("{}>", store.scratch.text(on)),
+    )
+}
+
+/// The same, by a word of its line.
+fn nth_with(store: &Store, agent: Agent, place: &Place, name: &str, word: &str) -> usize {
+    let (_, calls) = deliver(store, agent, place, &[]);
+    let is_on = |call: &&Call| call.name == name && call.text.contains(word);
     let found = calls.iter().find(is_on);
-    let found = found.unwrap_or_else(|| panic!("no {name} of {on}"));
+    let found = found.unwrap_or_else(|| panic!("no {name} of {word}"));
     let of_its =
         |call: &&Call| call.name == name && call.pid == found.pid && call.began <= found.began;
     calls.iter().filter(of_its).count()

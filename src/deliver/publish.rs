@@ -153,8 +153,8 @@ impl Publishing<'_> {
         let mut results: Vec<_> = batch
             .map(|message| self.link(message, &place.lock))
             .collect();
-        // The list first: file systems with a journal write names and bytes with it, and nobody is told a UID before all are durable. A
-        // line whose name a crash has lost is one of a message that is gone.
+        // The list first: file systems with a journal write names and bytes with it. Nobody is told a UID before all are durable. A line
+        // whose name a crash has lost is one of a message that is gone.
         let linked = results.iter().flatten();
         let names = linked.map(|it| it.published.file.clone());
         let given = self.give(list, &place, names.collect());
@@ -248,12 +248,12 @@ impl Publishing<'_> {
         }
         let doing = || format!("sync {}", self.mailbox.path().display());
         let device = |it: &Given<'_>| it.list.stat().ok().map(|stat| stat.dev);
-        let has_names = || {
+        let is_committed = || {
             let list = given.as_ref().ok().and_then(Option::as_ref);
             list.and_then(device) == Some(self.mailbox.device())
         };
         self.mailbox
-            .sync(&linked, has_names)
+            .sync(&linked, is_committed)
             .map_err(|error| Fault::io(doing(), &error))
     }
 

@@ -21,6 +21,9 @@ use crate::observe::metrics::metrics;
 use crate::run::in_place;
 use crate::sys::socket;
 
+/// A client's TCP stream, wherever its task is.
+type TcpClient = stream::Stream<std::net::TcpStream>;
+
 /// How long a load balancer may take for its header, and a client for TLS from the first byte on.
 const HANDSHAKE: Duration = Duration::from_secs(30);
 
@@ -100,14 +103,19 @@ impl Arrival {
                     is_trusted: self.terms.is_trusted,
                     is_secure: true,
                 };
-                let stream = stream::Stream::new(stream);
+                // Without a descriptor for it there is nobody to talk to.
+                let Ok(stream) = stream::Stream::of_unix(stream) else {
+                    return;
+                };
                 let connection = Connection::new(stream, peer, deliveries, settings, phase);
                 clients.spawn(in_place::run(connection.run()));
             }
             Stream::Tcp(stream, address) => {
                 // Only speed depends on it.
                 let _ = stream.set_nodelay(true);
-                let stream = stream::Stream::new(stream);
+                let Ok(stream) = stream::Stream::of_tcp(stream) else {
+                    return;
+                };
                 clients.spawn(in_place::run(async move {
                     let met = meet(stream, address, self.terms, &settings).await;
                     let Ok((stream, peer)) = met.inspect_err(|error| {
@@ -176,11 +184,11 @@ async fn farewell(mut stream: impl AsyncWrite + Unpin, settings: &Settings, why:
 
 /// Who a client over TCP is, and what he is to find out before he can speak.
 async fn meet(
-    mut stream: stream::Stream<TcpStream>,
+    mut stream: TcpClient,
     peer: SocketAddr,
     terms: Terms,
     settings: &Settings,
-) -> io::Result<(Channel<stream::Stream<TcpStream>>, Peer)> {
+) -> io::Result<(Channel<TcpClient>, Peer)> {
     let mut address = peer.ip().to_canonical();
     if terms.haproxy {
         if !is_among(&settings.balancers, address) {

@@ -1,91 +1,79 @@
 //! A client's socket, heard where its task is polled.
 
 use std::io;
-use std::os::unix::net;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net;
 
 use super::connection::Wire;
 use crate::run::in_place::Place;
 use crate::sys::socket;
-
-/// A socket that can be registered anew.
-pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + Sized {
-    type Std;
-    fn leave(self) -> io::Result<Self::Std>;
-    fn register(socket: Self::Std) -> io::Result<Self>;
-    fn is_gone(&self) -> bool;
-}
-
-impl Socket for UnixStream {
-    type Std = net::UnixStream;
-
-    fn leave(self) -> io::Result<net::UnixStream> {
-        self.into_std()
-    }
-
-    fn register(socket: net::UnixStream) -> io::Result<UnixStream> {
-        UnixStream::from_std(socket)
-    }
-
-    fn is_gone(&self) -> bool {
-        socket::is_gone(self)
-    }
-}
-
-impl Socket for TcpStream {
-    type Std = std::net::TcpStream;
-
-    fn leave(self) -> io::Result<std::net::TcpStream> {
-        self.into_std()
-    }
-
-    fn register(socket: std::net::TcpStream) -> io::Result<TcpStream> {
-        TcpStream::from_std(socket)
-    }
-
-    fn is_gone(&self) -> bool {
-        socket::is_gone(self)
-    }
-}
+use crate::sys::watched::{Socket, watch};
 
 /// Comes along when its task [moves](crate::run::in_place) between threads.
+///
+/// It is told when there is something to read, and only while something cannot be written that there is room: a client that takes its
+/// answer wakes nobody.
 #[derive(Debug)]
-pub struct Stream<S> {
+pub struct Stream<S: AsRawFd> {
     /// None after it could not be registered.
-    socket: Option<S>,
+    socket: Option<AsyncFd<S>>,
     place: Place,
+    interest: Interest,
+}
+
+impl Stream<UnixStream> {
+    pub fn of_unix(socket: net::UnixStream) -> io::Result<Stream<UnixStream>> {
+        Stream::new(socket.into_std()?)
+    }
+}
+
+impl Stream<std::net::TcpStream> {
+    pub fn of_tcp(socket: net::TcpStream) -> io::Result<Stream<std::net::TcpStream>> {
+        Stream::new(socket.into_std()?)
+    }
 }
 
 impl<S: Socket> Stream<S> {
-    pub fn new(socket: S) -> Stream<S> {
-        Stream {
-            socket: Some(socket),
+    fn new(socket: S) -> io::Result<Stream<S>> {
+        let interest = Interest::READABLE;
+        Ok(Stream {
+            socket: Some(watch(socket, interest)?),
             place: Place::here(),
-        }
+            interest,
+        })
     }
 
-    /// The socket, registered where it is asked for.
-    fn socket(&mut self) -> io::Result<Pin<&mut S>> {
+    /// The socket, registered here, for this at least.
+    fn socket(&mut self, interest: Interest) -> io::Result<&AsyncFd<S>> {
         let here = Place::here();
-        if self.place != here
+        let wanted = match (self.place == here, interest.is_writable()) {
+            (true, false) => self.interest,
+            (false, false) => Interest::READABLE,
+            (_, true) => Interest::READABLE | Interest::WRITABLE,
+        };
+        if (self.place != here || wanted != self.interest)
             && let Some(socket) = self.socket.take()
         {
-            let socket = socket.leave()?;
-            self.socket = Some(Place::register(|| S::register(socket))?);
-            self.place = here;
+            let socket = socket.into_inner();
+            let register = || watch(socket, wanted);
+            self.socket = Some(Place::register(register)?);
+            (self.place, self.interest) = (here, wanted);
         }
-        let socket = self.socket.as_mut().map(Pin::new);
+        let socket = self.socket.as_ref();
         socket.ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 
 impl<S: Socket> Wire for Stream<S> {
     fn is_gone(&self) -> bool {
-        self.socket.as_ref().is_none_or(Socket::is_gone)
+        let socket = self.socket.as_ref();
+        socket.is_none_or(|socket| socket::is_gone(socket.get_ref()))
     }
 }
 
@@ -95,7 +83,25 @@ impl<S: Socket> AsyncRead for Stream<S> {
         context: &mut Context<'_>,
         bytes: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.socket()?.poll_read(context, bytes)
+        let socket = self.socket(Interest::READABLE)?;
+        loop {
+            let mut guard = ready!(socket.poll_read_ready(context))?;
+            let room = bytes.initialize_unfilled();
+            let wanted = room.len();
+            match socket.get_ref().read(room) {
+                Ok(length) => {
+                    // There was no more: the next bytes are told of anew.
+                    if length > 0 && length < wanted {
+                        guard.clear_ready();
+                    }
+                    bytes.advance(length);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
     }
 }
 
@@ -105,14 +111,30 @@ impl<S: Socket> AsyncWrite for Stream<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.socket()?.poll_write(context, bytes)
+        loop {
+            let socket = self.socket(Interest::READABLE)?;
+            match socket.get_ref().write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                done => return Poll::Ready(done),
+            }
+            let socket = self.socket(Interest::WRITABLE)?;
+            let mut guard = ready!(socket.poll_write_ready(context))?;
+            // Until there is no more room again.
+            match socket.get_ref().write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                done => return Poll::Ready(done),
+            }
+        }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket()?.poll_flush(context)
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket()?.poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let socket = self.socket.as_ref();
+        Poll::Ready(socket.map_or(Ok(()), |socket| socket.get_ref().shut_down()))
     }
 }

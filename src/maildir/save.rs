@@ -4,8 +4,8 @@
 //! `new/`), durable (it and `new/` are synced). A name in `new/` is complete and, whatever happens, is not there without its bytes;
 //! dropped before it is linked, a message leaves nothing behind; a crash leaves at worst a file in `tmp/`.
 //!
-//! On an [ordered](write_back) file system a message is written back before it is linked and synced behind it, together with its
-//! name; elsewhere it is synced first.
+//! On an [ordered](write_back) file system a message is written back before it is linked, and whatever is synced behind that has it
+//! and its name; elsewhere it is synced first.
 
 use std::fs::File;
 use std::io;
@@ -240,17 +240,18 @@ impl Maildir {
         Err(failed(io::ErrorKind::AlreadyExists.into()))
     }
 
-    /// Makes these messages and their names durable. `has_names`: a file of their file system has been synced since it has the names.
+    /// Makes these messages and their names durable. `is_committed`: something that was written behind them has been synced, on their
+    /// file system.
     pub fn sync(
         &self,
         linked: &[(&Written, &str)],
-        has_names: impl Fn() -> bool,
+        is_committed: impl Fn() -> bool,
     ) -> io::Result<()> {
         let (mut new, mut cur) = (false, false);
         for (written, name) in linked {
             let is_durable = match written.durability {
                 Durability::Done => false,
-                Durability::UnderWay(_) => written.sync()? || has_names(),
+                Durability::UnderWay(_) => is_committed() || written.sync()?,
             };
             match filename::has_flags(name) {
                 true => cur |= !is_durable,

@@ -16,6 +16,7 @@ pub mod program;
 pub mod sandbox;
 pub mod service;
 pub mod socket;
+pub mod watched;
 pub mod write_back;
 
 use std::io;

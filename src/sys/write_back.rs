@@ -1,8 +1,9 @@
 //! Bytes on their way to the disk before they are synced, and the file systems where that is enough to show their names.
 //!
-//! A file system that is ordered never brings a name back from a crash without the bytes that were written back before the name
-//! was made, and a sync of a file makes its newest name durable: both are in the journal, one behind the other. Then bytes, name and
-//! list need one commit, where a file that is synced first costs one of its own, and the directory another.
+//! A file system that is ordered makes changes durable in their order: never a name without the bytes that were written back before
+//! the name was made, and with the sync of a file all that was done before it. ext4 and XFS have one journal for that, and empty the
+//! disk's own cache before they write an entry of it. Then bytes, name and list need one commit, where a file that is synced first
+//! costs one of its own, and the directory another.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -31,7 +32,7 @@ pub fn start(file: &File) -> io::Result<()> {
     sync_range(file, SYNC_FILE_RANGE_WRITE)
 }
 
-/// Waits until they have arrived; a disk's own cache may have them still, which the next sync of anything on it empties.
+/// Waits until they have arrived, and says what went wrong on the way; a disk's own cache may have them still.
 pub fn wait(file: &File) -> io::Result<()> {
     pass()?;
     let write = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
