@@ -280,3 +280,146 @@ fn place() -> Place {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread::{self, ThreadId};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    fn runtime() -> Runtime {
+        let mut threads = Builder::new_multi_thread();
+        threads.worker_threads(1).enable_all().build().unwrap()
+    }
+
+    async fn where_it_is_done() -> ThreadId {
+        blocking(|| thread::current().id()).await.unwrap()
+    }
+
+    #[test]
+    fn a_busy_task_has_a_thread_of_its_own() {
+        runtime().block_on(async {
+            let (say, mut said) = mpsc::unbounded_channel();
+            run(async move {
+                let first = where_it_is_done().await;
+                for _ in 0..10 {
+                    let polled = thread::current().id();
+                    say.send((first, where_it_is_done().await, polled)).unwrap();
+                }
+            })
+            .await;
+            while let Some((first, then, polled)) = said.recv().await {
+                assert_eq!((then, polled), (first, first));
+            }
+        });
+    }
+
+    /// A client that says something now and then, and one whose task sleeps.
+    #[test]
+    fn one_that_waits_goes_back_and_comes_again() {
+        runtime().block_on(async {
+            let (mut client, mut server) = UnixStream::pair().unwrap();
+            let (say, mut said) = mpsc::unbounded_channel();
+            let task = tokio::spawn(run(async move {
+                let mut byte = [0];
+                loop {
+                    where_it_is_done().await;
+                    let before = Place::here();
+                    let read = server.read(&mut byte).await.unwrap();
+                    say.send((before, Place::here())).unwrap();
+                    if read == 0 {
+                        return;
+                    }
+                }
+            }));
+            client.write_all(b"x").await.unwrap();
+            let (before, after) = said.recv().await.unwrap();
+            assert_ne!(before, Place::TALKERS);
+            assert_eq!(after, before, "it was said at once");
+            sleep(3 * LINGER).await;
+            drop(client);
+            let (before, after) = said.recv().await.unwrap();
+            assert_ne!(before, Place::TALKERS);
+            assert_eq!(after, Place::TALKERS, "nothing was said for long");
+            task.await.unwrap();
+        });
+    }
+
+    #[test]
+    fn what_hangs_is_left_alone() {
+        runtime().block_on(async {
+            let (let_go, hangs) = std::sync::mpsc::channel::<()>();
+            let (say, mut said) = mpsc::unbounded_channel();
+            let task = tokio::spawn(run(async move {
+                let hanging = blocking(move || hangs.recv());
+                tokio::pin!(hanging);
+                let heard = timeout(2 * PATIENCE, &mut hanging).await;
+                say.send((heard.is_err(), Place::here())).unwrap();
+                // What comes behind it has another thread.
+                where_it_is_done().await;
+                say.send((true, Place::here())).unwrap();
+                hanging.await.unwrap().unwrap();
+            }));
+            assert_eq!(said.recv().await, Some((true, Place::TALKERS)));
+            assert!(said.recv().await.unwrap().0);
+            let_go.send(()).unwrap();
+            task.await.unwrap();
+        });
+    }
+
+    /// All of what a task wants is done at once, and a panic is an answer.
+    #[test]
+    fn much_at_once() {
+        runtime().block_on(run(async {
+            let barrier = Arc::new(std::sync::Barrier::new(3));
+            let meet = || {
+                let barrier = Arc::clone(&barrier);
+                blocking(move || barrier.wait().is_leader())
+            };
+            let met = tokio::join!(meet(), meet(), meet());
+            let leaders = [met.0, met.1, met.2].map(|it| usize::from(it.unwrap()));
+            assert_eq!(leaders.iter().sum::<usize>(), 1);
+            let panicked = blocking(|| panic!("of no use")).await;
+            assert_eq!(panicked, Err::<(), _>("panicked: of no use".into()));
+        }));
+    }
+
+    /// More of them than may have a thread are served all the same.
+    #[test]
+    fn more_tasks_than_threads() {
+        runtime().block_on(async {
+            let tasks = (0..3 * OWN_THREADS).map(|_| {
+                tokio::spawn(run(async {
+                    for _ in 0..5 {
+                        blocking(|| thread::sleep(Duration::from_millis(1)))
+                            .await
+                            .unwrap();
+                    }
+                }))
+            });
+            for task in tasks.collect::<Vec<_>>() {
+                task.await.unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn the_end_of_a_task() {
+        runtime().block_on(async {
+            // Over while its work is under way, and by a panic on a thread of its own.
+            run(async {
+                let _ = timeout(Duration::ZERO, blocking(|| thread::sleep(LINGER))).await;
+            })
+            .await;
+            run(async {
+                where_it_is_done().await;
+                panic!("of a client");
+            })
+            .await;
+        });
+    }
+}
