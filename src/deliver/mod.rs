@@ -35,7 +35,6 @@ pub mod size;
 pub mod targets;
 pub mod warning;
 
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::fault::{Code, Fault};
@@ -48,6 +47,7 @@ use crate::sys::credentials::{self, Credentials};
 pub use address::user_of;
 pub use carry_out::Transaction;
 pub use directory::{Answers, Directory, Remembered};
+use inspect::Plan;
 pub use outcome::{Outcome, Saved};
 pub use parcel::{Done, Parcel};
 pub use report::{Line, Report};
@@ -97,51 +97,57 @@ impl Core {
         self.inspect_with(&self.settings, recipient)
     }
 
-    /// [`Core::inspect`] for RCPT: the delivery is expected.
-    pub fn expect(&self, recipient: &Recipient) -> Report {
-        match resolve::resolve(&self.settings, &self.settings, recipient, None) {
-            Ok(targets) => {
-                let (plan, report) = inspect::inspect(&self.settings, &targets, self.identity());
-                if let Ok(plan) = plan {
-                    self.recent.put(&self.settings, recipient, plan);
-                }
-                report
-            }
-            Err(fault) => Report::failed(recipient.shown(), fault),
+    /// [`Core::inspect`] for RCPT: the delivery is expected. `answers`: of the userdbs, where another process has asked them.
+    pub fn expect(&self, answers: Option<&Answers>, recipient: &Recipient) -> Report {
+        let (plan, report) = self.look(self.directory(answers), recipient);
+        if let Ok(plan) = plan {
+            self.recent.put(&self.settings, recipient, answers, plan);
         }
+        report
     }
 
     /// [`Core::deliver_with`] behind [`Core::expect`]. Where that finds another mailbox by now, the message goes there.
     pub fn deliver_expected(
         &self,
+        answers: Option<&Answers>,
         transaction: &Transaction,
         recipient: &Recipient,
         retry: &Retry,
     ) -> Done {
-        let deliver = || self.deliver_with(&self.settings, transaction, recipient, retry);
-        let Some(plan) = self.recent.take(recipient) else {
+        let directory = self.directory(answers);
+        let deliver = || self.deliver_with(directory, transaction, recipient, retry);
+        let Some(plan) = self.recent.take(recipient, answers) else {
             return deliver();
         };
         let path = plan.target.paths.mailbox.clone();
+        let is_still = |plan: Plan| plan.create.is_none() && plan.target.paths.mailbox == path;
         match carry_out::carry_out(self, transaction, recipient, plan, retry) {
-            Err(_) if !self.is_wanted_still(recipient, &path) => deliver(),
+            Err(_) if !self.look(directory, recipient).0.is_ok_and(is_still) => deliver(),
             stored => Done::Outcome(stored.map_or_else(Outcome::refused, Outcome::Saved)),
         }
     }
 
-    /// Whether the mailbox of this recipient is there, and no other one.
-    fn is_wanted_still(&self, recipient: &Recipient, mailbox: &Path) -> bool {
-        let targets = resolve::resolve(&self.settings, &self.settings, recipient, None);
-        let plan = targets.and_then(|it| inspect::inspect(&self.settings, &it, self.identity()).0);
-        plan.is_ok_and(|it| it.create.is_none() && it.target.paths.mailbox == mailbox)
+    fn directory<'a>(&'a self, answers: Option<&'a Answers>) -> &'a dyn Directory {
+        match answers {
+            Some(answers) => answers,
+            None => &self.settings,
+        }
+    }
+
+    fn look(
+        &self,
+        directory: &dyn Directory,
+        recipient: &Recipient,
+    ) -> (Result<Plan, Fault>, Report) {
+        match resolve::resolve(&self.settings, directory, recipient, None) {
+            Ok(targets) => inspect::inspect(&self.settings, &targets, self.identity()),
+            Err(fault) => (Err(fault.clone()), Report::failed(recipient.shown(), fault)),
+        }
     }
 
     /// [`Core::inspect`], with the answers of `directory`.
     pub fn inspect_with(&self, directory: &dyn Directory, recipient: &Recipient) -> Report {
-        match resolve::resolve(&self.settings, directory, recipient, None) {
-            Ok(targets) => inspect::inspect(&self.settings, &targets, self.identity()).1,
-            Err(fault) => Report::failed(recipient.shown(), fault),
-        }
+        self.look(directory, recipient).1
     }
 
     /// Who delivers and what is wanted, and all that a delivery by another process must be told. `head`: the start of the message; none

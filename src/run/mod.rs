@@ -196,7 +196,7 @@ impl Runner {
         let report = match &self.workers {
             None => {
                 let core = Arc::clone(&self.core);
-                let inspect = move || core.expect(&recipient);
+                let inspect = move || core.expect(None, &recipient);
                 self.blocking_in(turn, inspect).await
             }
             Some(workers) => {
@@ -325,7 +325,7 @@ impl Runner {
             let (core, retry) = (Arc::clone(&self.core), retry_of(&begun));
             let (work, to) = (Arc::clone(transaction), recipient.clone());
             let work = move || {
-                let done = core.deliver_expected(&work, &to, &retry);
+                let done = core.deliver_expected(None, &work, &to, &retry);
                 (done, turn)
             };
             let done;
