@@ -1,0 +1,379 @@
+//! The ledger in a file: SQLite.
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use tokio::sync::oneshot;
+
+use super::{Id, Key, Known, MAX_NAMES, Request, Settings, now};
+use crate::deliver::{Alike, Earlier, Saved};
+use crate::sys::fault_point;
+
+/// Requests that become one transaction.
+const BATCH: usize = 256;
+/// How often old rows are thrown away.
+const ROUND: Duration = Duration::from_secs(60);
+
+/// Why there is no database.
+struct Failed {
+    why: String,
+    /// The file is no whole database: waiting does not help.
+    is_broken: bool,
+}
+
+impl From<rusqlite::Error> for Failed {
+    fn from(error: rusqlite::Error) -> Failed {
+        let code = error.sqlite_error_code();
+        let broken = [ErrorCode::NotADatabase, ErrorCode::DatabaseCorrupt];
+        Failed {
+            is_broken: code.is_some_and(|code| broken.contains(&code)),
+            why: error.to_string(),
+        }
+    }
+}
+
+/// How long another server may hold the database.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// The database.
+#[derive(Debug)]
+pub struct Rows {
+    connection: Connection,
+    settings: Settings,
+    /// When old rows were thrown away; seconds since 1970.
+    cleaned: u64,
+}
+
+const TABLES: &str = "
+CREATE TABLE IF NOT EXISTS deliveries (
+  key BLOB NOT NULL, queue_id TEXT NOT NULL, names TEXT NOT NULL, saved TEXT, at INTEGER NOT NULL,
+  PRIMARY KEY (key, queue_id)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS deliveries_at ON deliveries (at);
+CREATE TABLE IF NOT EXISTS message_ids (
+  key BLOB NOT NULL, device INTEGER NOT NULL, inode INTEGER NOT NULL, place TEXT NOT NULL, at INTEGER NOT NULL,
+  PRIMARY KEY (key, device, inode, place)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS message_ids_at ON message_ids (at);
+";
+
+impl Rows {
+    pub fn open(path: &Path, settings: &Settings) -> Result<Rows, String> {
+        let rows = Rows::made(private(path), settings).or_else(|failed| {
+            if !failed.is_broken {
+                return Err(failed);
+            }
+            // Never more than a cache: after a power cut it may be torn. Put aside, whatever it is.
+            tracing::warn!(why = failed.why, "the database of retries is made anew");
+            for end in ["", "-wal", "-shm"] {
+                let mut name = path.to_owned().into_os_string();
+                name.push(end);
+                let mut aside = name.clone();
+                aside.push(".broken");
+                let _ = std::fs::rename(&name, &aside);
+            }
+            Rows::made(private(path), settings)
+        });
+        rows.map_err(|Failed { why, .. }| format!("{}: {why}", path.display()))
+    }
+
+    fn made(connection: rusqlite::Result<Connection>, settings: &Settings) -> Result<Rows, Failed> {
+        let connection = connection?;
+        // Another generation of the server may be at its end.
+        connection.busy_timeout(BUSY)?;
+        let _: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+        connection.execute_batch("PRAGMA synchronous = OFF;")?;
+        connection.execute_batch(TABLES)?;
+        let whole: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        match whole.as_str() {
+            "ok" => Ok(Rows {
+                connection,
+                settings: settings.clone(),
+                cleaned: 0,
+            }),
+            _ => Err(Failed {
+                why: whole,
+                is_broken: true,
+            }),
+        }
+    }
+
+    /// Works until nobody can ask any more.
+    pub fn work(mut self, requests: &mpsc::Receiver<Request>) {
+        while let Ok(first) = requests.recv() {
+            let mut batch = vec![first];
+            while batch.len() < BATCH
+                && let Ok(next) = requests.try_recv()
+            {
+                batch.push(next);
+            }
+            self.answer(batch);
+        }
+    }
+
+    fn answer(&mut self, batch: Vec<Request>) {
+        let now = now();
+        let is_due = now.saturating_sub(self.cleaned) >= ROUND.as_secs();
+        let answers = self.together(batch, now, is_due);
+        if is_due {
+            self.cleaned = now;
+        }
+        for (answer, known) in answers {
+            // Whoever asked may have given up.
+            let _ = answer.send(known);
+        }
+    }
+
+    /// All of a batch in one transaction, and then what is answered.
+    fn together(
+        &mut self,
+        batch: Vec<Request>,
+        now: u64,
+        is_due: bool,
+    ) -> Vec<(oneshot::Sender<Known>, Known)> {
+        let mut answers: Vec<(_, Known)> = Vec::new();
+        if let Err(error) = self.run("BEGIN IMMEDIATE") {
+            let why = error.to_string();
+            tracing::warn!(why, "retries may be stored twice");
+            return refused(batch, &why);
+        }
+        for request in batch {
+            let done = match request {
+                Request::Begin {
+                    delivery,
+                    message_id,
+                    name,
+                    answer,
+                } => {
+                    let known = self.begin(delivery.as_ref(), message_id.as_ref(), &name, now);
+                    answers.push((answer, known.map_err(|error| error.to_string())));
+                    Ok(())
+                }
+                Request::Saved(delivery, message_id, saved) => {
+                    self.saved(delivery.as_ref(), message_id.as_ref(), &saved, now)
+                }
+                Request::Forget(id) => self.forget(&id),
+            };
+            warn(done);
+        }
+        if is_due {
+            warn(self.clean(now));
+        }
+        if let Err(error) = self.run("COMMIT") {
+            let _ = self.run("ROLLBACK");
+            let why = error.to_string();
+            for (_, known) in &mut answers {
+                *known = known.clone().and(Err(why.clone()));
+            }
+        }
+        answers
+    }
+
+    fn run(&self, words: &str) -> rusqlite::Result<()> {
+        step()?;
+        self.connection.execute_batch(words)
+    }
+
+    fn begin(
+        &self,
+        delivery: Option<&Id>,
+        message_id: Option<&Key>,
+        name: &str,
+        now: u64,
+    ) -> rusqlite::Result<(Option<Earlier>, Vec<Alike>)> {
+        let mut earlier = None;
+        if let Some(Id { key, queue_id }) = delivery {
+            step()?;
+            let since = now.saturating_sub(self.settings.window.as_secs());
+            let mut statement = self.connection.prepare_cached(
+                "SELECT names, saved FROM deliveries WHERE key = ?1 AND at > ?2
+                 AND (queue_id = ?3 OR queue_id = '' OR ?3 = '') ORDER BY saved IS NULL LIMIT 1",
+            )?;
+            let row = statement.query_row(params![key, since as i64, queue_id], |row| {
+                let (names, saved): (String, Option<String>) = (row.get(0)?, row.get(1)?);
+                Ok(Earlier {
+                    names: names.split(' ').map(str::to_owned).collect(),
+                    saved: saved.and_then(|saved| serde_json::from_str(&saved).ok()),
+                })
+            });
+            earlier = row.optional()?;
+            if earlier.as_ref().is_none_or(|it| it.saved.is_none()) {
+                step()?;
+                let mut names = vec![name];
+                names.extend(earlier.iter().flat_map(|it| &it.names).map(String::as_str));
+                names.truncate(MAX_NAMES);
+                let insert = "INSERT OR REPLACE INTO deliveries VALUES (?1, ?2, ?3, NULL, ?4)";
+                self.connection.prepare_cached(insert)?.execute(params![
+                    key,
+                    queue_id,
+                    names.join(" "),
+                    now as i64
+                ])?;
+            }
+        }
+        let mut alike = Vec::new();
+        if let Some(key) = message_id {
+            step()?;
+            let mut statement = self.connection.prepare_cached(
+                "SELECT device, inode, at, place FROM message_ids WHERE key = ?1",
+            )?;
+            let rows = statement.query_map([key], |row| {
+                let at: i64 = row.get(2)?;
+                Ok(Alike {
+                    mailbox: (row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64),
+                    place: row.get(3)?,
+                    age: now.saturating_sub(at.max(0) as u64),
+                })
+            })?;
+            alike = rows.collect::<rusqlite::Result<_>>()?;
+        }
+        Ok((earlier, alike))
+    }
+
+    fn saved(
+        &self,
+        delivery: Option<&Id>,
+        message_id: Option<&Key>,
+        saved: &Saved,
+        now: u64,
+    ) -> rusqlite::Result<()> {
+        if let Some(Id { key, queue_id }) = delivery {
+            step()?;
+            let text = serde_json::to_string(saved).unwrap_or_default();
+            let insert = "INSERT OR REPLACE INTO deliveries VALUES (?1, ?2, ?3, ?4, ?5)";
+            self.connection
+                .prepare_cached(insert)?
+                .execute(params![key, queue_id, saved.file, text, now as i64])?;
+        }
+        if let Some(key) = message_id {
+            step()?;
+            let (device, inode) = saved.mailbox_id;
+            let insert = "INSERT OR REPLACE INTO message_ids VALUES (?1, ?2, ?3, ?4, ?5)";
+            self.connection.prepare_cached(insert)?.execute(params![
+                key,
+                device as i64,
+                inode as i64,
+                saved.place,
+                now as i64
+            ])?;
+        }
+        Ok(())
+    }
+
+    fn forget(&self, id: &Id) -> rusqlite::Result<()> {
+        step()?;
+        let delete = "DELETE FROM deliveries WHERE key = ?1 AND queue_id = ?2";
+        self.connection
+            .prepare_cached(delete)?
+            .execute(params![id.key, id.queue_id])?;
+        Ok(())
+    }
+
+    fn clean(&self, now: u64) -> rusqlite::Result<()> {
+        for (table, keep) in [
+            ("deliveries", self.settings.window),
+            ("message_ids", self.settings.alike),
+        ] {
+            let before = now.saturating_sub(keep.as_secs());
+            let delete = format!("DELETE FROM {table} WHERE at <= ?1");
+            self.connection.execute(&delete, [before as i64])?;
+        }
+        Ok(())
+    }
+}
+
+/// A statement that can fail.
+fn step() -> rusqlite::Result<()> {
+    fault_point::pass().map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+/// Nobody is told anything.
+fn refused(batch: Vec<Request>, why: &str) -> Vec<(oneshot::Sender<Known>, Known)> {
+    let asked = batch.into_iter().filter_map(|request| match request {
+        Request::Begin { answer, .. } => Some((answer, Err(why.to_owned()))),
+        Request::Saved(..) | Request::Forget(_) => None,
+    });
+    asked.collect()
+}
+
+/// It has names of users and mailboxes in it.
+fn private(path: &Path) -> rusqlite::Result<Connection> {
+    let mut options = std::fs::OpenOptions::new();
+    // What fails here SQLite says.
+    let _ = options.append(true).create(true).mode(0o600).open(path);
+    Connection::open(path)
+}
+
+fn warn(done: rusqlite::Result<()>) {
+    if let Err(error) = done {
+        let why = error.to_string();
+        tracing::warn!(why, "a retry may be stored twice");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_000_000;
+    const KEY: Key = [1; 32];
+
+    fn id() -> Option<Id> {
+        Some(Id {
+            key: KEY,
+            queue_id: "Q".into(),
+        })
+    }
+
+    fn begin(rows: &mut Rows, name: &str) -> Known {
+        let request = Request::Begin {
+            delivery: id(),
+            message_id: Some(KEY),
+            name: name.into(),
+            answer: oneshot::channel().0,
+        };
+        let mut answers = rows.together(vec![request], NOW, false);
+        answers.remove(0).1
+    }
+
+    /// Once it is said that a delivery is written down, a retry knows its end, or the name of its file.
+    #[test]
+    fn every_step_fails_once() {
+        let settings = Settings {
+            window: ROUND,
+            alike: ROUND,
+            path: None,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let is_write = |failure: &fault_point::Failure| failure.is_of_writes();
+        let failures = fault_point::FAILURES.into_iter().chain(fault_point::ENDS);
+        for failure in failures.filter(|failure| !is_write(failure)) {
+            for step in 0.. {
+                let path = dir.path().join(format!("{failure:?}{step}"));
+                let mut rows = Rows::open(&path, &settings).unwrap();
+                fault_point::arm(step, failure);
+                let begun = begin(&mut rows, "one");
+                if begun.is_ok() {
+                    let saved = Box::new(Saved::empty("INBOX".into(), "alice".into()));
+                    rows.together(vec![Request::Saved(id(), Some(KEY), saved)], NOW, false);
+                }
+                let fired = !fault_point::disarm();
+                // What has ended leaves no transaction that it has not committed.
+                let _ = rows.connection.execute_batch("ROLLBACK");
+                let case = format!("{failure:?} at {step}: {begun:?}");
+                let (earlier, _) = begin(&mut rows, "two").unwrap();
+                let knows = |it: &Earlier| it.saved.is_some() || it.names.contains(&"one".into());
+                assert!(
+                    begun.is_err() || earlier.as_ref().is_some_and(knows),
+                    "{case}: {earlier:?}"
+                );
+                if !fired {
+                    assert!(earlier.unwrap().saved.is_some(), "{case}");
+                    assert!(step > 8, "only {step} steps can fail");
+                    break;
+                }
+            }
+        }
+    }
+}
