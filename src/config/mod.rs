@@ -87,7 +87,7 @@ pub fn named(path: Option<&Path>) -> Option<PathBuf> {
 /// `path` (`-c`), else `$POSTROOM_CONFIG`, else [`DEFAULT_PATH`]. Only where the last does not exist, and for an
 /// ordinary user, the built-in defaults serve: a wrong file is never silently replaced by a default.
 pub fn load(path: Option<&Path>) -> Result<Config, Errors> {
-    read(path, |name, text| Config::from_str(name, text))
+    read(path, Config::from_str)
 }
 
 /// [`load`], with settings of the command line (`key=value`, `table.key=value`) in place of those of the file, for one delivery:
