@@ -157,8 +157,8 @@ fn prepare(options: Options) -> Result<Job, Fault> {
         );
     }
     let is_believed =
-        credentials::is_root() || config.service.mail_uid == Some(credentials::effective().uid);
-    if options.authenticated.is_some() && !is_believed {
+        || credentials::is_root() || config.service.mail_uid == Some(credentials::effective().uid);
+    if options.authenticated.is_some() && !is_believed() {
         let why = "only root and mail_uid can say who sends (--authenticated)";
         return Err(unusable(why.into()));
     }
