@@ -1,5 +1,5 @@
 //! Links the unwinder of the compiler into the programs, as every compiler has it, in place of the shared `libgcc_s`: to load and
-//! start that one is a twentieth of what a delivery by an LDA costs.
+//! start that one is a tenth of what a delivery by an LDA costs.
 
 use std::path::Path;
 use std::{env, fs, io};
