@@ -9,9 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{Level, Metadata};
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{DefaultFields, Writer};
+use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -49,9 +52,14 @@ impl Target {
 
 /// Sets up logging for the whole process, level info, `RUST_LOG` may say otherwise. A second call changes nothing.
 pub fn init(target: Target) {
-    let usual = || EnvFilter::builder().with_default_directive(Level::INFO.into());
     // What does not parse is left out without a word: stderr is for status lines.
     let wanted = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_default();
+    if let (Target::Syslog(name), "") = (&target, wanted.as_str()) {
+        // An error means that logging is set up already.
+        let _ = tracing::subscriber::set_global_default(Syslog::new(name, SYSLOG));
+        return;
+    }
+    let usual = || EnvFilter::builder().with_default_directive(Level::INFO.into());
     let filter = usual()
         .parse(wanted)
         .unwrap_or_else(|_| usual().parse_lossy(""));
@@ -244,6 +252,40 @@ impl Syslog {
     }
 }
 
+/// The usual lines without the filters and the registry of spans of `tracing_subscriber`, which an LDA would make for one line.
+impl Subscriber for Syslog {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() <= Level::INFO
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::INFO)
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = String::new();
+        if DefaultFields::new()
+            .format_fields(Writer::new(&mut line), event)
+            .is_ok()
+        {
+            let mut datagram = self.datagram(event.metadata().level());
+            datagram.line.extend_from_slice(line.as_bytes());
+        }
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
 impl<'a> MakeWriter<'a> for Syslog {
     type Writer = Datagram<'a>;
 
@@ -364,29 +406,41 @@ mod tests {
         let path = dir.path().join("log");
         let daemon = UnixDatagram::bind(&path).unwrap();
         let syslog = Syslog::new("postroom-lda", &path);
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_target(false)
-            .without_time()
-            .with_level(false);
-        tracing::subscriber::with_default(subscriber.with_writer(syslog).finish(), || {
+        let log = || {
             delivery(&Entry {
-                recipient: "a",
+                recipient: "a\n\"\u{1b}[2J\u{202e}",
+                message_id: Some("<1@x>"),
+                uid: Some(17),
                 code: "2.0.0",
                 ..Entry::default()
             });
             tracing::warn!("careful");
-        });
+            tracing::debug!("nobody wants to know");
+        };
         let receive = || {
             let mut bytes = [0; 1000];
             let length = daemon.recv(&mut bytes).unwrap();
             String::from_utf8(bytes[..length].to_vec()).unwrap()
         };
         let pid = std::process::id();
-        assert!(receive().starts_with(&format!(
-            "<22>postroom-lda[{pid}]: stored session=\"\" rcpt=\"a\""
-        )));
+        let all = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_target(false)
+            .without_time()
+            .with_level(false)
+            .with_writer(syslog.clone());
+        tracing::subscriber::with_default(all.finish(), log);
+        let first = receive();
+        let head =
+            format!("<22>postroom-lda[{pid}]: stored session=\"\" rcpt=\"a\\n\\\"\\u{{1b}}[2J");
+        assert!(first.starts_with(&head), "{first}");
         assert_eq!(receive(), format!("<20>postroom-lda[{pid}]: careful"));
+        // The same without filters and spans.
+        tracing::subscriber::with_default(syslog, log);
+        assert_eq!(receive(), first);
+        assert_eq!(receive(), format!("<20>postroom-lda[{pid}]: careful"));
+        daemon.set_nonblocking(true).unwrap();
+        assert!(daemon.recv(&mut [0; 1]).is_err());
     }
 
     #[test]

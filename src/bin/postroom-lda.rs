@@ -1,7 +1,7 @@
 //! `postroom-lda`: stores the message on stdin.
 
-use std::process::ExitCode;
+use postroom::{lda, sys};
 
-fn main() -> ExitCode {
-    ExitCode::from(postroom::lda::run(std::env::args_os()))
+fn main() {
+    sys::process::leave(lda::run(std::env::args_os()))
 }

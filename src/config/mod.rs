@@ -20,6 +20,7 @@ mod workers;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -60,7 +61,7 @@ pub struct Config {
     pub sharing_map: Option<SharingMap>,
     /// The file; none for the built-in defaults.
     pub path: Option<PathBuf>,
-    /// Every setting with its origin.
+    /// Every setting with its origin; none where they were [loaded for one delivery](load_with).
     pub settings: Vec<Setting>,
     /// What is odd and does not stop anybody.
     pub warnings: Option<Errors>,
@@ -86,16 +87,26 @@ pub fn named(path: Option<&Path>) -> Option<PathBuf> {
 /// `path` (`-c`), else `$POSTROOM_CONFIG`, else [`DEFAULT_PATH`]. Only where the last does not exist, and for an
 /// ordinary user, the built-in defaults serve: a wrong file is never silently replaced by a default.
 pub fn load(path: Option<&Path>) -> Result<Config, Errors> {
-    load_with(path, &[])
+    read(path, Config::from_str)
 }
 
-/// [`load`], with settings of the command line (`key=value`, `table.key=value`) in place of those of the file.
+/// [`load`], with settings of the command line (`key=value`, `table.key=value`) in place of those of the file, for one delivery:
+/// without [`Config::settings`].
 pub fn load_with(path: Option<&Path>, overrides: &[String]) -> Result<Config, Errors> {
+    read(path, |name, text| {
+        Config::parse(name, text, overrides, None)
+    })
+}
+
+fn read(
+    path: Option<&Path>,
+    parse: impl Fn(&str, &str) -> Result<Config, Errors>,
+) -> Result<Config, Errors> {
     let named = named(path);
     let path = named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
     let shown = path.display().to_string();
     match fs::read_to_string(&path) {
-        Ok(text) => Config::from_str_with(&shown, &text, overrides).map(|config| Config {
+        Ok(text) => parse(&shown, &text).map(|config| Config {
             path: Some(path),
             ..config
         }),
@@ -104,7 +115,7 @@ pub fn load_with(path: Option<&Path>, overrides: &[String]) -> Result<Config, Er
                 && named.is_none()
                 && !credentials::is_root() =>
         {
-            Config::from_str_with("built-in", "", overrides)
+            parse("built-in", "")
         }
         Err(error) => {
             let advice = "give a file that can be read: -c FILE, or $POSTROOM_CONFIG";
@@ -120,16 +131,21 @@ pub fn load_with(path: Option<&Path>, overrides: &[String]) -> Result<Config, Er
 impl Config {
     /// Reads a file's text. All errors at once; without one, the warnings are in the config.
     pub fn from_str(name: &str, text: &str) -> Result<Config, Errors> {
-        Config::from_str_with(name, text, &[])
+        Config::parse(name, text, &[], Some(RefCell::default()))
     }
 
-    fn from_str_with(name: &str, file: &str, overrides: &[String]) -> Result<Config, Errors> {
+    fn parse(
+        name: &str,
+        file: &str,
+        overrides: &[String],
+        settings: Option<RefCell<Vec<Setting>>>,
+    ) -> Result<Config, Errors> {
         let overrides = Overrides::new(file, overrides);
         let text = overrides.text.as_str();
         let notes = Notes {
             text,
             problems: Default::default(),
-            settings: Default::default(),
+            settings,
         };
         let (table, syntax) = overrides.parse();
         if !syntax.is_empty() {
@@ -153,7 +169,7 @@ impl Config {
             text: text.into(),
             problems,
         };
-        config.settings = notes.settings.take();
+        config.settings = notes.settings.map(RefCell::into_inner).unwrap_or_default();
         let usual = Arc::clone(&config.delivery.namespaces);
         config.delivery.own = OwnNamespaces::new(own::maker(text.to_owned(), usual));
         match (errors.is_fatal(), errors.problems.is_empty()) {

@@ -72,7 +72,7 @@ mod tests {
 
     fn load(file: &str, settings: &[&str]) -> Result<Config, String> {
         let settings: Vec<String> = settings.iter().map(|it| it.to_string()).collect();
-        Config::from_str_with("c.toml", file, &settings).map_err(|errors| errors.to_string())
+        Config::parse("c.toml", file, &settings, None).map_err(|errors| errors.to_string())
     }
 
     #[test]

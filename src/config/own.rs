@@ -57,7 +57,7 @@ pub fn namespaces_of(
     let notes = Notes {
         text: &overrides.text,
         problems: Default::default(),
-        settings: Default::default(),
+        settings: None,
     };
     let (table, _) = overrides.parse();
     let root = Section::root(&notes, &table);

@@ -29,7 +29,8 @@ pub struct Setting {
 pub struct Notes<'t> {
     pub text: &'t str,
     pub problems: RefCell<Vec<Problem>>,
-    pub settings: RefCell<Vec<Setting>>,
+    /// None: nobody will ask how it came out.
+    pub settings: Option<RefCell<Vec<Setting>>>,
 }
 
 /// One table, or the absence of it.
@@ -118,7 +119,7 @@ impl<'t> Section<'t> {
         let text = self.typed(key, "a text in quotes", |value| {
             value.as_str().map(str::to_owned)
         });
-        self.record(key, text.clone().map(|text| format!("{text:?}")));
+        self.record(key, || text.as_ref().map(|text| format!("{text:?}")));
         text
     }
 
@@ -126,16 +127,21 @@ impl<'t> Section<'t> {
     pub fn text_or(&self, key: &'static str, default: impl FnOnce() -> String) -> String {
         self.text(key).unwrap_or_else(|| {
             let default = default();
-            self.record(key, Some(format!("{default:?}")));
+            self.record(key, || Some(format!("{default:?}")));
             default
         })
+    }
+
+    /// What holds where `key` is not set, for whoever asks: the delivery finds it out itself.
+    pub fn usual(&self, key: &'static str, default: impl FnOnce() -> String) {
+        self.record(key, || Some(format!("{:?}", default())));
     }
 
     pub fn flag(&self, key: &'static str, default: bool) -> bool {
         let flag = self
             .typed(key, "true or false", DeValue::as_bool)
             .unwrap_or(default);
-        self.record(key, Some(flag.to_string()));
+        self.record(key, || Some(flag.to_string()));
         flag
     }
 
@@ -145,7 +151,7 @@ impl<'t> Section<'t> {
             u32::from_str_radix(integer.as_str(), integer.radix()).ok()
         });
         let number = number.or(default);
-        self.record(key, number.map(|number| number.to_string()));
+        self.record(key, || number.map(|number| number.to_string()));
         number
     }
 
@@ -179,8 +185,10 @@ impl<'t> Section<'t> {
                 found
             });
         let choice = choice.or(default);
-        let word = choice.and_then(|choice| words.iter().find(|(_, known)| *known == choice));
-        self.record(key, word.map(|(word, _)| format!("{word:?}")));
+        self.record(key, || {
+            let (word, _) = words.iter().find(|(_, known)| Some(*known) == choice)?;
+            Some(format!("{word:?}"))
+        });
         choice
     }
 
@@ -196,7 +204,7 @@ impl<'t> Section<'t> {
     fn or_default(&self, key: &'static str, set: Option<Template>, default: &str) -> Template {
         set.unwrap_or_else(|| {
             if !self.has(key) {
-                self.record(key, Some(format!("{default:?}")));
+                self.record(key, || Some(format!("{default:?}")));
             }
             Template::parse(default).expect("a default of the config, parsed in its tests")
         })
@@ -238,7 +246,7 @@ impl<'t> Section<'t> {
             texts.collect::<Option<Vec<_>>>()
         });
         let texts = texts.unwrap_or_default();
-        self.record(key, Some(format!("{texts:?}")));
+        self.record(key, || Some(format!("{texts:?}")));
         texts
     }
 
@@ -262,7 +270,7 @@ impl<'t> Section<'t> {
                 ),
             },
         );
-        self.record(key, Some(size.unwrap_or(0).to_string()));
+        self.record(key, || Some(size.unwrap_or(0).to_string()));
         size.filter(|&size| size > 0)
     }
 
@@ -282,7 +290,7 @@ impl<'t> Section<'t> {
             },
         );
         let duration = seconds.map_or(default, Duration::from_secs);
-        self.record(key, Some(format!("\"{}s\"", duration.as_secs())));
+        self.record(key, || Some(format!("\"{}s\"", duration.as_secs())));
         duration
     }
 
@@ -464,13 +472,16 @@ impl<'t> Section<'t> {
         taken
     }
 
-    fn record(&self, key: &'static str, value: Option<String>) {
+    fn record(&self, key: &'static str, value: impl FnOnce() -> Option<String>) {
+        let Some(settings) = &self.notes.settings else {
+            return;
+        };
+        let Some(value) = value() else { return };
         let set = self
             .table
             .and_then(|table| table.iter().find(|(name, _)| name.get_ref() == key));
         let line = set.map(|(name, _)| line_of(self.notes.text, name.span().start));
-        let Some(value) = value else { return };
-        self.notes.settings.borrow_mut().push(Setting {
+        settings.borrow_mut().push(Setting {
             key: self.full(key),
             value,
             line,

@@ -12,16 +12,21 @@ use crate::sys::nss;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workers {
     pub isolation: Isolation,
-    /// Whom the process becomes that talks to clients.
-    pub front_user: String,
+    /// Whom the process becomes that talks to clients, where the config names somebody.
+    named: Option<String>,
     pub landlock: bool,
     pub limits: Limits,
 }
 
 impl Workers {
+    /// Whom the process becomes that talks to clients.
+    pub fn front_user(&self) -> String {
+        self.named.clone().unwrap_or_else(usual_front_user)
+    }
+
     /// [`Workers::front_user`] with his groups.
     pub fn front_identity(&self) -> io::Result<Credentials> {
-        let name = &self.front_user;
+        let name = &self.front_user();
         let refused = |why: &str| io::Error::other(format!("workers.front_user {name:?}: {why}"));
         let account = nss::account(name)?.ok_or_else(|| refused("there is no such user"))?;
         if account.uid == 0 || account.gid == 0 {
@@ -44,24 +49,25 @@ pub enum Isolation {
 /// Where the config names nobody: the first of these that there is.
 const FRONT_USERS: [&str; 2] = ["postroom", "nobody"];
 
+fn usual_front_user() -> String {
+    let exists = |name: &&str| matches!(nss::account(name), Ok(Some(_)));
+    let found = FRONT_USERS.into_iter().find(exists);
+    found.unwrap_or(FRONT_USERS[0]).to_owned()
+}
+
 pub fn workers(root: &Section<'_>) -> Workers {
     let section = root.section("workers");
     let isolations = [("process", Isolation::Process), ("none", Isolation::None)];
     let isolation = section.choice("isolation", &isolations, Some(Isolation::Process));
-    let usual = || {
-        let exists = |name: &&str| matches!(nss::account(name), Ok(Some(_)));
-        let found = FRONT_USERS.into_iter().find(exists);
-        found.unwrap_or(FRONT_USERS[0]).to_owned()
-    };
-    let front_user = section.text_or("front_user", usual);
-    let has_name = section.has("front_user");
-    if has_name && matches!(nss::account(&front_user), Ok(None)) {
-        let advice = "useradd --system it, or leave the setting out";
-        section.error(
-            "front_user",
-            format!("there is no user {front_user:?}"),
-            advice,
-        );
+    let named = section.text("front_user");
+    match &named {
+        // Not now: the name service may load half a system for somebody who is not there.
+        None => section.usual("front_user", usual_front_user),
+        Some(name) if matches!(nss::account(name), Ok(None)) => {
+            let advice = "useradd --system it, or leave the setting out";
+            section.error("front_user", format!("there is no user {name:?}"), advice);
+        }
+        Some(_) => {}
     }
     let defaults = Limits::default();
     let number = |key, default: u32| {
@@ -73,7 +79,7 @@ pub fn workers(root: &Section<'_>) -> Workers {
     };
     let workers = Workers {
         isolation: isolation.unwrap_or(Isolation::Process),
-        front_user,
+        named,
         landlock: section.flag("landlock", true),
         limits: Limits {
             max: number("max", defaults.max as u32) as usize,

@@ -131,10 +131,15 @@ impl Outcome {
         }
     }
 
-    /// Logs one line: what is known of the message, and what became of it.
+    /// Logs one line, counts and tells it: what is known of the message, and what became of it.
     pub fn log(&self, message: Entry<'_>) {
+        self.tell(message, observe::delivery);
+    }
+
+    /// Tells `whom` what is known of the message, and what became of it.
+    pub fn tell(&self, message: Entry<'_>, whom: impl FnOnce(&Entry<'_>)) {
         match self {
-            Outcome::Saved(saved) => observe::delivery(&Entry {
+            Outcome::Saved(saved) => whom(&Entry {
                 wanted: saved.wanted(),
                 why: saved.instead_of.as_ref().map(|(_, why)| why.as_str()),
                 mailbox: saved.known_mailbox(),
@@ -153,7 +158,7 @@ impl Outcome {
                 is_again: saved.is_again,
                 ..message
             }),
-            Outcome::Deferred(fault) | Outcome::Rejected(fault) => observe::delivery(&Entry {
+            Outcome::Deferred(fault) | Outcome::Rejected(fault) => whom(&Entry {
                 code: fault.code.smtp().1,
                 fault: Some(&fault.to_string()),
                 ..message

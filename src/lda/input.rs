@@ -6,8 +6,8 @@ use crate::fault::{Code, Fault};
 use crate::message::body::{Body, BodyWriter, Spool};
 use crate::message::{Address, ReversePath};
 
-/// Bytes read at once.
-const BUFFER: usize = 64 * 1024;
+/// Bytes read at once: what most messages have, and what a pipe holds where there are more.
+const BUFFERS: [usize; 2] = [8 * 1024, 64 * 1024];
 /// How much of a `From ` line is looked at; the rest of it is skipped.
 const MAX_LINE: usize = 1000;
 const FROM: &[u8] = b"From ";
@@ -32,7 +32,7 @@ pub fn read(
         line: Vec::new(),
     };
     let mut writer = Ok(BodyWriter::new(spool));
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; BUFFERS[0]];
     let take = |writer: &mut Result<BodyWriter, Fault>, bytes: &[u8]| {
         let Ok(open) = writer else { return };
         let written = open.write(bytes);
@@ -49,7 +49,12 @@ pub fn read(
     loop {
         match source.read(&mut buffer) {
             Ok(0) => break,
-            Ok(count) => line.take(&buffer[..count], |bytes| take(&mut writer, bytes)),
+            Ok(count) => {
+                line.take(&buffer[..count], |bytes| take(&mut writer, bytes));
+                if count == buffer.len() {
+                    buffer.resize(BUFFERS[1], 0);
+                }
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(Fault::io("read the message", &error)),
         }

@@ -55,19 +55,27 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
         );
         return TEMPFAIL;
     }
+    log_panics();
+    // It cannot fail for this signal; without it, a write to stderr could end this process.
+    let _ = process::ignore_file_size_signal();
+    // At once: what this process has in memory the other one must copy.
+    in_child(None, || {
+        begin_log();
+        work(arguments)
+    })
+}
+
+fn begin_log() {
     log::init(match io::stderr().is_terminal() {
         true => log::Target::Text,
         false => log::Target::from_environment(log::Target::Syslog("postroom-lda")),
     });
-    log_panics();
-    // It cannot fail for this signal; without it, a write to stderr could end this process.
-    let _ = process::ignore_file_size_signal();
-    in_child(None, || work(arguments))
 }
 
 /// Does `work` in a process of its own: whatever becomes of that one, this one leaves with a code that an MTA knows.
 fn in_child(identity: Option<&Credentials>, work: impl FnOnce() -> u8) -> u8 {
     exit::of_child(process::in_child(identity, work)).unwrap_or_else(|why| {
+        begin_log();
         let fault = Fault::new(Code::Internal, "wait for the delivery", why);
         complain(None, &fault);
         TEMPFAIL
@@ -91,6 +99,7 @@ fn work(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
 /// A panic is a line in the log, not a letter to the sender: stderr travels into bounces.
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
+        begin_log();
         tracing::error!(panic = panic.to_string().as_str(), "panicked");
     }));
 }
@@ -148,8 +157,8 @@ fn prepare(options: Options) -> Result<Job, Fault> {
         );
     }
     let is_believed =
-        credentials::is_root() || config.service.mail_uid == Some(credentials::effective().uid);
-    if options.authenticated.is_some() && !is_believed {
+        || credentials::is_root() || config.service.mail_uid == Some(credentials::effective().uid);
+    if options.authenticated.is_some() && !is_believed() {
         let why = "only root and mail_uid can say who sends (--authenticated)";
         return Err(unusable(why.into()));
     }
@@ -516,12 +525,15 @@ impl Job {
             .transaction(Arc::clone(&message), group.recipients.len());
         for (done, recipient) in group.recipients.iter().enumerate() {
             let outcome = self.deliver_to(group, &transaction, recipient);
-            outcome.log(Entry {
-                message_id: message_id.as_deref(),
-                took: began.elapsed(),
-                sender: &message.envelope.sender.to_string(),
-                ..self.entry(recipient, &recipient.shown(), &message.trace.session)
-            });
+            outcome.tell(
+                Entry {
+                    message_id: message_id.as_deref(),
+                    took: began.elapsed(),
+                    sender: &message.envelope.sender.to_string(),
+                    ..self.entry(recipient, &recipient.shown(), &message.trace.session)
+                },
+                log::delivery,
+            );
             if let Some(fault) = outcome.fault() {
                 complain(Some(recipient), fault);
                 return if done == 0 {
@@ -592,10 +604,13 @@ impl Job {
             .as_ref()
             .map(ReversePath::to_string)
             .unwrap_or_default();
-        Outcome::refused(fault).log(Entry {
-            sender: &sender,
-            ..self.entry(recipient, &recipient.shown(), &session())
-        });
+        Outcome::refused(fault).tell(
+            Entry {
+                sender: &sender,
+                ..self.entry(recipient, &recipient.shown(), &session())
+            },
+            log::delivery,
+        );
         code
     }
 

@@ -11,7 +11,7 @@ use crate::message::{Address, Flags, Keywords, Recipient, ReversePath};
 /// Stores the message on stdin in a mailbox.
 ///
 /// Exit codes: 0 stored and synced, 67 no such user or mailbox, 77 refused, 75 try again; 64 wrong usage on a terminal.
-#[derive(Debug, Parser)]
+#[derive(Debug, Default, PartialEq, Eq, Parser)]
 #[command(
     name = "postroom-lda",
     version,
@@ -72,6 +72,34 @@ struct Arguments {
     addresses: Vec<OsString>,
 }
 
+impl Arguments {
+    /// What MTAs write, without the parser that first describes all options to itself: a delivery in thirty is its price. None: it
+    /// has to look.
+    fn plain(words: &[OsString]) -> Option<Arguments> {
+        let mut arguments = Arguments::default();
+        let mut words = words.iter().skip(1);
+        while let Some(word) = words.next() {
+            let mut value = || {
+                let value = words.next().filter(|it| !it.is_empty())?;
+                (!value.as_encoded_bytes().starts_with(b"-")).then(|| value.clone())
+            };
+            match word.to_str()? {
+                "-c" => arguments.config = Some(value()?.into()),
+                "-d" => arguments.user = Some(value()?),
+                "-f" => arguments.sender = Some(value()?),
+                "-a" => arguments.original = Some(value()?),
+                "-r" => arguments.last = Some(value()?),
+                "-m" => arguments.mailbox = Some(value()?),
+                "-e" => arguments._exit_on_rejection = true,
+                option if option.starts_with('-') => return None,
+                _ => arguments.addresses.push(word.clone()),
+            }
+        }
+        let is_wrong = arguments.user.is_some() && !arguments.addresses.is_empty();
+        (!is_wrong).then_some(arguments)
+    }
+}
+
 /// How the command line is parsed, for the completions of shells.
 pub fn command() -> clap::Command {
     Arguments::command()
@@ -122,7 +150,11 @@ impl Options {
         arguments: impl IntoIterator<Item = OsString>,
         environment: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Options, Refused> {
-        let arguments = Arguments::try_parse_from(arguments).map_err(refused)?;
+        let words: Vec<OsString> = arguments.into_iter().collect();
+        let arguments = match Arguments::plain(&words) {
+            Some(arguments) => arguments,
+            None => Arguments::try_parse_from(words).map_err(refused)?,
+        };
         arguments.refuse_what_is_not_there()?;
         let set = |name: &str| environment(name).filter(|value| !value.is_empty());
         let text = |flag: &str, value: OsString| {
@@ -239,6 +271,41 @@ fn refused(error: clap::Error) -> Refused {
                 .unwrap_or_default()
                 .trim_start_matches("error: ");
             Refused::Usage(format!("{first} (see postroom-lda --help)"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_plain_is_what_the_parser_says(words in prop::collection::vec(
+            prop::sample::select(vec![
+                "-c", "-d", "-f", "-a", "-r", "-m", "-p", "-e", "-k", "-n", "-o", "-", "--", "-dx", "-ek", "--dry-run",
+                "--flag", "", "x", "a@b", "Work/a b", "\u{e9}", "x=y", "\\Seen",
+            ]),
+            0..6,
+        )) {
+            let words: Vec<OsString> = ["postroom-lda"].into_iter().chain(words).map(OsString::from).collect();
+            if let Some(plain) = Arguments::plain(&words) {
+                prop_assert_eq!(Some(plain), Arguments::try_parse_from(words).ok());
+            }
+        }
+    }
+
+    #[test]
+    fn mtas_write_plain_words() {
+        for line in [
+            "lda",
+            "lda -d u",
+            "lda -c /f -f a@b -a c@d -r e@f -m Work -e -d u",
+            "lda a@b c@d",
+        ] {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            assert!(Arguments::plain(&words).is_some(), "{line}");
         }
     }
 }

@@ -5,9 +5,7 @@ use std::marker::PhantomData;
 
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use nix::unistd::{
-    Gid, Uid, getegid, geteuid, getgroups, getresgid, setgroups, setresgid, setresuid,
-};
+use nix::unistd::{Gid, Uid, getegid, geteuid, getresgid, setgroups, setresgid, setresuid};
 use serde::{Deserialize, Serialize};
 
 /// Numeric ids. `groups` are the supplementary ones.
@@ -41,14 +39,27 @@ impl Credentials {
 
 /// The effective ids of this process.
 pub fn effective() -> Credentials {
-    // getgroups fails only for a buffer that is too small, and nix sizes it.
-    let groups = getgroups().unwrap_or_default();
     Credentials {
         uid: geteuid().as_raw(),
         gid: getegid().as_raw(),
-        groups: groups.into_iter().map(Gid::as_raw).collect(),
+        groups: groups(),
         privileged: privileged_group(),
     }
+}
+
+/// The supplementary groups of this process: as many as it has. nix would ask a file of the kernel for how many it could have.
+fn groups() -> Vec<u32> {
+    // SAFETY: with room for none it writes nothing and answers how many there are.
+    let count = unsafe { libc::getgroups(0, std::ptr::null_mut()) };
+    let mut groups = vec![0; usize::try_from(count).unwrap_or(0)];
+    if groups.is_empty() {
+        return groups;
+    }
+    // SAFETY: there is room for as many as it is told.
+    let count = unsafe { libc::getgroups(count, groups.as_mut_ptr()) };
+    // It fails only where there is not room for all, and they do not change meanwhile.
+    groups.truncate(usize::try_from(count).unwrap_or(0));
+    groups
 }
 
 /// The group that this process has put aside, to borrow it.

@@ -150,10 +150,15 @@ pub(super) fn be_child(
             FAILED
         }
     }));
+    leave(code.unwrap_or(FAILED))
+}
+
+/// The end of this process, without what libraries have registered for it.
+pub fn leave(code: u8) -> ! {
     // What cannot be said has nobody to hear it.
     let _ = io::stdout().flush();
-    // SAFETY: the child leaves without running what the parent registered for its own end.
-    unsafe { libc::_exit(code.unwrap_or(FAILED).into()) }
+    // SAFETY: nothing of this process is used behind it, and what the parent of a child has registered for its own end is not run.
+    unsafe { libc::_exit(code.into()) }
 }
 
 fn begin_child(identity: Option<&Credentials>, parent: Pid) -> io::Result<()> {

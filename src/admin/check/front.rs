@@ -34,7 +34,7 @@ impl<W: Write> Findings<'_, W> {
             .lines()
             .filter(|it| !known.iter().any(|known| known == it))
         {
-            let user = &workers.front_user;
+            let user = workers.front_user();
             let advice = format!("let {user:?} have it, or set workers.front_user to who has");
             let what = format!("a server that root starts asks as {user:?}: {problem}");
             self.warning(&what, &advice)?;
