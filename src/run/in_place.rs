@@ -15,7 +15,7 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::spawn_blocking;
+use tokio::task::unconstrained;
 use tokio::time::{sleep, timeout};
 
 /// Tasks that may have a thread of their own at once.
@@ -263,7 +264,9 @@ fn hear(task: &mut Task, talkers: &Handle) -> Option<Polled> {
             let _talkers = talkers.enter();
             let (place, waker) = (home.place, context.waker().clone());
             let bell = Waker::from(Arc::new(Bell { place, waker }));
-            let polled = poll(task, &mut Context::from_waker(&bell));
+            // It is the only task here: to interrupt it is of no use, and a runtime that is left forgets whom it has interrupted.
+            let poll = poll_fn(|context| poll(task, context));
+            let polled = pin!(unconstrained(poll)).poll(&mut Context::from_waker(&bell));
             PLACE.set(Place::TALKERS);
             polled
         });
@@ -386,6 +389,32 @@ mod tests {
             let panicked = blocking(|| panic!("of no use")).await;
             assert_eq!(panicked, Err::<(), _>("panicked: of no use".into()));
         }));
+    }
+
+    /// Each of them awaits more than one thing: together more than a runtime lets one task do at once.
+    #[test]
+    fn many_parts_of_a_task() {
+        use futures_util::StreamExt;
+        use futures_util::stream::FuturesUnordered;
+
+        runtime().block_on(async {
+            let slots = Arc::new(Semaphore::new(8));
+            let all = run(async move {
+                // On a thread of its own from here on.
+                where_it_is_done().await;
+                let free = Semaphore::new(1);
+                let part = |_| async {
+                    for _ in 0..4 {
+                        drop(free.acquire().await);
+                    }
+                    let slot = Arc::clone(&slots).acquire_owned().await;
+                    blocking(move || drop(slot)).await.unwrap();
+                };
+                let parts = (0..500).map(part).collect::<FuturesUnordered<_>>();
+                assert_eq!(parts.count().await, 500);
+            });
+            timeout(Duration::from_secs(30), all).await.unwrap();
+        });
     }
 
     /// More of them than may have a thread are served all the same.

@@ -34,11 +34,14 @@ pub mod wire;
 pub mod worker;
 
 use std::future::Future;
+use std::mem;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -69,15 +72,17 @@ const INSPECTION: Duration = Duration::from_secs(60);
 
 /// The outcomes of one message, as they happen. Dropped early, nothing more is made visible: nobody would be told.
 pub struct Outcomes {
-    receive: mpsc::Receiver<(usize, Outcome)>,
-    /// That of the only recipient, on its way.
-    alone: Option<Pin<Box<dyn Future<Output = Outcome> + Send>>>,
+    /// Those that are on their way: they go on while they are waited for, or at once when nobody does any more.
+    running: FuturesUnordered<Running>,
     from: From,
 }
 
+/// One recipient's, with his index.
+type Running = Pin<Box<dyn Future<Output = (usize, Outcome)> + Send>>;
+
 /// Who would make something visible.
 enum From {
-    Elsewhere,
+    Elsewhere(mpsc::Receiver<(usize, Outcome)>),
     Here(Arc<Transaction>),
     Workers(Arc<Dispatch>),
 }
@@ -86,9 +91,8 @@ impl std::convert::From<mpsc::Receiver<(usize, Outcome)>> for Outcomes {
     /// Outcomes that come from elsewhere: there is nothing to abandon.
     fn from(receive: mpsc::Receiver<(usize, Outcome)>) -> Outcomes {
         Outcomes {
-            receive,
-            alone: None,
-            from: From::Elsewhere,
+            running: FuturesUnordered::new(),
+            from: From::Elsewhere(receive),
         }
     }
 }
@@ -96,18 +100,16 @@ impl std::convert::From<mpsc::Receiver<(usize, Outcome)>> for Outcomes {
 impl Outcomes {
     /// The next outcome with the index of its recipient; `None` when all have come. May be given up and asked again.
     pub async fn recv(&mut self) -> Option<(usize, Outcome)> {
-        let Some(alone) = &mut self.alone else {
-            return self.receive.recv().await;
-        };
-        let outcome = alone.as_mut().await;
-        self.alone = None;
-        Some((0, outcome))
+        match &mut self.from {
+            From::Elsewhere(receive) => receive.recv().await,
+            From::Here(_) | From::Workers(_) => self.running.next().await,
+        }
     }
 
     /// Nobody hears the answers any more: what is not visible yet stays so, and the MTA sends it again.
     pub fn abandon(&self) {
         match &self.from {
-            From::Elsewhere => {}
+            From::Elsewhere(_) => {}
             From::Here(transaction) => transaction.abandon(),
             From::Workers(dispatch) => dispatch.abandon(),
         }
@@ -118,8 +120,10 @@ impl Drop for Outcomes {
     fn drop(&mut self) {
         self.abandon();
         // What has become of it is written down, whoever hears of it.
-        if let (Some(alone), Ok(runtime)) = (self.alone.take(), Handle::try_current()) {
-            runtime.spawn(alone);
+        if let Ok(runtime) = Handle::try_current() {
+            for running in mem::take(&mut self.running) {
+                runtime.spawn(running);
+            }
         }
     }
 }
@@ -276,28 +280,22 @@ impl Runner {
         }
     }
 
-    /// All at once; an only one where it is asked for, without a task and a channel of its own.
+    /// All at once.
     fn deliver_each<F: Future<Output = Outcome> + Send + 'static>(
         &self,
-        mut recipients: Vec<Recipient>,
+        recipients: Vec<Recipient>,
         from: From,
         deliver: impl Fn(Runner, Recipient) -> F,
     ) -> Outcomes {
-        let (send, receive) = mpsc::channel(recipients.len().max(1));
-        let only = match recipients.len() {
-            1 => recipients.pop(),
-            _ => None,
-        };
-        for (index, recipient) in recipients.into_iter().enumerate() {
-            let (delivery, send) = (deliver(self.clone(), recipient), send.clone());
-            tokio::spawn(async move {
-                // The session may be gone; what is stored stays stored.
-                let _ = send.send((index, delivery.await)).await;
+        let running = recipients
+            .into_iter()
+            .enumerate()
+            .map(|(index, recipient)| {
+                let outcome = deliver(self.clone(), recipient);
+                Box::pin(async move { (index, outcome.await) }) as Running
             });
-        }
         Outcomes {
-            receive,
-            alone: only.map(|it| Box::pin(deliver(self.clone(), it)) as Pin<Box<_>>),
+            running: running.collect(),
             from,
         }
     }
