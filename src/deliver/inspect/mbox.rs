@@ -8,8 +8,8 @@ use crate::deliver::settings::NewMailboxPermissions;
 use crate::deliver::targets::Target;
 use crate::fault::{Code, Fault};
 use crate::maildir::create;
-use crate::mbox::append::MORE_NAMES;
 use crate::mbox::lock::Kind;
+use crate::mbox::open::MORE_NAMES;
 use crate::sys;
 use crate::sys::dir::{self, Dir, Stat};
 
