@@ -114,3 +114,23 @@ impl Addition {
         }
     }
 }
+
+/// What waits for one mbox at once, stored as one batch, for tests without threads.
+#[cfg(test)]
+pub fn add_together(
+    core: &Core,
+    waiting: &[(&Transaction, &Recipient, Retry)],
+) -> Vec<Result<Saved, Fault>> {
+    let addition = |(transaction, recipient, retry): &(&Transaction, &Recipient, Retry)| {
+        let head = transaction.message().body.head();
+        let targets =
+            super::resolve::resolve(&core.settings, &core.settings, recipient, Some(head));
+        let plan = super::inspect::inspect(&core.settings, &targets?, core.identity()).0?;
+        Addition::new(core, transaction, recipient, &Arc::new(plan), retry)
+    };
+    let batch: Result<Vec<_>, Fault> = waiting.iter().map(addition).collect();
+    match batch {
+        Ok(batch) => batch::add(core, batch),
+        Err(fault) => waiting.iter().map(|_| Err(fault.clone())).collect(),
+    }
+}
