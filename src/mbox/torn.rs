@@ -148,18 +148,19 @@ impl Note {
         if !is_written(file, self.offset, line.as_bytes(), size)? {
             return Ok(Left::Mail);
         }
-        // The last one of which anything is there, and where somebody else's could begin behind its line.
-        let (mut last, mut behind) = (self.offset, self.offset + line.len() as u64);
+        // Those of which anything is there.
+        let mut starts = vec![self.offset];
         for length in &self.lengths {
-            let next = last + length;
+            let next = starts[starts.len() - 1] + length;
             if next >= size {
                 break;
             }
             if !is_written(file, next, FROM, size)? {
                 return Ok(Left::Mail);
             }
-            (last, behind) = (next, next + FROM.len() as u64);
+            starts.push(next);
         }
+        let last = starts[starts.len() - 1];
         let left = if count_zeros(file, self.offset, size)? > self.zeros {
             Left::Torn(self.size)
         } else if size < end && is_cut(file, last, size)? {
@@ -168,10 +169,14 @@ impl Note {
         } else {
             Left::Mail
         };
-        match is_from_behind(file, behind.min(size), size)? {
-            true => Ok(Left::Mail),
-            false => Ok(left),
+        let mut behind = self.offset + line.len() as u64;
+        for next in starts.into_iter().skip(1).chain([size]) {
+            if is_from_behind(file, behind, next)? {
+                return Ok(Left::Mail);
+            }
+            behind = next + FROM.len() as u64;
         }
+        Ok(left)
     }
 }
 
