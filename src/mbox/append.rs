@@ -248,7 +248,7 @@ impl<'a> Open<'a> {
             offset: rooms[0].offset,
             zeros: 0,
             lengths: Vec::new(),
-            from_line: messages[0].from_line.to_owned(),
+            mark: torn::mark(messages[0].from_line),
         });
         note.zeros += rooms.iter().map(|room| room.zeros).sum::<u64>();
         let lengths = rooms.iter().map(|room| room.end - room.offset);

@@ -22,9 +22,19 @@ const NOTE: &str = "user.postroom.appending";
 /// How much of the message is looked at for the end of its header, bytes.
 const MAX_HEADER: usize = 1 << 20;
 const PIECE: usize = 64 * 1024;
+/// A line `From ` is no longer, bytes.
+const MAX_LINE: u64 = 1024;
 const FROM: &[u8] = b"From ";
 /// Line ends between a message and the next one, at most.
 const MAX_GAP: u64 = 2;
+
+/// What tells a line `From ` without its end from others (FNV-1a): short enough for a note to lie in the inode of an ext4.
+pub fn mark(from_line: &str) -> u32 {
+    let bytes = from_line.bytes();
+    bytes.fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
+}
 
 /// Messages that are being added.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +47,8 @@ pub struct Note {
     pub zeros: u64,
     /// Bytes of each, without a gap between them.
     pub lengths: Vec<u64>,
-    /// Of the first one, without its end.
-    pub from_line: String,
+    /// The [mark] of the first one's line.
+    pub mark: u32,
 }
 
 /// What is left of messages that were being added.
@@ -82,15 +92,13 @@ pub fn remove(
 impl Note {
     /// What cannot be noted is not.
     pub fn write(&self, file: &File) {
-        let lengths: Vec<String> = self.lengths.iter().map(u64::to_string).collect();
-        let Note {
-            size,
-            offset,
-            zeros,
-            from_line,
-            ..
-        } = self;
-        let text = format!("{size} {offset} {zeros} {} {from_line}", lengths.join(","));
+        let mut text = format!(
+            "{} {} {} {:x}",
+            self.size, self.offset, self.zeros, self.mark
+        );
+        self.lengths
+            .iter()
+            .for_each(|length| text.push_str(&format!(" {length}")));
         let _ = fault_point::pass().and_then(|()| file.set_xattr(NOTE, text.as_bytes()));
     }
 
@@ -105,16 +113,14 @@ impl Note {
 
     fn parse(text: Vec<u8>) -> Option<Note> {
         let text = String::from_utf8(text).ok()?;
-        let mut words = text.splitn(5, ' ');
+        let mut words = text.split(' ');
         let mut number = || words.next()?.parse().ok();
-        let (size, offset, zeros) = (number()?, number()?, number()?);
-        let lengths = words.next()?.split(',').map(str::parse);
         Some(Note {
-            size,
-            offset,
-            zeros,
-            lengths: lengths.collect::<Result<_, _>>().ok()?,
-            from_line: words.next()?.to_owned(),
+            size: number()?,
+            offset: number()?,
+            zeros: number()?,
+            mark: u32::from_str_radix(words.next()?, 16).ok()?,
+            lengths: words.map(str::parse).collect::<Result<_, _>>().ok()?,
         })
     }
 
@@ -130,7 +136,7 @@ impl Note {
             return Ok(Left::Mail);
         };
         // A longer one has been written to by others.
-        if size <= self.size || size > end || !self.from_line.starts_with("From ") {
+        if size <= self.size || size > end {
             return Ok(Left::Mail);
         }
         if size <= self.offset {
@@ -144,10 +150,9 @@ impl Note {
                 Left::Mail
             });
         }
-        let line = format!("{}\n", self.from_line);
-        if !is_written(file, self.offset, line.as_bytes(), size)? {
+        let Some(line) = self.first_line(file, size)? else {
             return Ok(Left::Mail);
-        }
+        };
         // Those of which anything is there.
         let mut starts = vec![self.offset];
         for length in &self.lengths {
@@ -169,7 +174,7 @@ impl Note {
         } else {
             Left::Mail
         };
-        let mut behind = self.offset + line.len() as u64;
+        let mut behind = self.offset + line;
         for next in starts.into_iter().skip(1).chain([size]) {
             if is_from_behind(file, behind, next)? {
                 return Ok(Left::Mail);
@@ -177,6 +182,21 @@ impl Note {
             behind = next + FROM.len() as u64;
         }
         Ok(left)
+    }
+
+    /// Bytes of the line `From ` of the first message, as far as it is there; none: that is not its line.
+    fn first_line(&self, file: &File, size: u64) -> io::Result<Option<u64>> {
+        if !is_written(file, self.offset, FROM, size)? {
+            return Ok(None);
+        }
+        let mut start = vec![0; (size - self.offset).min(MAX_LINE) as usize];
+        read_exact_at(file, &mut start, self.offset)?;
+        let end = start.iter().position(|byte| matches!(byte, b'\n' | 0));
+        let line = &start[..end.unwrap_or(start.len())];
+        // Cut, or with a hole, it is nobody's line yet.
+        let is_whole = end.is_some_and(|end| start[end] == b'\n');
+        let is_its = !is_whole || str::from_utf8(line).is_ok_and(|line| mark(line) == self.mark);
+        Ok(is_its.then_some(line.len() as u64))
     }
 }
 
@@ -297,7 +317,7 @@ mod tests {
             offset: OLD.len() as u64,
             zeros: 0,
             lengths: vec![length as u64],
-            from_line: LINE.into(),
+            mark: mark(LINE),
         }
     }
 

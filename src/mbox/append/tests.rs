@@ -304,7 +304,7 @@ fn an_inbox_of_somebody_else() {
             offset: OLD.len() as u64,
             zeros: 0,
             lengths: vec![1000],
-            from_line: FROM.into(),
+            mark: torn::mark(FROM),
         };
         note.write(&file);
         let demands = Demands { owner, ..demands() };

@@ -20,7 +20,7 @@ fuzz_target!(|input: (&[u8], u8, &[u8], bool, Vec<u16>)| {
         offset: size + u64::from(gap % 4),
         zeros: 0,
         lengths: lengths.iter().copied().map(u64::from).collect(),
-        from_line: FROM.into(),
+        mark: torn::mark(FROM),
     };
     let mut starts = vec![note.offset];
     note.lengths.iter().for_each(|length| starts.push(starts[starts.len() - 1] + length));
