@@ -152,8 +152,11 @@ impl<M, A> Drop for Lead<'_, M, A> {
             .done
             .extend(self.members.drain(..).map(|member| (member, lost())));
         state.leading = None;
+        let is_awaited = state.asleep > 0;
+        // Whoever wakes up needs it.
+        drop(state);
         // A system call, also where nobody waits.
-        if state.asleep > 0 {
+        if is_awaited {
             self.queue.changed.notify_all();
         }
     }
