@@ -478,3 +478,38 @@ fn what_cannot_be_taken_back() {
     let next = format!("{FROM}\nR: p\nS: next\nContent-Length: 2\n\nn\n\n");
     assert_eq!(fs::read_to_string(&path).unwrap(), format!("{OLD}{next}"));
 }
+
+/// A note that could not be taken away says nothing of a message that failed: what stands in its place is somebody else's.
+#[test]
+fn a_note_that_is_left() {
+    let (bodies, _) = three();
+    for step in 0.. {
+        let root = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = root.path().join("box");
+        fs::write(&path, OLD).unwrap();
+        let mbox = Mbox::at(Dir::open(root.path()).unwrap(), path.clone()).unwrap();
+        let demands = demands();
+        let mut open = mbox.lock(&demands, Duration::MAX, |_| Ok(false)).unwrap();
+        open.write(&[message(&bodies[0])]).unwrap();
+        fault_point::arm(0, fault_point::FAILURES[7]);
+        assert!(open.write(&[message(&bodies[1])]).is_err());
+        fault_point::disarm();
+        fault_point::arm(step, fault_point::ERRNOS[0]);
+        let sure = open.make_sure();
+        let fired = !fault_point::disarm();
+        drop(open);
+        if sure.is_ok() {
+            let mut text = fs::read_to_string(&path).unwrap();
+            assert!(text.ends_with("\n\none\n\n"), "step {step}: {text}");
+            text.push_str("From z\n\n\0\0\n\n");
+            fs::write(&path, &text).unwrap();
+            append(&path, "S: next\n\nn\n", None).unwrap();
+            let after = fs::read_to_string(&path).unwrap();
+            assert!(after.starts_with(&text), "step {step}: {after}");
+        }
+        if !fired {
+            assert!(step > 3, "only {step} steps");
+            break;
+        }
+    }
+}
