@@ -1,6 +1,7 @@
 //! Every step of a delivery fails once, in every way that matters: after each failure nothing of the message stays, the
 //! answer is temporary, and the next try delivers it exactly once.
 
+mod batch;
 mod one;
 mod several;
 

@@ -510,6 +510,112 @@ fn many_writers() {
     }
 }
 
+/// Those that wait for an mbox are appended together, also by two ways to it: each is there once and whole, in the order of its place
+/// and of its UID, which is the one that was said.
+#[test]
+fn many_connections() {
+    const CONNECTIONS: usize = 16;
+    const EACH: usize = 6;
+    if not_root() {
+        return;
+    }
+    let subjects = "import mailbox, sys\n\
+        for message in mailbox.mbox(sys.argv[1]):\n\
+        \tprint(message['Subject'], len(message.get_payload()))\n";
+    for version in VERSIONS {
+        let store = Store::new();
+        let config = mixed(&store);
+        let Some(dovecot) = dovecot(version, &store) else {
+            return;
+        };
+        let file = store.path("spool/alice");
+        lda(&config, "INBOX", b"Subject: first\n\n");
+        let mut imap = Imap::login(dovecot.port, "alice");
+        imap.select("INBOX");
+        imap.command("LOGOUT");
+        let link = store.path("home/bob/mail/linked");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(MAIL), Some(MAIL)).unwrap();
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let body = |name: &str| format!("{name}\nFrom me\n").repeat(name.len() * 40);
+        // Where a message went: its subject, its UID if one was said.
+        let said = Mutex::new(Vec::new());
+        for ways in [
+            ["alice@example.test"; 2],
+            ["alice@example.test", "bob+#mbox/linked@example.test"],
+        ] {
+            std::thread::scope(|scope| {
+                for connection in 0..CONNECTIONS {
+                    let (server, said) = (&server, &said);
+                    scope.spawn(move || {
+                        let mut client = server.client();
+                        for number in 0..EACH {
+                            let (first, way) = (ways[0], ways[number % 2]);
+                            let name =
+                                format!("{}-{connection}-{number}", usize::from(way != first));
+                            let name = format!("{name}-{}", usize::from(ways[0] != ways[1]));
+                            let message = format!("Subject: {name}\n\n{}", body(&name));
+                            let replies = client.deliver(&[way], message.as_bytes());
+                            assert!(replies[0].starts_with("250 "), "{replies:?}");
+                            said.lock()
+                                .unwrap()
+                                .push((name, support::uid_of(&replies[0])));
+                        }
+                    });
+                }
+            });
+        }
+        let said = said.into_inner().unwrap();
+        let with_uid: BTreeMap<u32, &str> = said
+            .iter()
+            .filter_map(|(name, uid)| Some(((*uid)?, name.as_str())))
+            .collect();
+        let count = said.iter().filter(|(_, uid)| uid.is_some()).count();
+        assert!(
+            with_uid.len() == count && count >= CONNECTIONS * EACH,
+            "{count}: {}",
+            server.log()
+        );
+        let text = fs::read(&file).unwrap();
+        let left = split(&text);
+        assert_eq!(left.len(), 1 + said.len(), "{version:?}");
+        let bodies: BTreeMap<&str, &[u8]> = left
+            .iter()
+            .map(|(name, body)| (name.as_str(), *body))
+            .collect();
+        for (name, _) in &said {
+            let want = quoted(body(name).as_bytes());
+            let found = bodies.get(name.as_str()).map(|it| it.trim_ascii_end());
+            assert_eq!(found, Some(want.trim_ascii_end()), "{version:?}: {name}");
+        }
+        let in_order: Vec<&str> = left.iter().map(|(name, _)| name.as_str()).collect();
+        let named: Vec<&str> = with_uid.values().copied().collect();
+        let known = in_order.iter().filter(|name| named.contains(name));
+        assert_eq!(known.copied().collect::<Vec<_>>(), named, "{version:?}");
+        let mut python = Command::new("/usr/bin/python3");
+        let python = python.args(["-c", subjects]).arg(&file).output().unwrap();
+        let shown = String::from_utf8(python.stdout).unwrap();
+        let shown: Vec<&str> = shown
+            .lines()
+            .filter_map(|it| it.split(' ').next())
+            .collect();
+        assert_eq!(shown, in_order, "{version:?}");
+        let mut imap = Imap::login(dovecot.port, "alice");
+        assert_eq!(imap.select("INBOX"), left.len(), "{version:?}");
+        for message in imap.fetch_all() {
+            let subject = support::subject(&message.bytes);
+            let known = with_uid.get(&message.uid);
+            assert!(
+                known.is_none_or(|name| *name == subject),
+                "{version:?}: {subject}"
+            );
+        }
+        imap.command("LOGOUT");
+        assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+        assert!(!file.with_extension("lock").exists());
+    }
+}
+
 /// Readers that know no Content-Length.
 fn read_by_others(folder: &Path, config: &Path, messages: &[Vec<u8>]) {
     let own = folder.join("own");

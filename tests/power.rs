@@ -1,4 +1,4 @@
-//! Power cuts: six clients deliver to every kind of mailbox while the disk goes off. Whatever had a 250 by then is there
+//! Power cuts: eight clients deliver to every kind of mailbox, three of them to one mbox, while the disk goes off. Whatever had a 250 by then is there
 //! afterwards, whole, with the UID that its reply said; and no UID ever stands for two messages.
 //!
 //! `POSTROOM_POWER_CUTS` cuts (`tests/powercut --cuts 1000`), half of them on ext4 and half on xfs.
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use support::imap::Imap;
 use support::mount::{Disk, FileSystem, is_done_apart};
 use support::peers::{Dovecot, Version, lines_of};
-use support::places::{self, PLACES, Place};
+use support::places::{self, MBOX, PLACES, Place};
 use support::random::Random;
 use support::{
     Lmtp, MAIL, PATIENCE, Server, Store, as_user, not_root, program, run_with_input, subject,
@@ -66,10 +66,16 @@ fn mailbox_of(place: &Place, cut: usize, number: usize) -> String {
 }
 
 /// Delivers until something fails.
-fn deliver_until_the_end(socket: &Path, place: &Place, cut: usize, stored: &Mutex<Vec<Stored>>) {
+fn deliver_until_the_end(
+    socket: &Path,
+    place: &Place,
+    name: &str,
+    cut: usize,
+    stored: &Mutex<Vec<Stored>>,
+) {
     let mut client = Lmtp::connect(socket);
     for number in 0.. {
-        let id = format!("{cut}-{}-{number}", place.kind);
+        let id = format!("{cut}-{}{name}-{number}", place.kind);
         let mailbox = mailbox_of(place, cut, number);
         let address = match *place == places::NEW {
             true => format!("alice+{mailbox}@x"),
@@ -121,9 +127,10 @@ fn cut(
     let stored = Mutex::new(Vec::new());
     let mut counted = 0;
     thread::scope(|scope| {
-        for place in &PLACES {
+        let first = PLACES.iter().map(|place| (place, ""));
+        for (place, name) in first.chain([(&MBOX, "-two"), (&MBOX, "-three")]) {
             let (stored, socket) = (&stored, server.socket.clone());
-            scope.spawn(move || deliver_until_the_end(&socket, place, number, stored));
+            scope.spawn(move || deliver_until_the_end(&socket, place, name, number, stored));
         }
         // Not when nothing has happened yet, and at any moment then.
         let (wanted, began) = (10 + random.below(40) as usize, Instant::now());

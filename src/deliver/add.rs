@@ -1,25 +1,38 @@
-//! The doing, for an mbox: one message behind the others, and Dovecot's index told of it where it is in step with the file.
+//! The doing, for an mbox: a message behind the others, together with those that wait for it, and Dovecot's index told of them where it
+//! is in step with the file.
 
-use std::io::{self, ErrorKind};
-use std::time::Instant;
+mod batch;
+mod step;
+
+use std::sync::Arc;
 
 use super::Core;
 use super::announce;
-use super::carry_out::Transaction;
+use super::carry_out::{Heard, Transaction};
 use super::header::added_headers;
 use super::inspect::Plan;
 use super::outcome::Saved;
 use super::retry::Retry;
 use super::settings::MailFsync;
 use crate::fault::Fault;
-use crate::index::{self, Log, Pair, State, log};
-use crate::mailbox::path::Paths;
 use crate::maildir::create;
-use crate::mbox::append::{Appended, Demands, Mbox, Message, Open};
 use crate::mbox::from_line::from_line;
-use crate::mbox::text::Uid;
-use crate::message::Recipient;
-use crate::sys::dir::Dir;
+use crate::mbox::open::{Demands, Mbox};
+use crate::message::{Message, Recipient};
+
+/// A message that waits for its mbox.
+#[derive(Debug)]
+pub struct Addition {
+    mbox: Mbox,
+    demands: Demands,
+    plan: Arc<Plan>,
+    retry: Retry,
+    heard: Heard,
+    message: Arc<Message>,
+    from_line: String,
+    /// Fields that come before its own.
+    header: Vec<u8>,
+}
 
 /// Adds the message to the mbox of the plan. On any failure the file is as it was.
 pub fn add(
@@ -29,179 +42,95 @@ pub fn add(
     plan: Plan,
     retry: &Retry,
 ) -> Result<Saved, Fault> {
-    let settings = &core.settings;
-    let message = transaction.message();
-    let target = &plan.target;
-    let folders = match (&plan.create, target.paths.mailbox.parent()) {
+    let folders = match (&plan.create, plan.target.paths.mailbox.parent()) {
         (Some(permission), Some(folder)) => Some(create::directory(folder, permission)?.1),
         _ => None,
     };
-    let shown = settings.delivery_address.of(recipient);
-    let header = added_headers(message, shown.as_ref(), settings.adds_received);
-    let from_line = from_line(&message.envelope.sender, &jiff::Zoned::now());
-    let locking = match target.paths.mailbox.is_symlink() {
-        true => &settings.mbox.locking.clone().of_linked(),
-        false => &settings.mbox.locking,
-    };
-    let demands = Demands {
-        locking,
-        quoting: settings.mbox.quoting,
-        sync: settings.mail_fsync != MailFsync::Never,
-        make: plan.create.as_ref(),
-        owner: target.own_inbox.then_some(plan.links.uid),
-    };
-    let added = Message {
-        from_line: &from_line,
-        header: &header,
-        body: &message.body,
-        flags: plan.flags,
-        uid: None,
-    };
-    let mut remarks: Vec<String> = plan.dropped.iter().cloned().collect();
-    let paths = &target.paths;
-    let holder = plan.links.open_holder(&paths.root, &paths.mailbox);
-    let (holder, path) =
-        holder.map_err(|error| Fault::io(format!("open {}", paths.mailbox.display()), &error))?;
-    let mbox = Mbox::at(holder, path)?;
-    transaction.check_heard()?;
-    let began = Instant::now();
-    let open = mbox.lock(demands, |size| has_seen(core, paths, size))?;
-    let locked = began.elapsed();
-    transaction.check_heard()?;
-    if let Some(saved) = retry.find(&plan, open.stat().identity()) {
-        return Ok(saved);
-    }
-    let step = Step::find(core, &target.paths, &open).unwrap_or_else(|why| {
-        remarks.push(format!("no UID yet: {why}"));
-        None
-    });
-    let uid = step.as_ref().map(|step| step.uid(&plan, &open));
-    let appended = open.append(&Message { uid, ..added })?;
-    let uid = uid.map(|uid| uid.uid).filter(|_| appended.is_last);
-    if !appended.is_last {
-        remarks.push("no UID yet: somebody has added behind it without a lock".into());
-    }
-    match (step, uid) {
-        (Some(step), Some(uid)) => {
-            if let Err(why) = step.tell(&plan, &open, &appended, uid) {
-                remarks.push(format!("{} is left to Dovecot: {why}", Pair::MAILBOX.log()));
-            }
-        }
-        _ if !plan.keywords.is_empty() => {
-            let why = "Dovecot has not looked at the file since it was last written";
-            remarks.push(format!("stored without {}: {why}", plan.keywords));
-        }
-        _ => {}
-    }
+    let plan = Arc::new(plan);
+    let addition = Addition::new(core, transaction, recipient, &plan, retry)?;
+    let key = addition.mbox.key()?;
+    let store = |batch| batch::add(core, batch);
+    let mut saved = core.mboxes.join(key, addition, store)?;
     if let Some(folders) = folders {
         folders.keep();
-        remarks.extend(announce::to_list_index(core, &target.paths));
-        remarks.extend(announce::to_subscriptions(target));
+        let told = announce::to_list_index(core, &plan.target.paths);
+        saved.remarks.extend(told);
+        saved
+            .remarks
+            .extend(announce::to_subscriptions(&plan.target));
     }
-    Ok(Saved {
-        file: format!("{}@{}", target.paths.mailbox.display(), appended.offset),
-        uid,
-        size: appended.size,
-        mode: appended.stat.mode,
-        gid: appended.stat.gid,
-        locked,
-        remarks,
-        ..Saved::nothing(&plan, appended.stat.identity())
-    })
+    Ok(saved)
 }
 
-/// Whether Dovecot may know more than `size` bytes of the file. Err: nobody can tell now.
-fn has_seen(core: &Core, paths: &Paths, size: u64) -> io::Result<bool> {
-    let dir = match paths.index.as_deref().map(Dir::open) {
-        Some(Err(error)) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        // An index in memory: nobody can tell, ever.
-        None => return Ok(true),
-        Some(dir) => dir?,
+impl Addition {
+    fn new(
+        core: &Core,
+        transaction: &Transaction,
+        recipient: &Recipient,
+        plan: &Arc<Plan>,
+        retry: &Retry,
+    ) -> Result<Addition, Fault> {
+        let (settings, message) = (&core.settings, transaction.shared_message());
+        let paths = &plan.target.paths;
+        let shown = settings.delivery_address.of(recipient);
+        let locking = settings.mbox.locking.clone();
+        let demands = Demands {
+            locking: match paths.mailbox.is_symlink() {
+                true => locking.of_linked(),
+                false => locking,
+            },
+            quoting: settings.mbox.quoting,
+            sync: settings.mail_fsync != MailFsync::Never,
+            make: plan.create.clone(),
+            owner: plan.target.own_inbox.then_some(plan.links.uid),
+        };
+        let holder = plan.links.open_holder(&paths.root, &paths.mailbox);
+        let doing = || format!("open {}", paths.mailbox.display());
+        let (holder, path) = holder.map_err(|error| Fault::io(doing(), &error))?;
+        Ok(Addition {
+            mbox: Mbox::at(holder, path)?,
+            demands,
+            plan: Arc::clone(plan),
+            retry: retry.clone(),
+            heard: transaction.heard().clone(),
+            from_line: from_line(&message.envelope.sender, &jiff::Zoned::now()),
+            header: added_headers(message, shown.as_ref(), settings.adds_received),
+            message: Arc::clone(message),
+        })
+    }
+
+    /// Whether one lock does for both, and one look at one index.
+    fn is_alike(&self, other: &Addition) -> bool {
+        self.mbox.path() == other.mbox.path()
+            && self.demands == other.demands
+            && self.plan.target.paths.index == other.plan.target.paths.index
+    }
+
+    /// Its answer, where it needs no bytes in the mbox `identity`: it has them, or nobody hears of it any more. Asked under the lock.
+    fn is_known(&self, identity: (u64, u64)) -> Option<Result<Saved, Fault>> {
+        match self.heard.check() {
+            Err(fault) => Some(Err(fault)),
+            Ok(()) => self.retry.find(&self.plan, identity).map(Ok),
+        }
+    }
+}
+
+/// What waits for one mbox at once, stored as one batch, for tests without threads.
+#[cfg(test)]
+pub fn add_together(
+    core: &Core,
+    waiting: &[(&Transaction, &Recipient, Retry)],
+) -> Vec<Result<Saved, Fault>> {
+    let addition = |(transaction, recipient, retry): &(&Transaction, &Recipient, Retry)| {
+        let head = transaction.message().body.head();
+        let targets =
+            super::resolve::resolve(&core.settings, &core.settings, recipient, Some(head));
+        let plan = super::inspect::inspect(&core.settings, &targets?, core.identity()).0?;
+        Addition::new(core, transaction, recipient, &Arc::new(plan), retry)
     };
-    match Log::look(&dir, Pair::MAILBOX, &core.walks) {
-        Ok(None) => Ok(false),
-        Ok(Some(state)) => Ok(state.mbox.size() > size),
-        // Of a later Dovecot, or broken: mail does not wait for it.
-        Err(error) if error.kind() == ErrorKind::InvalidData => {
-            let torn = Log::look_at_torn(&dir, Pair::MAILBOX)?;
-            Ok(torn.is_none_or(|state| state.mbox.size() > size))
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// An index that knows all of the file: then the next UID is known too. Its log is locked behind the file, as by Dovecot.
-struct Step {
-    log: Log,
-    state: State,
-    /// Where the file has the last UID; none in an empty one.
-    last_uid_at: Option<u64>,
-}
-
-impl Step {
-    /// None: there is no index, or it is not in step. Err: why nobody knows.
-    fn find(core: &Core, paths: &Paths, open: &Open<'_>) -> Result<Option<Step>, String> {
-        let Some((index, method)) = paths.index.as_deref().zip(core.settings.index_log) else {
-            return Ok(None);
-        };
-        let dir = match Dir::open(index) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(|error| error.to_string())?,
-        };
-        let file = index.join(Pair::MAILBOX.log());
-        let until = std::time::Instant::now() + log::TIMEOUT;
-        let take = |timeout| Log::lock(&dir, Pair::MAILBOX, method, &core.walks, timeout);
-        let log = core.busy.take(&file, log::TIMEOUT, until, take);
-        let Some(log) = log.map_err(|error| error.to_string())? else {
-            return Ok(None);
-        };
-        let state = log.state();
-        if state.validity == 0 || !state.mbox.is_up_to_date(open.stat()) {
-            return Ok(None);
-        }
-        let last_uid = open.last_uid(state.validity);
-        let last_uid = last_uid.map_err(|error| error.to_string())?;
-        // Written by somebody who has given more: a UID is never lowered.
-        let is_known = match last_uid {
-            None => open.stat().size == 0,
-            Some((_, last)) => last < state.next_uid,
-        };
-        let last_uid_at = last_uid.map(|(at, _)| at);
-        Ok(is_known.then_some(Step {
-            log,
-            state,
-            last_uid_at,
-        }))
-    }
-
-    fn uid<'p>(&self, plan: &'p Plan, open: &Open<'_>) -> Uid<'p> {
-        let is_first = open.stat().size == 0;
-        Uid {
-            uid: self.state.next_uid,
-            validity: is_first.then_some(self.state.validity),
-            keywords: &plan.keywords,
-        }
-    }
-
-    fn tell(
-        mut self,
-        plan: &Plan,
-        open: &Open<'_>,
-        appended: &Appended,
-        uid: u32,
-    ) -> Result<(), String> {
-        let text = |error: io::Error| error.to_string();
-        let stat = match self.last_uid_at {
-            Some(at) => open.set_last_uid(at, uid).map_err(text)?,
-            None => appended.stat,
-        };
-        let mut transaction = index::Transaction::default();
-        transaction.mbox(&stat);
-        transaction.append(&[(uid, plan.flags.index_bits())]);
-        transaction.mbox_offset(uid, appended.offset.saturating_sub(1));
-        for keyword in plan.keywords.iter() {
-            transaction.keyword(keyword, [uid]);
-        }
-        self.log.append(transaction).map_err(text)
+    let batch: Result<Vec<_>, Fault> = waiting.iter().map(addition).collect();
+    match batch {
+        Ok(batch) => batch::add(core, batch),
+        Err(fault) => waiting.iter().map(|_| Err(fault.clone())).collect(),
     }
 }

@@ -64,6 +64,10 @@ impl Transaction {
         self.recipients
     }
 
+    pub fn heard(&self) -> &Heard {
+        &self.heard
+    }
+
     pub fn shared_message(&self) -> &Arc<Message> {
         &self.message
     }
@@ -97,6 +101,14 @@ impl Heard {
 
     pub fn abandon(&self) {
         self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    /// How long it is until nobody does any more.
+    pub fn left(&self) -> Duration {
+        match self.abandoned.load(Ordering::Relaxed) {
+            true => Duration::ZERO,
+            false => DEADLINE.saturating_sub(self.begun.elapsed()),
+        }
     }
 
     pub fn check(&self) -> Result<(), Fault> {
@@ -186,7 +198,8 @@ pub fn carry_out(
             paths: plan.target.paths.clone(),
             heard: transaction.heard.clone(),
         };
-        core.queues.publish(&publishing, message)
+        let store = |batch| publishing.publish(batch);
+        core.maildirs.join(mailbox.identity(), message, store)
     };
     let published = match publish(written) {
         // Too many links, or a file system that has none: a copy of its own.

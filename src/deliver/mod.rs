@@ -40,6 +40,7 @@ use std::sync::{Arc, OnceLock};
 use crate::fault::{Code, Fault};
 use crate::index::Walks;
 use crate::maildir::filename::Names;
+use crate::mbox::open::Key;
 use crate::message::{Message, Recipient};
 use crate::sys;
 use crate::sys::credentials::{self, Credentials};
@@ -60,7 +61,9 @@ pub use targets::{Target, Targets};
 #[derive(Debug)]
 pub struct Core {
     settings: Settings,
-    queues: queue::Queues,
+    /// By device and inode of `new/`.
+    maildirs: queue::Queues<(u64, u64), publish::Message, publish::Published>,
+    mboxes: queue::Queues<Key, add::Addition, Saved>,
     /// What is known of Dovecot's index logs.
     walks: Walks,
     busy: busy::Busy,
@@ -75,7 +78,8 @@ impl Core {
         let names = Names::new(&sys::process::hostname(), std::process::id());
         Core {
             settings,
-            queues: queue::Queues::default(),
+            maildirs: queue::Queues::default(),
+            mboxes: queue::Queues::default(),
             walks: Walks::default(),
             busy: busy::Busy::default(),
             names,

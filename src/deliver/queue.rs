@@ -1,15 +1,15 @@
 //! One queue per mailbox: whoever waits for it joins the next batch.
 //!
-//! The first to come publishes what is there (each message gets its name, then one directory sync for all); those that
-//! come while it does so wait, and one of them publishes the next batch. A message is answered after the sync that covers
-//! it, never before.
+//! The first to come stores what is there (in a Maildir each message gets its name, then one directory sync for all; in an mbox all
+//! are appended under one lock, by one sync); those that come while it does so wait, and one of them stores the next batch. A message
+//! is answered after the sync that covers it, never before.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::publish::{Message, Published, Publishing};
 use crate::fault::{Code, Fault};
 
 /// A batch that takes longer hangs: not everybody waits for its end then.
@@ -17,38 +17,60 @@ const STALLED: Duration = Duration::from_secs(5);
 /// How many still do.
 const MAX_WAITING: usize = 16;
 
-/// The queues of one process, by device and inode of `new/`.
-#[derive(Debug, Default)]
-pub struct Queues(Mutex<HashMap<(u64, u64), Arc<Queue>>>);
+/// The queues of one process, by what tells their mailboxes apart: messages `M` become answers `A`.
+#[derive(Debug)]
+pub struct Queues<K, M, A>(Mutex<HashMap<K, Arc<Queue<M, A>>>>);
 
-#[derive(Debug, Default)]
-struct Queue {
-    state: Mutex<State>,
+#[derive(Debug)]
+struct Queue<M, A> {
+    state: Mutex<State<M, A>>,
     changed: Condvar,
 }
 
-#[derive(Debug, Default)]
-struct State {
+#[derive(Debug)]
+struct State<M, A> {
     next: u64,
-    waiting: Vec<(u64, Message)>,
-    /// Since when a batch is being published.
+    waiting: Vec<(u64, M)>,
+    /// Since when a batch is being stored.
     leading: Option<Instant>,
-    done: HashMap<u64, Result<Published, Fault>>,
+    done: HashMap<u64, Result<A, Fault>>,
     /// How many wait to be woken.
     asleep: usize,
 }
 
-impl Queues {
-    /// Makes the message visible and durable, unless nobody hears of it any more by then: behind a store that hangs it may
-    /// wait longer than its client.
-    pub fn publish(
+impl<K, M, A> Default for Queues<K, M, A> {
+    fn default() -> Self {
+        Queues(Mutex::default())
+    }
+}
+
+impl<M, A> Default for Queue<M, A> {
+    fn default() -> Self {
+        let state = State {
+            next: 0,
+            waiting: Vec::new(),
+            leading: None,
+            done: HashMap::new(),
+            asleep: 0,
+        };
+        Queue {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash, M, A> Queues<K, M, A> {
+    /// Has the message stored in the mailbox `key`, by whoever leads: `store` answers for each of a batch, in their order. Behind a store
+    /// that hangs a message may wait longer than its client.
+    pub fn join(
         &self,
-        publishing: &Publishing<'_>,
-        message: Message,
-    ) -> Result<Published, Fault> {
-        let key = publishing.mailbox.identity();
-        let queue = Arc::clone(lock(&self.0).entry(key).or_default());
-        let result = queue.publish(publishing, message);
+        key: K,
+        message: M,
+        store: impl FnMut(Vec<M>) -> Vec<Result<A, Fault>>,
+    ) -> Result<A, Fault> {
+        let queue = Arc::clone(lock(&self.0).entry(key.clone()).or_default());
+        let result = queue.join(message, store);
         let mut queues = lock(&self.0);
         // The map and this call hold it: nobody waits, and an idle mailbox costs nothing.
         if Arc::strong_count(&queue) == 2 {
@@ -58,8 +80,12 @@ impl Queues {
     }
 }
 
-impl Queue {
-    fn publish(&self, publishing: &Publishing<'_>, message: Message) -> Result<Published, Fault> {
+impl<M, A> Queue<M, A> {
+    fn join(
+        &self,
+        message: M,
+        mut store: impl FnMut(Vec<M>) -> Vec<Result<A, Fault>>,
+    ) -> Result<A, Fault> {
         let mut state = lock(&self.state);
         let own = state.next;
         state.next += 1;
@@ -91,20 +117,20 @@ impl Queue {
                 members: batch.iter().map(|(member, _)| *member).collect(),
             };
             let batch = batch.into_iter().map(|(_, message)| message).collect();
-            lead.settle(publishing.publish(batch));
+            lead.settle(store(batch));
             state = lock(&self.state);
         }
     }
 }
 
 /// The duty to answer every member of a batch, whatever happens to its leader.
-struct Lead<'a> {
-    queue: &'a Queue,
+struct Lead<'a, M, A> {
+    queue: &'a Queue<M, A>,
     members: Vec<u64>,
 }
 
-impl Lead<'_> {
-    fn settle(mut self, results: Vec<Result<Published, Fault>>) {
+impl<M, A> Lead<'_, M, A> {
+    fn settle(mut self, results: Vec<Result<A, Fault>>) {
         let members = mem::take(&mut self.members);
         lock(&self.queue.state)
             .done
@@ -112,7 +138,7 @@ impl Lead<'_> {
     }
 }
 
-impl Drop for Lead<'_> {
+impl<M, A> Drop for Lead<'_, M, A> {
     fn drop(&mut self) {
         let lost = || {
             Err(Fault::new(
@@ -126,8 +152,11 @@ impl Drop for Lead<'_> {
             .done
             .extend(self.members.drain(..).map(|member| (member, lost())));
         state.leading = None;
+        let is_awaited = state.asleep > 0;
+        // Whoever wakes up needs it.
+        drop(state);
         // A system call, also where nobody waits.
-        if state.asleep > 0 {
+        if is_awaited {
             self.queue.changed.notify_all();
         }
     }
@@ -144,6 +173,7 @@ mod tests {
 
     use super::super::busy::Busy;
     use super::super::carry_out::Heard;
+    use super::super::publish::{Message, Publishing};
     use super::*;
     use crate::deliver::carry_out::DEADLINE;
     use crate::index::Walks;
@@ -198,7 +228,7 @@ mod tests {
                         sync_index: false,
                         index_log: None,
                     };
-                    queue.publish(&publishing, message)
+                    queue.join(message, |batch| publishing.publish(batch))
                 });
                 while lock(&queue.state).waiting.is_empty() && !waiting.is_finished() {
                     thread::yield_now();

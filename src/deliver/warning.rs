@@ -124,7 +124,9 @@ fn deliver(core: &Core, quota: &Quota, warning: &Warning) -> Result<bool, Fault>
         paths: paths.clone(),
         heard: Heard::from_now(),
     };
-    core.queues.publish(&publishing, message)?;
+    core.maildirs.join(mailbox.identity(), message, |batch| {
+        publishing.publish(batch)
+    })?;
     // What it says of itself is no reason to fail.
     let _ = maildirsize::add(quota, size);
     Ok(true)

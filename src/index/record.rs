@@ -223,10 +223,12 @@ impl Transaction {
         );
     }
 
-    /// Where in the mbox a message begins, behind the messages themselves: at the line end before it.
-    pub fn mbox_offset(&mut self, uid: u32, offset: u64) {
+    /// Where in the mbox messages begin, by their UIDs, behind the messages themselves: at the line end before each.
+    pub fn mbox_offsets(&mut self, offsets: &[(u32, u64)]) {
         self.extension(mbox::NAME, mbox::HEADER as u32, mbox::RECORD, mbox::ALIGN);
-        let payload = [&uid.to_le_bytes()[..], &offset.to_le_bytes()].concat();
+        let record =
+            |(uid, offset): &(u32, u64)| [&uid.to_le_bytes()[..], &offset.to_le_bytes()].concat();
+        let payload: Vec<u8> = offsets.iter().flat_map(record).collect();
         self.record(EXT_REC_UPDATE, &payload);
     }
 

@@ -9,9 +9,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::sys;
-use crate::sys::dir::{self, Dir};
+use crate::sys::dir::{Dir, Stat};
 use crate::sys::dotlock::{Asking, Dotlock, Holds};
 use crate::sys::file_lock::{self, Method};
+
+/// Between two tries at a dotlock: at first, and at last.
+const PAUSE: Duration = Duration::from_millis(1);
+const MAX_PAUSE: Duration = Duration::from_millis(25);
 
 /// Programs that lock by the name of a user may look at whose lock it is.
 const DOTLOCK_MODE: u32 = 0o644;
@@ -81,6 +85,8 @@ pub struct Locked {
     // Released by its end: after the dotlock.
     dotlock: Option<Dotlock>,
     pub file: File,
+    /// As it was then.
+    pub stat: Stat,
 }
 
 impl Locked {
@@ -95,38 +101,57 @@ enum Asked {
     Locked(Option<Dotlock>),
     /// By whom.
     Busy(&'static str),
+    /// The same of the first lock: nothing else is held, so the kernel can wait for it.
+    BusyKernel(Method, &'static str),
 }
 
 impl Locking {
     /// Opens and locks `name` in `dir`, which `open` opens, and makes where it is missing. [`ErrorKind::TimedOut`] when somebody
-    /// holds one of the locks for too long.
+    /// holds one of the locks for too long, and for longer than `patience`.
     pub fn lock(
         &self,
         dir: &Dir,
         name: &str,
-        open: impl Fn() -> io::Result<File>,
+        patience: Duration,
+        open: impl Fn() -> io::Result<(File, Stat)>,
     ) -> io::Result<Locked> {
-        let until = Instant::now() + self.timeout;
-        let mut asking = None;
-        let mut pause = Duration::from_millis(2);
+        let until = Instant::now() + self.timeout.min(patience);
+        let left = || until.saturating_duration_since(Instant::now());
+        let busy = |who| {
+            let why = format!("{name} is locked by {who}");
+            io::Error::new(ErrorKind::TimedOut, why)
+        };
+        let (mut asking, mut pause) = (None, PAUSE);
+        let (mut file, mut opened) = open()?;
         loop {
-            let file = open()?;
-            let busy = match self.ask(dir, name, &file, &mut asking)? {
-                Asked::Locked(dotlock) if is_in_place(dir, name, &file)? => {
-                    return Ok(Locked { dotlock, file });
+            let who = match self.ask(dir, name, &file, &mut asking)? {
+                Asked::Locked(dotlock) => {
+                    if let Some(stat) = in_place(dir, name, opened.identity())? {
+                        let locked = Locked {
+                            dotlock,
+                            file,
+                            stat,
+                        };
+                        return Ok(locked);
+                    }
+                    // Somebody has written it anew meanwhile.
+                    "another writer"
                 }
-                // Somebody has written it anew meanwhile.
-                Asked::Locked(_) => "another writer",
+                Asked::BusyKernel(method, who) => {
+                    if left().is_zero() || !file_lock::wait(&file, method, left())? {
+                        return Err(busy(who));
+                    }
+                    continue;
+                }
                 Asked::Busy(who) => who,
             };
             drop(file);
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let why = format!("{name} is locked by {busy}");
-                return Err(io::Error::new(ErrorKind::TimedOut, why));
+            if left().is_zero() {
+                return Err(busy(who));
             }
-            thread::sleep(pause.min(left));
-            pause = (pause * 3 / 2).min(Duration::from_millis(50));
+            thread::sleep(pause.min(left()));
+            pause = (pause * 2).min(MAX_PAUSE);
+            (file, opened) = open()?;
         }
     }
 
@@ -142,15 +167,17 @@ impl Locking {
         // away only by who has the other locks: a living holder has those too.
         let is_kernels = |kind: &&Kind| matches!(kind, Kind::Fcntl | Kind::Flock);
         let (kernels, dotlocks): (Vec<_>, Vec<_>) = self.kinds.iter().partition(is_kernels);
-        for kind in kernels.into_iter().chain(dotlocks) {
+        for (place, kind) in kernels.into_iter().chain(dotlocks).enumerate() {
+            let (method, who) = match kind {
+                Kind::Flock => (Method::Flock, "a process with a flock lock"),
+                _ => (Method::Fcntl, "a process with a fcntl lock"),
+            };
             match kind {
-                Kind::Fcntl if !file_lock::try_lock(file, Method::Fcntl)? => {
-                    return Ok(Asked::Busy("a process with a fcntl lock"));
+                Kind::Fcntl | Kind::Flock if file_lock::try_lock(file, method)? => {}
+                Kind::Fcntl | Kind::Flock if place == 0 => {
+                    return Ok(Asked::BusyKernel(method, who));
                 }
-                Kind::Flock if !file_lock::try_lock(file, Method::Flock)? => {
-                    return Ok(Asked::Busy("a process with a flock lock"));
-                }
-                Kind::Fcntl | Kind::Flock => {}
+                Kind::Fcntl | Kind::Flock => return Ok(Asked::Busy(who)),
                 Kind::Dotlock | Kind::DotlockTry => match self.ask_for_dotlock(dir, name, asking) {
                     Ok(Some(lock)) => dotlock = Some(lock),
                     Ok(None) => return Ok(Asked::Busy("a process with a dotlock")),
@@ -183,12 +210,11 @@ fn cannot_be_made(error: &io::Error) -> bool {
     sys::is_read_only(error) || error.kind() == ErrorKind::StorageFull
 }
 
-/// Whether the file of this name is still the one that is open.
-pub fn is_in_place(dir: &Dir, name: &str, file: &File) -> io::Result<bool> {
-    let own = dir::stat_file(file)?;
+/// The file of this name, as it is now, if it is still this one.
+pub fn in_place(dir: &Dir, name: &str, identity: (u64, u64)) -> io::Result<Option<Stat>> {
     match dir.stat_name(name) {
-        Ok(there) => Ok(own.identity() == there.identity()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Ok(stat) => Ok(Some(stat).filter(|stat| stat.identity() == identity)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -215,17 +241,21 @@ mod tests {
             let path = root.path().join("box");
             fs::write(&path, "").unwrap();
             let dir = Dir::open(root.path()).unwrap();
-            let open = || dir.open_to_change("box");
+            let open = || dir.open_to_change_and_stat("box");
             let locking = |kinds: &[Kind]| Locking {
                 kinds: kinds.to_vec(),
                 timeout: Duration::from_millis(100),
                 ..Locking::default()
             };
-            let other = locking(theirs).lock(&dir, "box", open).unwrap();
-            let own = locking(ours).lock(&dir, "box", open);
+            let other = locking(theirs)
+                .lock(&dir, "box", Duration::MAX, open)
+                .unwrap();
+            let own = locking(ours).lock(&dir, "box", Duration::MAX, open);
             assert_eq!(own.is_ok(), is_free, "{ours:?} {theirs:?} {own:?}");
             drop((own, other));
-            locking(ours).lock(&dir, "box", open).unwrap();
+            locking(ours)
+                .lock(&dir, "box", Duration::MAX, open)
+                .unwrap();
             assert_eq!(dir.names().unwrap(), ["box"]);
         }
     }
@@ -236,7 +266,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = Dir::open(root.path()).unwrap();
         fs::write(root.path().join("box"), "").unwrap();
-        let open = || dir.open_to_change("box");
+        let open = || dir.open_to_change_and_stat("box");
         let kinds = |kinds: [Kind; 2]| Locking {
             kinds: kinds.to_vec(),
             timeout: Duration::from_secs(20),
@@ -247,7 +277,7 @@ mod tests {
                 let (dir, open) = (&dir, &open);
                 scope.spawn(move || {
                     for _ in 0..50 {
-                        drop(kinds(order).lock(dir, "box", open).unwrap());
+                        drop(kinds(order).lock(dir, "box", Duration::MAX, open).unwrap());
                     }
                 });
             }

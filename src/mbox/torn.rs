@@ -1,9 +1,11 @@
-//! The beginning of a message that a killed delivery has left at the end of an mbox.
+//! The beginning of messages that a killed delivery has left at the end of an mbox.
 //!
-//! Who adds a message notes first, as an attribute of the file, where it begins and how. The next delivery finds the note under the
-//! lock. It removes what is there only if it is still that beginning: the same line `From `, a body that is shorter than its
-//! Content-Length says, or has holes, and nothing of anybody else behind it. It stays where that cannot be told: on a file system without
-//! attributes, where Dovecot keeps its index in memory, and where a line of the body could be somebody else's `From `.
+//! Who adds messages notes first, as an attribute of the file, where each of them begins. The next delivery finds the note under the
+//! lock. It removes what is there only if it is still that beginning: the same first line `From `, each message where it was to begin, the
+//! last one shorter than its Content-Length says, or any of them with holes, and nothing of anybody else behind. Where the last one is cut
+//! the others stay: they are whole. Where there are holes all go: none of them was synced, and so none is promised. It stays where that
+//! cannot be told: on a file system without attributes, where Dovecot keeps its index in memory, and where a line of the body could be
+//! somebody else's `From `.
 
 use std::fs::File;
 use std::io;
@@ -20,27 +22,45 @@ const NOTE: &str = "user.postroom.appending";
 /// How much of the message is looked at for the end of its header, bytes.
 const MAX_HEADER: usize = 1 << 20;
 const PIECE: usize = 64 * 1024;
+/// A line `From ` is no longer, bytes.
+const MAX_LINE: u64 = 1024;
 const FROM: &[u8] = b"From ";
+/// Line ends between a message and the next one, at most.
+const MAX_GAP: u64 = 2;
 
-/// A message that is being added.
+/// What tells a line `From ` without its end from others (FNV-1a): short enough for a note to lie in the inode of an ext4.
+pub fn mark(from_line: &str) -> u32 {
+    let bytes = from_line.bytes();
+    bytes.fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
+}
+
+/// Messages that are being added.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Note {
+pub struct Note {
     /// The size of the file before.
-    size: u64,
-    /// Where the line `From ` begins.
-    offset: u64,
-    /// NUL bytes of the message. A power cut may leave the whole length, and zeros where nothing was written yet.
-    zeros: u64,
-    from_line: String,
+    pub size: u64,
+    /// Where the line `From ` of the first one begins.
+    pub offset: u64,
+    /// NUL bytes of all. A power cut may leave the whole length, and zeros where nothing was written yet.
+    pub zeros: u64,
+    /// Bytes of each, without a gap between them.
+    pub lengths: Vec<u64>,
+    /// The [mark] of the first one's line.
+    pub mark: u32,
 }
 
-/// Notes that a message with so many NUL bytes is added behind `size`. What cannot be noted is not.
-pub fn note(file: &File, size: u64, offset: u64, zeros: u64, from_line: &str) {
-    let text = format!("{size} {offset} {zeros} {from_line}");
-    let _ = fault_point::pass().and_then(|()| file.set_xattr(NOTE, text.as_bytes()));
+/// What is left of messages that were being added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// Whole messages, or what others have made of it.
+    Mail,
+    /// Their beginning: from here on it goes.
+    Torn(u64),
 }
 
-/// The message is whole, or gone.
+/// The messages are whole, or gone.
 pub fn forget(file: &File) {
     let _ = fault_point::pass().and_then(|()| file.remove_xattr(NOTE));
 }
@@ -52,78 +72,156 @@ pub fn remove(
     stat: Stat,
     has_seen: impl FnOnce(u64) -> io::Result<bool>,
 ) -> io::Result<Stat> {
-    let Some(note) = read(file)? else {
+    let Some(note) = Note::read(file)? else {
         return Ok(stat);
     };
-    let is_torn = note.is_beginning(file, stat.size)? && !has_seen(note.size)?;
-    if is_torn {
-        dir::set_file_size(file, note.size)?;
-    }
+    let removed = match note.left(file, stat.size)? {
+        Left::Torn(from) if !has_seen(note.size)? => {
+            dir::set_file_size(file, from)?;
+            true
+        }
+        _ => false,
+    };
     forget(file);
-    match is_torn {
+    match removed {
         true => dir::stat_file(file),
         false => Ok(stat),
     }
 }
 
-/// None: nothing is noted, or nothing can be. Err: nobody can tell now whether the end of the file is a message.
-fn read(file: &File) -> io::Result<Option<Note>> {
-    match fault_point::pass().and_then(|()| file.get_xattr(NOTE)) {
-        Ok(text) => Ok(text.and_then(Note::parse)),
-        Err(error) if sys::is_unsupported(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 impl Note {
+    /// What cannot be noted is not.
+    pub fn write(&self, file: &File) {
+        let mut text = format!(
+            "{} {} {} {:x}",
+            self.size, self.offset, self.zeros, self.mark
+        );
+        self.lengths
+            .iter()
+            .for_each(|length| text.push_str(&format!(" {length}")));
+        let _ = fault_point::pass().and_then(|()| file.set_xattr(NOTE, text.as_bytes()));
+    }
+
+    /// None: nothing is noted, or nothing can be. Err: nobody can tell now whether the end of the file is a message.
+    fn read(file: &File) -> io::Result<Option<Note>> {
+        match fault_point::pass().and_then(|()| file.get_xattr(NOTE)) {
+            Ok(text) => Ok(text.and_then(Note::parse)),
+            Err(error) if sys::is_unsupported(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn parse(text: Vec<u8>) -> Option<Note> {
         let text = String::from_utf8(text).ok()?;
-        let mut words = text.splitn(4, ' ');
+        let mut words = text.split(' ');
+        let mut number = || words.next()?.parse().ok();
         Some(Note {
-            size: words.next()?.parse().ok()?,
-            offset: words.next()?.parse().ok()?,
-            zeros: words.next()?.parse().ok()?,
-            from_line: words.next()?.to_owned(),
+            size: number()?,
+            offset: number()?,
+            zeros: number()?,
+            mark: u32::from_str_radix(words.next()?, 16).ok()?,
+            lengths: words.map(str::parse).collect::<Result<_, _>>().ok()?,
         })
     }
 
-    /// Whether the end of the file is the beginning of the message, and no more.
-    fn is_beginning(&self, file: &File, size: u64) -> io::Result<bool> {
-        let line = format!("{}\n", self.from_line);
-        if size <= self.size || self.size > self.offset || !line.starts_with("From ") {
-            return Ok(false);
+    /// Where the last one ends.
+    fn end(&self) -> Option<u64> {
+        let mut lengths = self.lengths.iter();
+        lengths.try_fold(self.offset, |end, length| end.checked_add(*length))
+    }
+
+    fn left(&self, file: &File, size: u64) -> io::Result<Left> {
+        let gap = self.offset.checked_sub(self.size);
+        let (Some(end), Some(0..=MAX_GAP)) = (self.end(), gap) else {
+            return Ok(Left::Mail);
+        };
+        // A longer one has been written to by others.
+        if size <= self.size || size > end {
+            return Ok(Left::Mail);
         }
         if size <= self.offset {
             // Not even the line: the gap.
-            let mut gap = vec![0; (size - self.size).min(2) as usize];
+            let mut gap = vec![0; (size - self.size) as usize];
             read_exact_at(file, &mut gap, self.size)?;
-            return Ok(self.offset - self.size <= 2 && gap.iter().all(|&byte| byte == b'\n'));
+            let is_gap = gap.iter().all(|&byte| byte == b'\n');
+            return Ok(if is_gap {
+                Left::Torn(self.size)
+            } else {
+                Left::Mail
+            });
         }
-        let length = (size - self.offset).min(MAX_HEADER as u64) as usize;
-        let mut start = vec![0; length];
-        read_exact_at(file, &mut start, self.offset)?;
-        let known = start.len().min(line.len());
-        let after = self.offset + known as u64;
-        let pairs = || start[..known].iter().zip(line.as_bytes());
-        if !pairs().all(|(&byte, &noted)| byte == noted || byte == 0) {
-            return Ok(false);
-        }
-        if pairs().any(|(&byte, _)| byte == 0) {
-            // A power cut: room was had, and nothing was written to it yet.
-            return Ok(!is_from_behind(file, after, size)?);
-        }
-        let header = &start[known..];
-        let is_whole = match memmem::find(header, b"\n\n") {
-            Some(end) => match content_length(&header[..end + 1]) {
-                Some(body) => size >= self.offset + (known + end + 2) as u64 + body,
-                None => true,
-            },
-            // A header of this size is nobody's.
-            None => start.len() == MAX_HEADER,
+        let Some(line) = self.first_line(file, size)? else {
+            return Ok(Left::Mail);
         };
-        let is_torn = !is_whole || count_zeros(file, self.offset, size)? > self.zeros;
-        Ok(is_torn && !is_from_behind(file, after, size)?)
+        // Those of which anything is there.
+        let mut starts = vec![self.offset];
+        for length in &self.lengths {
+            let next = starts[starts.len() - 1] + length;
+            if next >= size {
+                break;
+            }
+            if !is_written(file, next, FROM, size)? {
+                return Ok(Left::Mail);
+            }
+            starts.push(next);
+        }
+        let last = starts[starts.len() - 1];
+        let left = if count_zeros(file, self.offset, size)? > self.zeros {
+            Left::Torn(self.size)
+        } else if size < end && is_cut(file, last, size)? {
+            // With the gap before the first one.
+            Left::Torn(if last == self.offset { self.size } else { last })
+        } else {
+            Left::Mail
+        };
+        let mut behind = self.offset + line;
+        for next in starts.into_iter().skip(1).chain([size]) {
+            if is_from_behind(file, behind, next)? {
+                return Ok(Left::Mail);
+            }
+            behind = next + FROM.len() as u64;
+        }
+        Ok(left)
     }
+
+    /// Bytes of the line `From ` of the first message, as far as it is there; none: that is not its line.
+    fn first_line(&self, file: &File, size: u64) -> io::Result<Option<u64>> {
+        if !is_written(file, self.offset, FROM, size)? {
+            return Ok(None);
+        }
+        let mut start = vec![0; (size - self.offset).min(MAX_LINE) as usize];
+        read_exact_at(file, &mut start, self.offset)?;
+        let end = start.iter().position(|byte| matches!(byte, b'\n' | 0));
+        let line = &start[..end.unwrap_or(start.len())];
+        // Cut, or with a hole, it is nobody's line yet.
+        let is_whole = end.is_some_and(|end| start[end] == b'\n');
+        let is_its = !is_whole || str::from_utf8(line).is_ok_and(|line| mark(line) == self.mark);
+        Ok(is_its.then_some(line.len() as u64))
+    }
+}
+
+/// Whether this is what stands at `at`, as far as the file goes, and anything was written there.
+fn is_written(file: &File, at: u64, text: &[u8], size: u64) -> io::Result<bool> {
+    let mut bytes = vec![0; (size - at).min(text.len() as u64) as usize];
+    read_exact_at(file, &mut bytes, at)?;
+    let mut pairs = bytes.iter().zip(text);
+    Ok(pairs.all(|(&byte, &written)| byte == written || byte == 0))
+}
+
+/// Whether the message of ours that begins at `start` goes on behind the end of the file, by what it says itself.
+fn is_cut(file: &File, start: u64, size: u64) -> io::Result<bool> {
+    let mut text = vec![0; (size - start).min(MAX_HEADER as u64) as usize];
+    read_exact_at(file, &mut text, start)?;
+    Ok(match memmem::find(&text, b"\n\n") {
+        // Without its length it is not as we write it.
+        Some(header) => content_length(&text[..header + 1]).is_some_and(|body| {
+            size < start
+                .saturating_add((header + 2) as u64)
+                .saturating_add(body)
+        }),
+        // A header of this size is nobody's.
+        None => text.len() < MAX_HEADER,
+    })
 }
 
 fn read_exact_at(file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
@@ -212,22 +310,34 @@ mod tests {
     const NEW: &str =
         "S: Letter From me\nContent-Length: 33\n\nI am From B\n>From x at 07:02 Mon\n\n";
 
-    /// What is left of an mbox that ends so.
-    fn left(end: &str) -> String {
-        left_of(end, 0)
+    /// One message with a line behind `OLD`, which was to have so many bytes.
+    fn note(length: usize) -> Note {
+        Note {
+            size: OLD.len() as u64,
+            offset: OLD.len() as u64,
+            zeros: 0,
+            lengths: vec![length as u64],
+            mark: mark(LINE),
+        }
     }
 
-    /// The same where the message was to have so many NUL bytes.
-    fn left_of(end: &str, zeros: u64) -> String {
+    /// What is left of an mbox that ends so, where `LINE` and `NEW` were being added.
+    fn left(end: &str) -> String {
+        left_of(end, &note(LINE.len() + 1 + NEW.len()))
+    }
+
+    /// The same where others were.
+    fn left_of(end: &str, note: &Note) -> String {
         let root = tempfile::tempdir_in("/var/tmp").unwrap();
         let path = root.path().join("box");
         fs::write(&path, OLD).unwrap();
         let mut file = File::options().read(true).append(true).open(&path).unwrap();
-        note(&file, OLD.len() as u64, OLD.len() as u64, zeros, LINE);
-        assert!(read(&file).unwrap().is_some(), "no attributes in /var/tmp");
+        note.write(&file);
+        let noted = Note::read(&file).unwrap();
+        assert_eq!(noted.as_ref(), Some(note), "no attributes in /var/tmp");
         file.write_all(end.as_bytes()).unwrap();
         let stat = remove(&file, dir::stat_file(&file).unwrap(), |_| Ok(false)).unwrap();
-        assert_eq!(read(&file).unwrap(), None);
+        assert_eq!(Note::read(&file).unwrap(), None);
         let text = fs::read_to_string(path).unwrap();
         assert_eq!(stat.size as usize, text.len());
         text
@@ -256,7 +366,7 @@ mod tests {
                 let path = root.path().join("box");
                 fs::write(&path, format!("{OLD}{LINE}\n{}", &NEW[..NEW.len() - 9])).unwrap();
                 let file = File::options().read(true).write(true).open(&path).unwrap();
-                note(&file, OLD.len() as u64, OLD.len() as u64, 0, LINE);
+                note(LINE.len() + 1 + NEW.len()).write(&file);
                 let stat = dir::stat_file(&file).unwrap();
                 fault_point::arm(step, failure);
                 let removed = remove(&file, stat, |_| Ok(false));
@@ -286,9 +396,13 @@ mod tests {
     #[test]
     fn room_that_was_never_written_to_goes() {
         for length in [1, 4, 40, 100_000] {
-            assert_eq!(left(&"\0".repeat(length)), OLD, "{length}");
-            let theirs = format!("{}\n\n{OLD}", "\0".repeat(length));
-            assert_eq!(left(&theirs), format!("{OLD}{theirs}"), "{length}");
+            let zeros = "\0".repeat(length);
+            assert_eq!(left_of(&zeros, &note(100_000)), OLD, "{length}");
+            let theirs = format!("{zeros}\n\n{OLD}");
+            for room in [length, 200_000] {
+                let left = left_of(&theirs, &note(room));
+                assert_eq!(left, format!("{OLD}{theirs}"), "{length} {room}");
+            }
         }
     }
 
@@ -305,8 +419,12 @@ mod tests {
         }
         // What was sent with them stays.
         let sent = whole.replace("I am", "\0\0am");
-        assert_eq!(left_of(&sent, 2), format!("{OLD}{sent}"));
-        assert_eq!(left_of(&sent, 1), OLD);
+        let noted = |zeros| Note {
+            zeros,
+            ..note(sent.len())
+        };
+        assert_eq!(left_of(&sent, &noted(2)), format!("{OLD}{sent}"));
+        assert_eq!(left_of(&sent, &noted(1)), OLD);
     }
 
     #[test]
@@ -317,6 +435,77 @@ mod tests {
             for gap in ["", "\n", "\n\n", ">", "\n>"] {
                 let end = format!("{}{gap}{theirs}", &whole[..length]);
                 assert_eq!(left(&end), format!("{OLD}{end}"), "{length}");
+            }
+        }
+    }
+
+    /// Three at once, as they stand in the file, with where each of them begins and the last one ends.
+    fn batch() -> (String, Vec<usize>, Note) {
+        let more = [
+            "From x@b  Mon Nov 02 07:02:09 2026",
+            "From c@d  Tue Nov 03 07:02:09 2026",
+        ];
+        let texts = [
+            format!("{LINE}\n{NEW}"),
+            format!("{}\nS: x\nContent-Length: 2\n\nb\n\n", more[0]),
+            format!("{}\nS: y\nContent-Length: 5\n\n\nFor\n\n", more[1]),
+        ];
+        let lengths = texts.iter().map(String::len);
+        let starts = lengths
+            .clone()
+            .scan(0, |at, length| Some(std::mem::replace(at, *at + length)));
+        let all = texts.concat();
+        let starts = starts.chain([all.len()]).collect();
+        let lengths = lengths.map(|length| length as u64).collect();
+        (all, starts, Note { lengths, ..note(0) })
+    }
+
+    /// Those before it are whole.
+    #[test]
+    fn of_a_batch_the_message_that_is_cut_goes() {
+        let (all, starts, note) = batch();
+        for length in 0..=all.len() {
+            let whole = starts.iter().rev().find(|&&start| start <= length).unwrap();
+            // All but the empty line behind its body.
+            let has_body = starts.contains(&(length + 1));
+            let left_over = if has_body { length } else { *whole };
+            let want = format!("{OLD}{}", &all[..left_over]);
+            assert_eq!(left_of(&all[..length], &note), want, "{length}");
+        }
+    }
+
+    /// None of them was synced.
+    #[test]
+    fn of_a_batch_with_holes_nothing_stays() {
+        let (all, starts, note) = batch();
+        for from in (0..all.len()).step_by(3) {
+            for to in [from + 1, from + 70, all.len()] {
+                for length in [all.len(), starts[2] + 20]
+                    .into_iter()
+                    .filter(|&it| it > from)
+                {
+                    let to = to.min(length);
+                    let hole = "\0".repeat(to - from);
+                    let text = format!("{}{hole}{}", &all[..from], &all[to..length]);
+                    assert_eq!(left_of(&text, &note), OLD, "{from}..{to} of {length}");
+                }
+            }
+        }
+    }
+
+    /// Behind a batch of which any part is there, or in place of what somebody has cut away.
+    #[test]
+    fn what_somebody_else_has_added_to_a_batch_stays() {
+        let theirs = "From z  Mon Nov 02 07:02:09 2026\nS: z\n\nz\n\n";
+        let (all, _, note) = batch();
+        for length in 0..=all.len() {
+            for gap in ["", "\n", "\n\n"] {
+                let end = format!("{}{gap}{theirs}", &all[..length]);
+                assert_eq!(
+                    left_of(&end, &note),
+                    format!("{OLD}{end}"),
+                    "{length} {gap:?}"
+                );
             }
         }
     }

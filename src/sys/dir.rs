@@ -189,6 +189,17 @@ impl Dir {
         self.open_and_stat(name.as_ref(), OFlag::O_RDWR | OFlag::O_NOFOLLOW)
     }
 
+    /// The same of an mbox: where it is our own, reading it does not count as that.
+    pub fn open_to_change_unread(&self, name: &str) -> io::Result<(File, Stat)> {
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW;
+        match self.open_and_stat(name.as_ref(), flags | OFlag::O_NOATIME) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                self.open_and_stat(name.as_ref(), flags)
+            }
+            opened => opened,
+        }
+    }
+
     /// Opens a regular file for appending.
     pub fn open_to_append(&self, name: &str) -> io::Result<File> {
         let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_NOFOLLOW;

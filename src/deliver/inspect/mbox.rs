@@ -8,8 +8,8 @@ use crate::deliver::settings::NewMailboxPermissions;
 use crate::deliver::targets::Target;
 use crate::fault::{Code, Fault};
 use crate::maildir::create;
-use crate::mbox::append::MORE_NAMES;
 use crate::mbox::lock::Kind;
+use crate::mbox::open::MORE_NAMES;
 use crate::sys;
 use crate::sys::dir::{self, Dir, Stat};
 
@@ -57,7 +57,10 @@ impl Inspection<'_> {
             return self.cannot_add(target, path, error);
         }
         // Its lock lies beside the file, not beside a symlink to it.
-        let real = path.canonicalize();
+        let real = match path.is_symlink() {
+            true => path.canonicalize(),
+            false => Ok(path.clone()),
+        };
         let real =
             real.map_err(|error| Fault::io(format!("look at {}", path.display()), &error))?;
         if let Some(refusal) = self.check_dotlock(target, &real)? {

@@ -1,13 +1,15 @@
-//! An mbox: whatever is in the file stays, and whatever is added is one message that says how long it is.
+//! An mbox: whatever is in the file stays, and whatever is added are two messages that say how long they are.
 #![no_main]
 
 use std::fs;
+use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use memchr::memmem;
 use postroom::mailbox::link::Links;
-use postroom::mbox::append::{Demands, Mbox, Message};
+use postroom::mbox::append::Message;
 use postroom::mbox::lock::Locking;
+use postroom::mbox::open::{Demands, Mbox};
 use postroom::mbox::text::Quoting;
 use postroom::message::Flags;
 use postroom::message::body::{BodyWriter, Spool};
@@ -29,13 +31,13 @@ fuzz_target!(|both: (&[u8], &[u8])| {
     let (dir, path) = links.open_holder(root.path(), &path).unwrap();
     let mbox = Mbox::at(dir, path.clone()).unwrap();
     let demands = Demands {
-        locking: &Locking::default(),
+        locking: Locking::default(),
         quoting: Quoting::Mboxrd,
         sync: false,
         make: None,
         owner: None,
     };
-    let open = mbox.lock(demands, |_| Ok(false)).unwrap();
+    let mut open = mbox.lock(&demands, Duration::MAX, |_| Ok(false)).unwrap();
     let validity = u32::from_be_bytes([0, 0, 0, file.len() as u8]);
     if let Some((at, _)) = open.last_uid(validity).unwrap() {
         let digits = &before[at as usize..at as usize + 10];
@@ -51,10 +53,16 @@ fuzz_target!(|both: (&[u8], &[u8])| {
         flags: Flags::default(),
         uid: None,
     };
-    let appended = open.append(&added).unwrap();
+    let appended = open.write(&[added, added]).unwrap();
+    open.make_sure().unwrap();
     let after = fs::read(&path).unwrap();
     assert!(after.starts_with(&before));
-    let text = &after[appended.offset as usize..];
+    let end = appended[1].offset + appended[1].size;
+    assert_eq!((appended[0].offset + appended[0].size, end), (appended[1].offset, after.len() as u64));
+    appended.iter().for_each(|one| check(&after[one.offset as usize..][..one.size as usize]));
+});
+
+fn check(text: &[u8]) {
     let text = text.strip_prefix(format!("{FROM}\n").as_bytes()).unwrap();
     let end = memmem::find(text, b"\n\n").unwrap();
     let (header, body) = (&text[..end], &text[end + 2..]);
@@ -67,4 +75,4 @@ fuzz_target!(|both: (&[u8], &[u8])| {
     }
     assert!(!body.starts_with(b"From ") && memmem::find(body, b"\nFrom ").is_none());
     assert!(body.ends_with(b"\n"));
-});
+}
