@@ -273,7 +273,7 @@ impl Transaction {
             let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(copies.entry(sort).or_default())
         };
-        // Held while the first one writes: the others need its bytes, synced.
+        // Held while the first one writes: the others need its bytes.
         let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(written) = cell.as_ref().filter(|written| written.remark.is_none()) {
             return Ok(Arc::clone(written));

@@ -1,7 +1,7 @@
 //! One queue per mailbox: whoever waits for it joins the next batch.
 //!
-//! The first to come stores what is there (in a Maildir each message gets its name, then one directory sync for all; in an mbox all
-//! are appended under one lock, by one sync); those that come while it does so wait, and one of them stores the next batch. A message
+//! The first to come stores what is there (in a Maildir each message gets its name, then they share their syncs; in an mbox all are
+//! appended under one lock, by one sync); those that come while it does so wait, and one of them stores the next batch. A message
 //! is answered after the sync that covers it, never before.
 
 use std::collections::HashMap;

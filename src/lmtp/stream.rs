@@ -18,7 +18,7 @@ use crate::sys::watched::{Socket, watch};
 /// Comes along when its task [moves](crate::run::in_place) between threads.
 ///
 /// It is told when there is something to read, and only while something cannot be written that there is room: a client that takes its
-/// answer wakes nobody.
+/// answer wakes nobody. One side waits at a time: a reader that waits beside a writer is forgotten when that moves.
 #[derive(Debug)]
 pub struct Stream<S: AsRawFd> {
     /// None after it could not be registered.

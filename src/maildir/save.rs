@@ -25,6 +25,8 @@ use crate::sys::write_back;
 
 /// Names tried before giving up: the first one is always free, unless someone plays games.
 const MAX_NAMES: usize = 10;
+/// Bytes that arrive while the locks are taken; for more of them nobody else is to wait.
+const AT_ONCE: u64 = 64 * 1024;
 
 /// A complete message that has no name in `new/` yet. Copies for other mailboxes can be linked to it.
 #[derive(Debug)]
@@ -49,8 +51,20 @@ pub struct Written {
 enum Durability {
     /// As far as they have to.
     Done,
-    /// On their way, and what their only sync has come to: one that is asked again may hide a failure.
-    UnderWay(OnceLock<Result<(), Option<i32>>>),
+    /// On their way: whether they have arrived, and whether they are synced. Each is asked once, for all names of the message: a failure is
+    /// told once, and whoever asks again hears that all is well.
+    UnderWay { arrived: Once, synced: Once },
+}
+
+/// The answer to what is asked once: an errno where there is one.
+type Once = OnceLock<Result<(), Option<i32>>>;
+
+fn once(answer: &Once, ask: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let ask = || ask().map_err(|error| error.raw_os_error());
+    answer.get_or_init(ask).map_err(|errno| match errno {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::other("its bytes are not on the disk"),
+    })
 }
 
 /// How a message is to be written.
@@ -63,19 +77,33 @@ pub struct Demands {
 }
 
 impl Written {
+    /// Sends its bytes on their way.
+    fn start(&mut self) -> io::Result<()> {
+        write_back::start(&self.file)?;
+        self.durability = Durability::UnderWay {
+            arrived: Once::new(),
+            synced: Once::new(),
+        };
+        Ok(())
+    }
+
+    /// Whatever happens from here on, it is not seen without its bytes.
+    fn arrive(&self) -> io::Result<()> {
+        match &self.durability {
+            Durability::Done => Ok(()),
+            Durability::UnderWay { arrived, .. } => once(arrived, || write_back::wait(&self.file)),
+        }
+    }
+
     /// True: the names that it had before are durable too. False: it was synced when it did not have all of them.
     fn sync(&self) -> io::Result<bool> {
-        let Durability::UnderWay(synced) = &self.durability else {
+        let Durability::UnderWay { synced, .. } = &self.durability else {
             return Ok(false);
         };
         let mut is_synced_now = false;
-        let sync = || {
+        let synced = once(synced, || {
             is_synced_now = true;
-            dir::sync_file(&self.file).map_err(|error| error.raw_os_error())
-        };
-        let synced = synced.get_or_init(sync).map_err(|errno| match errno {
-            Some(errno) => io::Error::from_raw_os_error(errno),
-            None => io::Error::other("it is not synced"),
+            dir::sync_file(&self.file)
         });
         synced.map(|()| is_synced_now)
     }
@@ -91,7 +119,7 @@ impl Drop for Written {
 }
 
 impl Maildir {
-    /// Writes `header` and `body` into a file that nobody sees, with the mailbox's mode and group, synced.
+    /// Writes `header` and `body` into a file that nobody sees, with the mailbox's mode and group, synced or on its way to the disk.
     pub fn write(
         &self,
         names: &Names,
@@ -121,8 +149,11 @@ impl Maildir {
             let began = Instant::now();
             match write_back::is_ordered(&written.file, self.device()) {
                 true => {
-                    write_back::start(&written.file).map_err(failed)?;
-                    written.durability = Durability::UnderWay(OnceLock::new());
+                    written.start().map_err(failed)?;
+                    // Nobody else waits yet.
+                    if written.size > AT_ONCE {
+                        written.arrive().map_err(failed)?;
+                    }
                 }
                 false => dir::sync_file(&written.file).map_err(failed)?,
             }
@@ -209,9 +240,7 @@ impl Maildir {
             false => Some(self.cur().map_err(failed)?),
         };
         let place = cur.as_ref().unwrap_or(&self.new);
-        if let Durability::UnderWay(_) = written.durability {
-            write_back::wait(&written.file).map_err(failed)?;
-        }
+        written.arrive().map_err(failed)?;
         for _ in 0..MAX_NAMES {
             let name = wanted.take().unwrap_or_else(|| names.unique());
             let name = filename::with_sizes(&name, written.size, written.virtual_size);
@@ -251,7 +280,7 @@ impl Maildir {
         for (written, name) in linked {
             let is_durable = match written.durability {
                 Durability::Done => false,
-                Durability::UnderWay(_) => is_committed() || written.sync()?,
+                Durability::UnderWay { .. } => is_committed() || written.sync()?,
             };
             match filename::has_flags(name) {
                 true => cur |= !is_durable,
@@ -346,6 +375,30 @@ mod tests {
         verified: false,
         sync: true,
     };
+
+    /// A disk that fails says so once: whoever shares the copy is not to be told that it is there.
+    #[test]
+    fn bytes_that_have_not_arrived_get_no_second_name() {
+        let root = tempfile::tempdir().unwrap();
+        for part in ["cur", "new", "tmp"] {
+            fs::create_dir(root.path().join(part)).unwrap();
+        }
+        let mailbox = Maildir::at(Dir::open(root.path()).unwrap(), root.path()).unwrap();
+        let (names, body) = (Names::new("mx", 1), BodyWriter::new(&Spool::default()));
+        let body = body.finish().unwrap();
+        let mut written = mailbox.write(&names, b"x", &body, DEMANDS).unwrap();
+        written.start().unwrap();
+        let written = Arc::new(written);
+        let link = || {
+            let mut written = Arc::clone(&written);
+            mailbox.link(&names, None, &mut written, Flags::default(), "")
+        };
+        fault_point::arm(0, fault_point::ERRNOS[0]);
+        let first = link();
+        assert!(!fault_point::disarm());
+        let second = link();
+        assert!(first.is_err() && second.is_err(), "{first:?} {second:?}");
+    }
 
     /// The request is sent twice, or its answer is lost: the message is there once, and that is what is said.
     #[test]

@@ -16,13 +16,13 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::task::unconstrained;
 use tokio::time::{sleep, timeout};
@@ -32,7 +32,7 @@ const OWN_THREADS: usize = 64;
 /// How long a thread waits for more work of its task.
 const LINGER: Duration = Duration::from_millis(100);
 /// Work that takes longer is left alone with its thread.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(250);
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Work = Box<dyn FnOnce() + Send>;
@@ -81,7 +81,10 @@ impl Home {
     fn new() -> io::Result<Home> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Ok(Home {
-            runtime: Builder::new_current_thread().enable_all().build()?,
+            runtime: Builder::new_current_thread()
+                .enable_io()
+                .enable_time()
+                .build()?,
             place: Place(NEXT.fetch_add(1, Ordering::Relaxed)),
         })
     }
@@ -191,6 +194,8 @@ async fn on_own_thread(
 ) -> Option<Task> {
     let held = Arc::new(Held::default());
     held.put(task);
+    // Whoever aborts the task aborts it wherever it is.
+    let _guard = Guard(Arc::clone(&held));
     let (talkers, own) = (Handle::current(), Arc::clone(&held));
     let mut thread = spawn_blocking(move || {
         let _permit = permit;
@@ -200,7 +205,7 @@ async fn on_own_thread(
         tokio::select! {
             biased;
             back = &mut thread => return back.ok().flatten(),
-            () = sleep(PATIENCE) => if let Some(task) = held.take_from_hanging() {
+            () = sleep(held.patience()) => if let Some(task) = held.take_from_hanging() {
                 return Some(task);
             },
         }
@@ -209,19 +214,40 @@ async fn on_own_thread(
 
 /// Where a task lies while its thread works.
 #[derive(Default)]
-struct Held(Mutex<Option<(Task, Instant)>>);
+struct Held {
+    task: Mutex<Option<(Task, Instant)>>,
+    /// Nobody waits for it any more.
+    is_aborted: AtomicBool,
+    aborted: Notify,
+}
+
+struct Guard(Arc<Held>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.is_aborted.store(true, Ordering::Relaxed);
+        self.0.aborted.notify_one();
+        drop(self.0.take());
+    }
+}
 
 impl Held {
     fn put(&self, task: Task) {
-        *lock(&self.0) = Some((task, Instant::now()));
+        *lock(&self.task) = Some((task, Instant::now()));
     }
 
     fn take(&self) -> Option<Task> {
-        lock(&self.0).take().map(|(task, _)| task)
+        lock(&self.task).take().map(|(task, _)| task)
+    }
+
+    /// Until the work that is being done now takes too long.
+    fn patience(&self) -> Duration {
+        let since = lock(&self.task).as_ref().map(|(_, since)| since.elapsed());
+        PATIENCE.saturating_sub(since.unwrap_or_default())
     }
 
     fn take_from_hanging(&self) -> Option<Task> {
-        let mut held = lock(&self.0);
+        let mut held = lock(&self.task);
         let hangs = held
             .as_ref()
             .is_some_and(|(_, since)| since.elapsed() >= PATIENCE);
@@ -240,7 +266,10 @@ impl Held {
             last.into_iter().for_each(|work| work());
             WORKS_AT.set(Place::TALKERS);
             let mut task = self.take()?;
-            match hear(&mut task, talkers) {
+            if self.is_aborted.load(Ordering::Relaxed) {
+                return None;
+            }
+            match hear(&mut task, talkers, &self.aborted) {
                 Some(Polled::Over) => return None,
                 Some(Polled::Wants(more)) => wanted = more,
                 None => return Some(task),
@@ -251,7 +280,7 @@ impl Held {
 }
 
 /// Polls the task here until it wants something done. None: it does not for long.
-fn hear(task: &mut Task, talkers: &Handle) -> Option<Polled> {
+fn hear(task: &mut Task, talkers: &Handle, aborted: &Notify) -> Option<Polled> {
     HOME.with(|home| {
         if home.borrow().is_none() {
             *home.borrow_mut() = Some(Home::new().ok()?);
@@ -270,8 +299,13 @@ fn hear(task: &mut Task, talkers: &Handle) -> Option<Polled> {
             PLACE.set(Place::TALKERS);
             polled
         });
-        home.runtime
-            .block_on(async { timeout(LINGER, polled).await.ok() })
+        home.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = aborted.notified() => Some(Polled::Over),
+                polled = timeout(LINGER, polled) => polled.ok(),
+            }
+        })
     })
 }
 
@@ -434,6 +468,40 @@ mod tests {
                 task.await.unwrap();
             }
         });
+    }
+
+    /// As at the end of the server: nothing of it goes on behind that, whether it works or waits.
+    #[test]
+    fn aborted_on_its_own_thread() {
+        let done = Arc::new(AtomicU64::new(0));
+        let (counted, waits) = (Arc::clone(&done), Arc::new(()));
+        let waiting = Arc::clone(&waits);
+        let runtime = runtime();
+        let behind = runtime.block_on(async {
+            let idle = tokio::spawn(run(async move {
+                let _waiting = waiting;
+                where_it_is_done().await;
+                std::future::pending::<()>().await;
+            }));
+            let busy = tokio::spawn(run(async move {
+                loop {
+                    let pause = || thread::sleep(Duration::from_millis(10));
+                    blocking(pause).await.unwrap();
+                    counted.fetch_add(1, Ordering::Relaxed);
+                }
+            }));
+            sleep(LINGER / 2).await;
+            for task in [idle, busy] {
+                task.abort();
+                assert!(task.await.unwrap_err().is_cancelled());
+            }
+            let before = done.load(Ordering::Relaxed);
+            sleep(LINGER / 2).await;
+            assert_eq!(Arc::strong_count(&waits), 1);
+            done.load(Ordering::Relaxed) - before
+        });
+        runtime.shutdown_timeout(Duration::ZERO);
+        assert!(behind <= 1, "{behind} more");
     }
 
     #[test]

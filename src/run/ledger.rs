@@ -53,7 +53,7 @@ pub struct Ledger {
 #[derive(Debug)]
 enum Keeper {
     /// Whoever asks does it himself.
-    Memory(Mutex<Memory>),
+    Memory(Box<Mutex<Memory>>),
     /// A thread, which makes one transaction of what many ask for.
     File(mpsc::Sender<Request>),
 }
@@ -100,7 +100,7 @@ impl Ledger {
         if settings.window.is_zero() && settings.alike.is_zero() {
             return None;
         }
-        let in_memory = || Keeper::Memory(Mutex::new(Memory::new(settings.clone())));
+        let in_memory = || Keeper::Memory(Box::new(Mutex::new(Memory::new(settings.clone()))));
         let rows = match &settings.path {
             None => in_memory(),
             Some(path) => in_file(path, &settings).unwrap_or_else(|why| {

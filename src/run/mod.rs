@@ -35,13 +35,14 @@ pub mod worker;
 
 use std::future::Future;
 use std::mem;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -258,7 +259,7 @@ impl Runner {
             .await?
     }
 
-    /// DATA: resolve and inspect anew, then carry out, for each recipient. Outcomes come as they happen, each with
+    /// DATA: resolve and inspect, unless RCPT has just done so, then carry out, for each recipient. Outcomes come as they happen, each with
     /// the index of its recipient; a closed channel means that all have come.
     pub fn deliver(&self, message: Arc<Message>, recipients: Vec<Recipient>) -> Outcomes {
         match &self.workers {
@@ -291,8 +292,12 @@ impl Runner {
             .into_iter()
             .enumerate()
             .map(|(index, recipient)| {
-                let outcome = deliver(self.clone(), recipient);
-                Box::pin(async move { (index, outcome.await) }) as Running
+                let outcome = AssertUnwindSafe(deliver(self.clone(), recipient)).catch_unwind();
+                let panicked = |_| {
+                    let why = "the delivery ended without an outcome";
+                    Outcome::refused(Fault::new(Code::Internal, "deliver", why))
+                };
+                Box::pin(async move { (index, outcome.await.unwrap_or_else(panicked)) }) as Running
             });
         Outcomes {
             running: running.collect(),

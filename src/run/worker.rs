@@ -2,31 +2,25 @@
 //!
 //! Paths come from the configuration that the monitor read; the front says only who is meant and what the userdbs know of him.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use super::AT_ONCE;
 use super::wire::{self, Announced, Answer, Request};
-use crate::deliver::{Answers, Core, Done, Outcome, Report, Saved, Settings, Transaction};
+use crate::deliver::{Answers, Core, Done, Outcome, Report, Retry, Saved, Settings, Transaction};
 use crate::fault::{Code, Fault};
-use crate::message::{Body, Message};
+use crate::message::{Body, Message, Recipient};
 use crate::sys::children;
 use crate::sys::packet::{Buffer, Packets};
 use crate::sys::sandbox::{self, Level, Sandbox};
 
-/// Threads that wait for something to do; the others leave when they have done what they had.
+/// Threads that wait for their turn; the others leave when they have done what they had.
 const SPARE: usize = 2;
-/// How long what is said of a message waits for the message, which another thread has received.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Messages that may be given up before they are known.
-const MAX_GIVEN_UP: usize = 64;
 const FAILED: u8 = 70;
 
 /// Works until the other end of `socket` says no more. Answers the exit code.
@@ -34,45 +28,45 @@ pub fn work(settings: Settings, socket: Packets) -> u8 {
     let worker = Arc::new(Worker {
         core: Core::new(settings),
         socket,
-        state: Mutex::default(),
-        changed: Condvar::new(),
-        fence: Mutex::default(),
+        turn: Mutex::default(),
         threads: Threads::default(),
     });
     // Whoever ends the server ends the front, and its end is ours.
-    let served = children::ignore_wishes().and_then(|()| worker.receive());
+    let begun = children::ignore_wishes();
+    if begun.is_ok() {
+        worker.serve();
+    }
     worker.threads.wait();
+    let failed = begun.err().or_else(|| lock(&worker.turn).failed.take());
     // To give back what is shared with the parent would copy it first.
     std::mem::forget(worker);
-    match served {
-        Ok(()) => 0,
-        Err(error) => {
-            let error = error.to_string();
-            tracing::error!(error = error.as_str(), "a worker cannot go on");
-            FAILED
-        }
-    }
+    let Some(error) = failed else { return 0 };
+    let error = error.to_string();
+    tracing::error!(error = error.as_str(), "a worker cannot go on");
+    FAILED
 }
 
-/// This process. Each of its threads takes the next packet from the socket and does what it asks for: nothing goes from one to another.
+/// This process. Whoever of its threads has the turn takes the next packet, gives the turn to another one and does what is asked for.
 struct Worker {
     core: Core,
     socket: Packets,
-    state: Mutex<State>,
-    changed: Condvar,
-    fence: Mutex<Fence>,
+    turn: Mutex<Turn>,
     threads: Threads,
 }
 
-/// The messages that the front has told of.
+/// What the thread has that receives.
 #[derive(Default)]
-struct State {
+struct Turn {
+    packet: Buffer,
+    /// The messages that the front has told of.
     transactions: HashMap<u64, Result<Arc<Transaction>, Fault>>,
-    /// Nobody hears of these any more, and they are not known yet.
-    given_up: VecDeque<u64>,
+    fence: Fence,
+    /// There is nobody who could say more, or nobody is understood.
+    is_over: bool,
+    failed: Option<io::Error>,
 }
 
-/// How many threads there are beside the first, and how many of all wait for a packet.
+/// How many threads there are beside the first, and how many of all wait for their turn or for a packet.
 #[derive(Default)]
 struct Threads {
     count: Mutex<Count>,
@@ -85,44 +79,52 @@ struct Count {
     waiting: usize,
 }
 
+/// A thread that ends, however it does.
+struct Leave<'a>(&'a Threads);
+
+/// What a thread is asked for.
+enum Work {
+    Inspect(u64, Recipient, Answers),
+    Deliver(
+        u64,
+        Result<Arc<Transaction>, Fault>,
+        Recipient,
+        Answers,
+        Box<Retry>,
+    ),
+}
+
 impl Worker {
-    /// Receives until there is nobody who could say more.
-    fn receive(self: &Arc<Worker>) -> io::Result<()> {
-        let mut packet = Buffer::default();
+    fn serve(self: &Arc<Worker>) {
         self.threads.count().waiting += 1;
-        loop {
-            let received = self.socket.receive(&mut packet);
-            let Some(descriptor) = received? else {
-                return Ok(());
-            };
-            let request: Request = wire::unpacked(packet.packet())?;
-            if self.is_work(&request) {
-                self.wake_another();
-                self.answer(request);
-                if !self.threads.stay() {
-                    return Ok(());
-                }
-            } else {
-                self.note(request, descriptor);
+        while let Some(work) = self.next() {
+            self.call_another();
+            self.answer(work);
+            if !self.threads.stay() {
+                return;
             }
         }
     }
 
-    /// False: it is for this thread alone, or was answered.
-    fn is_work(&self, request: &Request) -> bool {
-        let Some((id, answers)) = request.work() else {
-            return false;
-        };
-        // By the first request, before there is a second thread.
-        let holds = lock(&self.fence).holds(self.core.settings(), answers);
-        if !holds {
-            say(&self.socket, Answer::Elsewhere { id });
+    /// None: there is no more.
+    fn next(&self) -> Option<Work> {
+        let mut turn = lock(&self.turn);
+        while !turn.is_over {
+            let received = guarded(|| turn.receive(&self.core, &self.socket));
+            match received.unwrap_or_else(|fault| Err(io::Error::other(fault.to_string()))) {
+                Ok(None) => {}
+                Ok(work) => return work,
+                Err(error) => {
+                    turn.is_over = true;
+                    turn.failed = Some(error);
+                }
+            }
         }
-        holds
+        None
     }
 
-    /// Somebody waits for the next packet while this thread works.
-    fn wake_another(self: &Arc<Worker>) {
+    /// Somebody receives while this thread works.
+    fn call_another(self: &Arc<Worker>) {
         let mut count = self.threads.count();
         count.waiting -= 1;
         if count.waiting > 0 || count.alive >= AT_ONCE {
@@ -130,58 +132,67 @@ impl Worker {
         }
         let worker = Arc::clone(self);
         let begun = thread::Builder::new().spawn(move || {
-            // What cannot be received ends the first thread too.
-            let _ = worker.receive();
-            worker.threads.leave();
+            let _leave = Leave(&worker.threads);
+            worker.serve();
         });
         // Without one the next packet waits for this one's end.
         count.alive += usize::from(begun.is_ok());
     }
 
-    fn note(&self, request: Request, descriptor: Option<OwnedFd>) {
-        let mut state = lock(&self.state);
-        match request {
-            Request::Message(announced) => {
-                let number = announced.transaction;
-                let transaction = message(&self.core, *announced, descriptor.map(File::from));
-                if let (Some(_), Ok(known)) = (state.take_given_up(number), &transaction) {
-                    known.abandon();
-                }
-                state.transactions.insert(number, transaction);
-                self.changed.notify_all();
-            }
-            Request::Forget { transaction } => drop(state.transactions.remove(&transaction)),
-            Request::Abandon { transaction } => match state.transactions.get(&transaction) {
-                Some(Ok(transaction)) => transaction.abandon(),
-                Some(Err(_)) => {}
-                None => state.give_up(transaction),
-            },
-            Request::Inspect { .. } | Request::Deliver { .. } => {}
-        }
-    }
-
-    /// The message of this number, which was sent before anything that is to be done with it.
-    fn transaction(&self, number: u64) -> Result<Arc<Transaction>, Fault> {
-        let state = lock(&self.state);
-        let is_unknown = |state: &mut State| !state.transactions.contains_key(&number);
-        let waited = self.changed.wait_timeout_while(state, PATIENCE, is_unknown);
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let known = state.transactions.get(&number).cloned();
-        known.unwrap_or_else(|| Err(Fault::new(Code::Internal, "deliver", "there is no message")))
-    }
-
-    fn answer(&self, request: Request) {
-        match request {
-            Request::Inspect {
-                id,
-                recipient,
-                answers,
-            } => {
+    fn answer(&self, work: Work) {
+        match work {
+            Work::Inspect(id, recipient, answers) => {
                 let report = guarded(|| self.core.expect(Some(&answers), &recipient));
                 let report =
                     report.unwrap_or_else(|fault| Report::failed(recipient.shown(), fault));
                 say(&self.socket, Answer::Report { id, report });
             }
+            Work::Deliver(id, transaction, recipient, answers, retry) => {
+                let done = transaction.and_then(|transaction| {
+                    guarded(|| {
+                        let (core, answers) = (&self.core, Some(&answers));
+                        core.deliver_expected(answers, &transaction, &recipient, &retry)
+                    })
+                });
+                let done = done.unwrap_or_else(|it| Done::Outcome(Outcome::Deferred(it)));
+                say(&self.socket, Answer::Done { id, done });
+            }
+        }
+    }
+}
+
+impl Turn {
+    /// The next packet. None: it asks for nothing that would take long.
+    fn receive(&mut self, core: &Core, socket: &Packets) -> io::Result<Option<Work>> {
+        let Some(descriptor) = socket.receive(&mut self.packet)? else {
+            self.is_over = true;
+            return Ok(None);
+        };
+        let request: Request = wire::unpacked(self.packet.packet())?;
+        // By the first request, before there is a second thread.
+        if let Some((id, answers)) = request.work()
+            && !self.fence.holds(core.settings(), answers)
+        {
+            say(socket, Answer::Elsewhere { id });
+            return Ok(None);
+        }
+        match request {
+            Request::Message(announced) => {
+                let number = announced.transaction;
+                let transaction = message(core, *announced, descriptor.map(File::from));
+                self.transactions.insert(number, transaction);
+            }
+            Request::Forget { transaction } => drop(self.transactions.remove(&transaction)),
+            Request::Abandon { transaction } => {
+                if let Some(Ok(transaction)) = self.transactions.get(&transaction) {
+                    transaction.abandon();
+                }
+            }
+            Request::Inspect {
+                id,
+                recipient,
+                answers,
+            } => return Ok(Some(Work::Inspect(id, recipient, answers))),
             Request::Deliver {
                 id,
                 transaction,
@@ -189,32 +200,16 @@ impl Worker {
                 answers,
                 retry,
             } => {
-                let done = self.transaction(transaction).and_then(|transaction| {
-                    let deliver = || {
-                        let core = &self.core;
-                        core.deliver_expected(Some(&answers), &transaction, &recipient, &retry)
-                    };
-                    guarded(deliver)
+                let transaction = self.transactions.get(&transaction).cloned();
+                let transaction = transaction.unwrap_or_else(|| {
+                    let why = "there is no message";
+                    Err(Fault::new(Code::Internal, "deliver", why))
                 });
-                let done = done.unwrap_or_else(|it| Done::Outcome(Outcome::Deferred(it)));
-                say(&self.socket, Answer::Done { id, done });
+                let work = Work::Deliver(id, transaction, recipient, answers, retry);
+                return Ok(Some(work));
             }
-            Request::Message(_) | Request::Forget { .. } | Request::Abandon { .. } => {}
         }
-    }
-}
-
-impl State {
-    fn give_up(&mut self, transaction: u64) {
-        if self.given_up.len() >= MAX_GIVEN_UP {
-            self.given_up.pop_front();
-        }
-        self.given_up.push_back(transaction);
-    }
-
-    fn take_given_up(&mut self, transaction: u64) -> Option<u64> {
-        let at = self.given_up.iter().position(|it| *it == transaction)?;
-        self.given_up.remove(at)
+        Ok(None)
     }
 }
 
@@ -231,15 +226,17 @@ impl Threads {
         stays
     }
 
-    fn leave(&self) {
-        self.count().alive -= 1;
-        self.gone.notify_all();
-    }
-
     /// Until the first thread is the only one.
     fn wait(&self) {
         let is_other = |count: &mut Count| count.alive > 0;
         drop(self.gone.wait_while(self.count(), is_other));
+    }
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.count().alive -= 1;
+        self.0.gone.notify_all();
     }
 }
 

@@ -8,17 +8,10 @@ use landlock::{
     RulesetCreatedAttr, RulesetStatus,
 };
 
-use super::{dir, write_back};
+use super::dir;
 
-/// What the name service, time zones and [`write_back`](super::write_back) need, for reading.
-const READ: [&str; 6] = [
-    "/etc",
-    "/usr",
-    "/lib",
-    "/lib64",
-    "/run/systemd/userdb",
-    write_back::JOURNALS,
-];
+/// What the name service and time zones need, for reading.
+const READ: [&str; 5] = ["/etc", "/usr", "/lib", "/lib64", "/run/systemd/userdb"];
 
 /// Where a process has been restricted to.
 #[derive(Debug, Default)]

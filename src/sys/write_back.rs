@@ -5,7 +5,7 @@
 //! disk's own cache before they write an entry of it. Then bytes, name and list need one commit, where a file that is synced first
 //! costs one of its own, and the directory another.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -21,8 +21,6 @@ use nix::sys::statfs::{EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 
 use super::fault_point::pass;
 
-/// What the kernel says of each ext4 file system.
-pub const JOURNALS: &str = "/sys/fs/ext4";
 /// A device may be mounted anew, with another file system on it.
 const KNOWN: Duration = Duration::from_secs(1);
 
@@ -55,14 +53,15 @@ pub fn is_ordered(file: &File, device: u64) -> bool {
     if std::env::var_os(ORDERED).is_some_and(|it| it == "1") {
         return true;
     }
-    static DEVICES: Mutex<Option<HashMap<u64, (Instant, bool)>>> = Mutex::new(None);
-    let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
-    let devices = devices.get_or_insert_default();
-    match devices.get(&device) {
-        Some((since, known)) if since.elapsed() < KNOWN => *known,
+    static DEVICES: Mutex<BTreeMap<u64, (Instant, bool)>> = Mutex::new(BTreeMap::new());
+    let devices = || DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = devices().get(&device).copied();
+    match known {
+        Some((since, known)) if since.elapsed() < KNOWN => known,
         _ => {
+            // A file server that hangs holds nobody else up.
             let is_ordered = look(file, device);
-            devices.insert(device, (Instant::now(), is_ordered));
+            devices().insert(device, (Instant::now(), is_ordered));
             is_ordered
         }
     }
@@ -76,15 +75,13 @@ fn look(file: &File, device: u64) -> bool {
     }
 }
 
-/// ext2 and ext4 without a journal have the same number.
+/// ext2 and ext4 without a journal have the same number. One on a disk of its own says nothing of the bytes on the other.
 fn has_journal(device: u64) -> bool {
     let block = format!("/sys/dev/block/{}:{}", major(device), minor(device));
     let Ok(link) = fs::read_link(block) else {
         return false;
     };
-    let name = link.file_name().unwrap_or_default();
-    // The process that writes it, or `<none>`.
-    let journal = Path::new(JOURNALS).join(name).join("journal_task");
-    let writer = fs::read_to_string(journal).unwrap_or_default();
-    writer.trim().parse::<u32>().is_ok()
+    // With the inode that it has in its file system.
+    let name = link.file_name().unwrap_or_default().to_string_lossy();
+    Path::new(&format!("/proc/fs/jbd2/{name}-8")).exists()
 }
