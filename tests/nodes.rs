@@ -136,7 +136,8 @@ duplicate_db = "{root}/run/retries.db"
 {table}
 {nodes}
 [lmtp]
-listen = [{{ unix = "{root}/run/lmtp", mode = "0660" }}, {{ tcp = "{address}:{port}", trusted = true }}]
+# Bound in this order: the test waits for the last one.
+listen = [{{ tcp = "{address}:{port}", trusted = true }}, {{ unix = "{root}/run/lmtp", mode = "0660" }}]
 {more}
 "#
         );
