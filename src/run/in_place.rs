@@ -166,9 +166,13 @@ fn poll(task: &mut Task, context: &mut Context<'_>) -> Poll<Polled> {
 }
 
 /// Runs `task` to its end, on the threads of the runtime that this is called in.
-pub async fn run(task: impl Future<Output = ()> + Send + 'static) {
+pub fn run(task: impl Future<Output = ()> + Send + 'static) -> impl Future<Output = ()> + Send {
+    // Here: a future that is moved once it runs has its room twice.
+    run_boxed(Box::pin(task))
+}
+
+async fn run_boxed(mut task: Task) {
     static OWN: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(OWN_THREADS)));
-    let mut task: Task = Box::pin(task);
     loop {
         let Polled::Wants(wanted) = poll_fn(|context| poll(&mut task, context)).await else {
             return;
