@@ -60,7 +60,7 @@ impl Recent {
         let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let at = found
             .iter()
-            .position(|it| it.recipient == *recipient && it.answers.as_ref() == answers)?;
+            .rposition(|it| it.recipient == *recipient && it.answers.as_ref() == answers)?;
         let found = found.remove(at)?;
         (found.at.elapsed() <= FRESH).then_some(found.plan)
     }

@@ -1,45 +1,33 @@
 //! Sockets of clients that a runtime watches.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// A socket that does not block, and owns its descriptor.
 pub trait Socket: AsFd + AsRawFd + Send + Sync + Unpin {
-    fn read(&self, bytes: &mut [u8]) -> io::Result<usize>;
-    fn write(&self, bytes: &[u8]) -> io::Result<usize>;
-    fn shut_down(&self) -> io::Result<()>;
+    fn both_ways(&self) -> impl Read + Write;
+
+    /// Nothing more is said.
+    fn shut_down(&self) -> io::Result<()> {
+        Ok(shutdown(self.as_raw_fd(), Shutdown::Write)?)
+    }
 }
 
 impl Socket for UnixStream {
-    fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
-        Read::read(&mut &*self, bytes)
-    }
-
-    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        Write::write(&mut &*self, bytes)
-    }
-
-    fn shut_down(&self) -> io::Result<()> {
-        self.shutdown(Shutdown::Write)
+    fn both_ways(&self) -> impl Read + Write {
+        self
     }
 }
 
 impl Socket for TcpStream {
-    fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
-        Read::read(&mut &*self, bytes)
-    }
-
-    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        Write::write(&mut &*self, bytes)
-    }
-
-    fn shut_down(&self) -> io::Result<()> {
-        self.shutdown(Shutdown::Write)
+    fn both_ways(&self) -> impl Read + Write {
+        self
     }
 }
 
