@@ -204,6 +204,52 @@ fn one_copy_for_several_where_the_headers_are_the_same() {
 }
 
 /// Neither is anything looked for where it was started, nor is a file system held there.
+/// What RCPT has found is another thing when the message comes, right behind it.
+#[test]
+fn a_mailbox_that_changes_behind_rcpt() {
+    for (change, want, place) in [
+        ("nothing", "250 2.0.0", "home/alice/Maildir/.Work"),
+        // As RCPT would have said it then.
+        ("it is deleted", "250 2.0.0", "home/alice/Maildir"),
+        ("it is renamed", "250 2.0.0", "home/alice/Maildir"),
+        (
+            "a link of another user's",
+            "250 2.0.0",
+            "home/alice/Maildir",
+        ),
+    ] {
+        let store = Store::new();
+        let work = "home/alice/Maildir/.Work";
+        for made in ["home/alice/Maildir", work] {
+            store.scratch.maildir(made, MAIL, MAIL, 0o700);
+        }
+        let server = store.serve("", "");
+        let mut client = server.client();
+        client.say("MAIL FROM:<s@x>");
+        let rcpt = client.say("RCPT TO:<alice+Work@x>");
+        assert!(rcpt.starts_with("250"), "{rcpt}");
+        let work = store.path(work);
+        match change {
+            "nothing" => {}
+            "it is deleted" => fs::remove_dir_all(&work).unwrap(),
+            "it is renamed" => fs::rename(&work, store.path("home/alice/Maildir/.Old")).unwrap(),
+            _ => {
+                fs::remove_dir_all(&work).unwrap();
+                store.scratch.maildir("elsewhere", MAIL, MAIL, 0o700);
+                std::os::unix::fs::symlink(store.path("elsewhere"), &work).unwrap();
+            }
+        }
+        client.say("DATA");
+        client.send(b"Subject: x\r\n\r\nx\r\n.\r\n");
+        let reply = client.reply();
+        assert!(reply.starts_with(want), "{change}: {reply}{}", server.log());
+        let found: Vec<_> = messages_below(&store.path("")).into_iter().collect();
+        assert_eq!(found.len(), 1, "{change}: {found:?}");
+        let folder = found[0].0.parent().unwrap().parent().unwrap();
+        assert_eq!(folder, store.path(place), "{change}");
+    }
+}
+
 #[test]
 fn the_server_leaves_the_working_directory() {
     let store = Store::new();
