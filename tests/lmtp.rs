@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use support::{
@@ -203,53 +203,100 @@ fn one_copy_for_several_where_the_headers_are_the_same() {
     }
 }
 
-/// Neither is anything looked for where it was started, nor is a file system held there.
 /// What RCPT has found is another thing when the message comes, right behind it.
 #[test]
 fn a_mailbox_that_changes_behind_rcpt() {
-    for (change, want, place) in [
-        ("nothing", "250 2.0.0", "home/alice/Maildir/.Work"),
+    const WORK: &str = "home/alice/Maildir/.Work";
+    const INBOX: &str = "home/alice/Maildir";
+    for (change, place) in [
+        ("nothing", WORK),
         // As RCPT would have said it then.
-        ("it is deleted", "250 2.0.0", "home/alice/Maildir"),
-        ("it is renamed", "250 2.0.0", "home/alice/Maildir"),
-        (
-            "a link of another user's",
-            "250 2.0.0",
-            "home/alice/Maildir",
-        ),
+        ("it is deleted", INBOX),
+        ("it is renamed", INBOX),
+        ("another one gets its name", WORK),
+        ("a link of another user's", INBOX),
     ] {
-        let store = Store::new();
-        let work = "home/alice/Maildir/.Work";
-        for made in ["home/alice/Maildir", work] {
-            store.scratch.maildir(made, MAIL, MAIL, 0o700);
-        }
-        let server = store.serve("", "");
-        let mut client = server.client();
-        client.say("MAIL FROM:<s@x>");
-        let rcpt = client.say("RCPT TO:<alice+Work@x>");
-        assert!(rcpt.starts_with("250"), "{rcpt}");
-        let work = store.path(work);
-        match change {
-            "nothing" => {}
-            "it is deleted" => fs::remove_dir_all(&work).unwrap(),
-            "it is renamed" => fs::rename(&work, store.path("home/alice/Maildir/.Old")).unwrap(),
-            _ => {
-                fs::remove_dir_all(&work).unwrap();
-                store.scratch.maildir("elsewhere", MAIL, MAIL, 0o700);
-                std::os::unix::fs::symlink(store.path("elsewhere"), &work).unwrap();
+        // Not opened for the first time, where others have come right before.
+        for before in [0, 6] {
+            let store = Store::new();
+            for made in [INBOX, WORK] {
+                store.scratch.maildir(made, MAIL, MAIL, 0o700);
             }
+            let server = store.serve("", "");
+            let mut client = server.client();
+            for _ in 0..before {
+                let replies = client.deliver(&["alice+Work@x"], b"Subject: before\n\n");
+                assert!(replies[0].starts_with("250 2.0.0"), "{replies:?}");
+            }
+            client.say("MAIL FROM:<s@x>");
+            let rcpt = client.say("RCPT TO:<alice+Work@x>");
+            assert!(rcpt.starts_with("250"), "{rcpt}");
+            let (work, old) = (store.path(WORK), store.path("home/alice/Maildir/.Old"));
+            match change {
+                "nothing" => {}
+                "it is deleted" => fs::remove_dir_all(&work).unwrap(),
+                "it is renamed" => fs::rename(&work, old).unwrap(),
+                "another one gets its name" => {
+                    fs::rename(&work, old).unwrap();
+                    store.scratch.maildir(WORK, MAIL, MAIL, 0o700);
+                }
+                _ => {
+                    fs::rename(&work, old).unwrap();
+                    store.scratch.maildir("elsewhere", MAIL, MAIL, 0o700);
+                    std::os::unix::fs::symlink(store.path("elsewhere"), &work).unwrap();
+                }
+            }
+            client.say("DATA");
+            client.send(b"Subject: behind\r\n\r\nx\r\n.\r\n");
+            let reply = client.reply();
+            let case = format!("{change} {before}: {reply}{}", server.log());
+            assert!(reply.starts_with("250 2.0.0"), "{case}");
+            let mut found: Vec<_> = messages_below(&store.path("")).into_iter().collect();
+            found.retain(|(_, message)| message.windows(6).any(|it| it == b"behind"));
+            assert_eq!(found.len(), 1, "{case} {found:?}");
+            let folder = found[0].0.parent().unwrap().parent().unwrap();
+            assert_eq!(folder, store.path(place), "{case}");
         }
-        client.say("DATA");
-        client.send(b"Subject: x\r\n\r\nx\r\n.\r\n");
-        let reply = client.reply();
-        assert!(reply.starts_with(want), "{change}: {reply}{}", server.log());
-        let found: Vec<_> = messages_below(&store.path("")).into_iter().collect();
-        assert_eq!(found.len(), 1, "{change}: {found:?}");
-        let folder = found[0].0.parent().unwrap().parent().unwrap();
-        assert_eq!(folder, store.path(place), "{change}");
     }
 }
 
+/// Its lock is the same file again and again: others get it in between, and nothing of it stays.
+#[test]
+fn a_mailbox_with_much_mail() {
+    let store = Store::new();
+    let inbox = store
+        .scratch
+        .maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
+    let server = store.serve("", "");
+    let mut client = server.client();
+    for number in 1..=40 {
+        if number == 20 {
+            // From here on files are to be open to the group.
+            fs::set_permissions(&inbox, fs::Permissions::from_mode(0o770)).unwrap();
+        }
+        let replies = client.deliver(&["alice@x"], b"Subject: x\n\n");
+        assert!(
+            replies[0].contains(&format!("uid={number} ")),
+            "{replies:?}"
+        );
+        assert!(!inbox.join("dovecot-uidlist.lock").exists());
+    }
+    let modes = fs::read_dir(inbox.join("new")).unwrap();
+    let modes = modes.map(|it| it.unwrap().metadata().unwrap().mode() & 0o777);
+    let is_open = |mode: &u32| *mode == 0o660;
+    assert_eq!(modes.filter(is_open).count(), 21);
+    drop(client);
+    server.terminate();
+    assert_eq!(server.wait(), Some(0));
+    assert_eq!(
+        leftovers(&store.path("")),
+        Vec::<PathBuf>::new(),
+        "{}",
+        server.log()
+    );
+}
+
+/// Neither is anything looked for where it was started, nor is a file system held there.
 #[test]
 fn the_server_leaves_the_working_directory() {
     let store = Store::new();

@@ -32,7 +32,7 @@ use crate::user::Userdbs;
 
 /// Reads the whole file. Problems are in the section's notes; the config is to be used only without errors.
 pub fn read(root: &Section<'_>) -> Config {
-    let hostname = root.text_or("hostname", process::hostname);
+    let hostname = root.text_or("hostname", || process::hostname().to_owned());
     let limits = limits(root, &hostname);
     let service = Service {
         mail_uid: limits.mail_uid,

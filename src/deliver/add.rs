@@ -125,7 +125,7 @@ pub fn add_together(
         let head = transaction.message().body.head();
         let targets =
             super::resolve::resolve(&core.settings, &core.settings, recipient, Some(head));
-        let plan = super::inspect::inspect(&core.settings, &targets?, core.identity()).0?;
+        let plan = super::inspect::inspect(&core.settings, &targets?, core.identity(), None).0?;
         Addition::new(core, transaction, recipient, &Arc::new(plan), retry)
     };
     let batch: Result<Vec<_>, Fault> = waiting.iter().map(addition).collect();

@@ -144,15 +144,10 @@ pub fn carry_out(
         return add::add(core, transaction, recipient, plan, retry);
     }
     let created = make(&plan)?;
-    let paths = &plan.target.paths;
-    let dir = plan.links.open(&paths.root, &paths.mailbox);
-    let dir = dir.map_err(|error| {
-        Fault::io(
-            format!("open the mailbox {}", paths.mailbox.display()),
-            &error,
-        )
-    })?;
-    let mailbox = Maildir::at(dir, &paths.mailbox)?;
+    let mailbox = match &plan.mailbox {
+        Some(mailbox) => Arc::clone(mailbox),
+        None => Arc::new(open(&plan)?),
+    };
     if let Some(saved) = retry.find_file(&plan, &mailbox)? {
         return Ok(saved);
     }
@@ -228,6 +223,14 @@ pub fn carry_out(
         remarks,
         ..Saved::nothing(&plan, mailbox.identity())
     })
+}
+
+fn open(plan: &Plan) -> Result<Maildir, Fault> {
+    let paths = &plan.target.paths;
+    let doing = || format!("open the mailbox {}", paths.mailbox.display());
+    let dir = plan.links.open(&paths.root, &paths.mailbox);
+    let dir = dir.map_err(|error| Fault::io(doing(), &error))?;
+    Maildir::at(dir, &paths.mailbox)
 }
 
 /// Makes the mailbox if the plan says so, with the ACL of its parent.

@@ -2,6 +2,7 @@
 //!
 //! They are built from parsed addresses and cleaned words only: nothing that a client sends can begin a line of its own.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use crate::message::{Address, Message};
@@ -52,13 +53,15 @@ pub fn added_headers(
 }
 
 /// What can stand in a field without being read as something else; `unknown` where nothing is left.
-fn word(text: &str) -> String {
+fn word(text: &str) -> Cow<'_, str> {
     let is_plain = |c: &char| c.is_ascii_alphanumeric() || ".-_:[]+/".contains(*c);
+    if !text.is_empty() && text.len() <= MAX_WORD && text.chars().all(|c| is_plain(&c)) {
+        return text.into();
+    }
     let word: String = text.chars().filter(is_plain).take(MAX_WORD).collect();
-    if word.is_empty() {
-        "unknown".into()
-    } else {
-        word
+    match word.is_empty() {
+        true => "unknown".into(),
+        false => word.into(),
     }
 }
 

@@ -7,8 +7,10 @@ mod rights;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::quota::{self, Room};
+use super::recent::Recent;
 use super::report::{Line, Report};
 use super::settings::{NewMailboxPermissions, Permissions, Settings};
 use super::size;
@@ -21,11 +23,11 @@ use crate::mailbox::location::Driver;
 use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
 use crate::mailbox::permission::{Permission, SETGID};
 use crate::mailbox::quota::Usage;
-use crate::maildir::create;
+use crate::maildir::{Look, Maildir, create};
 use crate::message::{Flags, Keywords};
 use crate::sys;
 use crate::sys::credentials::Credentials;
-use crate::sys::dir::{self, Dir, Stat};
+use crate::sys::dir::{self, Stat};
 
 /// One delivery, decided.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub struct Plan {
     pub create: Option<Permission>,
     /// Which symlinks to it are followed.
     pub links: Links,
+    /// A Maildir that is whole, open.
+    pub mailbox: Option<Arc<Maildir>>,
     /// What the message is stored with.
     pub flags: Flags,
     pub keywords: Keywords,
@@ -57,16 +61,19 @@ enum Finding {
     Denied(String),
 }
 
-/// The decision for one recipient. The report holds every step of it, also when it ends in a fault.
+/// The decision for one recipient. The report holds every step of it, also when it ends in a fault. `recent`: for mailboxes that stay
+/// open for the next message.
 pub fn inspect(
     settings: &Settings,
     targets: &Targets,
     identity: &Credentials,
+    recent: Option<&Recent>,
 ) -> (Result<Plan, Fault>, Report) {
     let mut inspection = Inspection {
         settings,
         targets,
         identity,
+        recent,
         lines: targets.lines.clone(),
         rights: Rights::all(),
     };
@@ -92,11 +99,31 @@ pub fn inspect(
     (plan, report)
 }
 
+/// A Maildir that is there.
+struct Parts {
+    permission: Permission,
+    /// What new files are made in.
+    parent: Stat,
+    /// None: a part is missing.
+    mailbox: Option<Arc<Maildir>>,
+}
+
+impl Parts {
+    fn of(mailbox: Arc<Maildir>) -> Parts {
+        Parts {
+            permission: mailbox.permission().clone(),
+            parent: *mailbox.tmp(),
+            mailbox: Some(mailbox),
+        }
+    }
+}
+
 struct Inspection<'a> {
     settings: &'a Settings,
     targets: &'a Targets,
     lines: Vec<Line>,
     identity: &'a Credentials,
+    recent: Option<&'a Recent>,
     /// Of the subject, on the mailbox that is looked at.
     rights: Rights,
 }
@@ -271,8 +298,12 @@ impl Inspection<'_> {
         if target.driver == Driver::Mbox {
             return self.examine_mbox(target);
         }
+        let kept = self.recent.and_then(|it| it.mailbox(&target.paths.mailbox));
+        if kept.is_some() {
+            return self.existing(target, kept);
+        }
         match create::exists(&target.paths.mailbox, target.layout, target.is_inbox) {
-            Ok(Some(directory)) => self.existing(target, &directory),
+            Ok(Some(_)) => self.existing(target, None),
             Ok(None) if target.create => self.creatable(target),
             Ok(None) => self.missing_target(target),
             Err(error) => self.no_way(target, error),
@@ -354,48 +385,69 @@ impl Inspection<'_> {
         self.end("path", Fault::io(doing, &error))
     }
 
-    fn existing(&mut self, target: &Target, directory: &Stat) -> Result<Finding, Fault> {
-        let path = &target.paths.mailbox;
+    fn existing(&mut self, target: &Target, kept: Option<Arc<Maildir>>) -> Result<Finding, Fault> {
         if let Some(refusal) = self.check_rights(target)? {
             return Ok(refusal);
         }
         self.lines.push(Line::ok("mailbox", target.mailbox.clone()));
-        let (mut dir, mut tmp, mut is_incomplete) = (None, None, false);
-        for part in ["cur", "tmp", "new"] {
-            let place = path.join(part);
-            let opened = match &dir {
-                Some(dir) => Ok(dir),
-                None => Dir::open(path).map(|opened| &*dir.insert(opened)),
-            };
-            match opened.and_then(|dir| part_of(dir, part)) {
-                Ok(None) => is_incomplete = true,
-                Ok(found) if part == "tmp" => tmp = found,
-                Ok(_) => {}
-                Err(error)
-                    if self.targets.by.is_strangers()
-                        && sys::is_no_way(&error)
-                        && !target.own_inbox =>
-                {
-                    return Ok(Finding::Denied(format!(
-                        "write into {}: {error}",
-                        place.display()
-                    )));
-                }
-                Err(error) => {
-                    let mut fault = Fault::io(format!("write into {}", place.display()), &error);
-                    if sys::is_read_only(&error) {
-                        let (uid, place) = (self.identity.uid, place.display());
-                        fault = fault
-                            .with_advice(format!("give uid {uid} write permission on {place}"));
-                    }
-                    return self.end("path", fault);
-                }
+        let path = &target.paths.mailbox;
+        let mut parts = match self.open(target, kept) {
+            Ok(parts) => parts,
+            Err((part, error))
+                if self.targets.by.is_strangers()
+                    && sys::is_no_way(&error)
+                    && !target.own_inbox =>
+            {
+                let place = path.join(part);
+                let why = format!("write into {}: {error}", place.display());
+                return Ok(Finding::Denied(why));
             }
+            Err((part, error)) => {
+                let place = path.join(part);
+                let mut fault = Fault::io(format!("write into {}", place.display()), &error);
+                if sys::is_read_only(&error) {
+                    let (uid, place) = (self.identity.uid, place.display());
+                    fault =
+                        fault.with_advice(format!("give uid {uid} write permission on {place}"));
+                }
+                return self.end("path", fault);
+            }
+        };
+        let mailbox = parts.mailbox.take();
+        let (permission, parent) = (&parts.permission, &parts.parent);
+        self.check_group(target, permission, parent, path, mailbox.is_none())?;
+        let finding = self.usable(target, None)?;
+        Ok(match finding {
+            Finding::Usable(plan) => Finding::Usable(Box::new(Plan { mailbox, ..*plan })),
+            other => other,
+        })
+    }
+
+    /// Err: a part of it that cannot be used.
+    fn open(
+        &self,
+        target: &Target,
+        kept: Option<Arc<Maildir>>,
+    ) -> Result<Parts, (&'static str, io::Error)> {
+        let path = &target.paths.mailbox;
+        if let Some(mailbox) = kept {
+            return Ok(Parts::of(mailbox));
         }
-        let permission = Permission::of(directory, path);
-        let parent = tmp.unwrap_or(*directory);
-        self.check_group(target, &permission, &parent, path, is_incomplete)?;
-        self.usable(target, None)
+        let dir = self.links(target).open(&target.paths.root, path);
+        match Maildir::look(dir.map_err(|error| ("cur", error))?, path)? {
+            Look::Whole(mailbox) => {
+                let mailbox = Arc::new(mailbox);
+                if let Some(recent) = self.recent {
+                    recent.keep(&mailbox);
+                }
+                Ok(Parts::of(mailbox))
+            }
+            Look::Incomplete { directory, tmp } => Ok(Parts {
+                permission: Permission::of(&directory, path),
+                parent: tmp.unwrap_or(directory),
+                mailbox: None,
+            }),
+        }
     }
 
     fn creatable(&mut self, target: &Target) -> Result<Finding, Fault> {
@@ -530,6 +582,7 @@ impl Inspection<'_> {
             user: self.targets.user.name.clone(),
             create,
             links: self.links(target),
+            mailbox: None,
             flags,
             keywords,
             dropped,
@@ -641,19 +694,6 @@ impl Inspection<'_> {
             why,
         );
         self.end("new file", fault.with_advice(advice))
-    }
-}
-
-/// A part of a mailbox, if it can be used as deliveries use it. None: a missing one, which is made again.
-fn part_of(mailbox: &Dir, part: &str) -> io::Result<Option<Stat>> {
-    match mailbox.stat_name(part) {
-        Ok(stat) if part == "cur" => Ok(Some(stat)),
-        Ok(stat) if !stat.is_dir => Err(io::ErrorKind::NotADirectory.into()),
-        Ok(stat) => mailbox.may_change_in(part).map(|()| Some(stat)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            mailbox.may_change().map(|()| None)
-        }
-        Err(error) => Err(error),
     }
 }
 

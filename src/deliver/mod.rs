@@ -35,6 +35,7 @@ pub mod size;
 pub mod targets;
 pub mod warning;
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use crate::fault::{Code, Fault};
@@ -51,6 +52,7 @@ pub use directory::{Answers, Directory, Remembered};
 use inspect::Plan;
 pub use outcome::{Outcome, Saved};
 pub use parcel::{Done, Parcel};
+use recent::Recent;
 pub use report::{Line, Report};
 pub use retry::{Alike, Earlier, Retry};
 pub use roots::{mailbox_of, mailboxes_of, roots_of};
@@ -68,14 +70,14 @@ pub struct Core {
     walks: Walks,
     busy: busy::Busy,
     names: Names,
-    recent: recent::Recent,
+    recent: Recent,
     /// Who this process is, asked once: at the first delivery, when it is what it will be.
     identity: OnceLock<Credentials>,
 }
 
 impl Core {
     pub fn new(settings: Settings) -> Core {
-        let names = Names::new(&sys::process::hostname(), std::process::id());
+        let names = Names::new(sys::process::hostname(), std::process::id());
         Core {
             settings,
             maildirs: queue::Queues::default(),
@@ -83,7 +85,7 @@ impl Core {
             walks: Walks::default(),
             busy: busy::Busy::default(),
             names,
-            recent: recent::Recent::default(),
+            recent: Recent::default(),
             identity: OnceLock::new(),
         }
     }
@@ -103,7 +105,8 @@ impl Core {
 
     /// [`Core::inspect`] for RCPT: the delivery is expected. `answers`: of the userdbs, where another process has asked them.
     pub fn expect(&self, answers: Option<&Answers>, recipient: &Recipient) -> Report {
-        let (plan, report) = self.look(self.directory(answers), recipient);
+        let recent = Some(&self.recent);
+        let (plan, report) = self.look(self.directory(answers), recipient, recent);
         if let Ok(plan) = plan {
             self.recent.put(&self.settings, recipient, answers, plan);
         }
@@ -123,10 +126,11 @@ impl Core {
         let Some(plan) = self.recent.take(recipient, answers) else {
             return deliver();
         };
-        let path = plan.target.paths.mailbox.clone();
-        let is_still = |plan: Plan| plan.create.is_none() && plan.target.paths.mailbox == path;
+        let place = place_of(&plan);
+        let is_still = |now: Plan| now.create.is_none() && place_of(&now) == place;
+        let look = || self.look(directory, recipient, None).0;
         match carry_out::carry_out(self, transaction, recipient, plan, retry) {
-            Err(_) if !self.look(directory, recipient).0.is_ok_and(is_still) => deliver(),
+            Err(_) if !look().is_ok_and(is_still) => deliver(),
             stored => Done::Outcome(stored.map_or_else(Outcome::refused, Outcome::Saved)),
         }
     }
@@ -142,16 +146,17 @@ impl Core {
         &self,
         directory: &dyn Directory,
         recipient: &Recipient,
+        recent: Option<&Recent>,
     ) -> (Result<Plan, Fault>, Report) {
         match resolve::resolve(&self.settings, directory, recipient, None) {
-            Ok(targets) => inspect::inspect(&self.settings, &targets, self.identity()),
+            Ok(targets) => inspect::inspect(&self.settings, &targets, self.identity(), recent),
             Err(fault) => (Err(fault.clone()), Report::failed(recipient.shown(), fault)),
         }
     }
 
     /// [`Core::inspect`], with the answers of `directory`.
     pub fn inspect_with(&self, directory: &dyn Directory, recipient: &Recipient) -> Report {
-        self.look(directory, recipient).1
+        self.look(directory, recipient, None).1
     }
 
     /// Who delivers and what is wanted, and all that a delivery by another process must be told. `head`: the start of the message; none
@@ -198,7 +203,7 @@ impl Core {
             Ok(targets) => targets,
             Err(fault) => return Done::Outcome(Outcome::refused(fault)),
         };
-        let plan = inspect::inspect(&self.settings, &targets, self.identity()).0;
+        let plan = inspect::inspect(&self.settings, &targets, self.identity(), None).0;
         // It is full of what it has: the message is there.
         if let (Err(fault), Some(saved)) = (&plan, retry.saved())
             && matches!(fault.code, Code::OverQuota | Code::QuotaOfDisk)
@@ -231,4 +236,10 @@ impl Core {
             (Err(fault), _) => Done::Outcome(Outcome::refused(fault)),
         }
     }
+}
+
+/// The path that a plan leads to, and the mailbox that is there.
+fn place_of(plan: &Plan) -> (PathBuf, Option<(u64, u64)>) {
+    let identity = plan.mailbox.as_ref().map(|it| it.identity());
+    (plan.target.paths.mailbox.clone(), identity)
 }

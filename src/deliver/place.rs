@@ -10,6 +10,7 @@ use crate::fault::Fault;
 use crate::index::{Log, Pair, State, log};
 use crate::mailbox::path::Paths;
 use crate::mailbox::permission::Permission;
+use crate::maildir::Maildir;
 use crate::maildir::create::{self, Created};
 use crate::maildir::keywords;
 use crate::maildir::uidlist::{self, List, Lock};
@@ -72,16 +73,23 @@ impl<'a> Place<'a> {
                 control
             }
         };
-        let has_list = match control.stat_name(uidlist::FILE) {
-            Err(error) if error.kind() == ErrorKind::NotFound => false,
-            there => there.map(|_| true).map_err(text)?,
+        let mailbox = self.publishing.mailbox;
+        let own = Some(mailbox).filter(|it| it.path() == self.paths.control);
+        let mut spare = own.and_then(Maildir::spare_lock);
+        let has_list = match &spare {
+            // There was one.
+            Some(_) => true,
+            None => has_list(&control).map_err(text)?,
         };
         let is_needed = wants_keywords || has_list;
         if !is_needed && !self.is_untouched() {
             return Ok(None);
         }
+        if spare.is_none() {
+            spare = own.and_then(|it| it.make_spare_lock(self.publishing.names));
+        }
         let file = self.paths.control.join(uidlist::FILE);
-        let take = |timeout| Lock::take(control, permission.file_mode, timeout);
+        let take = |timeout| Lock::take_with(spare, control, permission.file_mode, timeout);
         let busy = self.publishing.busy;
         busy.take(&file, uidlist::TIMEOUT, self.until, take)
             .map(Some)
@@ -206,6 +214,13 @@ impl<'a> Place<'a> {
 /// That of a mailbox that has just been made does not know its UIDVALIDITY yet.
 fn is_of(state: &State, list: &List<'_>) -> bool {
     (state.validity == 0 && state.next_uid == 1) || state.validity == list.validity()
+}
+
+fn has_list(control: &Dir) -> io::Result<bool> {
+    match control.stat_name(uidlist::FILE) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        there => there.map(|_| true),
+    }
 }
 
 /// The mailbox's own directory is the one that is open, whatever has its name by now. None: there is none.

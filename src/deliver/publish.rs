@@ -247,11 +247,8 @@ impl Publishing<'_> {
             return Ok(());
         }
         let doing = || format!("sync {}", self.mailbox.path().display());
-        let device = |it: &Given<'_>| it.list.stat().ok().map(|stat| stat.dev);
-        let is_committed = || {
-            let list = given.as_ref().ok().and_then(Option::as_ref);
-            list.and_then(device) == Some(self.mailbox.device())
-        };
+        let given = given.as_ref().ok().and_then(Option::as_ref);
+        let is_committed = || given.is_some_and(|it| it.list.device() == self.mailbox.device());
         self.mailbox
             .sync(&linked, is_committed)
             .map_err(|error| Fault::io(doing(), &error))

@@ -3,14 +3,17 @@
 //! Memory does not depend on the size of a message. A client that goes away before the end of its message leaves nothing
 //! behind; one that goes away later loses only its answers.
 
-use std::future::{Future, pending};
+use std::future::{Future, pending, poll_fn};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -34,7 +37,7 @@ use crate::run::{Outcomes, in_place};
 
 /// Bytes read at once, and the most that wait to be read as commands.
 const INPUT: usize = 16 * 1024;
-/// The same before a message begins: most clients wait most of the time, and none should hold more than it needs then.
+/// The most that is kept for them while nothing is there: most clients wait most of the time.
 const IDLE_INPUT: usize = 1024;
 /// Replies to pipelined commands that are gathered into one packet.
 const OUTPUT: usize = 4 * 1024;
@@ -566,19 +569,13 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             self.flush().await?;
         }
         let patience = self.patience();
-        let room = match self.session.in_transaction() {
-            true => INPUT - self.input.len().min(INPUT - 1),
-            false => IDLE_INPUT,
-        };
-        if self.input.is_empty() && self.input.capacity() > room {
+        if self.input.is_empty() && self.input.capacity() > IDLE_INPUT {
             self.input = Vec::new();
         }
-        self.input.reserve_exact(room);
-        let mut bytes = (&mut self.stream).take(room as u64);
         tokio::select! {
             biased;
             () = reached(&mut self.phase, patience) => Err(End::Stopping),
-            read = bytes.read_buf(&mut self.input) => match read {
+            read = read(&mut self.stream, &mut self.input) => match read {
                 Ok(0) => Err(End::Closed),
                 Ok(_) => Ok(()),
                 Err(error) => Err(End::Io(error)),
@@ -595,6 +592,19 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             (false, false) => Phase::Leaving,
         }
     }
+}
+
+/// Appends what has come; none: the other side is closed. Whoever waits holds no room for it.
+async fn read(mut stream: impl AsyncRead + Unpin, input: &mut Vec<u8>) -> io::Result<usize> {
+    poll_fn(|context| {
+        let mut bytes = [MaybeUninit::uninit(); INPUT];
+        let room = INPUT - input.len().min(INPUT - 1);
+        let mut bytes = ReadBuf::uninit(&mut bytes[..room]);
+        ready!(Pin::new(&mut stream).poll_read(context, &mut bytes))?;
+        input.extend_from_slice(bytes.filled());
+        Poll::Ready(Ok(bytes.filled().len()))
+    })
+    .await
 }
 
 /// Ends when the server has come that far on its way down.

@@ -3,6 +3,8 @@
 //! What a sender may learn is decided here: the code, one fixed sentence of [`Code`](crate::fault::Code), the final
 //! mailbox, and the id under which the log tells the rest.
 
+use std::io::Write as _;
+
 use crate::deliver::{Outcome, Report, Saved};
 use crate::fault::Fault;
 use crate::message::Address;
@@ -134,9 +136,10 @@ impl Reply {
         for (at, text) in self.lines.iter().enumerate() {
             let start = out.len();
             let dash = if at + 1 < self.lines.len() { '-' } else { ' ' };
-            out.extend_from_slice(format!("{}{dash}", self.code).as_bytes());
+            // Writing to a Vec cannot fail.
+            let _ = write!(out, "{}{dash}", self.code);
             if let Some(enhanced) = self.enhanced {
-                out.extend_from_slice(format!("{enhanced} ").as_bytes());
+                let _ = write!(out, "{enhanced} ");
             }
             let room = MAX_LINE - 2 - (out.len() - start);
             push_printable(text, room, out);
@@ -149,33 +152,35 @@ impl Reply {
 fn push_printable(text: &str, room: usize, out: &mut Vec<u8>) {
     let limit = out.len() + room;
     for byte in text.bytes() {
-        let escaped = escape(byte);
-        if out.len() + escaped.len() > limit {
-            return;
+        let end = out.len();
+        push_escaped(byte, out);
+        if out.len() > limit {
+            return out.truncate(end);
         }
-        out.extend_from_slice(escaped.as_bytes());
     }
 }
 
-fn escape(byte: u8) -> String {
+fn push_escaped(byte: u8, out: &mut Vec<u8>) {
     match byte {
-        b' '..=b'~' => char::from(byte).to_string(),
-        byte => format!("\\x{byte:02x}"),
+        b' '..=b'~' => out.push(byte),
+        // Writing to a Vec cannot fail.
+        byte => drop(write!(out, "\\x{byte:02x}")),
     }
 }
 
 /// A name that leaves room for what follows it.
 fn short(name: &str) -> String {
-    let mut out = String::new();
+    let mut out = Vec::with_capacity(name.len());
     for byte in name.bytes() {
-        out.push_str(&escape(byte));
+        push_escaped(byte, &mut out);
         if out.len() > MAX_NAME {
             out.truncate(MAX_NAME - 3);
-            out.push_str("...");
+            out.extend_from_slice(b"...");
             break;
         }
     }
-    out
+    // It is ASCII.
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 #[cfg(test)]

@@ -19,10 +19,13 @@ use std::collections::HashSet;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::fault::{Code, Fault};
 use crate::mailbox::permission::Permission;
 use crate::sys::dir::{self, Dir, Stat};
+use crate::sys::dotlock::{Claim, Spare};
+use filename::Names;
 
 /// The names in `new/` and `cur/`, without their flags. A file that another reader renames meanwhile may be missed.
 pub fn base_names(mailbox: &Path) -> io::Result<HashSet<Vec<u8>>> {
@@ -36,6 +39,17 @@ pub fn base_names(mailbox: &Path) -> io::Result<HashSet<Vec<u8>>> {
     Ok(names)
 }
 
+/// What is there of a mailbox.
+#[derive(Debug)]
+pub enum Look {
+    Whole(Maildir),
+    /// `cur`, `new` or `tmp` is missing: a delivery makes it again. Its directory, and `tmp` where that is there.
+    Incomplete {
+        directory: Stat,
+        tmp: Option<Stat>,
+    },
+}
+
 /// An open Maildir.
 #[derive(Debug)]
 pub struct Maildir {
@@ -46,6 +60,24 @@ pub struct Maildir {
     tmp_stat: Stat,
     new_stat: Stat,
     permission: Permission,
+    /// For the lock of its list.
+    spare: Mutex<Reuse>,
+}
+
+/// A lock file that is kept where it is worth it.
+#[derive(Debug)]
+enum Reuse {
+    /// Not before so many locks more.
+    In(u32),
+    Spare(Arc<Spare>),
+    /// It cannot be had.
+    Never,
+}
+
+impl Default for Reuse {
+    fn default() -> Reuse {
+        Reuse::In(3)
+    }
 }
 
 impl Maildir {
@@ -72,16 +104,69 @@ impl Maildir {
             _ => {}
         }
         let (tmp, new) = (open("tmp")?, open("new")?);
-        let (tmp_stat, new_stat) = (tmp.stat().map_err(failed)?, new.stat().map_err(failed)?);
+        Maildir::of(dir, path, permission, (tmp, new)).map_err(failed)
+    }
+
+    fn of(
+        dir: Dir,
+        path: &Path,
+        permission: Permission,
+        (tmp, new): (Dir, Dir),
+    ) -> io::Result<Maildir> {
         Ok(Maildir {
             path: path.to_owned(),
+            tmp_stat: tmp.stat()?,
+            new_stat: new.stat()?,
             dir,
             tmp,
             new,
-            tmp_stat,
-            new_stat,
             permission,
+            spare: Mutex::default(),
         })
+    }
+
+    /// Opens the mailbox in `dir` as a delivery would, but makes nothing. Err: the part of it that cannot be used, and why.
+    pub fn look(dir: Dir, path: &Path) -> Result<Look, (&'static str, io::Error)> {
+        let part = |name: &'static str| {
+            let opened = match dir.open_dir(name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    dir.may_change().map(|()| None)
+                }
+                opened => opened.and_then(|part| part.may_change().map(|()| Some(part))),
+            };
+            opened.map_err(|error| (name, error))
+        };
+        let failed = |error| ("cur", error);
+        let has_cur = match dir.stat_name("cur") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                dir.may_change().map(|()| false).map_err(failed)?
+            }
+            found => found.map(|_| true).map_err(failed)?,
+        };
+        let directory = dir.stat().map_err(failed)?;
+        match (part("tmp")?, part("new")?) {
+            (Some(tmp), Some(new)) if has_cur => {
+                let permission = Permission::of(&directory, path);
+                let mailbox = Maildir::of(dir, path, permission, (tmp, new)).map_err(failed)?;
+                Ok(Look::Whole(mailbox))
+            }
+            (tmp, _) => Ok(Look::Incomplete {
+                directory,
+                tmp: tmp.map(|tmp| tmp.stat()).transpose().map_err(failed)?,
+            }),
+        }
+    }
+
+    /// Looks again: whether it still has its name, and new files in it are to look the same.
+    pub fn is_unchanged(&self) -> bool {
+        let directory = self.dir.stat();
+        let permission = directory.map(|it| Permission::of(&it, &self.path));
+        permission.is_ok_and(|it| it == self.permission) && self.check_name(&self.path).is_ok()
+    }
+
+    /// `tmp`, as it was when it was opened.
+    pub fn tmp(&self) -> &Stat {
+        &self.tmp_stat
     }
 
     /// What new files must look like.
@@ -113,6 +198,40 @@ impl Maildir {
         };
         let doing = format!("make a message visible in {}", path.display());
         Err(Fault::new(Code::NotNow, doing, why))
+    }
+
+    /// The lock file that its list was locked with before; none while somebody has it.
+    pub fn spare_lock(&self) -> Option<Claim> {
+        match &*self.spare() {
+            Reuse::Spare(spare) => spare.claim(),
+            Reuse::In(_) | Reuse::Never => None,
+        }
+    }
+
+    /// One that is kept for the next time, where it is locked again and again. `names`: for the name that it has in `tmp/`.
+    pub fn make_spare_lock(&self, names: &Names) -> Option<Claim> {
+        let mut reuse = self.spare();
+        let made = match &*reuse {
+            Reuse::In(more @ 1..) => Reuse::In(more - 1),
+            Reuse::In(0) => {
+                let mode = self.permission.file_mode;
+                let made = Spare::make(
+                    &self.dir,
+                    mode,
+                    &self.tmp,
+                    format!("{}.lock", names.unique()),
+                );
+                made.ok().flatten().map_or(Reuse::Never, Reuse::Spare)
+            }
+            Reuse::Spare(_) | Reuse::Never => return None,
+        };
+        *reuse = made;
+        drop(reuse);
+        self.spare_lock()
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Reuse> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether no message is in it.

@@ -18,7 +18,7 @@ use tail::Tail;
 use super::{guid, upgrade};
 use crate::mailbox::permission::Permission;
 use crate::sys::dir::{self, Dir, Stat};
-use crate::sys::dotlock::{Dotlock, Holds, Patience};
+use crate::sys::dotlock::{Claim, Dotlock, Holds, Patience};
 use crate::sys::fault_point;
 
 pub const FILE: &str = "dovecot-uidlist";
@@ -47,11 +47,24 @@ pub struct Lock {
 impl Lock {
     /// In the control directory `control`; the lock file has `mode`. Waits for `timeout`.
     pub fn take(control: Dir, mode: u32, timeout: Duration) -> io::Result<Lock> {
+        Lock::take_with(None, control, mode, timeout)
+    }
+
+    /// The same with a lock file that is there already.
+    pub fn take_with(
+        spare: Option<Claim>,
+        control: Dir,
+        mode: u32,
+        timeout: Duration,
+    ) -> io::Result<Lock> {
         let patience = Patience {
             timeout,
             stale: STALE,
         };
-        let lock = Dotlock::take(&control, FILE, mode, Holds::Pid, patience)?;
+        let lock = match spare {
+            Some(spare) => Dotlock::take_with(spare, &control, FILE, mode, patience),
+            None => Dotlock::take(&control, FILE, mode, Holds::Pid, patience),
+        }?;
         Ok(Lock { control, lock })
     }
 
@@ -222,6 +235,10 @@ impl<'l> List<'l> {
     /// Makes what was appended durable.
     pub fn sync(&self) -> io::Result<()> {
         dir::sync_file(&self.file)
+    }
+
+    pub fn device(&self) -> u64 {
+        self.stat.dev
     }
 
     /// As we left it.

@@ -178,13 +178,11 @@ impl fmt::Display for Address {
         };
         f.write_char('@')?;
         // A parsed domain passes unchanged; one that was put together elsewhere must not break a header.
-        domain.chars().try_for_each(|c| {
-            f.write_char(if is_domain_char(c) || "[]:".contains(c) {
-                c
-            } else {
-                '?'
-            })
-        })
+        let is_fit = |c: char| is_domain_char(c) || "[]:".contains(c);
+        match domain.chars().all(is_fit) {
+            true => f.write_str(domain),
+            false => f.write_str(&domain.replace(|c| !is_fit(c), "?")),
+        }
     }
 }
 

@@ -124,6 +124,9 @@ impl BodyWriter {
         if let Some(digest) = &mut self.digest {
             digest.update(wire);
         }
+        if self.file.is_none() && self.memory.is_empty() {
+            self.memory.reserve_exact(wire.len().min(SMALL));
+        }
         let mut rest = wire;
         while !rest.is_empty() {
             if self.held_cr {

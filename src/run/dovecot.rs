@@ -26,7 +26,8 @@ pub async fn ask(
     }
     let recipient = understood(recipient);
     let job = job(&recipient, &hand_over.recipient, None);
-    let fault = match relay.ask(&node, &job).await {
+    // Boxed, here and below: large, and most mail does without.
+    let fault = match Box::pin(relay.ask(&node, &job)).await {
         Ok(answer) => fault_of(&answer, &node),
         Err(fault) => Some(fault),
     };
@@ -57,7 +58,7 @@ pub async fn finish(
     }
     let understood = understood(recipient);
     let job = job(&understood, &parcel.hand_over.recipient, Some(message));
-    let answer = relay.deliver(&node, &job, message, heard).await;
+    let answer = Box::pin(relay.deliver(&node, &job, message, heard)).await;
     let (fault, has_refused) = match answer {
         Ok(answer) => match fault_of(&answer, &node) {
             None => return Next::Answered(Outcome::Saved(parcel.saved)),

@@ -26,7 +26,8 @@ impl Runner {
             return Ok(Next::Here(Box::new(recipient)));
         };
         let (targets, recipient) = self.targets(recipient, None).await?;
-        let asked = self.go(relay, &targets, recipient, None, &|| true).await?;
+        // Boxed: large, and most mail does without.
+        let asked = Box::pin(self.go(relay, &targets, recipient, None, &|| true)).await?;
         Ok(match asked {
             Next::Here(recipient) => Next::Here(recipient),
             Next::Answered((node, answer)) => {
@@ -57,9 +58,7 @@ impl Runner {
             return Ok(Next::Here(Box::new(recipient)));
         };
         let (targets, recipient) = self.targets(recipient, Some(message)).await?;
-        let done = self
-            .go(relay, &targets, recipient, Some(message), heard)
-            .await?;
+        let done = Box::pin(self.go(relay, &targets, recipient, Some(message), heard)).await?;
         Ok(match done {
             Next::Here(recipient) => Next::Here(recipient),
             Next::Answered((node, answer)) => Next::Answered(match answer.fault(&node) {

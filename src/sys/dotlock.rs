@@ -4,9 +4,11 @@
 //! A lock is stale when its holder on this machine is dead, or when it, and the file, have not changed for a time: so too where it
 //! is older than this machine's start, and whoever has its pid now may be another.
 
+mod spare;
+
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,6 +18,7 @@ use nix::unistd::Pid;
 
 use super::dir::Dir;
 use super::process::hostname;
+pub use spare::{Claim, Spare};
 
 /// A lock younger than this is never looked into: its holder may be writing it.
 const YOUNG: Duration = Duration::from_secs(2);
@@ -42,9 +45,10 @@ pub struct Dotlock {
     dir: Dir,
     name: String,
     /// The lock file, open for writing.
-    pub file: File,
+    pub file: Arc<File>,
     identity: (u64, u64),
     is_held: bool,
+    spare: Option<Claim>,
 }
 
 /// One state of a file: whoever writes to it changes this.
@@ -59,20 +63,23 @@ impl Dotlock {
         holds: Holds,
         patience: Patience,
     ) -> io::Result<Dotlock> {
-        let began = Instant::now();
-        let mut asking = Asking::new(dir, name, mode, holds)?;
-        let mut pause = Duration::from_millis(5);
-        loop {
-            if let Some(lock) = asking.ask(patience.stale)? {
-                return Ok(lock);
-            }
-            if began.elapsed() >= patience.timeout {
-                let why = format!("{name}.lock is held by another process");
-                return Err(io::Error::new(ErrorKind::TimedOut, why));
-            }
-            thread::sleep(pause.min(patience.timeout.saturating_sub(began.elapsed())));
-            pause = (pause * 3 / 2).min(Duration::from_millis(30));
-        }
+        let asking = Asking::new(dir, name, mode, holds)?;
+        asking.wait(patience)
+    }
+
+    /// The same, of one that holds a pid, with a file that is there already.
+    pub fn take_with(
+        spare: Claim,
+        dir: &Dir,
+        name: &str,
+        mode: u32,
+        patience: Patience,
+    ) -> io::Result<Dotlock> {
+        let waiting = spare.into_lock(dir, name);
+        let mut asking = Asking::with(dir, name, mode, Holds::Pid, Some(waiting));
+        // It has the age of its last lock.
+        asking.is_repeated = true;
+        asking.wait(patience)
     }
 
     /// A lock that has its content before it has its name: killed in between, we would leave an empty one, which holds
@@ -82,8 +89,8 @@ impl Dotlock {
             Err(error) if super::is_unsupported(&error) => return Ok(None),
             other => other?,
         };
-        let mut lock = Dotlock::of(dir.clone(), name, file)?;
-        write_pid(&mut lock.file)?;
+        let lock = Dotlock::of(dir.clone(), name, file)?;
+        write_pid(&lock.file)?;
         Ok(Some(lock))
     }
 
@@ -101,7 +108,7 @@ impl Dotlock {
             Dotlock::of(dir.clone(), name, file).inspect_err(|_| drop(dir.unlink(&lock)))?;
         made.is_held = true;
         if holds == Holds::Pid {
-            write_pid(&mut made.file)?;
+            write_pid(&made.file)?;
         }
         Ok(made)
     }
@@ -113,9 +120,10 @@ impl Dotlock {
         Ok(Dotlock {
             dir,
             name: name.to_owned(),
-            file,
+            file: Arc::new(file),
             identity,
             is_held: false,
+            spare: None,
         })
     }
 
@@ -165,7 +173,21 @@ pub struct Asking<'a> {
 
 impl<'a> Asking<'a> {
     pub fn new(dir: &'a Dir, name: &'a str, mode: u32, holds: Holds) -> io::Result<Asking<'a>> {
-        Ok(Asking {
+        let waiting = match holds {
+            Holds::Pid => Dotlock::without_name(dir, name, mode)?,
+            Holds::Content => None,
+        };
+        Ok(Asking::with(dir, name, mode, holds, waiting))
+    }
+
+    fn with(
+        dir: &'a Dir,
+        name: &'a str,
+        mode: u32,
+        holds: Holds,
+        waiting: Option<Dotlock>,
+    ) -> Asking<'a> {
+        Asking {
             dir,
             name,
             mode,
@@ -173,11 +195,24 @@ impl<'a> Asking<'a> {
             seen: None,
             is_repeated: false,
             by_name: false,
-            waiting: match holds {
-                Holds::Pid => Dotlock::without_name(dir, name, mode)?,
-                Holds::Content => None,
-            },
-        })
+            waiting,
+        }
+    }
+
+    fn wait(mut self, patience: Patience) -> io::Result<Dotlock> {
+        let began = Instant::now();
+        let mut pause = Duration::from_millis(5);
+        loop {
+            if let Some(lock) = self.ask(patience.stale)? {
+                return Ok(lock);
+            }
+            if began.elapsed() >= patience.timeout {
+                let why = format!("{}.lock is held by another process", self.name);
+                return Err(io::Error::new(ErrorKind::TimedOut, why));
+            }
+            thread::sleep(pause.min(patience.timeout.saturating_sub(began.elapsed())));
+            pause = (pause * 3 / 2).min(Duration::from_millis(30));
+        }
     }
 
     /// Among programs that link a lock which is older than their having it: its age is that of its name.
@@ -209,6 +244,12 @@ impl<'a> Asking<'a> {
                     return lock.check().map(|()| Some(lock));
                 }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                // Somebody has removed its other name: a file without one gets none any more.
+                Err(error) if error.kind() == ErrorKind::NotFound && self.has_spare() => {
+                    self.is_repeated = false;
+                    self.waiting = Dotlock::without_name(self.dir, self.name, self.mode)?;
+                    continue;
+                }
                 Err(error) => return Err(error),
             }
             let stale = self.stale(&lock, stale_after);
@@ -217,6 +258,11 @@ impl<'a> Asking<'a> {
                 _ => return Ok(None),
             }
         }
+    }
+
+    fn has_spare(&self) -> bool {
+        let waiting = self.waiting.as_ref();
+        waiting.is_some_and(|lock| lock.spare.is_some())
     }
 
     /// The version of the lock that is nobody's any more; none while it may be somebody's.
@@ -246,7 +292,7 @@ impl<'a> Asking<'a> {
     }
 }
 
-fn write_pid(file: &mut File) -> io::Result<()> {
+fn write_pid(mut file: &File) -> io::Result<()> {
     // In one call: a lock is looked into.
     let holder = format!("{}:{}", std::process::id(), hostname());
     super::fault_point::write(holder.as_bytes(), |bytes| file.write_all(bytes))
@@ -260,13 +306,20 @@ fn held() -> MutexGuard<'static, Vec<(u64, u64)>> {
 
 impl Drop for Dotlock {
     fn drop(&mut self) {
+        let mut is_gone = !self.is_held;
         // When in doubt it is ours: left behind it would hold up everybody while this process lives.
         if self.is_held && self.is_ours().unwrap_or(true) {
             let lock = format!("{}.lock", self.name);
             // Once more: what keeps it here for a moment may be a signal, or a file server.
-            let _ = self.dir.unlink(&lock).or_else(|_| self.dir.unlink(&lock));
+            let removed = self.dir.unlink(&lock).or_else(|_| self.dir.unlink(&lock));
+            is_gone = removed.is_ok();
         }
         held().retain(|identity| *identity != self.identity);
+        if let Some(spare) = &self.spare
+            && is_gone
+        {
+            spare.give_back();
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -28,10 +29,13 @@ pub enum End {
     Signal(i32),
 }
 
-/// The machine's name, `localhost` where it has none.
-pub fn hostname() -> String {
-    let name = gethostname().ok().and_then(|name| name.into_string().ok());
-    name.unwrap_or_else(|| "localhost".into())
+/// The machine's name, `localhost` where it has none; as it was when it was asked for first, as Dovecot has it too.
+pub fn hostname() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| {
+        let name = gethostname().ok().and_then(|name| name.into_string().ok());
+        name.unwrap_or_else(|| "localhost".into())
+    })
 }
 
 /// Whether process IDs here are not those of the machine: in a container. Locks that name one say nothing outside it.

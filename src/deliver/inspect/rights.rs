@@ -183,7 +183,7 @@ mod tests {
         };
         let identity = Credentials::new(6001, 6001, vec![]);
         let targets = resolve(&settings, &settings, &recipient, None).unwrap();
-        inspect(&settings, &targets, &identity).0.unwrap()
+        inspect(&settings, &targets, &identity, None).0.unwrap()
     }
 
     #[test]

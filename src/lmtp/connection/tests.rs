@@ -1,6 +1,6 @@
 use std::sync::Mutex;
 
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncReadExt, DuplexStream};
 
 use super::*;
 use crate::deliver::Saved;
