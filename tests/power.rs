@@ -178,13 +178,7 @@ fn deliver_to_the_mbox(store: &Store, id: &str) {
 fn look(dovecot: &Dovecot, case: &str, ledger: &mut Ledger, figures: &mut Figures) {
     let mut imap = Imap::login(dovecot.port, "alice");
     let mailboxes: BTreeSet<String> = ledger.stored.iter().map(|it| it.mailbox.clone()).collect();
-    let listed = imap.command("LIST \"\" New*");
-    let listed = listed.iter().filter(|line| line.starts_with("* LIST"));
-    let listed = listed.filter_map(|line| {
-        line.rsplit(' ')
-            .next()
-            .map(|name| name.trim_matches('"').to_owned())
-    });
+    let listed = imap.mailboxes("New*");
     for mailbox in mailboxes.into_iter().chain(listed).collect::<BTreeSet<_>>() {
         let selected = imap.command(&format!("SELECT \"{mailbox}\""));
         if !selected.last().unwrap().contains(" OK ") {

@@ -22,8 +22,8 @@ use support::peers::{Postfix, Version, lines_of};
 use support::places::{self, INBOX, KEYWORD, LINKED, MBOX, NEW, PLACES, PUBLIC, Place};
 use support::random::Random;
 use support::{
-    Lmtp, MAIL, Server, Store, as_user, installed, not_root, own, program, skip, stuffed, subject,
-    uid_of,
+    Lmtp, MAIL, Server, Store, as_user, children_of, installed, not_root, own, program, skip,
+    stuffed, subject, uid_of,
 };
 
 /// Deliveries to a mailbox that its first one makes.
@@ -327,10 +327,8 @@ impl Drop for End<'_> {
 
 /// The children of the server: pid, and whether it is a worker.
 fn children(server: &Server) -> Vec<(u32, bool)> {
-    let path = format!("/proc/{0}/task/{0}/children", server.pid());
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let pids = text.split_whitespace().filter_map(|it| it.parse().ok());
-    pids.map(|pid: u32| {
+    let pids = children_of(server.pid()).into_iter();
+    pids.map(|pid| {
         let owner =
             fs::metadata(format!("/proc/{pid}")).map(|it| std::os::unix::fs::MetadataExt::uid(&it));
         (pid, owner.is_ok_and(|uid| uid == MAIL))
@@ -467,20 +465,12 @@ fn soak(seconds: u64, window: &str, mut random: Random) {
     let mut by_uid: HashMap<(String, String, u32), String> = HashMap::new();
     for user in ["alice", "bob", "carol"] {
         let mut imap = Imap::login(dovecot.port, user);
-        let listed = imap.command("LIST \"\" *");
-        let names = listed
-            .iter()
-            .filter_map(|line| line.strip_prefix("* LIST "));
-        let is_one =
-            |line: &&str| !line.to_lowercase().contains("\\noselect") && !line.ends_with(" mbox");
-        let names: Vec<&str> = names.filter(is_one).collect();
-        for line in names {
-            let name = line.rsplit("\"/\" ").next().unwrap().trim_matches('"');
+        for name in imap.mailboxes("*") {
             // Another name of what is read already.
             if user != "alice" && name != "INBOX" || name.starts_with("shared/") {
                 continue;
             }
-            imap.select(name);
+            imap.select(&name);
             for message in imap.fetch_all() {
                 let id = subject(&message.bytes);
                 if user == "bob" {
@@ -498,7 +488,7 @@ fn soak(seconds: u64, window: &str, mut random: Random) {
                     places::body(&id, number).trim_end(),
                     "{name} {id}"
                 );
-                by_uid.insert((user.into(), name.into(), message.uid), id.clone());
+                by_uid.insert((user.into(), name.clone(), message.uid), id.clone());
                 *found.entry((user.into(), id)).or_default() += 1;
             }
         }

@@ -200,7 +200,7 @@ fn into_chroot(chroot: &Path, shared: &Path) -> Vec<String> {
     let (chroot, shared) = (chroot.display(), shared.display());
     let script = format!(
         "mount --make-rprivate / && mount --rbind /dev {chroot}/dev && mount -t proc proc {chroot}/proc && \
-         mkdir -p {chroot}{shared} && mount --bind {shared} {chroot}{shared} && exec chroot {chroot} \"$@\""
+         mkdir -p {chroot}{shared} && mount --rbind {shared} {chroot}{shared} && exec chroot {chroot} \"$@\""
     );
     ["unshare", "-m", "sh", "-c", &script, "inside"]
         .map(str::to_owned)
