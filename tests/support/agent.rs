@@ -164,10 +164,10 @@ fn talk(server: &Server, addresses: &[&str], message: &[u8], said: &mut Vec<u8>)
 }
 
 /// strace at all threads of a server.
-struct Tracer(Child);
+pub struct Tracer(Child);
 
 impl Tracer {
-    fn of(server: &Server, arguments: &[&str]) -> Tracer {
+    pub fn of(server: &Server, arguments: &[&str]) -> Tracer {
         let pid = server.pid();
         let mut command = Command::new("strace");
         command
@@ -187,7 +187,7 @@ impl Tracer {
         tracer
     }
 
-    fn leave(self) -> Output {
+    pub fn leave(self) -> Output {
         signal(self.0.id(), "INT");
         self.0.wait_with_output().unwrap()
     }
