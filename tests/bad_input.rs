@@ -18,8 +18,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 
 use support::{
-    Lmtp, MAIL, Server, Store, as_user, leftovers, messages, not_root, program, run_with_input,
-    tree,
+    Lmtp, MAIL, Server, Store, as_user, messages, not_root, program, run_with_input, tree,
+    unfinished,
 };
 
 const MESSAGE: &[u8] = b"Subject: bad input\n\ntext\n";

@@ -8,7 +8,7 @@ use std::thread;
 
 use support::imap::Imap;
 use support::peers::{Dovecot, Postfix, Version};
-use support::{Store, corpus, installed, leftovers, messages, not_root, skip, tree};
+use support::{Store, corpus, installed, messages, not_root, skip, tree, unfinished};
 
 /// Where Postfix sends the messages, and where they must be found.
 const ROUTES: [(&str, &str, &str); 4] = [
@@ -121,7 +121,7 @@ fn postfix_relays_and_dovecot_serves_byte_for_byte() {
         }
         assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
         assert_eq!(
-            leftovers(&store.path("home")),
+            unfinished(&store.path("home")),
             Vec::<std::path::PathBuf>::new()
         );
     }
@@ -193,7 +193,7 @@ fn smtp_source_with_twenty_connections() {
             .contains(&format!(",S={},", bytes.len()))
     }));
     assert_eq!(
-        leftovers(&store.path("home")),
+        unfinished(&store.path("home")),
         Vec::<std::path::PathBuf>::new()
     );
 }

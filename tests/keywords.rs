@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use support::imap::Imap;
 use support::peers::{Dovecot, VERSIONS};
 use support::{
-    MAIL, Server, Store, as_user, leftovers, messages_below, not_root, program, run_with_input,
+    MAIL, Server, Store, as_user, messages_below, not_root, program, run_with_input, unfinished,
 };
 
 const MESSAGE: &[u8] = b"Subject: x\n\ntext\n";
@@ -99,7 +99,7 @@ fn a_new_mailbox_has_uids_at_once() {
         assert_eq!((public.mode() & 0o7777, public.gid()), (0o660, 100));
         for root in ["home/alice", "public"] {
             assert_eq!(
-                leftovers(&store.path(root)),
+                unfinished(&store.path(root)),
                 Vec::<std::path::PathBuf>::new()
             );
         }

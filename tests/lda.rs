@@ -8,10 +8,10 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use support::{
-    MAIL, PATIENCE, Store, as_user, messages, messages_below, not_root, program, run_with_input,
+    MAIL, Store, as_user, children_of, messages, messages_below, not_root, program, run_with_input,
+    wait_until,
 };
 
 const MESSAGE: &[u8] = b"Subject: hello\n\nbody\n";
@@ -610,16 +610,8 @@ fn descriptors_of_the_caller() {
     command.arg(store.path("postroom.toml")).arg(&held);
     as_user(&mut command, MAIL, MAIL, &[]);
     let mut lda = command.stdin(Stdio::piped()).spawn().unwrap();
-    let children = || {
-        let path = format!("/proc/{0}/task/{0}/children", lda.id());
-        fs::read_to_string(path).unwrap_or_default()
-    };
-    let began = Instant::now();
-    while children().is_empty() && began.elapsed() < PATIENCE {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let child = children();
-    for pid in [child.trim(), &lda.id().to_string()] {
+    wait_until("a child", || !children_of(lda.id()).is_empty());
+    for pid in [children_of(lda.id())[0], lda.id()] {
         let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
         let open = open.map(|it| fs::read_link(it.unwrap().path()).unwrap_or_default());
         assert_eq!(open.filter(|it| *it == held).count(), 0, "{pid}");
@@ -762,10 +754,7 @@ fn a_hang_up() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        let children = format!("/proc/{0}/task/{0}/children", parent.id());
-        while fs::read_to_string(&children).unwrap().is_empty() {
-            assert!(parent.try_wait().unwrap().is_none());
-        }
+        wait_until("a child", || !children_of(parent.id()).is_empty());
         support::signal(parent.id(), "HUP");
         std::thread::sleep(std::time::Duration::from_millis(200));
         drop(parent.stdin.take());
@@ -847,20 +836,13 @@ fn abnormal_ends_are_temporary() {
     let store = Store::new();
     store.configure("", "");
     let mut command = lda(&store, &["-d", "alice"], &[]);
-    let mut parent = command
+    let parent = command
         .stdin(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let child = loop {
-        let path = format!("/proc/{0}/task/{0}/children", parent.id());
-        let text = fs::read_to_string(path).unwrap_or_default();
-        if let Some(child) = text.split_whitespace().next() {
-            break child.parse().unwrap();
-        }
-        assert!(parent.try_wait().unwrap().is_none());
-    };
-    support::signal(child, "KILL");
+    wait_until("a child", || !children_of(parent.id()).is_empty());
+    support::signal(children_of(parent.id())[0], "KILL");
     let output = parent.wait_with_output().unwrap();
     assert_eq!(exit_code(&output), 75);
     assert_eq!(said(&output), ["4.3.0 Internal error, try again later"]);

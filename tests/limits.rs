@@ -6,12 +6,17 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use support::agent::Tracer;
 use support::mount::Mount;
 use support::peers::free_port;
-use support::{MAIL, PATIENCE, Server, Store, messages, not_root, write_long_ago};
+use support::{
+    MAIL, PATIENCE, Server, Store, as_user, installed, messages, not_root, program, skip,
+    write_long_ago,
+};
 
 /// A server with this in place of the usual listener, and with `more` behind.
 fn serve(store: &Store, listeners: &str, delivery: &str, lmtp: &str) -> Server {
@@ -279,4 +284,50 @@ fn free_bytes(store: &Store) -> u64 {
         .arg(store.path("home"));
     let lines = support::peers::lines_of(&mut command);
     lines[1].trim().parse().unwrap()
+}
+
+/// A server that gets no more threads than it begins with delivers with these, one message after the other.
+#[test]
+fn threads_that_cannot_be_had() {
+    if not_root() || !installed("strace") && skip("strace is not installed") {
+        return;
+    }
+    let store = Store::with_inbox();
+    let server = store.serve("", "");
+    let strace = [
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=clone,clone3",
+        "-e",
+        "inject=clone,clone3:error=EAGAIN",
+    ];
+    let tracer = Tracer::of(&server, &strace);
+    let replies = thread::scope(|scope| {
+        let clients = [(); 8]
+            .map(|()| scope.spawn(|| server.client().deliver(&["alice@x"], b"Subject: x\n\nx\n")));
+        clients.map(|client| client.join().unwrap()).concat()
+    });
+    tracer.leave();
+    assert!(
+        replies.iter().all(|it| it.starts_with("250 2.0.0")),
+        "{replies:?}"
+    );
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+    // One that does not even get these says so.
+    let ours = program("postroom-lmtpd");
+    let mut command = Command::new("strace");
+    command.arg("-f").args(strace).arg(ours.get_program());
+    command
+        .arg("-c")
+        .arg(store.path("postroom.toml"))
+        .arg("--stdio");
+    as_user(&mut command, MAIL, MAIL, &[]);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{said}");
+    assert!(
+        said.starts_with("postroom-lmtpd: ") && said.lines().count() == 1,
+        "{said}"
+    );
 }

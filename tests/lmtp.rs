@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use support::{
-    MAIL, Server, Store, as_user, leftovers, messages, messages_below, not_root, program,
+    MAIL, Server, Store, as_user, messages, messages_below, not_root, program, unfinished,
 };
 
 /// Everything that the server answers to these bytes, behind the greeting.
@@ -111,7 +111,7 @@ fn dialogues() {
     let bob = messages(&store.path("home/bob/Maildir"));
     assert!(bob[0].1.ends_with(b"\nx\n.\n"));
     assert_eq!(
-        leftovers(&store.path("home")),
+        unfinished(&store.path("home")),
         Vec::<std::path::PathBuf>::new()
     );
     let log = server.log();

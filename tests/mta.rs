@@ -6,7 +6,7 @@ use std::fs;
 use std::process::Command;
 
 use support::peers::{Exim, Postfix};
-use support::{MAIL, Store, as_user, installed, leftovers, messages, not_root, program, skip};
+use support::{MAIL, Store, as_user, installed, messages, not_root, program, skip, unfinished};
 
 /// The command line of the LDA for this store. `user` is the MTA's word for the user.
 fn lda(store: &Store, options: &str, user: &str) -> String {
@@ -56,7 +56,7 @@ fn exim_over_the_socket() {
         "{log}"
     );
     assert_eq!(
-        leftovers(&store.path("home")),
+        unfinished(&store.path("home")),
         Vec::<std::path::PathBuf>::new()
     );
 }

@@ -21,8 +21,8 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
 use support::{
-    Scratch, Server, Store, as_user, assert_lists_fit, leftovers, not_root, program,
-    run_with_input, tree,
+    Scratch, Server, Store, as_user, assert_lists_fit, not_root, program, run_with_input, tree,
+    unfinished,
 };
 
 /// u1 and u2 have groups of their own.
@@ -187,7 +187,7 @@ impl Row {
         got.sort_by_key(by_path);
         assert_eq!(got, want, "{shown}");
         assert_lists_fit(&scratch.path("store"));
-        assert!(leftovers(&scratch.path("store")).is_empty(), "{shown}");
+        assert!(unfinished(&scratch.path("store")).is_empty(), "{shown}");
     }
 
     fn lay_out(&self, scratch: &Scratch) {
@@ -383,7 +383,7 @@ fn copies_are_links_only_where_the_permissions_agree() {
             let got = (meta.mode() & 0o7777, meta.uid(), meta.gid(), meta.nlink());
             assert_eq!(got, (*mode, U1, *gid, links), "{folder} {setting}");
         }
-        assert!(leftovers(&scratch.path("store")).is_empty());
+        assert!(unfinished(&scratch.path("store")).is_empty());
     }
 }
 

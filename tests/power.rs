@@ -1,7 +1,7 @@
 //! Power cuts: eight clients deliver to every kind of mailbox, three of them to one mbox, while the disk goes off. Whatever had a 250 by then is there
 //! afterwards, whole, with the UID that its reply said; and no UID ever stands for two messages.
 //!
-//! `POSTROOM_POWER_CUTS` cuts (`tests/powercut --cuts 1000`), half of them on ext4 and half on xfs.
+//! `POSTROOM_POWER_CUTS` cuts (`tests/powercut --cuts 1000`), half of them on ext4 and half on xfs; Dovecot 2.3 and 2.4 look in turn.
 
 mod support;
 
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use support::imap::Imap;
 use support::mount::{Disk, FileSystem, is_done_apart};
-use support::peers::{Dovecot, Version, lines_of};
+use support::peers::{Dovecot, VERSIONS, lines_of};
 use support::places::{self, MBOX, PLACES, Place};
 use support::random::Random;
 use support::{
@@ -178,13 +178,7 @@ fn deliver_to_the_mbox(store: &Store, id: &str) {
 fn look(dovecot: &Dovecot, case: &str, ledger: &mut Ledger, figures: &mut Figures) {
     let mut imap = Imap::login(dovecot.port, "alice");
     let mailboxes: BTreeSet<String> = ledger.stored.iter().map(|it| it.mailbox.clone()).collect();
-    let listed = imap.command("LIST \"\" New*");
-    let listed = listed.iter().filter(|line| line.starts_with("* LIST"));
-    let listed = listed.filter_map(|line| {
-        line.rsplit(' ')
-            .next()
-            .map(|name| name.trim_matches('"').to_owned())
-    });
+    let listed = imap.mailboxes("New*");
     for mailbox in mailboxes.into_iter().chain(listed).collect::<BTreeSet<_>>() {
         let selected = imap.command(&format!("SELECT \"{mailbox}\""));
         if !selected.last().unwrap().contains(" OK ") {
@@ -278,7 +272,8 @@ fn nothing_that_had_a_250_is_lost() {
     for kind in [FileSystem::Ext4, FileSystem::Xfs] {
         let mut figures = Figures::default();
         let of_this_kind = cuts / 2;
-        for first in (0..of_this_kind).step_by(CUTS_OF_A_DISK) {
+        let firsts = (0..of_this_kind).step_by(CUTS_OF_A_DISK);
+        for (first, version) in firsts.zip(VERSIONS.into_iter().cycle()) {
             let store = Store::new();
             std::fs::remove_dir_all(store.path("home")).unwrap();
             let at = store.scratch.dir("home", MAIL, MAIL, 0o755);
@@ -289,13 +284,13 @@ fn nothing_that_had_a_250_is_lost() {
             places::furnish(&store.scratch);
             lines_of(Command::new("sync").arg("-f").arg(store.path("home")));
             places::configure(&store, "", "", "");
-            let Some(dovecot) = places::dovecot(Version::V23, &store) else {
+            let Some(dovecot) = places::dovecot(version, &store) else {
                 return;
             };
             let mut ledger = Ledger::default();
             let mut complaints = 0;
             for number in first..of_this_kind.min(first + CUTS_OF_A_DISK) {
-                let case = format!("{kind:?}, cut {number}");
+                let case = format!("{kind:?}, {version:?}, cut {number}");
                 figures.empty_locks += cut(&store, &disk, number, &mut random, &mut ledger);
                 deliver_to_the_mbox(&store, &format!("{number}-mbox-after-0"));
                 look(&dovecot, &case, &mut ledger, &mut figures);

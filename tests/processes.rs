@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use support::mount::Mount;
 use support::peers::Postfix;
 use support::{
-    Lmtp, MAIL, PATIENCE, Scratch, Server, Store, as_user, installed, leftovers, messages,
-    messages_below, not_root, program, run_with_input, signal, skip, write_long_ago,
+    Lmtp, MAIL, PATIENCE, Scratch, Server, Store, as_user, children_of, installed, messages,
+    messages_below, not_root, program, run_with_input, signal, skip, unfinished, wait_until,
+    write_long_ago,
 };
 
 const LETTER: &[u8] = b"Subject: x\n\nhello\n";
@@ -200,9 +201,7 @@ impl Process {
 
 /// The children of the monitor.
 fn children(server: &Server) -> Vec<Process> {
-    let path = format!("/proc/{0}/task/{0}/children", server.pid());
-    let pids = fs::read_to_string(path).unwrap_or_default();
-    let pids = pids.split_whitespace().map(|pid| pid.parse().unwrap());
+    let pids = children_of(server.pid()).into_iter();
     pids.filter_map(Process::of).collect()
 }
 
@@ -214,14 +213,6 @@ fn front(server: &Server) -> Process {
 fn worker(server: &Server, uid: u32) -> Option<Process> {
     let mut all = children(server).into_iter();
     all.find(|it| it.name == "postroom-worker" && it.uid() == uid)
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < PATIENCE, "not yet: {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 fn facts(path: &Path) -> (u32, u32, u32) {
@@ -313,7 +304,10 @@ fn two_hundred_users_with_uids_of_their_own() {
             assert_eq!((gid, mode), (group, 0o660), "{}", path.display());
         }
     }
-    assert_eq!(leftovers(&site.scratch.path("")), Vec::<PathBuf>::new());
+    assert_eq!(
+        unfinished(&site.scratch.path("home")),
+        Vec::<PathBuf>::new()
+    );
 }
 
 /// Who each process is, to the kernel; and what somebody with this identity can open.
@@ -393,11 +387,7 @@ fn nobody_looks_into_a_process() {
     lda.args(["-d", "alice"]);
     as_user(&mut lda, MAIL, MAIL, &[]);
     let mut lda = lda.stdin(Stdio::piped()).spawn().unwrap();
-    let child = || {
-        let path = format!("/proc/{0}/task/{0}/children", lda.id());
-        let pids = fs::read_to_string(path).unwrap_or_default();
-        Process::of(pids.split_whitespace().next()?.parse().ok()?)
-    };
+    let child = || Process::of(*children_of(lda.id()).first()?);
     wait_until("a child of the LDA", || child().is_some());
     let processes = [
         ("monitor", monitor),
@@ -1132,7 +1122,10 @@ fn clients_that_go_away() {
         );
         assert!(!stored.is_empty(), "u{number}");
     }
-    assert_eq!(leftovers(&site.scratch.path("")), Vec::<PathBuf>::new());
+    assert_eq!(
+        unfinished(&site.scratch.path("home")),
+        Vec::<PathBuf>::new()
+    );
 }
 
 /// A home that takes no more: its user's mail waits, nobody else's does, and what is large for one is not for the other.
@@ -1184,7 +1177,10 @@ fn homes_that_are_full() {
     // No file of the server's may be larger than that, in the spool or in the mailbox.
     let reply = server.client().deliver(&["u3@x"], &large(7)).remove(0);
     assert!(reply.starts_with("452 4.2.2"), "{reply}");
-    assert_eq!(leftovers(&site.scratch.path("home")), Vec::<PathBuf>::new());
+    assert_eq!(
+        unfinished(&site.scratch.path("home")),
+        Vec::<PathBuf>::new()
+    );
     for (number, count) in [(1, 1), (2, 1), (3, 2)] {
         assert_eq!(
             messages(&site.home(number).join("Maildir")).len(),

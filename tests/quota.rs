@@ -128,7 +128,7 @@ fn what_fits() {
         if before > 0 || want.len() == 2 {
             assert_eq!(sums(&account(&store, "alice")), real(&root), "{more}");
         }
-        assert!(support::leftovers(&root).is_empty());
+        assert!(support::unfinished(&root).is_empty());
         let is_stored = want.last() == Some(&"250 2.0.0");
         assert_eq!(messages(&root).len(), before + usize::from(is_stored));
     }

@@ -2,7 +2,7 @@
 //! their hands: nothing that was answered for is lost, and nothing is there more often than it was sent unheard; with
 //! `duplicate_window` once.
 //!
-//! `POSTROOM_SOAK_MINUTES` of it (`tests/soak --minutes N`), half of them without `duplicate_window`.
+//! `POSTROOM_SOAK_MINUTES` of it (`tests/soak --minutes N`), half of them without `duplicate_window` and read by Dovecot 2.3, half with it and read by 2.4.
 
 mod support;
 
@@ -18,12 +18,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use support::imap::Imap;
 use support::mount::{Disk, FileSystem, is_done_apart};
-use support::peers::{Postfix, Version, lines_of};
+use support::peers::{Postfix, VERSIONS, Version, lines_of};
 use support::places::{self, INBOX, KEYWORD, LINKED, MBOX, NEW, PLACES, PUBLIC, Place};
 use support::random::Random;
 use support::{
-    Lmtp, MAIL, Server, Store, as_user, installed, not_root, own, program, skip, stuffed, subject,
-    uid_of,
+    Lmtp, MAIL, Server, Store, as_user, children_of, installed, not_root, own, program, skip,
+    stuffed, subject, uid_of,
 };
 
 /// Deliveries to a mailbox that its first one makes.
@@ -327,10 +327,8 @@ impl Drop for End<'_> {
 
 /// The children of the server: pid, and whether it is a worker.
 fn children(server: &Server) -> Vec<(u32, bool)> {
-    let path = format!("/proc/{0}/task/{0}/children", server.pid());
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let pids = text.split_whitespace().filter_map(|it| it.parse().ok());
-    pids.map(|pid: u32| {
+    let pids = children_of(server.pid()).into_iter();
+    pids.map(|pid| {
         let owner =
             fs::metadata(format!("/proc/{pid}")).map(|it| std::os::unix::fs::MetadataExt::uid(&it));
         (pid, owner.is_ok_and(|uid| uid == MAIL))
@@ -385,7 +383,7 @@ fn supervise(store: &Store, server: &mut Server) {
     }
 }
 
-fn soak(seconds: u64, window: &str, mut random: Random) {
+fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
     let store = Store::new();
     fs::remove_dir_all(store.path("home")).unwrap();
     store.scratch.dir("home", MAIL, MAIL, 0o755);
@@ -402,7 +400,7 @@ fn soak(seconds: u64, window: &str, mut random: Random) {
     let text = fs::read_to_string(&config).unwrap();
     let verbose = text.replace("[lmtp]\n", "[lmtp]\nverbose_replies = true\n");
     fs::write(&config, verbose).unwrap();
-    let Some(dovecot) = places::dovecot(Version::V23, &store) else {
+    let Some(dovecot) = places::dovecot(version, &store) else {
         return;
     };
     let mut server = start(&store);
@@ -467,20 +465,12 @@ fn soak(seconds: u64, window: &str, mut random: Random) {
     let mut by_uid: HashMap<(String, String, u32), String> = HashMap::new();
     for user in ["alice", "bob", "carol"] {
         let mut imap = Imap::login(dovecot.port, user);
-        let listed = imap.command("LIST \"\" *");
-        let names = listed
-            .iter()
-            .filter_map(|line| line.strip_prefix("* LIST "));
-        let is_one =
-            |line: &&str| !line.to_lowercase().contains("\\noselect") && !line.ends_with(" mbox");
-        let names: Vec<&str> = names.filter(is_one).collect();
-        for line in names {
-            let name = line.rsplit("\"/\" ").next().unwrap().trim_matches('"');
+        for name in imap.mailboxes("*") {
             // Another name of what is read already.
             if user != "alice" && name != "INBOX" || name.starts_with("shared/") {
                 continue;
             }
-            imap.select(name);
+            imap.select(&name);
             for message in imap.fetch_all() {
                 let id = subject(&message.bytes);
                 if user == "bob" {
@@ -498,7 +488,7 @@ fn soak(seconds: u64, window: &str, mut random: Random) {
                     places::body(&id, number).trim_end(),
                     "{name} {id}"
                 );
-                by_uid.insert((user.into(), name.into(), message.uid), id.clone());
+                by_uid.insert((user.into(), name.clone(), message.uid), id.clone());
                 *found.entry((user.into(), id)).or_default() += 1;
             }
         }
@@ -549,7 +539,7 @@ fn soak(seconds: u64, window: &str, mut random: Random) {
         .unwrap_or(0);
     let unheard: usize = stored.iter().map(|one| one.unheard).sum();
     eprintln!(
-        "duplicate_window = {window}: {seconds} s, {} messages and {nameless} of smtp-source, {kills} kills, {unheard} unheard: {} lost, \
+        "duplicate_window = {window}, read by {version:?}: {seconds} s, {} messages and {nameless} of smtp-source, {kills} kills, {unheard} unheard: {} lost, \
          {} doubled, of those that are known again {}, {} too often, {} wrong UIDs; KiB and descriptors without kills, soon and at the end: {sizes:?}",
         stored.len(),
         lost.len(),
@@ -585,7 +575,7 @@ fn nothing_is_lost_and_nothing_too_often() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let seed = std::env::var("POSTROOM_SEED").map_or(now.as_secs(), |it| it.parse().unwrap());
     eprintln!("POSTROOM_SEED={seed}");
-    for window in ["0", "30m"] {
-        soak((minutes * 30.0) as u64, window, Random(seed));
+    for (window, version) in ["0", "30m"].into_iter().zip(VERSIONS) {
+        soak((minutes * 30.0) as u64, window, version, Random(seed));
     }
 }

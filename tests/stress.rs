@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use support::imap::Imap;
 use support::peers::{Dovecot, VERSIONS};
-use support::{MAIL, Store, leftovers, not_root, subject, uid_of};
+use support::{MAIL, Store, not_root, subject, uid_of, unfinished};
 
 const CONNECTIONS: usize = 16;
 /// Recipient, its mailbox as alice names it, and its directory.
@@ -283,7 +283,7 @@ fn every_message_is_there_once_with_its_uid() {
         );
         assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
         for root in ["home", "public"] {
-            let left = leftovers(&store.path(root));
+            let left = unfinished(&store.path(root));
             assert_eq!(left, Vec::<std::path::PathBuf>::new(), "{version:?}");
         }
     }

@@ -15,7 +15,8 @@ use support::mount::Mount;
 use support::peers::Version;
 use support::places::{self, INBOX, KEYWORD, LINKED, MBOX, NEW, Place};
 use support::{
-    MAIL, Server, Store, installed, messages, not_root, own, program, signal, skip, uid_of,
+    MAIL, Server, Store, children_of, installed, messages, not_root, own, program, signal, skip,
+    uid_of,
 };
 
 const TRACED: &str = "trace=openat,mkdirat,write,writev,pwrite64,pwritev,sendto,linkat,renameat,renameat2,unlinkat,fsync,\
@@ -854,11 +855,4 @@ fn whoever_has_gone_gets_nothing() {
     assert_eq!(deliver(false), 1, "{}", server.log());
     assert_eq!(deliver(false), 2, "{}", server.log());
     assert_eq!(deliver(true), 2, "{}", server.log());
-}
-
-fn children_of(pid: u32) -> Vec<u32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    text.split_whitespace()
-        .map(|it| it.parse().unwrap())
-        .collect()
 }

@@ -17,6 +17,7 @@ use postroom::lmtp::{self, Bound};
 use postroom::log;
 use postroom::observe::{hook, snapshot};
 use postroom::run::Runner;
+use postroom::run::in_place;
 use postroom::run::monitor::{self, Generation};
 use postroom::run::pool::Pool;
 use postroom::socketmap;
@@ -199,10 +200,7 @@ impl Server {
 
     /// `monitor`: where workers come from. None: everything in this process.
     fn serve(self, settings: Settings, monitor: Option<Packets>) -> io::Result<()> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(talkers())
-            .enable_all()
-            .build()?;
+        let runtime = in_place::runtime(talkers())?;
         // It outlives the runtime: what it holds may wait when it goes.
         let core = Arc::new(Core::new(settings));
         let served = runtime.block_on(async {

@@ -19,6 +19,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -106,6 +107,32 @@ impl Wake for Bell {
             self.waker.wake_by_ref();
         }
     }
+}
+
+/// The runtime of a server: so many threads that talk, and others for what waits, of which there is always one. Where no more
+/// can be had, work waits until one of them is free.
+pub fn runtime(talkers: usize) -> io::Result<Runtime> {
+    // What follows panics without them.
+    have_threads(talkers + 1)?;
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(talkers)
+        .thread_keep_alive(Duration::MAX)
+        .enable_all()
+        .build()?;
+    runtime.spawn_blocking(|| ());
+    Ok(runtime)
+}
+
+/// Err: so many threads cannot be had at once.
+fn have_threads(count: usize) -> io::Result<()> {
+    let gate = Mutex::new(());
+    thread::scope(|scope| {
+        let _closed = lock(&gate);
+        (0..count).try_for_each(|_| {
+            let thread = thread::Builder::new().spawn_scoped(scope, || drop(lock(&gate)));
+            thread.map(drop)
+        })
+    })
 }
 
 /// Does what may wait for a disk. Err: it panicked, and how.
@@ -324,7 +351,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::thread::{self, ThreadId};
+    use std::thread::ThreadId;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixStream;
@@ -333,8 +360,7 @@ mod tests {
     use super::*;
 
     fn runtime() -> Runtime {
-        let mut threads = Builder::new_multi_thread();
-        threads.worker_threads(1).enable_all().build().unwrap()
+        super::runtime(1).unwrap()
     }
 
     async fn where_it_is_done() -> ThreadId {

@@ -107,7 +107,7 @@ fn messages_that_try_to_be_something_else() {
         fs::remove_file(path).unwrap();
     }
     assert_eq!(messages(&store.path("home/carol/Maildir")).len(), 0);
-    assert!(leftovers(&store.path("home")).is_empty());
+    assert!(unfinished(&store.path("home")).is_empty());
 }
 
 /// Commands that never end cost an answer and no memory.
@@ -172,5 +172,5 @@ fn a_message_of_a_gigabyte() {
         stored.len() == 1 && (size..size + 1000).contains(&stored[0]),
         "{stored:?}"
     );
-    assert!(leftovers(&store.path("home")).is_empty());
+    assert!(unfinished(&store.path("home")).is_empty());
 }

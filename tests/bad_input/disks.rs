@@ -109,7 +109,7 @@ fn a_disk_that_is_full() {
         assert_eq!(picture(&store), before);
         fs::remove_file(fillers.pop().unwrap()).unwrap();
     }
-    assert!(leftovers(&store.path("home")).is_empty());
+    assert!(unfinished(&store.path("home")).is_empty());
 }
 
 /// The place of the lists of UIDs, or of the index, has no space: the mail is there, and the log says what is missing.
@@ -331,7 +331,7 @@ fn no_room_behind_what_is_there() {
             let told = lda(&store, &[os(b"alice@x.test")], &message);
             assert!(told.0 == 75 && told.1.contains(code), "{what}: {told:?}");
             assert!(content() == before, "{what} {inbox}");
-            assert!(leftovers(&home).is_empty());
+            assert!(unfinished(&home).is_empty());
             assert!(!home.join("mail/inbox.lock").exists());
         }
     }

@@ -46,7 +46,7 @@ fn ten_thousand_recipients() {
     }
     assert_eq!(client.say("NOOP"), "250 2.0.0 OK");
     assert_eq!(messages(&store.path("home/alice/Maildir")).len(), 50);
-    assert!(leftovers(&store.path("home")).is_empty());
+    assert!(unfinished(&store.path("home")).is_empty());
 }
 
 /// A peer hangs up behind every single byte of a dialogue. Before the last one nothing is stored; behind it at most the
@@ -124,7 +124,7 @@ fn a_peer_that_vanishes() {
             );
         }
     }
-    assert!(leftovers(&store.path("home")).is_empty());
+    assert!(unfinished(&store.path("home")).is_empty());
     let new = added(&store, &before);
     assert!(
         new.iter()
@@ -215,7 +215,7 @@ fn a_server_that_runs_out_of_files() {
     assert_eq!(stored + later, replies.len(), "{}", server.log());
     let found = support::messages_below(&store.path("home/alice/Maildir"));
     assert_eq!(found.len(), stored);
-    assert!(leftovers(&store.path("home")).is_empty());
+    assert!(unfinished(&store.path("home")).is_empty());
     limit("--nofile=1024:");
     let replies = at_once(&server, 4, 10);
     assert!(

@@ -1,16 +1,24 @@
-//! Our two ways in, one delivery at a time, so that strace can meddle with each of its calls.
+//! Our ways in, one delivery at a time, so that strace can meddle with each of its calls.
 
-use std::process::{Command, Output};
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use super::places::{self, Place};
-use super::{MAIL, PATIENCE, Store, as_user, program, run_with_input, stuffed};
+use super::{
+    MAIL, PATIENCE, Server, Store, as_user, program, run_with_input, signal, stuffed, threads_of,
+    wait_until,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Agent {
     Lda,
     /// The server, for one client.
     Lmtp,
+    /// A server that runs before and after: [`deliver_at`].
+    Running,
 }
 
 pub const AGENTS: [Agent; 2] = [Agent::Lda, Agent::Lmtp];
@@ -60,11 +68,12 @@ impl Agent {
         let (mut ours, input) = match self {
             Agent::Lda => (program("postroom-lda"), message.to_vec()),
             Agent::Lmtp => (program("postroom-lmtpd"), dialogue(addresses, message)),
+            Agent::Running => unreachable!("it is not started for one delivery"),
         };
         ours.arg("-c").arg(store.path("postroom.toml"));
         match self {
             Agent::Lda => ours.args(arguments),
-            Agent::Lmtp => ours.arg("--stdio"),
+            _ => ours.arg("--stdio"),
         };
         // A hang is an end, and one that no delivery has.
         let mut command = Command::new("timeout");
@@ -94,6 +103,96 @@ impl Agent {
     }
 }
 
+/// Delivers by a server that runs, to whose threads strace goes with these arguments meanwhile.
+pub fn deliver_at(
+    server: &Server,
+    addresses: &[&str],
+    message: &[u8],
+    strace: &[&str],
+) -> Delivered {
+    let tracer = Tracer::of(server, strace);
+    let began = Instant::now();
+    let mut said = Vec::new();
+    // An end of the connection is an answer.
+    let _ = talk(server, addresses, message, &mut said);
+    let took = began.elapsed();
+    let output = Output {
+        stdout: said,
+        ..tracer.leave()
+    };
+    Delivered {
+        agent: Agent::Running,
+        output,
+        recipients: addresses.len(),
+        took,
+    }
+}
+
+/// A client that waits for each reply, as MTAs do; what is said to it goes to `said`.
+fn talk(server: &Server, addresses: &[&str], message: &[u8], said: &mut Vec<u8>) -> io::Result<()> {
+    let stream = UnixStream::connect(&server.socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut lines = BufReader::new(stream);
+    let mut reply = |lines: &mut BufReader<UnixStream>| loop {
+        let start = said.len();
+        match lines.read_until(b'\n', said)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            _ if said.get(start + 3) != Some(&b'-') => return Ok(said[start..].to_vec()),
+            _ => {}
+        }
+    };
+    reply(&mut lines)?;
+    let mut accepted = 0;
+    let recipients = addresses.iter().map(|it| format!("RCPT TO:<{it}>"));
+    let first = ["LHLO c.test", "MAIL FROM:<s@else.test>"].map(str::to_owned);
+    for line in first.into_iter().chain(recipients) {
+        lines
+            .get_mut()
+            .write_all(format!("{line}\r\n").as_bytes())?;
+        let is_taken = reply(&mut lines)?.starts_with(b"2");
+        accepted += usize::from(is_taken && line.starts_with("RCPT"));
+    }
+    lines.get_mut().write_all(b"DATA\r\n")?;
+    if reply(&mut lines)?.starts_with(b"354 ") {
+        lines.get_mut().write_all(&stuffed(message))?;
+        for _ in 0..accepted {
+            reply(&mut lines)?;
+        }
+    }
+    lines.get_mut().write_all(b"QUIT\r\n")?;
+    reply(&mut lines).map(drop)
+}
+
+/// strace at all threads of a server.
+pub struct Tracer(Child);
+
+impl Tracer {
+    pub fn of(server: &Server, arguments: &[&str]) -> Tracer {
+        let pid = server.pid();
+        let mut command = Command::new("strace");
+        command
+            .args(["-f", "-qqq"])
+            .args(arguments)
+            .args(["-p", &pid.to_string()]);
+        let piped = command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let tracer = Tracer(piped.spawn().unwrap());
+        let is_traced = |thread: u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status"));
+            // One that has just ended is none.
+            status.is_ok_and(|it| it.contains(&format!("TracerPid:\t{}\n", tracer.0.id())))
+        };
+        wait_until("strace at each thread", || {
+            threads_of(pid).into_iter().all(is_traced)
+        });
+        tracer
+    }
+
+    pub fn leave(self) -> Output {
+        signal(self.0.id(), "INT");
+        self.0.wait_with_output().unwrap()
+    }
+}
+
 /// Runs a program as the mail user, where strace is root's.
 pub const AS_MAIL: [&str; 5] = ["setpriv", "--reuid=8", "--regid=8", "--groups=100", "--"];
 
@@ -102,7 +201,7 @@ impl Delivered {
     pub fn is_stored(&self, recipient: usize) -> bool {
         match self.agent {
             Agent::Lda => self.output.status.code() == Some(0),
-            Agent::Lmtp => self
+            _ => self
                 .reply(recipient)
                 .is_some_and(|it| it.starts_with("250 ")),
         }
@@ -112,8 +211,13 @@ impl Delivered {
     pub fn is_deferred(&self, recipient: usize) -> bool {
         match self.agent {
             Agent::Lda => self.output.status.code() == Some(75),
-            Agent::Lmtp => self.reply(recipient).is_none_or(|it| it.starts_with('4')),
+            _ => self.reply(recipient).is_none_or(|it| it.starts_with('4')),
         }
+    }
+
+    /// Nothing was answered, behind which something may be stored.
+    pub fn is_unheard(&self, recipient: usize) -> bool {
+        self.agent != Agent::Lda && self.reply(recipient).is_none()
     }
 
     /// It did not end by itself.

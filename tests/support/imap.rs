@@ -90,6 +90,22 @@ impl Imap {
         assert!(done.contains(" OK "), "{done}");
     }
 
+    /// The names of all mailboxes that LIST shows for this pattern and that can be opened.
+    pub fn mailboxes(&mut self, pattern: &str) -> Vec<String> {
+        let lines = self.command(&format!("LIST \"\" \"{pattern}\""));
+        let lines = lines.iter().filter_map(|it| it.strip_prefix("* LIST "));
+        let is_one = |line: &&str| {
+            let line = line.to_lowercase();
+            !line.contains("\\noselect") && !line.contains("\\nonexistent")
+        };
+        let names = lines.filter(is_one).map(|line| {
+            let name = line.rsplit("\"/\" ").next().unwrap();
+            name.trim_matches('"').to_owned()
+        });
+        // A namespace itself, of which Dovecot does not say that it is none.
+        names.filter(|name| name != "mbox").collect()
+    }
+
     /// Opens a mailbox; answers how many messages it has.
     pub fn select(&mut self, mailbox: &str) -> usize {
         let lines = self.command(&format!("SELECT \"{mailbox}\""));

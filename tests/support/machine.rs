@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::peers::cache;
-use super::{Lmtp, PATIENCE, Scratch, skip};
+use super::{Lmtp, PATIENCE, Scratch, children_of, skip};
 
 /// Becomes systemd: $1 is the root, $2 the tree below it, $3 and $4 what the overlay needs.
 const BOOT: &str = r#"
@@ -179,13 +179,8 @@ impl Machine {
 
     /// The process that has become systemd; 0 while there is none.
     fn find(&self) -> u32 {
-        let children = format!("/proc/{0}/task/{0}/children", self.child.id());
-        let text = fs::read_to_string(children).unwrap_or_default();
-        let pid: u32 = text
-            .split_whitespace()
-            .next()
-            .and_then(|it| it.parse().ok())
-            .unwrap_or(0);
+        let children = children_of(self.child.id());
+        let pid = children.first().copied().unwrap_or(0);
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         if name.trim() == "systemd" { pid } else { 0 }
     }

@@ -421,6 +421,30 @@ impl Drop for Server {
     }
 }
 
+/// The children of a process, as far as its first thread has made them; none where it is gone.
+pub fn children_of(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let text = text.unwrap_or_default();
+    text.split_whitespace()
+        .map(|it| it.parse().unwrap())
+        .collect()
+}
+
+/// The threads of a process.
+pub fn threads_of(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let names = threads.map(|it| it.unwrap().file_name().into_string().unwrap());
+    names.map(|it| it.parse().unwrap()).collect()
+}
+
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < PATIENCE, "not yet: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 pub fn signal(pid: u32, name: &str) {
     let sent = Command::new("kill")
         .arg(format!("-{name}"))
@@ -572,15 +596,27 @@ pub fn messages_below(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-/// Every file below any `tmp/`: leftovers.
-pub fn leftovers(root: &Path) -> Vec<PathBuf> {
+/// What is below `root` only while a delivery runs: a file in a `tmp/`, a lock, a file that is to take another's place.
+pub fn unfinished(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     walk(root, &mut |path| {
-        if path.parent().is_some_and(|parent| parent.ends_with("tmp")) {
+        let name = path.file_name().unwrap().to_string_lossy();
+        let is_in_tmp = path.parent().is_some_and(|parent| parent.ends_with("tmp"));
+        let is_to_come = name.ends_with(".tmp") || name.starts_with("postroom.");
+        if is_in_tmp || is_to_come || name.ends_with(".lock") {
             found.push(path.to_owned());
         }
     });
     found
+}
+
+/// As if they had been left some time ago: a lock that is young is its holder's.
+pub fn let_time_pass(left: &[PathBuf]) {
+    for path in left.iter().filter(|path| path.is_file()) {
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(10))
+            .unwrap();
+    }
 }
 
 /// Files that come with the first message of a mailbox, and of a namespace.

@@ -193,7 +193,7 @@ impl Cutter {
 }
 
 /// Runs this test again in a mount namespace of its own, and answers whether that is done: a namespace that somebody else makes
-/// meanwhile has a copy of every mount, and would keep a disk that is to be unmounted.
+/// meanwhile has a copy of every mount, and would keep a disk that is to be unmounted. Those that the test makes follow it.
 pub fn is_done_apart(test: &str) -> bool {
     const MARK: &str = "POSTROOM_TEST_APART";
     if std::env::var_os(MARK).is_some() {
@@ -201,6 +201,7 @@ pub fn is_done_apart(test: &str) -> bool {
     }
     let mut command = Command::new("unshare");
     command.args(["-m", "--propagation", "private"]);
+    command.args(["sh", "-c", "mount --make-rshared / && exec \"$@\"", "sh"]);
     command.arg(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture"]).env(MARK, "");
     assert!(command.status().unwrap().success());

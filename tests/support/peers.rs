@@ -195,16 +195,17 @@ fn command_inside(inside: &[String], program: &str) -> Command {
     }
 }
 
-/// The words that run a program in the chroot, with `shared` at its own path and a mount namespace of its own.
+/// The words that run a program in the chroot, with `shared` at its own path and a mount namespace of its own, where what is
+/// mounted and unmounted outside is too.
 fn into_chroot(chroot: &Path, shared: &Path) -> Vec<String> {
     let (chroot, shared) = (chroot.display(), shared.display());
     let script = format!(
-        "mount --make-rprivate / && mount --rbind /dev {chroot}/dev && mount -t proc proc {chroot}/proc && \
-         mkdir -p {chroot}{shared} && mount --bind {shared} {chroot}{shared} && exec chroot {chroot} \"$@\""
+        "mount --rbind /dev {chroot}/dev && mount -t proc proc {chroot}/proc && \
+         mkdir -p {chroot}{shared} && mount --rbind {shared} {chroot}{shared} && exec chroot {chroot} \"$@\""
     );
-    ["unshare", "-m", "sh", "-c", &script, "inside"]
-        .map(str::to_owned)
-        .to_vec()
+    let apart = ["unshare", "-m", "--propagation", "slave"];
+    let words = apart.into_iter().chain(["sh", "-c", &script, "inside"]);
+    words.map(str::to_owned).collect()
 }
 
 fn config23(scratch: &Scratch, name: &str, port: u16) -> String {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::peers::{Dovecot, Version};
 use super::{MAIL, Scratch, Store, write_long_ago};
@@ -156,11 +156,4 @@ pub fn store() -> Store {
     fs::remove_dir_all(store.path("home")).unwrap();
     furnish(&store.scratch);
     store
-}
-
-/// Whether `path` has something of a delivery that is not over: a file in `tmp/`, a lock, a file that was to take another's place.
-pub fn is_unfinished(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let is_in_tmp = path.parent().is_some_and(|parent| parent.ends_with("tmp"));
-    is_in_tmp || name.ends_with(".lock") || name.ends_with(".tmp") || name.starts_with("postroom.")
 }
