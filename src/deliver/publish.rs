@@ -254,7 +254,7 @@ impl Publishing<'_> {
         };
         self.mailbox
             .sync(&linked, is_committed)
-            .map_err(|error| Fault::io(doing(), &error))
+            .map_err(|error| Fault::io(doing(), &error).not_durable())
     }
 
     /// UIDs and index; what goes wrong becomes a remark.
