@@ -3,6 +3,8 @@
 
 #[path = "bad_input/bodies.rs"]
 mod bodies;
+#[path = "bad_input/clock.rs"]
+mod clock;
 #[path = "bad_input/disks.rs"]
 mod disks;
 #[path = "bad_input/names.rs"]
