@@ -444,6 +444,7 @@ impl Lmtp {
     pub fn try_connect(socket: &Path) -> io::Result<Lmtp> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
         let mut client = Lmtp {
             lines: BufReader::new(stream),
         };
