@@ -1,6 +1,7 @@
 //! Every step of a delivery fails once, in every way that matters: after each failure nothing of the message stays, the
 //! answer is temporary, and the next try delivers it exactly once.
 
+mod again;
 mod batch;
 mod one;
 mod several;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::Config;
 use crate::deliver::{Core, Outcome};

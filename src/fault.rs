@@ -21,6 +21,9 @@ pub struct Fault {
     pub why: String,
     /// The command or setting that mends it, where there is one.
     pub advice: Option<String>,
+    /// A sync has failed: its bytes may be gone while their name is there, and no later sync says so.
+    #[serde(default)]
+    pub is_not_durable: bool,
 }
 
 /// The kinds of failure that callers and senders can tell apart (product.md "Replies").
@@ -142,12 +145,19 @@ impl Fault {
             doing: doing.into(),
             why: why.into(),
             advice: None,
+            is_not_durable: false,
         }
     }
 
     /// A failed system call: the code comes from the errno.
     pub fn io(doing: impl Into<String>, error: &io::Error) -> Fault {
         Fault::new(Code::from_io(error), doing, error.to_string())
+    }
+
+    /// Of a sync.
+    pub fn not_durable(mut self) -> Fault {
+        self.is_not_durable = true;
+        self
     }
 
     pub fn with_advice(mut self, advice: impl Into<String>) -> Fault {

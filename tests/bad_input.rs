@@ -3,6 +3,8 @@
 
 #[path = "bad_input/bodies.rs"]
 mod bodies;
+#[path = "bad_input/clock.rs"]
+mod clock;
 #[path = "bad_input/disks.rs"]
 mod disks;
 #[path = "bad_input/names.rs"]
@@ -45,7 +47,10 @@ fn serve(store: &Store, top: &str, delivery: &str) -> Server {
 /// Everything in the store, and nothing that a server needs for itself.
 fn picture(store: &Store) -> Vec<String> {
     let is_mail = |line: &String| !line.contains(" run") && !line.contains(" postroom.toml");
-    tree(&store.path("")).into_iter().filter(is_mail).collect()
+    let is_kept = |line: &String| line.ends_with(".lock") && line.contains("/tmp/");
+    let tree = tree(&store.path("")).into_iter();
+    tree.filter(|line| is_mail(line) && !is_kept(line))
+        .collect()
 }
 
 /// What `picture` has more than `before`, by path.

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use support::agent::Tracer;
 use support::mount::Mount;
 use support::peers::free_port;
 use support::{
-    MAIL, PATIENCE, Server, Store, as_user, installed, messages, not_root, program, skip,
+    MAIL, PATIENCE, Server, Store, as_user, installed, messages, not_root, own, program, skip,
     write_long_ago,
 };
 
@@ -243,6 +244,77 @@ fn a_full_spool_is_said_before_the_message_comes() {
     let reply = client.reply();
     assert!(reply.starts_with("452 4.3.1"), "{reply}");
     assert!(client.say("NOOP").starts_with("250"));
+}
+
+/// A file system where nobody can write for now. Thawed at the end: a process that waits for it cannot even be killed.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn new(at: PathBuf) -> Frozen {
+        let frozen = Command::new("fsfreeze").arg("-f").arg(&at).status();
+        assert!(frozen.unwrap().success());
+        Frozen(at)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("-u").arg(&self.0).status();
+    }
+}
+
+/// The spool hangs: who needs it hears so, those who do not are served, and it is as good as before when it comes back.
+#[test]
+fn a_spool_that_hangs() {
+    if not_root() {
+        return;
+    }
+    let store = Store::with_inbox();
+    let spool = store.path("spool");
+    fs::create_dir(&spool).unwrap();
+    let Some(_mount) = Mount::journaled(&store.path("image"), spool.clone(), 64) else {
+        return;
+    };
+    own(&spool, MAIL, MAIL);
+    let config = store.configure("", "");
+    let (run, there) = (store.path("run"), spool.display());
+    let text = fs::read_to_string(&config).unwrap();
+    let text = text.replace(
+        &format!("spool_dir = \"{}\"", run.display()),
+        &format!("spool_dir = \"{there}\""),
+    );
+    fs::write(
+        &config,
+        text.replace("[lmtp]", "[lmtp]\ndata_deadline = \"1s\""),
+    )
+    .unwrap();
+    let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    let large = b"0123456789abcdef0123456789abcdef0123456789\r\n".repeat(60_000);
+    let send = |message: &[u8]| {
+        server
+            .client()
+            .deliver(&["alice@x.test"], message)
+            .remove(0)
+    };
+    let frozen = Frozen::new(spool);
+    thread::scope(|scope| {
+        let hanging: Vec<_> = (0..8).map(|_| scope.spawn(|| send(&large))).collect();
+        for _ in 0..8 {
+            let reply = send(b"Subject: x\r\n\r\nx\r\n");
+            assert!(reply.starts_with("250 "), "{reply}");
+        }
+        for reply in hanging.into_iter().map(|it| it.join().unwrap()) {
+            assert!(reply.starts_with("451 4.2.0 "), "{reply}");
+        }
+    });
+    assert!(
+        server
+            .log()
+            .contains("the disk of the spool takes too long")
+    );
+    drop(frozen);
+    let reply = send(&large);
+    assert!(reply.starts_with("250 "), "{reply}");
 }
 
 /// Slow peers hold their own connection, and no more of it than they need.

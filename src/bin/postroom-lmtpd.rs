@@ -22,6 +22,7 @@ use postroom::run::monitor::{self, Generation};
 use postroom::run::pool::Pool;
 use postroom::socketmap;
 use postroom::status;
+use postroom::sys::clock;
 use postroom::sys::credentials::{self, Credentials};
 use postroom::sys::packet::Packets;
 use postroom::sys::process;
@@ -85,6 +86,7 @@ fn complain(error: &io::Error) -> u8 {
 
 /// Root binds the sockets, forks and touches no mail; anybody else does all of it in this process. There is one thread yet.
 fn start(arguments: &Arguments) -> io::Result<u8> {
+    clock::watch();
     process::clear_umask();
     process::keep_private()?;
     process::ignore_file_size_signal()?;

@@ -251,7 +251,7 @@ impl Publishing<'_> {
         let is_committed = || given.is_some_and(|it| it.list.device() == self.mailbox.device());
         self.mailbox
             .sync(&linked, is_committed)
-            .map_err(|error| Fault::io(doing(), &error))
+            .map_err(|error| Fault::io(doing(), &error).not_durable())
     }
 
     /// UIDs and index; what goes wrong becomes a remark.

@@ -91,17 +91,16 @@ impl Retry {
         let Some(Earlier { names, saved: None }) = &self.earlier else {
             return Ok(None);
         };
-        let found = mailbox.find(names).and_then(|found| {
-            if let Some(name) = &found {
-                mailbox.sync_found(name)?;
-            }
-            Ok(found)
-        });
         let failed = |error: io::Error| {
             let doing = format!("look for a message in {}", mailbox.path().display());
             Fault::io(doing, &error)
         };
-        let saved = found.map_err(failed)?.map(|file| Saved {
+        let found = mailbox.find(names).map_err(failed)?;
+        if let Some(name) = &found {
+            let synced = mailbox.sync_found(name);
+            synced.map_err(|error| failed(error).not_durable())?;
+        }
+        let saved = found.map(|file| Saved {
             file,
             ..Saved::nothing(plan, mailbox.identity())
         });

@@ -166,7 +166,11 @@ impl Server {
         if say(stream, Answer::Send).await.is_err() {
             return Ok(None);
         }
-        let mut incoming = Incoming::new(BodyWriter::new(&self.settings.spool), limit);
+        let (writer, patience) = (
+            BodyWriter::new(&self.settings.spool),
+            self.settings.data_deadline,
+        );
+        let mut incoming = Incoming::new(writer, limit, patience);
         let received = timeout(self.settings.data_deadline, pieces(stream, &mut incoming));
         if !matches!(received.await, Ok(Ok(()))) {
             return Ok(None);
@@ -288,7 +292,7 @@ mod tests {
         let (mut here, there) = UnixStream::pair().unwrap();
         here.write_all(bytes).await.unwrap();
         drop(here);
-        let mut incoming = Incoming::new(BodyWriter::new(&Spool::default()), None);
+        let mut incoming = Incoming::new(BodyWriter::new(&Spool::default()), None, OFFER);
         pieces(&mut BufReader::new(there), &mut incoming)
             .await
             .ok()?;

@@ -24,6 +24,7 @@ use super::command::{self, Command, Refusal};
 use super::incoming::Incoming;
 use super::reply::Reply;
 use super::session::{Delivery, Intake, Limits, Session, StartTls, Step};
+use super::spooling::spooling;
 use super::tls::Channel;
 use crate::deliver::{Outcome, Report};
 use crate::fault::{Code, Fault};
@@ -33,7 +34,7 @@ use crate::message::{Envelope, Message, Received, Recipient, Trace, header};
 use crate::observe;
 use crate::observe::metrics::metrics;
 use crate::observe::sessions::{self, State};
-use crate::run::{Outcomes, in_place};
+use crate::run::Outcomes;
 
 /// Bytes read at once, and the most that wait to be read as commands.
 const INPUT: usize = 16 * 1024;
@@ -300,14 +301,15 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             return Ok(());
         }
         let spool = self.settings.spool.clone();
-        // It may be on a disk that hangs.
-        let checked = in_place::blocking(move || spool.check_space(bytes));
-        let checked = checked.await.map_err(io::Error::other).flatten();
-        checked.map_err(|error| {
-            let fault = Fault::io(format!("find space for {bytes} bytes"), &error);
+        let checked = spooling(self.settings.data_deadline, move || {
+            spool.check_space(bytes)
+        })
+        .await;
+        let doing = || format!("find space for {bytes} bytes");
+        let checked = checked.and_then(|it| it.map_err(|error| Fault::io(doing(), &error)));
+        checked.inspect_err(|fault| {
             let (session, error) = (self.session.id(), fault.to_string());
             tracing::warn!(session, error = error.as_str(), "no space for a message");
-            fault
         })
     }
 
@@ -365,7 +367,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             true => BodyWriter::digesting(spool),
             false => BodyWriter::new(spool),
         };
-        Incoming::new(writer, limit)
+        Incoming::new(writer, limit, self.settings.data_deadline)
     }
 
     /// Reads a body to its dot.

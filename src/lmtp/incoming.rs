@@ -1,10 +1,12 @@
 //! A message body on its way from the wire into its spool, in constant memory.
 
+use std::time::Duration;
+
 use super::session::Intake;
+use super::spooling::spooling;
 use crate::fault::{Code, Fault};
 use crate::message::Body;
 use crate::message::body::BodyWriter;
-use crate::run::in_place;
 
 /// Bytes that are gathered before they are written.
 const GATHER: usize = 64 * 1024;
@@ -17,17 +19,19 @@ pub struct Incoming {
     gathered: Vec<u8>,
     taken: u64,
     limit: Option<u64>,
+    patience: Duration,
     state: Intake,
 }
 
 impl Incoming {
-    /// `limit`: bytes that the body may have as it comes over the wire.
-    pub fn new(writer: BodyWriter, limit: Option<u64>) -> Incoming {
+    /// `limit`: bytes that the body may have as it comes over the wire. `patience`: how long the spool may take for some of them.
+    pub fn new(writer: BodyWriter, limit: Option<u64>, patience: Duration) -> Incoming {
         Incoming {
             writer: Some(writer),
             gathered: Vec::new(),
             taken: 0,
             limit,
+            patience,
             state: Intake::Complete,
         }
     }
@@ -69,10 +73,7 @@ impl Incoming {
         };
         let finished = match writer.fits_in_memory(0) {
             true => writer.finish(),
-            false => in_place::blocking(|| writer.finish())
-                .await
-                .map_err(std::io::Error::other)
-                .flatten(),
+            false => spooling(self.patience, || writer.finish()).await?,
         };
         finished.map_err(|error| Fault::io("spool the message", &error))
     }
@@ -87,15 +88,9 @@ impl Incoming {
             false => {
                 // A disk may be slow: its wait is not for a thread that serves others.
                 let work = move || (writer.write(&bytes), writer, bytes);
-                match in_place::blocking(work).await {
+                match spooling(self.patience, work).await {
                     Ok(done) => done,
-                    Err(error) => {
-                        return self.fail(Intake::Failed(Fault::new(
-                            Code::Internal,
-                            "spool the message",
-                            error,
-                        )));
-                    }
+                    Err(fault) => return self.fail(Intake::Failed(fault)),
                 }
             }
         };
@@ -133,7 +128,7 @@ mod tests {
             (1_000_000, Some(1_000_000), Intake::Complete),
             (1_000_000, Some(999_999), Intake::TooBig),
         ] {
-            let mut incoming = Incoming::new(BodyWriter::new(&spool()), limit);
+            let mut incoming = Incoming::new(BodyWriter::new(&spool()), limit, Duration::MAX);
             for piece in vec![b'x'; size].chunks(3001) {
                 incoming.push(piece);
                 incoming.spill().await;

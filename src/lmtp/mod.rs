@@ -34,6 +34,7 @@ pub mod parameters;
 pub mod proxied;
 pub mod reply;
 pub mod session;
+mod spooling;
 mod stdio;
 mod stream;
 pub mod tls;

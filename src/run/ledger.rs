@@ -82,6 +82,13 @@ struct Id {
     queue_id: String,
 }
 
+impl Id {
+    /// An MTA that says no queue id may mean any.
+    fn may_be(&self, queue_id: &str) -> bool {
+        self.queue_id == queue_id || self.queue_id.is_empty() || queue_id.is_empty()
+    }
+}
+
 #[derive(Debug)]
 enum Request {
     Begin {
@@ -226,17 +233,25 @@ impl Begun {
                 let saved = Box::new(saved.clone());
                 Request::Saved(delivery.clone(), self.message_id, saved)
             }
-            // What an earlier one has left stays: this one may have failed before it looked.
             (Outcome::Rejected(fault) | Outcome::Deferred(fault), Some(delivery))
                 if self.retry.name.is_some()
-                    && self.retry.earlier.is_none()
-                    && fault.code != Code::Internal =>
+                    && fault.code != Code::Internal
+                    && self.proves_nothing(fault) =>
             {
                 Request::Forget(delivery.clone())
             }
             _ => return,
         };
         self.ledger.rows.ask(request);
+    }
+
+    /// Whether no name is to be believed behind this failure.
+    fn proves_nothing(&self, fault: &Fault) -> bool {
+        match &self.retry.earlier {
+            None => true,
+            // What an earlier one has left stays: this one may have failed before it looked. A sync that has failed tells it once.
+            Some(earlier) => earlier.saved.is_none() && fault.is_not_durable,
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
+use super::clock;
 use super::dir::Dir;
 use super::process::hostname;
 pub use spare::{Claim, Spare};
@@ -173,6 +174,7 @@ pub struct Asking<'a> {
 
 impl<'a> Asking<'a> {
     pub fn new(dir: &'a Dir, name: &'a str, mode: u32, holds: Holds) -> io::Result<Asking<'a>> {
+        clock::watch();
         let waiting = match holds {
             Holds::Pid => Dotlock::without_name(dir, name, mode)?,
             Holds::Content => None,
@@ -288,6 +290,8 @@ impl<'a> Asking<'a> {
             named.is_ok_and(|named| named.elapsed().unwrap_or_default() > stale)
         };
         let is_old = is_old && (!self.by_name || is_named_long_ago());
+        // By a clock that was set ahead a living lock looks old: one that stays as it is for so long from then on is.
+        let is_old = is_old && !clock::was_set_ahead(stale);
         (before == Some((now, protected)) && is_old).then_some(now)
     }
 }
@@ -418,6 +422,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::sys::clock::tests::WAS_SET_AHEAD;
     use crate::sys::fault_point;
 
     const NONE: Patience = Patience {
@@ -582,6 +587,28 @@ mod tests {
             }
             let taken = Dotlock::take(&dir, "f", 0o600, Holds::Pid, patience);
             assert_eq!(taken.is_ok(), is_free, "{content:?} {age}");
+        }
+    }
+
+    /// A lock of a living process of another machine, or one that names nobody.
+    #[test]
+    fn a_clock_that_was_set_ahead() {
+        for (content, is_free) in [
+            ("1:elsewhere".to_owned(), false),
+            (String::new(), false),
+            (format!("999999999:{}", hostname()), true),
+        ] {
+            for was_set_ahead in [true, false] {
+                WAS_SET_AHEAD.set(Some(was_set_ahead));
+                let root = tempfile::tempdir().unwrap();
+                let dir = Dir::open(root.path()).unwrap();
+                let path = root.path().join("f.lock");
+                fs::write(&path, &content).unwrap();
+                old(&path, 1000);
+                let taken = Dotlock::take(&dir, "f", 0o600, Holds::Pid, SHORT);
+                let case = format!("{content:?} {was_set_ahead}");
+                assert_eq!(taken.is_ok(), is_free || !was_set_ahead, "{case}");
+            }
         }
     }
 

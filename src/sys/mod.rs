@@ -3,6 +3,7 @@
 
 pub mod channel;
 pub mod children;
+pub mod clock;
 pub mod credentials;
 pub mod dir;
 pub mod dotlock;

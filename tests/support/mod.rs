@@ -468,6 +468,7 @@ impl Lmtp {
     pub fn try_connect(socket: &Path) -> io::Result<Lmtp> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
         let mut client = Lmtp {
             lines: BufReader::new(stream),
         };
@@ -596,18 +597,32 @@ pub fn messages_below(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-/// What is below `root` only while a delivery runs: a file in a `tmp/`, a lock, a file that is to take another's place.
+/// What is below `root` only while a delivery runs: a file in a `tmp/`, a lock, a file that is to take another's place. Not what a server
+/// that lives keeps for a moment.
 pub fn unfinished(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     walk(root, &mut |path| {
         let name = path.file_name().unwrap().to_string_lossy();
         let is_in_tmp = path.parent().is_some_and(|parent| parent.ends_with("tmp"));
         let is_to_come = name.ends_with(".tmp") || name.starts_with("postroom.");
-        if is_in_tmp || is_to_come || name.ends_with(".lock") {
+        if (is_in_tmp && !is_kept_lock(path)) || is_to_come || is_lock(path) {
             found.push(path.to_owned());
         }
     });
     found
+}
+
+fn is_lock(path: &Path) -> bool {
+    let is_lock = path.extension().is_some_and(|it| it == "lock");
+    is_lock && !path.parent().unwrap().ends_with("tmp")
+}
+
+/// A lock file that a living server keeps for the next lock, in `tmp/`.
+pub fn is_kept_lock(path: &Path) -> bool {
+    let holder = fs::read_to_string(path).unwrap_or_default();
+    let pid = holder.split(':').next().unwrap_or_default();
+    let is_lock = path.extension().is_some_and(|it| it == "lock");
+    is_lock && !pid.is_empty() && Path::new("/proc").join(pid).exists()
 }
 
 /// As if they had been left some time ago: a lock that is young is its holder's.

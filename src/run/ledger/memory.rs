@@ -61,7 +61,7 @@ impl Memory {
             }
             Request::Forget(id) => {
                 if let Some(known) = self.deliveries.get_mut(&id.key) {
-                    known.retain(|it| it.queue_id != id.queue_id);
+                    known.retain(|it| !id.may_be(&it.queue_id));
                 }
             }
         }
@@ -96,11 +96,7 @@ impl Memory {
     /// Of those with this queue id, or without one, rather one that is known to be stored.
     fn earlier(&self, id: &Id, now: u64) -> Option<Earlier> {
         let window = self.settings.window.as_secs();
-        let is_it = |it: &&Delivery| {
-            let is_same = it.queue_id == id.queue_id;
-            let says = !it.queue_id.is_empty() && !id.queue_id.is_empty();
-            (is_same || !says) && now.saturating_sub(it.at) < window
-        };
+        let is_it = |it: &&Delivery| id.may_be(&it.queue_id) && now.saturating_sub(it.at) < window;
         let known = self.deliveries.get(&id.key)?.iter().filter(is_it);
         let known = known.min_by_key(|it| it.earlier.saved.is_none())?;
         Some(known.earlier.clone())

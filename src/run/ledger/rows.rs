@@ -263,7 +263,8 @@ impl Rows {
 
     fn forget(&self, id: &Id) -> rusqlite::Result<()> {
         step()?;
-        let delete = "DELETE FROM deliveries WHERE key = ?1 AND queue_id = ?2";
+        let delete = "DELETE FROM deliveries
+                      WHERE key = ?1 AND (queue_id = ?2 OR queue_id = '' OR ?2 = '')";
         self.connection
             .prepare_cached(delete)?
             .execute(params![id.key, id.queue_id])?;

@@ -1,0 +1,89 @@
+//! A message that is sent again after a step of its delivery has failed, or of the one before.
+
+use super::*;
+use crate::deliver::{Done, Retry};
+use crate::run::ledger::{Begun, Ledger, Settings};
+use crate::sys::fault_point::Failure;
+
+/// Written down as one that begins; the MTA says no queue id in the first one.
+fn begin(ledger: &Arc<Ledger>, message: &Message, name: &str) -> Begun {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().build().unwrap();
+    let recipient = recipient("alice");
+    let begun = ledger.begin(message, &recipient, name.into());
+    runtime.block_on(begun).unwrap().unwrap()
+}
+
+fn message_of(queue_id: &str) -> Arc<Message> {
+    let mut body = BodyWriter::digesting(&Spool::default());
+    body.write(b"Message-ID: <one@x.test>\r\n\r\nbody\r\n")
+        .unwrap();
+    let mut message = Arc::into_inner(message()).unwrap();
+    message.body = body.finish().unwrap();
+    message.envelope.queue_id = Some(queue_id.into());
+    Arc::new(message)
+}
+
+fn deliver(core: &Core, message: &Arc<Message>, retry: &Retry) -> Outcome {
+    let transaction = core.transaction(Arc::clone(message), 1);
+    match core.deliver_expected(None, &transaction, &recipient("alice"), retry) {
+        Done::Outcome(outcome) => outcome,
+        parcel => panic!("{parcel:?}"),
+    }
+}
+
+/// A disk that fails tells it once: the next sync says that all is well. Whatever fails from a step on, the removal of the name too,
+/// no retry takes what is there for a message that was stored.
+#[test]
+fn a_name_that_was_not_made_durable_proves_nothing() {
+    if !as_ordinary_user("every_step_fails::again::a_name_that_was_not_made_durable_proves_nothing")
+    {
+        return;
+    }
+    // Whether the file of the first one is there, which was killed before anybody heard of its end.
+    for (is_there, in_file) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut doubted = 0;
+        for step in 0.. {
+            let store = Store::new(true);
+            let (core, message) = (store.core(""), message_of("Q"));
+            let ledger = Ledger::open(Settings {
+                window: Duration::from_secs(1000),
+                alike: Duration::ZERO,
+                path: in_file.then(|| store.path("home/ledger")),
+            });
+            let ledger = ledger.unwrap();
+            drop(begin(&ledger, &message_of(""), "first"));
+            if is_there {
+                let first = store.path("home/Maildir/new/first,S=27,W=32");
+                fs::write(first, STORED).unwrap();
+            }
+            let second = begin(&ledger, &message, "second");
+            fault_point::arm(step, Failure::End);
+            let outcome = deliver(&core, &message, &second.retry);
+            let fired = !fault_point::disarm();
+            second.end(&outcome);
+            one::let_time_pass(&store);
+            let case = format!("{is_there} {in_file}, step {step}: {outcome:?}");
+            let is_doubtful = match &outcome {
+                Outcome::Deferred(fault) => fault.is_not_durable,
+                _ => false,
+            };
+            let third = begin(&ledger, &message, "third");
+            let again = deliver(&core, &message, &third.retry);
+            let Outcome::Saved(saved) = &again else {
+                panic!("{case}\nthe next try: {again:?}");
+            };
+            let is_known = matches!(outcome, Outcome::Saved(_)) || is_there;
+            assert_eq!(
+                saved.is_again,
+                is_known && !is_doubtful,
+                "{case}\nthe next try: {again:?}"
+            );
+            doubted += usize::from(is_doubtful);
+            if !fired {
+                break;
+            }
+        }
+        assert!(doubted > 1, "{is_there}: only {doubted} steps");
+    }
+}
