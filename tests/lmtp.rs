@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -267,7 +267,7 @@ fn a_mailbox_with_much_mail() {
     let inbox = store
         .scratch
         .maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
-    let server = store.serve("", "");
+    let mut server = store.serve("", "");
     let mut client = server.client();
     for number in 1..=40 {
         if number == 20 {
@@ -289,7 +289,7 @@ fn a_mailbox_with_much_mail() {
     server.terminate();
     assert_eq!(server.wait(), Some(0));
     assert_eq!(
-        leftovers(&store.path("")),
+        unfinished(&store.path("")),
         Vec::<PathBuf>::new(),
         "{}",
         server.log()

@@ -190,7 +190,7 @@ pub fn carry_out(
             name: retry.name.clone(),
             flags: plan.flags,
             keywords: plan.keywords.clone(),
-            paths: plan.target.paths.clone(),
+            paths: Arc::clone(&plan.target.paths),
             heard: transaction.heard.clone(),
         };
         let store = |batch| publishing.publish(batch);

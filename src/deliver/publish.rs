@@ -30,7 +30,7 @@ pub struct Message {
     pub flags: Flags,
     pub keywords: Keywords,
     /// Of its mailbox, as its user has them.
-    pub paths: Paths,
+    pub paths: Arc<Paths>,
     pub heard: Heard,
 }
 
@@ -113,7 +113,7 @@ impl Publishing<'_> {
         let until = Instant::now() + place::TIMEOUT;
         // Users may have control files or indexes of their own: then each place has its turn.
         while let Some((_, first)) = rest.first() {
-            let paths = first.paths.clone();
+            let paths = Arc::clone(&first.paths);
             let (here, elsewhere): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(_, it)| {
                 let own = &it.paths;
                 own.mailbox == paths.mailbox
@@ -389,12 +389,12 @@ mod tests {
             sync: true,
         };
         let body = BodyWriter::new(&Spool::default()).finish().unwrap();
-        let message = |paths| Message {
+        let message = |paths: Paths| Message {
             name: None,
             written: Arc::new(mailbox.write(&names, b"", &body, demands).unwrap()),
             flags: Flags::default(),
             keywords: Keywords::default(),
-            paths,
+            paths: paths.into(),
             heard: Heard::from_now(),
         };
         let publishing = Publishing {

@@ -216,7 +216,7 @@ mod tests {
                         written: Arc::new(written),
                         flags: Flags::default(),
                         keywords: Keywords::default(),
-                        paths: Paths::for_tests(root.path(), root.path()),
+                        paths: Paths::for_tests(root.path(), root.path()).into(),
                         heard: heard.clone(),
                     };
                     let publishing = Publishing {

@@ -478,7 +478,7 @@ impl Resolver<'_> {
                     .as_ref()
                     .is_some_and(Template::uses_user),
             alike_window: namespace.duplicate_message_ids.as_secs(),
-            paths,
+            paths: paths.into(),
         }))
     }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -102,7 +103,7 @@ pub struct Target {
     pub kind: Kind,
     pub driver: Driver,
     pub layout: Layout,
-    pub paths: Paths,
+    pub paths: Arc<Paths>,
     /// Only Dovecot writes it: its way there. Whether it is there, and who may store, Dovecot knows.
     pub hand_over: Option<HandOver>,
     /// The INBOX of this namespace's user or owner.

@@ -121,7 +121,7 @@ fn deliver(core: &Core, quota: &Quota, warning: &Warning) -> Result<bool, Fault>
         name: None,
         flags: Flags::default(),
         keywords: Keywords::default(),
-        paths: paths.clone(),
+        paths: paths.clone().into(),
         heard: Heard::from_now(),
     };
     core.maildirs.join(mailbox.identity(), message, |batch| {

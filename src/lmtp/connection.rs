@@ -301,10 +301,8 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             return Ok(());
         }
         let spool = self.settings.spool.clone();
-        let checked = spooling(self.settings.data_deadline, move || {
-            spool.check_space(bytes)
-        })
-        .await;
+        let check = move || spool.check_space(bytes);
+        let checked = Box::pin(spooling(self.settings.data_deadline, check)).await;
         let doing = || format!("find space for {bytes} bytes");
         let checked = checked.and_then(|it| it.map_err(|error| Fault::io(doing(), &error)));
         checked.inspect_err(|fault| {
@@ -333,7 +331,8 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
 
     async fn check(&mut self, recipient: Recipient) -> Step {
         let began = Instant::now();
-        let inspected = self.deliveries.inspect(recipient.clone());
+        // Boxed: else each command would move room for it.
+        let inspected = Box::pin(self.deliveries.inspect(recipient.clone()));
         let report = match timeout(self.settings.data_deadline, inspected).await {
             Ok(report) => report,
             Err(_) => {

@@ -73,7 +73,8 @@ impl Incoming {
         };
         let finished = match writer.fits_in_memory(0) {
             true => writer.finish(),
-            false => spooling(self.patience, || writer.finish()).await?,
+            // Boxed, here and below: large, and most mail does without.
+            false => Box::pin(spooling(self.patience, || writer.finish())).await?,
         };
         finished.map_err(|error| Fault::io("spool the message", &error))
     }
@@ -88,7 +89,7 @@ impl Incoming {
             false => {
                 // A disk may be slow: its wait is not for a thread that serves others.
                 let work = move || (writer.write(&bytes), writer, bytes);
-                match spooling(self.patience, work).await {
+                match Box::pin(spooling(self.patience, work)).await {
                     Ok(done) => done,
                     Err(fault) => return self.fail(Intake::Failed(fault)),
                 }

@@ -25,8 +25,8 @@ impl Runner {
         let Some(relay) = &self.relay else {
             return Ok(Next::Here(Box::new(recipient)));
         };
-        let (targets, recipient) = self.targets(recipient, None).await?;
-        // Boxed: large, and most mail does without.
+        // Boxed, here and below: large, and most mail does without.
+        let (targets, recipient) = Box::pin(self.targets(recipient, None)).await?;
         let asked = Box::pin(self.go(relay, &targets, recipient, None, &|| true)).await?;
         Ok(match asked {
             Next::Here(recipient) => Next::Here(recipient),
@@ -57,7 +57,7 @@ impl Runner {
         let Some(relay) = &self.relay else {
             return Ok(Next::Here(Box::new(recipient)));
         };
-        let (targets, recipient) = self.targets(recipient, Some(message)).await?;
+        let (targets, recipient) = Box::pin(self.targets(recipient, Some(message))).await?;
         let done = Box::pin(self.go(relay, &targets, recipient, Some(message), heard)).await?;
         Ok(match done {
             Next::Here(recipient) => Next::Here(recipient),

@@ -292,7 +292,9 @@ impl Runner {
             .into_iter()
             .enumerate()
             .map(|(index, recipient)| {
-                let outcome = AssertUnwindSafe(deliver(self.clone(), recipient)).catch_unwind();
+                // Boxed before it is moved about.
+                let outcome = Box::pin(deliver(self.clone(), recipient));
+                let outcome = AssertUnwindSafe(outcome).catch_unwind();
                 let panicked = |_| {
                     let why = "the delivery ended without an outcome";
                     Outcome::refused(Fault::new(Code::Internal, "deliver", why))
