@@ -304,10 +304,7 @@ fn two_hundred_users_with_uids_of_their_own() {
             assert_eq!((gid, mode), (group, 0o660), "{}", path.display());
         }
     }
-    assert_eq!(
-        unfinished(&site.scratch.path("home")),
-        Vec::<PathBuf>::new()
-    );
+    assert_eq!(unfinished(&site.scratch.path("")), Vec::<PathBuf>::new());
 }
 
 /// Who each process is, to the kernel; and what somebody with this identity can open.
@@ -1122,10 +1119,7 @@ fn clients_that_go_away() {
         );
         assert!(!stored.is_empty(), "u{number}");
     }
-    assert_eq!(
-        unfinished(&site.scratch.path("home")),
-        Vec::<PathBuf>::new()
-    );
+    assert_eq!(unfinished(&site.scratch.path("")), Vec::<PathBuf>::new());
 }
 
 /// A home that takes no more: its user's mail waits, nobody else's does, and what is large for one is not for the other.

@@ -72,7 +72,7 @@ impl Call {
     fn is_answer(&self) -> bool {
         match self.agent {
             Agent::Lda => self.name == "exit_group" && self.text.contains("(0)"),
-            Agent::Lmtp => {
+            _ => {
                 let is_sent = self.is_write() || self.name == "sendto";
                 is_sent && self.text.contains("\"250 2.0.0 <")
             }

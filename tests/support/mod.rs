@@ -604,7 +604,10 @@ pub fn unfinished(root: &Path) -> Vec<PathBuf> {
     walk(root, &mut |path| {
         let name = path.file_name().unwrap().to_string_lossy();
         let is_in_tmp = path.parent().is_some_and(|parent| parent.ends_with("tmp"));
-        let is_to_come = name.ends_with(".tmp") || name.starts_with("postroom.");
+        // `postroom.1764432000.…`, and not its configuration.
+        let number = name.strip_prefix("postroom.").unwrap_or_default();
+        let is_to_come =
+            name.ends_with(".tmp") || number.starts_with(|it: char| it.is_ascii_digit());
         if (is_in_tmp && !is_kept_lock(path)) || is_to_come || is_lock(path) {
             found.push(path.to_owned());
         }
