@@ -70,13 +70,15 @@ impl Door {
 
     /// The next client.
     pub async fn accept(&self) -> io::Result<Arrival> {
-        let stream = match &self.entrance {
-            Entrance::Unix(listener) => Stream::Unix(listener.accept().await?.0),
+        let accepted = match &self.entrance {
+            Entrance::Unix(listener) => listener.accept().await.map(|it| Stream::Unix(it.0)),
             Entrance::Tcp(listener) => {
-                let (stream, peer) = listener.accept().await?;
-                Stream::Tcp(stream, peer)
+                let accepted = listener.accept().await;
+                accepted.map(|(stream, peer)| Stream::Tcp(stream, peer))
             }
         };
+        // Whoever is short of descriptors may have some that nobody needs now.
+        let stream = accepted.inspect_err(|_| in_place::let_go())?;
         Ok(Arrival {
             stream,
             terms: self.terms,

@@ -14,6 +14,7 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,6 +33,8 @@ use tokio::time::{sleep, timeout};
 const OWN_THREADS: usize = 64;
 /// How long a thread waits for more work of its task.
 const LINGER: Duration = Duration::from_millis(100);
+/// Homes that are kept for the next tasks.
+const IDLE_HOMES: usize = 16;
 /// Work that takes longer is left alone with its thread.
 const PATIENCE: Duration = Duration::from_millis(250);
 
@@ -76,6 +79,42 @@ impl Place {
 struct Home {
     runtime: Runtime,
     place: Place,
+}
+
+/// Those that no thread has now: to make one takes a few system calls, and each holds some descriptors.
+static IDLE: Mutex<Vec<Home>> = Mutex::new(Vec::new());
+
+/// Gives back the descriptors of threads that have nothing to do, for whoever is short of them.
+pub fn let_go() {
+    for home in mem::take(&mut *lock(&IDLE)) {
+        home.runtime.shutdown_background();
+    }
+}
+
+/// A thread that has a task; where its sockets are heard is another's at the end.
+struct Guest;
+
+impl Guest {
+    /// Whether there is such a place.
+    fn arrive() -> bool {
+        HOME.with_borrow_mut(|home| {
+            if home.is_none() {
+                *home = lock(&IDLE).pop().or_else(|| Home::new().ok());
+            }
+            home.is_some()
+        })
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let Some(home) = HOME.take() else { return };
+        let mut idle = lock(&IDLE);
+        match idle.len() < IDLE_HOMES {
+            true => idle.push(home),
+            false => home.runtime.shutdown_background(),
+        }
+    }
 }
 
 impl Home {
@@ -287,6 +326,7 @@ impl Held {
 
     /// Works as long as there is something to do. None: the task is over, or was taken away.
     fn work(&self, mut wanted: Vec<Work>, talkers: &Handle) -> Option<Task> {
+        let _guest = Guest;
         loop {
             let last = wanted.pop();
             // All at once, this thread one of them.
@@ -312,11 +352,10 @@ impl Held {
 
 /// Polls the task here until it wants something done. None: it does not for long.
 fn hear(task: &mut Task, talkers: &Handle, aborted: &Notify) -> Option<Polled> {
-    HOME.with(|home| {
-        if home.borrow().is_none() {
-            *home.borrow_mut() = Some(Home::new().ok()?);
-        }
-        let home = home.borrow();
+    if !Guest::arrive() {
+        return None;
+    }
+    HOME.with_borrow(|home| {
         let home = home.as_ref()?;
         let polled = poll_fn(|context| {
             PLACE.set(home.place);
