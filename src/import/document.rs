@@ -143,8 +143,10 @@ pub fn quoted(key: &str) -> String {
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
     match is_bare {
         true => key.to_owned(),
-        // A string of JSON is one of TOML, in one line.
-        false => serde_json::Value::from(key).to_string(),
+        // A string of JSON is one of TOML, in one line, but for the DEL that JSON leaves as it is.
+        false => serde_json::Value::from(key)
+            .to_string()
+            .replace('\u{7f}', "\\u007F"),
     }
 }
 
@@ -171,4 +173,18 @@ fn wrapped(text: &str) -> Vec<String> {
         }
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_those_of_toml() {
+        for key in ["Work", "a b", "", "\"\\", "\u{7f}", "\0\t\n", "ü", "a.b"] {
+            let line = format!("{} = 1", quoted(key));
+            let table: toml::Table = line.parse().unwrap();
+            assert_eq!(table.keys().collect::<Vec<_>>(), [key], "{line}");
+        }
+    }
 }
