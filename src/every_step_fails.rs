@@ -3,6 +3,7 @@
 
 mod again;
 mod batch;
+mod exchanged;
 mod one;
 mod several;
 

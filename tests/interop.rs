@@ -3,12 +3,12 @@
 mod support;
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
 use support::imap::Imap;
-use support::peers::{Dovecot, Postfix, Version};
-use support::{Store, corpus, installed, messages, not_root, skip, tree, unfinished};
+use support::{VERSIONS, Dovecot, Lmtp, Postfix, Store, Version, corpus, installed, leftovers, messages, not_root, skip, support, tree, unfinished, use};
 
 /// Where Postfix sends the messages, and where they must be found.
 const ROUTES: [(&str, &str, &str); 4] = [
@@ -303,4 +303,163 @@ fn python_and_mutt_read_what_we_write() {
         .unwrap();
     let shown = String::from_utf8_lossy(&status.stderr).into_owned();
     assert!(!shown.contains("not a mailbox"), "{shown}");
+}
+
+/// What an MTA that is out of its mind says, to Dovecot and to us: the first digit of each reply, `x` where the connection ends. Each
+/// difference is a row of its own.
+#[test]
+fn hostile_dialogues() {
+    if not_root() {
+        return;
+    }
+    const LMTP: &str = "service lmtp {\n  unix_listener lmtp {\n    mode = 0666\n  }\n}\n";
+    let same = |all| [all; 3];
+    // Ours, 2.3's and 2.4's.
+    let rows: &[(&[&str], [&str; 3])] = &[
+        (&["FOO"], same("5")),
+        (&["LHLO"], same("5")),
+        (&["HELO a"], same("5")),
+        (&["EHLO a"], same("5")),
+        (&["LHLO a b"], same("2")),
+        (&["MAIL FROM:<a@b>"], same("2")),
+        (&["LHLO a", "MAIL FROM:a@b"], same("25")),
+        (&["LHLO a", "MAIL FROM: <a@b>"], same("25")),
+        (&["LHLO a", "MAIL FROM:<a b@c>"], same("25")),
+        (&["LHLO a", "MAIL FROM:<a@b> FOO=bar"], same("25")),
+        (&["LHLO a", "MAIL FROM:<a@b> BODY=foo"], same("25")),
+        (
+            &["LHLO a", "MAIL FROM:<a@b> SIZE=99999999999999999999999"],
+            same("25"),
+        ),
+        (&["LHLO a", "MAIL FROM:<>", "MAIL FROM:<>"], same("225")),
+        (&["LHLO a", "RCPT TO:<alice@x>"], same("25")),
+        (&["LHLO a", "MAIL FROM:<>", "RCPT TO:<>"], same("225")),
+        (&["LHLO a", "MAIL FROM:<>", "RCPT TO:<\"\"@x>"], same("225")),
+        (
+            &["LHLO a", "MAIL FROM:<>", "RCPT TO:<@a,@b:alice@x>"],
+            same("222"),
+        ),
+        (
+            &["LHLO a", "MAIL FROM:<>", "RCPT TO:<alice@[127.0.0.1]>"],
+            ["222", "225", "225"],
+        ),
+        (&["LHLO a", "MAIL FROM:<>", "RCPT TO:<alice@x"], same("225")),
+        (
+            &[
+                "LHLO a",
+                "MAIL FROM:<>",
+                "RCPT TO:<alice@x>",
+                "RCPT TO:<alice@x>",
+            ],
+            same("2222"),
+        ),
+        (&["LHLO a", "MAIL FROM:<>", "DATA"], same("225")),
+        (
+            &[
+                "LHLO a",
+                "MAIL FROM:<>",
+                "RCPT TO:<alice@x>",
+                "DATA",
+                "x\n.\nMAIL FROM:<a@b>\r\n.",
+            ],
+            ["22232", "2223225", "22232"],
+        ),
+        (
+            &[
+                "LHLO a",
+                "MAIL FROM:<>",
+                "RCPT TO:<alice@x>",
+                "DATA",
+                "x\n.\r\nMAIL FROM:<a@b>\r\n.",
+            ],
+            ["22232", "2223225", "22232"],
+        ),
+        (
+            &[
+                "LHLO a",
+                "MAIL FROM:<>",
+                "RCPT TO:<alice@x>",
+                "DATA",
+                "x\r.\rMAIL FROM:<a@b>\r\n.",
+            ],
+            same("22232"),
+        ),
+        (
+            &[
+                "LHLO a",
+                "MAIL FROM:<>",
+                "RCPT TO:<alice@x>",
+                "BDAT 3 LAST\r\nx",
+            ],
+            same("2222"),
+        ),
+        (
+            &["LHLO a", "MAIL FROM:<>", "RCPT TO:<alice@x>", "BDAT -1"],
+            same("2225"),
+        ),
+        (
+            &[
+                "LHLO a",
+                "MAIL FROM:<>",
+                "RCPT TO:<alice@x>",
+                "BDAT 99999999999999999999",
+            ],
+            same("2225"),
+        ),
+        (
+            &[
+                "LHLO a",
+                "MAIL FROM:<>",
+                "RCPT TO:<alice@x>",
+                "BDAT 0",
+                "DATA",
+            ],
+            same("22225"),
+        ),
+        (&["LHLO a", "VRFY alice"], same("22")),
+        (&["LHLO a", "STARTTLS"], same("25")),
+        (&["LHLO a", "XCLIENT ADDR=1.2.3.4"], same("25")),
+        (&["LHLO a\0b"], same("5")),
+        (&["NOOP x y", "RSET x", "QUIT x"], same("555")),
+    ];
+    let store = Store::with_inbox();
+    let server = store.serve("", "");
+    let dovecots = VERSIONS.map(|version| {
+        let users = match version {
+            Version::V23 => "%Ln",
+            Version::V24 => "%{user | username | lower}",
+        };
+        let protocols = format!("protocols = imap lmtp\nauth_username_format = {users}");
+        Dovecot::start_with(version, &store, |text| {
+            text.replace("protocols = imap", &protocols) + LMTP
+        })
+    });
+    let [Some(v23), Some(v24)] = dovecots else {
+        return;
+    };
+    let run = |it: &Dovecot| it.config.parent().unwrap().join("run/lmtp");
+    let sockets = [server.socket.clone(), run(&v23), run(&v24)];
+    for (lines, want) in rows {
+        let found = sockets.each_ref().map(|socket| digits(socket, lines));
+        assert_eq!(found.each_ref().map(String::as_str), *want, "{lines:?}");
+    }
+}
+
+fn digits(socket: &Path, lines: &[&str]) -> String {
+    let mut client = Lmtp::connect(socket);
+    let mut found = String::new();
+    for line in lines {
+        let said = client.try_send(format!("{line}\r\n").as_bytes());
+        let reply = said.and_then(|()| client.try_reply());
+        found.push(reply.map_or('x', |it| it.chars().next().unwrap()));
+    }
+    // What comes behind the answer to the last.
+    let _ = client.try_send(b"NOOP\r\n");
+    while let Ok(reply) = client.try_reply() {
+        match reply.starts_with("250 2.0.0 OK") {
+            true => break,
+            false => found.push(reply.chars().next().unwrap()),
+        }
+    }
+    found
 }

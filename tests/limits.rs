@@ -323,15 +323,7 @@ fn an_idle_connection_holds_little() {
     const PEERS: u64 = 300;
     let store = Store::with_inbox();
     let server = serve(&store, "", "", "max_connections = 400");
-    let resident = || {
-        let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-        let line = status.lines().find(|it| it.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse::<u64>()
-            .unwrap()
-    };
+    let resident = || status(&server, "VmRSS:");
     let connect = |_| {
         let mut stream = UnixStream::connect(store.path("run/lmtp")).unwrap();
         let mut greeting = [0; 64];
@@ -346,6 +338,85 @@ fn an_idle_connection_holds_little() {
     assert!(each <= 24, "{each} KiB");
     assert!(server.client().say("NOOP").starts_with("250"));
     drop((first, all));
+}
+
+/// Thousands that say nothing, and some whose message drips: the others are served, by threads that they do not take.
+#[test]
+fn many_who_say_nothing() {
+    const SILENT: usize = 2000;
+    if not_root() {
+        return;
+    }
+    let mut raise = Command::new("prlimit");
+    let files = format!("--nofile={}", 3 * SILENT);
+    raise.args(["--pid", &std::process::id().to_string(), &files]);
+    assert!(raise.status().unwrap().success());
+    let store = Store::with_inbox();
+    let server = serve(
+        &store,
+        "",
+        "",
+        &format!("max_connections = {}", SILENT + 200),
+    );
+    let silent: Vec<_> = (0..SILENT).map(|_| server.client()).collect();
+    let dripping = (0..100).map(|_| {
+        let mut client = server.client();
+        client.say("MAIL FROM:<s@x.test>");
+        client.say("RCPT TO:<bob@x.test>");
+        assert_eq!(client.say("DATA"), "354 OK");
+        client.send(b"Subject: ");
+        client
+    });
+    let mut dripping: Vec<_> = dripping.collect();
+    for number in 0..50 {
+        let client = &mut dripping[number];
+        client.send(b"x");
+        let replies = server
+            .client()
+            .deliver(&["alice@x.test"], b"Subject: x\r\n\r\nx\r\n");
+        assert!(replies[0].starts_with("250 "), "{replies:?}");
+    }
+    let threads = status(&server, "Threads:");
+    assert!(threads < 80, "{threads} threads");
+    assert_eq!(messages(&store.path("home/alice/Maildir")).len(), 50);
+    drop((silent, dripping));
+}
+
+/// Large messages that all come at once share what memory there is for them, and wait in the spool beyond.
+#[test]
+fn many_large_messages_at_once() {
+    const CLIENTS: usize = 80;
+    const ROOM: u64 = 128 * 1024;
+    let store = Store::with_inbox();
+    let server = serve(&store, "", "", "");
+    let before = server.peak_memory();
+    let large = b"0123456789abcdef0123456789abcdef0123456789abcde\r\n".repeat(40_000);
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| server.client()).collect();
+    for client in &mut clients {
+        client.say("MAIL FROM:<s@x.test>");
+        client.say("RCPT TO:<alice@x.test>");
+        assert_eq!(client.say("DATA"), "354 OK");
+        client.send(&large);
+    }
+    // The last has found no room.
+    let client = clients.last_mut().unwrap();
+    client.send(b".\r\n");
+    let reply = client.reply();
+    assert!(reply.starts_with("250 "), "{reply}");
+    let grown = server.peak_memory() - before;
+    let each = grown.saturating_sub(ROOM) / CLIENTS as u64;
+    assert!(
+        each < 150,
+        "{grown} KiB, {each} of them for each beside the room for all"
+    );
+    drop(clients);
+}
+
+/// A number of `/proc/PID/status`.
+fn status(server: &Server, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find(|it| it.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// Bytes that are free where the mailboxes are.

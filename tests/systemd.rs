@@ -11,7 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::machine::{Machine, contrib};
-use support::{Lmtp, PATIENCE, not_root};
+use support::peers::cache;
+use support::{Lmtp, PATIENCE, not_root, skip};
 
 const LETTER: &[u8] = b"Subject: unit\r\n\r\nHello\r\n";
 
@@ -28,6 +29,38 @@ on_missing = "create"
 [lmtp]
 listen = [{ unix = "/run/postroom/lmtp", mode = "0660", group = "postfix" }]
 "#;
+
+/// What systemd thinks of their restrictions, in tenths: 100 is none at all.
+#[test]
+fn exposure_of_the_units() {
+    let systemd = cache().join("trixie");
+    if not_root() || !systemd.join("usr/bin/systemd-analyze").exists() && skip("no systemd") {
+        return;
+    }
+    for (unit, most) in [("postroom.service", 20), ("postroom-root.service", 35)] {
+        let inside = format!("/tmp/{}/{unit}", std::process::id());
+        let path = systemd.join(inside.trim_start_matches('/'));
+        let folder = path.parent().unwrap();
+        fs::create_dir_all(folder).unwrap();
+        fs::write(&path, contrib(unit)).unwrap();
+        let mut analyze = Command::new("chroot");
+        analyze.arg(&systemd);
+        analyze.args([
+            "systemd-analyze",
+            "security",
+            "--offline=true",
+            "--no-pager",
+        ]);
+        let threshold = format!("--threshold={most}");
+        let said = analyze.args([&threshold, &inside]).output().unwrap();
+        fs::remove_dir_all(folder).unwrap();
+        assert!(
+            said.status.success(),
+            "{unit}: {}",
+            String::from_utf8_lossy(&said.stdout)
+        );
+    }
+}
 
 /// The unit of one account: what is below `/domain/user` becomes setgid as its directory is, which RestrictSUIDSGID= would not let
 /// it become.

@@ -110,6 +110,110 @@ fn messages_that_try_to_be_something_else() {
     assert!(unfinished(&store.path("home")).is_empty());
 }
 
+/// Ticks of CPU time that the server has used.
+fn ticks(server: &Server) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+    fields
+        .skip(11)
+        .take(2)
+        .map(|it| it.parse::<u64>().unwrap())
+        .sum()
+}
+
+/// What makes parsers of headers and MIME work costs no more than so many bytes of anything else.
+#[test]
+fn headers_that_cost_nothing() {
+    const SIZE: usize = 1_000_000;
+    /// A fifth of a second.
+    const NOISE: u64 = 20;
+    if not_root() {
+        return;
+    }
+    let filled = |begin: &str, piece: &dyn Fn(usize) -> String| {
+        let mut message = begin.to_owned();
+        (0..)
+            .take_while(|at| {
+                message += &piece(*at);
+                message.len() < SIZE
+            })
+            .for_each(drop);
+        message + "\r\n"
+    };
+    let rows = [
+        (
+            "text",
+            filled("Subject: x\r\n\r\n", &|_| {
+                "0123456789 0123456789 0123456789\r\n".into()
+            }),
+        ),
+        (
+            "fields",
+            filled("Subject: x\r\n", &|at| format!("X-{at}: y\r\n")),
+        ),
+        (
+            "fields that are looked for",
+            filled("", &|_| "Subject: x\r\n".into()),
+        ),
+        (
+            "parameters",
+            filled("Content-Type: text/plain", &|at| {
+                format!(";\r\n x*{at}*=us-ascii'en'a")
+            }),
+        ),
+        (
+            "encoded words",
+            filled("Subject:", &|_| " =?utf-8?q?=c3=a4?=\r\n".into()),
+        ),
+        ("broken words", filled("Subject: ", &|_| "=?".into())),
+        (
+            "nested parts",
+            filled("Content-Type: multipart/mixed; boundary=b\r\n\r\n", &|at| {
+                format!(
+                    "--b{at}\r\nContent-Type: multipart/mixed; boundary=b{}\r\n\r\n",
+                    at + 1
+                )
+            }),
+        ),
+        (
+            "lines that begin a message",
+            filled("Subject: x\r\n\r\n", &|_| {
+                "From x@y Mon Nov 02 07:02:09 2026\r\n".into()
+            }),
+        ),
+        (
+            "quoted ones",
+            filled("Subject: x\r\n\r\n", &|_| ">>>>>>>>From \r\n".into()),
+        ),
+    ];
+    let store = support::places::store();
+    let route =
+        "[[route]]\nheader = \"Subject\"\nequals = \"nobody says this\"\nmailbox = \"Spam\"\n";
+    let config = support::places::configure(&store, "", "", route);
+    let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    for address in ["alice@x".to_owned(), support::places::MBOX.address()] {
+        let mut of_text = 0;
+        for (what, message) in &rows {
+            let before = ticks(&server);
+            for _ in 0..2 {
+                let reply = server
+                    .client()
+                    .deliver(&[&address], message.as_bytes())
+                    .remove(0);
+                assert!(reply.starts_with("250 "), "{what}: {reply}");
+            }
+            let cost = ticks(&server) - before;
+            if *what == "text" {
+                of_text = cost;
+            }
+            assert!(
+                cost <= 3 * of_text + NOISE,
+                "{address} {what}: {cost} ticks, {of_text} for text"
+            );
+        }
+    }
+}
+
 /// Commands that never end cost an answer and no memory.
 #[test]
 fn a_command_of_ten_megabytes() {

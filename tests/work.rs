@@ -1,0 +1,166 @@
+//! The work of a delivery, counted by strace: it does not grow with what is in a mailbox already, and nothing is made where others
+//! may write.
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+
+use support::agent::{AGENTS, Agent};
+use support::places::{self, INBOX, KEYWORD, MBOX, NEW, Place};
+use support::{MAIL, Store, installed, not_root, own, skip};
+
+fn is_possible() -> bool {
+    !not_root() && (installed("strace") || !skip("strace is not installed"))
+}
+
+/// A delivery to a place: its calls, one a line.
+fn calls(store: &Store, agent: Agent, place: &Place, message: &[u8]) -> Vec<String> {
+    let trace = store.scratch.text("run/trace");
+    let delivered = agent.deliver(store, place, message, &["-y", "-o", &trace]);
+    assert!(delivered.is_stored(0), "{} {delivered:?}", place.kind);
+    let text = fs::read_to_string(&trace).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// Its name.
+fn name(call: &str) -> &str {
+    let behind_pid = call
+        .split_once(' ')
+        .map_or("", |(_, rest)| rest.trim_start());
+    behind_pid.split('(').next().unwrap_or_default()
+}
+
+/// Bytes that were read of files whose path has this in it, names in directories too.
+fn bytes_read(calls: &[String], path: &str) -> u64 {
+    const READS: [&str; 5] = ["read", "pread64", "readv", "preadv", "getdents64"];
+    let is_read = |call: &&String| READS.contains(&name(call)) && call.contains(path);
+    let result = |call: &String| {
+        let (_, result) = call.rsplit_once(" = ")?;
+        result.split(' ').next()?.parse::<u64>().ok()
+    };
+    calls.iter().filter(is_read).filter_map(result).sum()
+}
+
+/// Its messages, the list of UIDs, and the log of an index that nobody has read.
+#[test]
+fn a_large_mailbox_costs_no_more() {
+    const MANY: usize = 20_000;
+    if !is_possible() {
+        return;
+    }
+    for agent in AGENTS {
+        let [small, large] = [0, MANY].map(|many| {
+            let store = Store::new();
+            places::configure(&store, "", "", "");
+            let maildir = store.path(INBOX.path);
+            calls(&store, agent, &INBOX, b"Subject: first\n\nx\n");
+            let first = fs::read_dir(maildir.join("new")).unwrap().next().unwrap();
+            let first = first.unwrap().path();
+            let list = maildir.join("dovecot-uidlist");
+            let mut list = fs::File::options().append(true).open(list).unwrap();
+            let mut lines = String::new();
+            for at in 0..many {
+                let name = format!("1700000000.M{at}P1.mx,S=20,W=23");
+                fs::hard_link(&first, maildir.join("new").join(&name)).unwrap();
+                lines += &format!("{} :{name}\n", at + 2);
+            }
+            list.write_all(lines.as_bytes()).unwrap();
+            let calls = calls(&store, agent, &INBOX, b"Subject: another\n\nx\n");
+            let there: Vec<_> = { calls }
+                .into_iter()
+                .filter(|it| it.contains("/Maildir"))
+                .collect();
+            (there.len(), bytes_read(&there, ""), there)
+        });
+        let case = format!(
+            "{agent:?}: {} and {} calls, {} and {} bytes",
+            small.0, large.0, small.1, large.1
+        );
+        assert!(
+            small.0 > 10 && large.0 <= small.0 + 5,
+            "{case}: {:#?}",
+            large.2
+        );
+        assert!(large.1 <= small.1 + 64 * 1024, "{case}");
+    }
+}
+
+/// A message, and a terabyte of nothing behind it.
+#[test]
+fn a_sparse_mbox() {
+    const SIZE: u64 = 1 << 40;
+    if !is_possible() {
+        return;
+    }
+    for agent in AGENTS {
+        let store = places::store();
+        places::configure(&store, "", "", "");
+        let path = store.path(MBOX.path);
+        fs::write(
+            &path,
+            "From x  Mon Nov 02 07:02:09 2026\nSubject: x\n\nx\n\n",
+        )
+        .unwrap();
+        own(&path, MAIL, MAIL);
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(SIZE).unwrap();
+        let calls = calls(&store, agent, &MBOX, b"Subject: x\n\nx\n");
+        let read = bytes_read(&calls, MBOX.path);
+        assert!((1..=64 * 1024).contains(&read), "{agent:?}: {read} bytes");
+        let there = calls.iter().filter(|it| it.contains(MBOX.path)).count();
+        assert!(there < 100, "{agent:?}: {there} calls");
+        assert!(fs::metadata(&path).unwrap().len() > SIZE, "{agent:?}");
+    }
+}
+
+const MAKES: [&str; 9] = [
+    "mkdir",
+    "mkdirat",
+    "link",
+    "linkat",
+    "symlink",
+    "symlinkat",
+    "rename",
+    "renameat2",
+    "mknodat",
+];
+
+/// Neither below `/tmp` nor `/var/tmp`, but for files that have no name there, and nowhere but in the store else.
+#[test]
+fn nothing_is_made_where_others_write() {
+    if !is_possible() {
+        return;
+    }
+    let large = [
+        &b"Subject: large\n\n"[..],
+        &b"0123456789abcdef\n".repeat(200_000),
+    ]
+    .concat();
+    for agent in AGENTS {
+        let store = places::store();
+        let config = places::configure(&store, "", "", "");
+        // As it is by itself.
+        let text = fs::read_to_string(&config).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with("spool_dir"));
+        fs::write(&config, lines.collect::<Vec<_>>().join("\n")).unwrap();
+        let home = store.scratch.text("home");
+        let mut has_spooled = false;
+        for place in [INBOX, NEW, KEYWORD, MBOX] {
+            for call in calls(&store, agent, &place, &large) {
+                let is_unnamed = call.contains("O_TMPFILE");
+                has_spooled |= is_unnamed && !call.contains(&home);
+                let is_made = match name(&call) {
+                    "open" | "openat" => call.contains("O_CREAT"),
+                    name => MAKES.contains(&name),
+                };
+                assert!(
+                    !is_made || call.contains(&home),
+                    "{agent:?} {}: {call}",
+                    place.kind
+                );
+            }
+        }
+        assert!(has_spooled || agent == Agent::Lda, "{agent:?}");
+    }
+}
