@@ -8,7 +8,8 @@ use std::process::Command;
 use std::thread;
 
 use support::imap::Imap;
-use support::{VERSIONS, Dovecot, Lmtp, Postfix, Store, Version, corpus, installed, leftovers, messages, not_root, skip, support, tree, unfinished, use};
+use support::peers::{Dovecot, Postfix, VERSIONS, Version};
+use support::{Lmtp, Store, corpus, installed, messages, not_root, skip, tree, unfinished};
 
 /// Where Postfix sends the messages, and where they must be found.
 const ROUTES: [(&str, &str, &str); 4] = [

@@ -448,15 +448,17 @@ fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
             pause(100);
             supervise(&store, &mut server);
         }
-        // And nobody is killed any more: it does not grow.
-        supervise(&store, &mut server);
-        pause(seconds * 1000 / 9);
-        sizes.push(size(&server));
-        while so_long(3) {
-            pause(200);
-            supervise(&store, &mut server);
-        }
-        sizes.push(size(&server));
+        // And nobody is killed any more: it does not grow. Who was killed last may end a little later.
+        let mut run_for = |time: Duration| {
+            let began = Instant::now();
+            while began.elapsed() < time {
+                pause(200);
+                supervise(&store, &mut server);
+            }
+            sizes.push(size(&server));
+        };
+        run_for(Duration::from_millis(seconds * 1000 / 9));
+        run_for(Duration::from_secs(seconds).saturating_sub(began.elapsed()));
     });
     postfix.drain();
     let stored = load.stored.into_inner().unwrap();

@@ -37,7 +37,7 @@ use crate::observe::sessions::{self, State};
 use crate::run::Outcomes;
 
 /// Bytes read at once, and the most that wait to be read as commands.
-const INPUT: usize = 16 * 1024;
+const INPUT: usize = 64 * 1024;
 /// The most that is kept for them while nothing is there: most clients wait most of the time.
 const IDLE_INPUT: usize = 1024;
 /// Replies to pipelined commands that are gathered into one packet.

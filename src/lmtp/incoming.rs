@@ -44,7 +44,22 @@ impl Incoming {
         self.taken += bytes.len() as u64;
         match self.limit.is_some_and(|limit| self.taken > limit) {
             true => self.fail(Intake::TooBig),
-            false => self.gathered.extend_from_slice(bytes),
+            false => self.take(bytes),
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        // What fits into memory waits for no disk.
+        let mut writer = self.writer.as_mut().filter(|_| self.gathered.is_empty());
+        let writer = writer.take_if(|writer| writer.fits_in_memory(bytes.len()));
+        let written = writer.map(|writer| writer.write(bytes));
+        match written {
+            None => self.gathered.extend_from_slice(bytes),
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                let fault = Fault::io("spool the message", &error);
+                self.fail(Intake::Failed(fault));
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! A client's socket, heard where its task is polled.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
@@ -86,15 +86,13 @@ impl<S: Socket> AsyncRead for Stream<S> {
         let socket = self.socket(Interest::READABLE)?;
         loop {
             let mut guard = ready!(socket.poll_read_ready(context))?;
-            let room = bytes.initialize_unfilled();
-            let wanted = room.len();
-            match socket.get_ref().both_ways().read(room) {
+            let wanted = bytes.remaining();
+            match socket.get_ref().receive(bytes) {
                 Ok(length) => {
                     // There was no more: the next bytes are told of anew.
                     if length > 0 && length < wanted {
                         guard.clear_ready();
                     }
-                    bytes.advance(length);
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
@@ -113,7 +111,7 @@ impl<S: Socket> AsyncWrite for Stream<S> {
     ) -> Poll<io::Result<usize>> {
         loop {
             let socket = self.socket(Interest::READABLE)?;
-            match socket.get_ref().both_ways().write(bytes) {
+            match socket.get_ref().writer().write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 done => return Poll::Ready(done),
@@ -121,7 +119,7 @@ impl<S: Socket> AsyncWrite for Stream<S> {
             let socket = self.socket(Interest::WRITABLE)?;
             let mut guard = ready!(socket.poll_write_ready(context))?;
             // Until there is no more room again.
-            match socket.get_ref().both_ways().write(bytes) {
+            match socket.get_ref().writer().write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 done => return Poll::Ready(done),

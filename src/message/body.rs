@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use memchr::memchr;
+use memchr::memchr2;
 use ring::digest::{Context, SHA256};
 
 use crate::sys::dir::Dir;
@@ -127,22 +127,38 @@ impl BodyWriter {
         if self.file.is_none() && self.memory.is_empty() {
             self.memory.reserve_exact(wire.len().min(SMALL));
         }
-        let mut rest = wire;
-        while !rest.is_empty() {
-            if self.held_cr {
-                self.held_cr = false;
-                if rest[0] != b'\n' {
-                    self.store(b"\r")?;
+        if let Some(first) = wire.first()
+            && std::mem::take(&mut self.held_cr)
+            && *first != b'\n'
+        {
+            self.store(b"\r")?;
+        }
+        // Nothing before `start` is to be stored still, and no line end before `at` is to be looked at.
+        let (mut start, mut at) = (0, 0);
+        while let Some(found) = memchr2(b'\r', b'\n', &wire[at..]) {
+            let found = at + found;
+            let before = if found > start {
+                wire[found - 1]
+            } else {
+                self.last
+            };
+            at = found + 1;
+            match (wire[found], wire.get(at)) {
+                (b'\n', _) => self.bare_lines += u64::from(before != b'\r'),
+                (_, Some(b'\n')) => {
+                    self.bare_lines += u64::from(before != b'\r');
+                    self.store(&wire[start..found])?;
+                    start = at;
+                    at += 1;
+                }
+                (_, Some(_)) => {}
+                (_, None) => {
+                    self.held_cr = true;
+                    return self.store(&wire[start..found]);
                 }
             }
-            let Some(cr) = memchr(b'\r', rest) else {
-                return self.store(rest);
-            };
-            self.store(&rest[..cr])?;
-            self.held_cr = true;
-            rest = &rest[cr + 1..];
         }
-        Ok(())
+        self.store(&wire[start..])
     }
 
     /// The whole message.
@@ -174,10 +190,6 @@ impl BodyWriter {
         let Some(&last) = bytes.last() else {
             return Ok(());
         };
-        for at in memchr::memchr_iter(b'\n', bytes) {
-            let before = if at == 0 { self.last } else { bytes[at - 1] };
-            self.bare_lines += u64::from(before != b'\r');
-        }
         self.last = last;
         self.size += bytes.len() as u64;
         let needed = self.memory.len() + bytes.len();

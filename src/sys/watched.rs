@@ -1,17 +1,33 @@
 //! Sockets of clients that a runtime watches.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 
+use nix::errno::Errno;
+use nix::libc;
 use nix::sys::socket::{Shutdown, shutdown};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, ReadBuf};
 
 /// A socket that does not block, and owns its descriptor.
 pub trait Socket: AsFd + AsRawFd + Send + Sync + Unpin {
-    fn both_ways(&self) -> impl Read + Write;
+    fn writer(&self) -> impl Write;
+
+    /// Appends what is there to read, as far as there is room; none: the other side is closed.
+    fn receive(&self, bytes: &mut ReadBuf<'_>) -> io::Result<usize> {
+        // SAFETY: the kernel writes at most so many bytes, and says how many: those are there, and none is taken back.
+        unsafe {
+            let room = bytes.unfilled_mut();
+            let (start, length) = (room.as_mut_ptr().cast(), room.len());
+            let received = libc::recv(self.as_raw_fd(), start, length, 0);
+            let received = Errno::result(received)? as usize;
+            bytes.assume_init(received);
+            bytes.advance(received);
+            Ok(received)
+        }
+    }
 
     /// Nothing more is said.
     fn shut_down(&self) -> io::Result<()> {
@@ -20,13 +36,13 @@ pub trait Socket: AsFd + AsRawFd + Send + Sync + Unpin {
 }
 
 impl Socket for UnixStream {
-    fn both_ways(&self) -> impl Read + Write {
+    fn writer(&self) -> impl Write {
         self
     }
 }
 
 impl Socket for TcpStream {
-    fn both_ways(&self) -> impl Read + Write {
+    fn writer(&self) -> impl Write {
         self
     }
 }
