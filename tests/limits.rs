@@ -474,3 +474,36 @@ fn threads_that_cannot_be_had() {
         "{said}"
     );
 }
+
+/// A client whose mailbox was in use for a moment has its answer, also where the kernel watches no more sockets.
+#[test]
+fn a_socket_that_cannot_be_watched() {
+    if not_root() || !installed("strace") && skip("strace is not installed") {
+        return;
+    }
+    let store = Store::with_inbox();
+    let server = store.serve("", "");
+    assert!(server.client().deliver(&["alice@x"], b"Subject: x\n\n")[0].starts_with("250 2.0.0"));
+    let lock = store.path("home/alice/Maildir/dovecot-uidlist.lock");
+    fs::write(&lock, format!("{}:elsewhere", std::process::id())).unwrap();
+    own(&lock, MAIL, MAIL);
+    let mut client = server.client();
+    for line in ["MAIL FROM:<s@x>", "RCPT TO:<alice@x>", "DATA"] {
+        assert!(client.say(line).starts_with(['2', '3']), "{line}");
+    }
+    client.send(b"Subject: x\r\n\r\n.\r\n");
+    // Its work keeps a thread of its own by now, and it has gone back to the others.
+    thread::sleep(Duration::from_millis(600));
+    let inject = "inject=epoll_ctl:error=ENOSPC";
+    let tracer = Tracer::of(
+        &server,
+        &["-o", "/dev/null", "-e", "trace=epoll_ctl", "-e", inject],
+    );
+    fs::remove_file(&lock).unwrap();
+    let reply = client.try_reply();
+    tracer.leave();
+    assert!(
+        reply.as_ref().is_ok_and(|it| it.starts_with("250 2.0.0")),
+        "{reply:?}"
+    );
+}

@@ -110,7 +110,8 @@ impl<S: Socket> AsyncWrite for Stream<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         loop {
-            let socket = self.socket(Interest::READABLE)?;
+            // What is taken at once needs nobody who watches: not even where nobody can be had.
+            let socket = self.socket.as_ref().ok_or(io::ErrorKind::NotConnected)?;
             match socket.get_ref().writer().write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
