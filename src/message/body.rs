@@ -11,8 +11,8 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use blake3::Hasher;
 use memchr::memchr2;
-use ring::digest::{Context, SHA256};
 
 use crate::sys::dir::Dir;
 use crate::sys::{fault_point, packet};
@@ -56,7 +56,7 @@ pub struct BodyWriter {
     room: Option<Room>,
     memory: Vec<u8>,
     file: Option<(File, Vec<u8>)>,
-    digest: Option<Context>,
+    digest: Option<Box<Hasher>>,
     /// The last byte was a CR that may belong to a CRLF: not stored yet.
     held_cr: bool,
     /// The last stored byte.
@@ -86,7 +86,7 @@ impl BodyWriter {
     /// The same, with a [digest](Body::digest).
     pub fn digesting(spool: &Spool) -> BodyWriter {
         BodyWriter {
-            digest: Some(Context::new(&SHA256)),
+            digest: Some(Box::new(Hasher::new())),
             ..BodyWriter::new(spool)
         }
     }
@@ -178,11 +178,7 @@ impl BodyWriter {
             _room: self.room,
             size: self.size,
             virtual_size: self.size + self.bare_lines,
-            digest: self.digest.map(|context| {
-                let mut digest = [0; 32];
-                digest.copy_from_slice(context.finish().as_ref());
-                digest
-            }),
+            digest: self.digest.map(|hasher| hasher.finalize().into()),
         })
     }
 
@@ -325,7 +321,7 @@ impl Body {
         }
     }
 
-    /// SHA-256 of every byte as it came, where it was asked for.
+    /// BLAKE3 of every byte as it came, where it was asked for.
     pub fn digest(&self) -> Option<&[u8; 32]> {
         self.digest.as_ref()
     }

@@ -13,7 +13,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ring::digest::{Context, SHA256, digest};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::time::timeout;
 
@@ -284,14 +283,12 @@ fn key_of(bytes: &[u8; 32], message: &Message, recipient: &Recipient) -> Key {
 }
 
 fn hash(parts: &[&[u8]]) -> Key {
-    let mut context = Context::new(&SHA256);
+    let mut hasher = blake3::Hasher::new();
     for part in parts {
         // No two lists of parts are the same bytes.
-        context.update(digest(&SHA256, part).as_ref());
+        hasher.update(blake3::hash(part).as_bytes());
     }
-    let mut key = [0; 32];
-    key.copy_from_slice(context.finish().as_ref());
-    key
+    hasher.finalize().into()
 }
 
 fn now() -> u64 {
