@@ -44,7 +44,7 @@ use std::time::Duration;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::deliver::{self, Answers, Core, Done, Outcome, Report, Retry, Transaction};
@@ -83,14 +83,16 @@ type Running = Pin<Box<dyn Future<Output = (usize, Outcome)> + Send>>;
 
 /// Who would make something visible.
 enum From {
-    Elsewhere(mpsc::Receiver<(usize, Outcome)>),
+    /// A test.
+    #[cfg(test)]
+    Elsewhere(tokio::sync::mpsc::Receiver<(usize, Outcome)>),
     Here(Arc<Transaction>),
     Workers(Arc<Dispatch>),
 }
 
-impl std::convert::From<mpsc::Receiver<(usize, Outcome)>> for Outcomes {
-    /// Outcomes that come from elsewhere: there is nothing to abandon.
-    fn from(receive: mpsc::Receiver<(usize, Outcome)>) -> Outcomes {
+#[cfg(test)]
+impl std::convert::From<tokio::sync::mpsc::Receiver<(usize, Outcome)>> for Outcomes {
+    fn from(receive: tokio::sync::mpsc::Receiver<(usize, Outcome)>) -> Outcomes {
         Outcomes {
             running: FuturesUnordered::new(),
             from: From::Elsewhere(receive),
@@ -102,6 +104,7 @@ impl Outcomes {
     /// The next outcome with the index of its recipient; `None` when all have come. May be given up and asked again.
     pub async fn recv(&mut self) -> Option<(usize, Outcome)> {
         match &mut self.from {
+            #[cfg(test)]
             From::Elsewhere(receive) => receive.recv().await,
             From::Here(_) | From::Workers(_) => self.running.next().await,
         }
@@ -110,6 +113,7 @@ impl Outcomes {
     /// Nobody hears the answers any more: what is not visible yet stays so, and the MTA sends it again.
     pub fn abandon(&self) {
         match &self.from {
+            #[cfg(test)]
             From::Elsewhere(_) => {}
             From::Here(transaction) => transaction.abandon(),
             From::Workers(dispatch) => dispatch.abandon(),
