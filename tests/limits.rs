@@ -368,8 +368,7 @@ fn many_who_say_nothing() {
         client
     });
     let mut dripping: Vec<_> = dripping.collect();
-    for number in 0..50 {
-        let client = &mut dripping[number];
+    for client in dripping.iter_mut().take(50) {
         client.send(b"x");
         let replies = server
             .client()

@@ -1,7 +1,8 @@
 //! Messages become visible: a name and a line in the list of UIDs for each, one sync for all, then Dovecot's index.
 //!
 //! Files first, UIDs second, index last. What fails of UIDs and index is for the log, and Dovecot does it when it looks; where the
-//! names are not durable they are taken back, and their lines are those of messages that are gone.
+//! names are not durable they are taken back, and their lines are those of messages that are gone: Dovecot leaves them out when it
+//! writes its list anew, at its next look at the mailbox.
 
 use std::io;
 use std::sync::Arc;
