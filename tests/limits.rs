@@ -16,7 +16,7 @@ use support::mount::Mount;
 use support::peers::free_port;
 use support::{
     MAIL, PATIENCE, Server, Store, as_user, installed, messages, not_root, own, program, skip,
-    write_long_ago,
+    wait_until, write_long_ago,
 };
 
 /// A server with this in place of the usual listener, and with `more` behind.
@@ -315,6 +315,69 @@ fn a_spool_that_hangs() {
     drop(frozen);
     let reply = send(&large);
     assert!(reply.starts_with("250 "), "{reply}");
+}
+
+/// The disk of alice's mailbox hangs right behind a few messages: what is kept open of it holds nobody else up.
+#[test]
+fn a_kept_mailbox_whose_disk_hangs() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    let mailbox = store.path("home/alice/Maildir");
+    fs::create_dir(&mailbox).unwrap();
+    let Some(_mount) = Mount::journaled(&store.path("image"), mailbox.clone(), 64) else {
+        return;
+    };
+    store
+        .scratch
+        .maildir("home/alice/Maildir", MAIL, MAIL, 0o700);
+    let server = store.serve("", "");
+    let deliver = |user: &str| {
+        let replies = server.client().deliver(&[user], b"Subject: x\r\n\r\nx\r\n");
+        assert!(replies[0].starts_with("250 2.0.0"), "{replies:?}");
+    };
+    let tmp = mailbox.join("tmp");
+    wait_until("a lock file that is kept", || {
+        deliver("alice@x.test");
+        fs::read_dir(&tmp).unwrap().next().is_some()
+    });
+    let frozen = Frozen::new(mailbox);
+    // It is let go, or tried to be, meanwhile.
+    thread::sleep(Duration::from_secs(3));
+    (0..8).for_each(|_| deliver("bob@x.test"));
+    drop(frozen);
+    deliver("alice@x.test");
+}
+
+/// Looks at many mailboxes leave files for others, however few there are.
+#[test]
+fn more_mailboxes_than_files() {
+    if not_root() || !installed("prlimit") && skip("prlimit is not installed") {
+        return;
+    }
+    let store = Store::with_inbox();
+    for number in 0..100 {
+        let folder = format!("home/alice/Maildir/.F{number}");
+        store.scratch.maildir(&folder, MAIL, MAIL, 0o700);
+    }
+    let server = store.serve("", "");
+    let pid = server.pid().to_string();
+    let mut limit = Command::new("prlimit");
+    limit.args(["--pid", &pid, "--nofile=128:128"]);
+    as_user(&mut limit, MAIL, MAIL, &[]);
+    assert!(limit.status().unwrap().success());
+    let mut client = server.client();
+    client.say("MAIL FROM:<s@x.test>");
+    for number in 0..100 {
+        let reply = client.say(&format!("RCPT TO:<alice+F{number}@x.test>"));
+        assert!(
+            reply.starts_with("250"),
+            "{number}: {reply} {}",
+            server.log()
+        );
+    }
+    assert!(server.client().say("NOOP").starts_with("250"));
 }
 
 /// Slow peers hold their own connection, and no more of it than they need.

@@ -698,6 +698,26 @@ fn the_end_of_the_front_is_the_end_of_all() {
     }
 }
 
+/// What it has kept for the next message goes with it.
+#[test]
+fn a_worker_that_ends_right_behind_its_last_message() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(1);
+    let mut server = site.serve("");
+    let tmp = site.home(0).join("Maildir/tmp");
+    let mut client = server.client();
+    wait_until("a lock file that is kept", || {
+        let replies = client.deliver(&["u0@x"], b"Subject: x\r\n\r\nx\r\n");
+        assert!(replies[0].starts_with("250 2.0.0"), "{replies:?}");
+        fs::read_dir(&tmp).unwrap().next().is_some()
+    });
+    server.terminate();
+    assert_eq!(server.wait(), Some(0));
+    assert_eq!(fs::read_dir(&tmp).unwrap().count(), 0);
+}
+
 #[test]
 fn the_configuration_is_read_again() {
     if not_root() {

@@ -185,6 +185,11 @@ impl Core {
         }
     }
 
+    /// Lets go of what is kept for the next delivery: at the end of a process that does not drop this.
+    pub fn let_go(&self) {
+        self.recent.let_go();
+    }
+
     /// A file name that no other delivery has.
     pub fn unique_name(&self) -> String {
         self.names.unique()

@@ -4,8 +4,9 @@
 //! each time, by RCPT, and by the delivery under its lock.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use super::settings::Settings;
 use crate::mailbox::location::Driver;
 use crate::maildir::Maildir;
 use crate::message::Recipient;
+use crate::sys::process;
 
 /// How long a look holds, and how long a mailbox stays open: then symlinks are judged anew.
 const FRESH: Duration = Duration::from_secs(1);
@@ -22,6 +24,8 @@ const FRESH: Duration = Duration::from_secs(1);
 const MOST: usize = 256;
 /// Mailboxes that stay open, the newest.
 const MOST_OPEN: usize = 128;
+/// One look and one mailbox for so many files that the process may have: each has four at most, and deliveries need some too.
+const FILES: u64 = 64;
 
 #[derive(Debug, Default)]
 pub struct Recent(Arc<Mutex<Kept>>);
@@ -63,20 +67,24 @@ impl Recent {
             plan,
         };
         self.change(|kept| {
-            make_room(&mut kept.plans, MOST);
+            let old = make_room(&mut kept.plans, fitting(MOST));
             kept.plans.push_back(found);
+            old
         });
     }
 
-    /// What was found for this recipient a moment ago, once. `answers`: of the userdbs, where another process has asked them.
+    /// What was found for this recipient a moment ago, once, unless new files are to look otherwise by now. `answers`: of the userdbs, where
+    /// another process has asked them.
     pub fn take(&self, recipient: &Recipient, answers: Option<&Answers>) -> Option<Plan> {
-        let mut kept = lock(&self.0);
-        let at = kept
-            .plans
-            .iter()
-            .rposition(|it| it.recipient == *recipient && it.answers.as_ref() == answers)?;
-        let found = kept.plans.remove(at)?;
-        (found.at.elapsed() <= FRESH).then_some(found.plan)
+        let found = {
+            let mut kept = lock(&self.0);
+            let is_it = |it: &Found| it.recipient == *recipient && it.answers.as_ref() == answers;
+            let at = kept.plans.iter().rposition(is_it)?;
+            kept.plans.remove(at)?
+        };
+        let mailbox = found.plan.mailbox.as_ref();
+        let is_still = mailbox.is_none_or(|it| it.has_its_permission());
+        (found.at.elapsed() <= FRESH && is_still).then_some(found.plan)
     }
 
     /// The mailbox with this path, where it was opened a moment ago and is what it was.
@@ -95,51 +103,93 @@ impl Recent {
     /// Keeps a mailbox open that has just been opened.
     pub fn keep(&self, mailbox: &Arc<Maildir>) {
         self.change(|kept| {
-            make_room(&mut kept.mailboxes, MOST_OPEN);
+            let old = make_room(&mut kept.mailboxes, fitting(MOST_OPEN));
             let opened = (Instant::now(), Arc::clone(mailbox));
             kept.mailboxes.push_back(opened);
+            old
         });
     }
 
-    fn change(&self, change: impl FnOnce(&mut Kept)) {
+    /// Keeps nothing any more.
+    pub fn let_go(&self) {
+        let all = lock(&self.0).take_all();
+        drop(all);
+    }
+
+    /// `change` answers what is not kept any more.
+    fn change<T>(&self, change: impl FnOnce(&mut Kept) -> T) {
         let mut kept = lock(&self.0);
-        change(&mut kept);
+        let mut gone = (change(&mut kept), None);
         if !kept.is_watched {
             let own = Arc::clone(&self.0);
             let watch = thread::Builder::new().name("let go".into());
             match watch.spawn(move || let_go(&own)) {
                 Ok(_) => kept.is_watched = true,
-                Err(_) => *kept = Kept::default(),
+                Err(_) => gone.1 = Some(kept.take_all()),
             }
         }
+        // To close a mailbox may wait for a disk that hangs: that is not for others to wait for.
+        drop(kept);
+        drop(gone);
     }
 }
 
 impl Drop for Recent {
     fn drop(&mut self) {
-        let kept = &mut *lock(&self.0);
-        kept.plans.clear();
-        kept.mailboxes.clear();
+        self.let_go();
     }
 }
 
-/// Until nothing is kept.
+impl Kept {
+    fn take_all(&mut self) -> (VecDeque<Found>, VecDeque<(Instant, Arc<Maildir>)>) {
+        (mem::take(&mut self.plans), mem::take(&mut self.mailboxes))
+    }
+
+    /// The oldest are the first.
+    fn take_old(&mut self) -> (Vec<Found>, Vec<(Instant, Arc<Maildir>)>) {
+        let is_old = |at: &Instant| at.elapsed() > FRESH;
+        let plans = self.plans.partition_point(|it| is_old(&it.at));
+        let mailboxes = self.mailboxes.partition_point(|(at, _)| is_old(at));
+        (
+            self.plans.drain(..plans).collect(),
+            self.mailboxes.drain(..mailboxes).collect(),
+        )
+    }
+}
+
+/// Until nothing is kept, or another thread sees to it.
 fn let_go(kept: &Mutex<Kept>) {
     loop {
         thread::sleep(FRESH);
-        let mut kept = lock(kept);
-        kept.plans.retain(|it| it.at.elapsed() <= FRESH);
-        kept.mailboxes.retain(|(at, _)| at.elapsed() <= FRESH);
-        if kept.plans.is_empty() && kept.mailboxes.is_empty() {
+        let old = {
+            let mut kept = lock(kept);
+            // A disk that hangs may keep this thread.
             kept.is_watched = false;
+            kept.take_old()
+        };
+        drop(old);
+        let mut kept = lock(kept);
+        let is_empty = kept.plans.is_empty() && kept.mailboxes.is_empty();
+        if kept.is_watched || is_empty {
             return;
         }
+        kept.is_watched = true;
     }
 }
 
-/// For one more.
-fn make_room<T>(kept: &mut VecDeque<T>, most: usize) {
-    kept.drain(..(kept.len() + 1).saturating_sub(most));
+/// For one more; answers what makes room.
+fn make_room<T>(kept: &mut VecDeque<T>, most: usize) -> Vec<T> {
+    let old = (kept.len() + 1).saturating_sub(most);
+    kept.drain(..old).collect()
+}
+
+/// As many of so many as there are files for.
+fn fitting(most: usize) -> usize {
+    static FITTING: LazyLock<usize> = LazyLock::new(|| {
+        let fitting = process::open_files().unwrap_or_default() / FILES;
+        usize::try_from(fitting).unwrap_or(usize::MAX).max(1)
+    });
+    most.min(*FITTING)
 }
 
 fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
@@ -200,7 +250,7 @@ mod tests {
         for _ in 0..2 * MOST_OPEN {
             recent.keep(&mailbox);
         }
-        assert_eq!(Arc::strong_count(&mailbox), MOST_OPEN + 1);
+        assert_eq!(Arc::strong_count(&mailbox), fitting(MOST_OPEN) + 1);
         drop(mailbox);
         while watched.upgrade().is_some() {
             thread::sleep(Duration::from_millis(50));

@@ -3,6 +3,7 @@
 use std::os::unix::fs::symlink;
 
 use super::*;
+use crate::deliver::{Done, Retry};
 
 const NESTED: &str = "[namespace.nested]\ntype = \"private\"\nseparator = \"/\"\nprefix = \"Nested/\"\n\
                       mail_path = \"~/nested\"\nmailbox_list_layout = \"fs\"\nsubscriptions = false\n";
@@ -79,5 +80,27 @@ fn nothing_gets_where_the_link_leads() {
             }
             assert!(stored > 4, "{address} {part}: only {stored} were stored");
         }
+    }
+}
+
+/// The next message looks as its mailbox asks for now, whatever RCPT has seen.
+#[test]
+fn a_mode_that_changes_behind_rcpt() {
+    if !as_ordinary_user("every_step_fails::exchanged::a_mode_that_changes_behind_rcpt") {
+        return;
+    }
+    let store = Store::new(true);
+    let core = store.core("");
+    let maildir = store.path("home/Maildir");
+    for (of_mailbox, of_message) in [(0o700, 0o600), (0o770, 0o660), (0o750, 0o640)] {
+        core.expect(None, &recipient("alice"));
+        fs::set_permissions(&maildir, fs::Permissions::from_mode(of_mailbox)).unwrap();
+        let transaction = core.transaction(message(), 1);
+        let retry = Retry::default();
+        let done = core.deliver_expected(None, &transaction, &recipient("alice"), &retry);
+        let Done::Outcome(Outcome::Saved(saved)) = done else {
+            panic!("{done:?}");
+        };
+        assert_eq!(saved.mode, of_message, "{of_mailbox:o}");
     }
 }

@@ -159,9 +159,14 @@ impl Maildir {
 
     /// Looks again: whether it still has its name, and new files in it are to look the same.
     pub fn is_unchanged(&self) -> bool {
+        self.has_its_permission() && self.check_name(&self.path).is_ok()
+    }
+
+    /// The second half of it.
+    pub fn has_its_permission(&self) -> bool {
         let directory = self.dir.stat();
         let permission = directory.map(|it| Permission::of(&it, &self.path));
-        permission.is_ok_and(|it| it == self.permission) && self.check_name(&self.path).is_ok()
+        permission.is_ok_and(|it| it == self.permission)
     }
 
     /// `tmp`, as it was when it was opened.

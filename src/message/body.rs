@@ -98,7 +98,8 @@ impl BodyWriter {
 
     /// Whether `more` bytes can be taken without waiting for a disk.
     pub fn fits_in_memory(&mut self, more: usize) -> bool {
-        self.file.is_none() && self.memory.len() + more <= self.limit(self.memory.len() + more)
+        let needed = self.memory.len() + usize::from(self.held_cr) + more;
+        self.file.is_none() && needed <= self.limit(needed)
     }
 
     /// The most that memory may hold of this message, which needs `needed` bytes.
@@ -569,5 +570,16 @@ mod tests {
             let bare = (0..want.len()).filter(|&at| want[at] == b'\n' && (at == 0 || want[at - 1] != b'\r')).count();
             prop_assert_eq!(body.virtual_size(), (want.len() + bare) as u64);
         }
+    }
+
+    /// A CR that is held needs room, too.
+    #[test]
+    fn what_fits_needs_no_file() {
+        let mut writer = BodyWriter::new(&Spool::default());
+        writer.write(&vec![b'x'; LARGER[1] - 1]).unwrap();
+        writer.write(b"\r").unwrap();
+        assert!(writer.fits_in_memory(0));
+        let fits = writer.fits_in_memory(1);
+        assert_eq!(writer.write(b"x").is_ok(), fits);
     }
 }

@@ -37,6 +37,7 @@ pub fn work(settings: Settings, socket: Packets) -> u8 {
         worker.serve();
     }
     worker.threads.wait();
+    worker.core.let_go();
     let failed = begun.err().or_else(|| lock(&worker.turn).failed.take());
     // To give back what is shared with the parent would copy it first.
     std::mem::forget(worker);
