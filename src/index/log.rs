@@ -12,6 +12,7 @@ use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
 use crate::sys::fault_point;
 use crate::sys::file_lock::{self, Method};
+use crate::sys::write_back;
 
 /// Somebody who holds the lock for longer learns of the messages by himself.
 pub const TIMEOUT: Duration = Duration::from_millis(500);
@@ -211,7 +212,12 @@ impl Log {
             }
         });
         match written {
-            Ok(()) => self.size += bytes.len() as u64,
+            Ok(()) => {
+                self.size += bytes.len() as u64;
+                // The next commit of the journal makes it so long: after a power cut what has not arrived by then is zeros, and Dovecot
+                // opens no mailbox whose log ends so. It is as good as that where it fails.
+                let _ = write_back::start(&self.file);
+            }
             // Dovecot takes a log with a torn end for broken.
             Err(_) => drop(dir::set_file_size(&self.file, self.size)),
         }
