@@ -202,7 +202,9 @@ impl Log {
         self.state
     }
 
-    /// One write; a short one is taken back. Not synced: a log that is behind its mailbox does no harm.
+    /// One write; a short one is taken back. Not synced: a log that is behind its mailbox does no harm. But written back: the next commit
+    /// of a journal makes it so long, what has not arrived by then is zeros after a power cut, and Dovecot opens no mailbox whose log
+    /// ends in zeros.
     pub fn append(&mut self, transaction: Transaction) -> io::Result<()> {
         let bytes = transaction.into_bytes();
         let written = fault_point::write(&bytes, |bytes| {
@@ -214,9 +216,8 @@ impl Log {
         match written {
             Ok(()) => {
                 self.size += bytes.len() as u64;
-                // The next commit of the journal makes it so long: after a power cut what has not arrived by then is zeros, and Dovecot
-                // opens no mailbox whose log ends so. It is as good as that where it fails.
-                let _ = write_back::start(&self.file);
+                // Where it cannot be, it is as good as any that is not synced.
+                let _ = write_back::wait(&self.file);
             }
             // Dovecot takes a log with a torn end for broken.
             Err(_) => drop(dir::set_file_size(&self.file, self.size)),
