@@ -12,6 +12,7 @@ use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::dotlock::{Dotlock, Holds, Patience};
 use crate::sys::fault_point;
 use crate::sys::file_lock::{self, Method};
+use crate::sys::write_back;
 
 /// Somebody who holds the lock for longer learns of the messages by himself.
 pub const TIMEOUT: Duration = Duration::from_millis(500);
@@ -201,7 +202,9 @@ impl Log {
         self.state
     }
 
-    /// One write; a short one is taken back. Not synced: a log that is behind its mailbox does no harm.
+    /// One write; a short one is taken back. Not synced: a log that is behind its mailbox does no harm. But written back: the next commit
+    /// of a journal makes it so long, what has not arrived by then is zeros after a power cut, and Dovecot opens no mailbox whose log
+    /// ends in zeros.
     pub fn append(&mut self, transaction: Transaction) -> io::Result<()> {
         let bytes = transaction.into_bytes();
         let written = fault_point::write(&bytes, |bytes| {
@@ -211,7 +214,11 @@ impl Log {
             }
         });
         match written {
-            Ok(()) => self.size += bytes.len() as u64,
+            Ok(()) => {
+                self.size += bytes.len() as u64;
+                // Where it cannot be, it is as good as any that is not synced.
+                let _ = write_back::wait(&self.file);
+            }
             // Dovecot takes a log with a torn end for broken.
             Err(_) => drop(dir::set_file_size(&self.file, self.size)),
         }

@@ -701,12 +701,15 @@ fn walk(path: &Path, visit: &mut impl FnMut(&Path)) {
     let mut entries: Vec<_> = fs::read_dir(path)
         .into_iter()
         .flatten()
-        .map(|entry| entry.unwrap().path())
+        .map(|entry| {
+            let entry = entry.unwrap();
+            (entry.path(), entry.file_type())
+        })
         .collect();
-    entries.sort();
-    for entry in entries {
+    entries.sort_by(|a, b| a.0.cmp(&b.0));
+    for (entry, kind) in entries {
         visit(&entry);
-        if fs::symlink_metadata(&entry).is_ok_and(|meta| meta.is_dir()) {
+        if kind.is_ok_and(|it| it.is_dir()) {
             walk(&entry, visit);
         }
     }
