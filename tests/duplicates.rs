@@ -172,6 +172,8 @@ fn what_a_retry_finds() {
     let mut client = server.client();
     client.say("MAIL FROM:<s@x.test>");
     client.say("RCPT TO:<alice@x.test>");
+    // A mailbox stays open for a moment.
+    thread::sleep(Duration::from_millis(1500));
     fs::rename(inbox.join("new"), inbox.join("away")).unwrap();
     fs::write(inbox.join("new"), "").unwrap();
     client.say("DATA");
