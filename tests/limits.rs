@@ -507,6 +507,8 @@ fn threads_that_cannot_be_had() {
         "-e",
         "inject=clone,clone3:error=EAGAIN",
     ];
+    // Its socket is there before its threads are.
+    assert!(server.client().say("NOOP").starts_with("250"));
     let tracer = Tracer::of(&server, &strace);
     let replies = thread::scope(|scope| {
         let clients = [(); 8]
