@@ -217,7 +217,7 @@ impl Log {
             Ok(()) => {
                 self.size += bytes.len() as u64;
                 // Where it cannot be, it is as good as any that is not synced.
-                let _ = write_back::wait(&self.file);
+                let _ = write_back::start(&self.file);
             }
             // Dovecot takes a log with a torn end for broken.
             Err(_) => drop(dir::set_file_size(&self.file, self.size)),

@@ -27,7 +27,8 @@ const KNOWN: Duration = Duration::from_secs(1);
 /// Sends the bytes of a file on their way. Nothing is promised of them yet.
 pub fn start(file: &File) -> io::Result<()> {
     pass()?;
-    sync_range(file, SYNC_FILE_RANGE_WRITE)
+    // What is on its way already would be left for later.
+    sync_range(file, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE)
 }
 
 /// Waits until they have arrived, and says what went wrong on the way; a disk's own cache may have them still.
