@@ -299,7 +299,8 @@ impl Maildir {
     /// The same of a message that an earlier process has stored, perhaps without an answer. A reader may move it meanwhile.
     pub fn sync_found(&self, name: &str) -> io::Result<()> {
         let base = filename::base(name.as_bytes()).to_owned();
-        for part in [self.new.clone(), self.cur()?] {
+        // Opened anew: others may read the same directory meanwhile, and a descriptor has one place in it.
+        for part in [self.dir().open_dir("new")?, self.cur()?] {
             let mut found = None;
             part.each_raw_name(|name| {
                 if filename::base(name.as_bytes()) == base {
