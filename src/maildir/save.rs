@@ -436,4 +436,24 @@ mod tests {
             }
         }
     }
+
+    /// A mailbox that stays open is looked into by several at once.
+    #[test]
+    fn each_finds_its_own_message() {
+        let root = tempfile::tempdir().unwrap();
+        for part in ["cur", "new", "tmp"] {
+            fs::create_dir(root.path().join(part)).unwrap();
+        }
+        let names: Vec<String> = (0..200).map(|number| format!("{number}.M1P2.mx")).collect();
+        for name in &names {
+            fs::write(root.path().join("new").join(name), "").unwrap();
+        }
+        let mailbox = Maildir::at(Dir::open(root.path()).unwrap(), root.path()).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let look = || names.iter().map(|name| mailbox.sync_found(name));
+                scope.spawn(move || look().collect::<io::Result<()>>().unwrap());
+            }
+        });
+    }
 }
