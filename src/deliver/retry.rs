@@ -97,7 +97,7 @@ impl Retry {
         };
         let found = mailbox.find(names).map_err(failed)?;
         if let Some(name) = &found {
-            let synced = mailbox.sync_found(name);
+            let synced = mailbox.sync_found(name).map_err(failed)?;
             synced.map_err(|error| failed(error).not_durable())?;
         }
         let saved = found.map(|file| Saved {

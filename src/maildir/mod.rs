@@ -241,14 +241,14 @@ impl Maildir {
 
     /// Whether no message is in it.
     pub fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.dir.open_dir("new")?.is_empty()? && self.cur()?.is_empty()?)
+        Ok(self.new.is_empty()? && self.cur()?.is_empty()?)
     }
 
     /// The whole name of a message whose name is one of these, before sizes and flags.
     pub fn find(&self, starts: &[String]) -> io::Result<Option<String>> {
         let mut found = None;
         // New ones first: a message moves from there to `cur/`.
-        for part in [self.dir.open_dir("new")?, self.cur()?] {
+        for part in [self.new.clone(), self.cur()?] {
             part.each_name(|name| {
                 let rest = starts.iter().find_map(|it| name.strip_prefix(it.as_str()));
                 if rest.is_some_and(|rest| rest.starts_with([',', ':'])) {

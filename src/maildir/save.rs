@@ -296,11 +296,11 @@ impl Maildir {
         }
     }
 
-    /// The same of a message that an earlier process has stored, perhaps without an answer. A reader may move it meanwhile.
-    pub fn sync_found(&self, name: &str) -> io::Result<()> {
+    /// The same of a message that an earlier process has stored, perhaps without an answer. Err: it is not seen, for a reader may move it
+    /// meanwhile; or it is, and what its sync says.
+    pub fn sync_found(&self, name: &str) -> io::Result<io::Result<()>> {
         let base = filename::base(name.as_bytes()).to_owned();
-        // Opened anew: others may read the same directory meanwhile, and a descriptor has one place in it.
-        for part in [self.dir().open_dir("new")?, self.cur()?] {
+        for part in [self.new.clone(), self.cur()?] {
             let mut found = None;
             part.each_raw_name(|name| {
                 if filename::base(name.as_bytes()) == base {
@@ -308,8 +308,8 @@ impl Maildir {
                 }
             })?;
             if let Some(name) = found {
-                dir::sync_file(&part.read(name)?)?;
-                return part.sync();
+                let file = part.read(name)?;
+                return Ok(dir::sync_file(&file).and_then(|()| part.sync()));
             }
         }
         Err(io::ErrorKind::NotFound.into())
@@ -451,7 +451,7 @@ mod tests {
         let mailbox = Maildir::at(Dir::open(root.path()).unwrap(), root.path()).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                let look = || names.iter().map(|name| mailbox.sync_found(name));
+                let look = || names.iter().map(|name| mailbox.sync_found(name).flatten());
                 scope.spawn(move || look().collect::<io::Result<()>>().unwrap());
             }
         });

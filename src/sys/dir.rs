@@ -380,12 +380,9 @@ impl Dir {
         })
     }
 
-    /// Whether nothing is in it. Looks no further than the first name, and takes the directory: its offset has moved.
-    pub fn is_empty(self) -> io::Result<bool> {
-        pass()?;
-        let fd = Arc::try_unwrap(self.fd).or_else(|shared| shared.try_clone())?;
-        let mut dir = nix::dir::Dir::from_fd(fd)?;
-        for entry in dir.iter() {
+    /// Whether nothing is in it. Looks no further than the first name.
+    pub fn is_empty(&self) -> io::Result<bool> {
+        for entry in self.read_anew()?.iter() {
             if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
                 return Ok(false);
             }
@@ -393,10 +390,16 @@ impl Dir {
         Ok(true)
     }
 
+    /// From its first name on: others may read it by the same descriptor, which has one place in it.
+    fn read_anew(&self) -> io::Result<nix::dir::Dir> {
+        pass()?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(nix::dir::Dir::openat(&self.fd, ".", flags, Mode::empty())?)
+    }
+
     /// Also at those that are not UTF-8.
     pub fn each_raw_name(&self, mut look: impl FnMut(&OsStr)) -> io::Result<()> {
-        pass()?;
-        let mut dir = nix::dir::Dir::from_fd(self.fd.try_clone()?)?;
+        let mut dir = self.read_anew()?;
         for entry in dir.iter() {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
