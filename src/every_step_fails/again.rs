@@ -87,3 +87,48 @@ fn a_name_that_was_not_made_durable_proves_nothing() {
         assert!(doubted > 1, "{is_there}: only {doubted} steps");
     }
 }
+
+/// A reader moves the message while a retry looks for it: it is there once, whoever has seen it where.
+#[test]
+fn a_message_that_is_read_meanwhile_is_there_once() {
+    if !as_ordinary_user("every_step_fails::again::a_message_that_is_read_meanwhile_is_there_once")
+    {
+        return;
+    }
+    let mut missed = 0;
+    for step in 0.. {
+        let store = Store::new(true);
+        let (core, message) = (store.core(""), message_of("Q"));
+        let ledger = Ledger::open(Settings {
+            window: Duration::from_secs(1000),
+            alike: Duration::ZERO,
+            path: None,
+        });
+        let ledger = ledger.unwrap();
+        drop(begin(&ledger, &message, "first"));
+        let first = store.path("home/Maildir/new/first,S=27,W=32");
+        fs::write(&first, STORED).unwrap();
+        let second = begin(&ledger, &message, "second");
+        let read = store.path("home/Maildir/cur/first,S=27,W=32:2,S");
+        fault_point::meddle(step, move || fs::rename(first, read).unwrap());
+        let outcome = deliver(&core, &message, &second.retry);
+        let fired = !fault_point::disarm();
+        second.end(&outcome);
+        let third = begin(&ledger, &message, "third");
+        let again = deliver(&core, &message, &third.retry);
+        let case = format!("step {step}: {outcome:?}\nthe next try: {again:?}");
+        for outcome in [&outcome, &again] {
+            match outcome {
+                Outcome::Saved(saved) => assert!(saved.is_again, "{case}"),
+                Outcome::Deferred(fault) => assert!(!fault.is_not_durable, "{case}"),
+                other => panic!("{case}: {other:?}"),
+            }
+        }
+        assert!(matches!(again, Outcome::Saved(_)), "{case}");
+        missed += usize::from(matches!(outcome, Outcome::Deferred(_)));
+        if !fired {
+            break;
+        }
+    }
+    assert!(missed > 0, "no step at which it is looked for in vain");
+}

@@ -60,8 +60,9 @@ enum Keeper {
 type Key = [u8; 32];
 type Known = Result<(Option<Earlier>, Vec<Alike>), String>;
 
-/// Names that a file may have got in deliveries of which nobody knows the end.
-const MAX_NAMES: usize = 4;
+/// Names that a file may have got in deliveries of which nobody knows the end: one for each time in a row that a server is killed
+/// before it has answered. Nobody is that unlucky; but the name that is left out may be the one that is there.
+const MAX_NAMES: usize = 64;
 
 /// One delivery that is written down; nobody else delivers the same meanwhile.
 #[derive(Debug)]

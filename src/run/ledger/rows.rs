@@ -338,6 +338,24 @@ mod tests {
         answers.remove(0).1
     }
 
+    /// The first delivery has made the file, and the servers behind it end before they have found it.
+    #[test]
+    fn a_name_outlives_many_retries() {
+        let settings = Settings {
+            window: ROUND,
+            alike: ROUND,
+            path: None,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let mut rows = Rows::open(&dir.path().join("db"), &settings).unwrap();
+        for retry in 0..MAX_NAMES {
+            let known = begin(&mut rows, &format!("name{retry}")).unwrap().0;
+            let names = known.map(|it| it.names).unwrap_or_default();
+            assert_eq!(names.len(), retry);
+            assert!(retry == 0 || names.contains(&"name0".into()), "{names:?}");
+        }
+    }
+
     /// Once it is said that a delivery is written down, a retry knows its end, or the name of its file.
     #[test]
     fn every_step_fails_once() {
