@@ -101,6 +101,8 @@ impl Postfix {
             ("error", "- - n - -", "error"),
             ("retry", "- - n - -", "error"),
             ("lmtp", "- - n - -", "lmtp"),
+            // Without it each lmtp waits a second for it.
+            ("scache", "- - n - 1", "scache"),
             ("virtual", "- n n - -", "virtual"),
             ("proxymap", "- - n - -", "proxymap"),
         ] {
