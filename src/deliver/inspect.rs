@@ -2,6 +2,7 @@
 //!
 //! Reads only, under the identity that delivers. A [`Plan`] never leaves its process.
 
+mod maildir;
 mod mbox;
 mod rights;
 
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use super::quota::{self, Room};
 use super::recent::Recent;
 use super::report::{Line, Report};
-use super::settings::{NewMailboxPermissions, Permissions, Settings};
+use super::settings::{Permissions, Settings};
 use super::size;
 use super::targets::{By, Target, Targets, Wanted};
 use crate::fault::{Code, Fault};
@@ -23,7 +24,7 @@ use crate::mailbox::location::Driver;
 use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
 use crate::mailbox::permission::{Permission, SETGID};
 use crate::mailbox::quota::Usage;
-use crate::maildir::{Look, Maildir, create};
+use crate::maildir::{Maildir, create};
 use crate::message::{Flags, Keywords};
 use crate::sys;
 use crate::sys::credentials::Credentials;
@@ -97,25 +98,6 @@ pub fn inspect(
         fault,
     };
     (plan, report)
-}
-
-/// A Maildir that is there.
-struct Parts {
-    permission: Permission,
-    /// What new files are made in.
-    parent: Stat,
-    /// None: a part is missing.
-    mailbox: Option<Arc<Maildir>>,
-}
-
-impl Parts {
-    fn of(mailbox: Arc<Maildir>) -> Parts {
-        Parts {
-            permission: mailbox.permission().clone(),
-            parent: *mailbox.tmp(),
-            mailbox: Some(mailbox),
-        }
-    }
 }
 
 struct Inspection<'a> {
@@ -383,148 +365,6 @@ impl Inspection<'_> {
             return Ok(Finding::Denied(format!("{doing}: {error}")));
         }
         self.end("path", Fault::io(doing, &error))
-    }
-
-    fn existing(&mut self, target: &Target, kept: Option<Arc<Maildir>>) -> Result<Finding, Fault> {
-        if let Some(refusal) = self.check_rights(target)? {
-            return Ok(refusal);
-        }
-        self.lines.push(Line::ok("mailbox", target.mailbox.clone()));
-        let path = &target.paths.mailbox;
-        let mut parts = match self.open(target, kept) {
-            Ok(parts) => parts,
-            Err((part, error))
-                if self.targets.by.is_strangers()
-                    && sys::is_no_way(&error)
-                    && !target.own_inbox =>
-            {
-                let place = path.join(part);
-                let why = format!("write into {}: {error}", place.display());
-                return Ok(Finding::Denied(why));
-            }
-            Err((part, error)) => {
-                let place = path.join(part);
-                let mut fault = Fault::io(format!("write into {}", place.display()), &error);
-                if sys::is_read_only(&error) {
-                    let (uid, place) = (self.identity.uid, place.display());
-                    fault =
-                        fault.with_advice(format!("give uid {uid} write permission on {place}"));
-                }
-                return self.end("path", fault);
-            }
-        };
-        let mailbox = parts.mailbox.take();
-        let (permission, parent) = (&parts.permission, &parts.parent);
-        self.check_group(target, permission, parent, path, mailbox.is_none())?;
-        let finding = self.usable(target, None)?;
-        Ok(match finding {
-            Finding::Usable(plan) => Finding::Usable(Box::new(Plan { mailbox, ..*plan })),
-            other => other,
-        })
-    }
-
-    /// Err: a part of it that cannot be used.
-    fn open(
-        &self,
-        target: &Target,
-        kept: Option<Arc<Maildir>>,
-    ) -> Result<Parts, (&'static str, io::Error)> {
-        let path = &target.paths.mailbox;
-        if let Some(mailbox) = kept {
-            return Ok(Parts::of(mailbox));
-        }
-        let dir = self.links(target).open(&target.paths.root, path);
-        match Maildir::look(dir.map_err(|error| ("cur", error))?, path)? {
-            Look::Whole(mailbox) => {
-                let mailbox = Arc::new(mailbox);
-                if let Some(recent) = self.recent {
-                    recent.keep(&mailbox);
-                }
-                Ok(Parts::of(mailbox))
-            }
-            Look::Incomplete { directory, tmp } => Ok(Parts {
-                permission: Permission::of(&directory, path),
-                parent: tmp.unwrap_or(directory),
-                mailbox: None,
-            }),
-        }
-    }
-
-    fn creatable(&mut self, target: &Target) -> Result<Finding, Fault> {
-        let paths = &target.paths;
-        let doing = format!("create {}", paths.mailbox.display());
-        if !target.own_inbox
-            && create::count(&paths.root, target.layout) >= self.settings.max_mailboxes as usize
-        {
-            let why = format!(
-                "does not exist, and delivery.max_mailboxes = {} is reached",
-                self.settings.max_mailboxes
-            );
-            return Ok(Finding::Missing(why));
-        }
-        let parent = match create::nearest_parent(&paths.above, target.layout) {
-            Ok(parent) => parent,
-            Err(error) => return self.no_way(target, error),
-        };
-        if let Some(refusal) = self.check_rights_to_create(target)? {
-            return Ok(refusal);
-        }
-        let (existing, stat) = match dir::nearest_existing(&paths.mailbox) {
-            Ok(found) => found,
-            Err(error) => return self.no_way(target, error),
-        };
-        match dir::may_write(&existing) {
-            Ok(()) => {}
-            Err(error) if sys::is_read_only(&error) && !target.own_inbox => {
-                return Ok(Finding::Denied(format!(
-                    "{doing}: {error} on {}",
-                    existing.display()
-                )));
-            }
-            Err(error) if sys::is_no_way(&error) => return self.no_way(target, error),
-            Err(error) => {
-                return self.end(
-                    "path",
-                    Fault::io(format!("{doing} in {}", existing.display()), &error),
-                );
-            }
-        }
-        // A directory that is to become a mailbox stays as it is, and its parts copy it.
-        let is_there = existing == paths.mailbox;
-        let source = match self.settings.new_mailbox_permissions {
-            _ if is_there => existing.clone(),
-            NewMailboxPermissions::Root => paths.root.clone(),
-            NewMailboxPermissions::Parent => parent.unwrap_or_else(|| paths.root.clone()),
-        };
-        let permission = match create::permission_like(&source, paths) {
-            Ok(permission) => permission,
-            Err(error) => return self.no_way(target, error),
-        };
-        if let Some(refusal) = self.check_new(target, &permission, (&existing, &stat))? {
-            return Ok(refusal);
-        }
-        self.lines.push(Line::ok(
-            "mailbox",
-            format!("{}  missing -> created", target.mailbox),
-        ));
-        let group = permission
-            .gid
-            .map_or("own".to_owned(), |gid| gid.to_string());
-        let setgid = if permission.setgid { SETGID } else { 0 };
-        let origin = match permission.origin.exists() {
-            true => format!("copied from {}", permission.origin.display()),
-            false => "there is nothing to copy from".into(),
-        };
-        let mode = permission.dir_mode | setgid;
-        self.lines.push(Line::ok(
-            "directory",
-            format!("{mode:04o} group {group}, {origin}"),
-        ));
-        if let Some(subscription) = &target.subscription {
-            let file = subscription.file().display().to_string();
-            self.lines.push(Line::ok("subscribed", file));
-        }
-        self.usable(target, Some(permission))
     }
 
     /// Whether what is made in `existing`, the nearest directory that is there, can have this permission, and may.
