@@ -409,6 +409,8 @@ impl Postfix {
             ("error", "- - n - -", "error"),
             ("retry", "- - n - -", "error"),
             ("lmtp", "- - n - -", "lmtp"),
+            // Without it each lmtp waits a second for it.
+            ("scache", "- - n - 1", "scache"),
             ("showq", "n - n - -", "showq"),
             ("proxymap", "- - n - -", "proxymap"),
         ] {
