@@ -205,45 +205,49 @@ impl Server {
         let runtime = in_place::runtime(talkers())?;
         // It outlives the runtime: what it holds may wait when it goes.
         let core = Arc::new(Core::new(settings));
-        let served = runtime.block_on(async {
-            snapshot::began();
-            hook::start(&self.notify);
-            let (stop, stopped) = watch::channel(false);
-            tokio::spawn(stop_on_signal(stop, monitor.is_some()));
-            let runner = match monitor {
-                None => Runner::new(Arc::clone(&core), self.lmtp.turns),
-                Some(monitor) => {
-                    if self.workers.landlock {
-                        let level = format!("{:?}", Sandbox::of_this_kernel()).to_lowercase();
-                        tracing::info!(level = level.as_str(), "Landlock for workers");
-                    }
-                    let pool = Pool::new(monitor, self.workers.limits)?;
-                    Runner::with_workers(Arc::clone(&core), pool, self.lmtp.turns)
-                }
-            };
-            service::ready();
-            if let Some(period) = self.watchdog {
-                tokio::spawn(stay_alive(period));
-            }
-            if self.stdio {
-                lmtp::serve_stdio(runner, self.lmtp, stopped).await;
-                return Ok(());
-            }
-            let maps = socketmap::serve(self.maps, runner.clone(), stopped.clone());
-            let ldas = handover::serve(
-                self.ldas,
-                runner.clone(),
-                self.hand_over,
-                Arc::clone(&self.lmtp),
-                stopped.clone(),
-            );
-            let shows = status::serve(self.shows, runner.clone(), stopped.clone());
-            let mails = lmtp::serve(self.mails, runner, self.lmtp, stopped);
-            let (mails, maps, ldas, shows) = tokio::join!(mails, maps, ldas, shows);
-            mails.and(maps).and(ldas).and(shows)
-        });
+        // A task of its own: this thread would hear of each client from another one.
+        let serving = runtime.spawn(self.serve_with(Arc::clone(&core), monitor));
+        let served = runtime.block_on(serving);
         runtime.shutdown_timeout(LEAVE);
-        served
+        served?
+    }
+
+    async fn serve_with(self, core: Arc<Core>, monitor: Option<Packets>) -> io::Result<()> {
+        snapshot::began();
+        hook::start(&self.notify);
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(stop_on_signal(stop, monitor.is_some()));
+        let runner = match monitor {
+            None => Runner::new(core, self.lmtp.turns),
+            Some(monitor) => {
+                if self.workers.landlock {
+                    let level = format!("{:?}", Sandbox::of_this_kernel()).to_lowercase();
+                    tracing::info!(level = level.as_str(), "Landlock for workers");
+                }
+                let pool = Pool::new(monitor, self.workers.limits)?;
+                Runner::with_workers(core, pool, self.lmtp.turns)
+            }
+        };
+        service::ready();
+        if let Some(period) = self.watchdog {
+            tokio::spawn(stay_alive(period));
+        }
+        if self.stdio {
+            lmtp::serve_stdio(runner, self.lmtp, stopped).await;
+            return Ok(());
+        }
+        let maps = socketmap::serve(self.maps, runner.clone(), stopped.clone());
+        let ldas = handover::serve(
+            self.ldas,
+            runner.clone(),
+            self.hand_over,
+            Arc::clone(&self.lmtp),
+            stopped.clone(),
+        );
+        let shows = status::serve(self.shows, runner.clone(), stopped.clone());
+        let mails = lmtp::serve(self.mails, runner, self.lmtp, stopped);
+        let (mails, maps, ldas, shows) = tokio::join!(mails, maps, ldas, shows);
+        mails.and(maps).and(ldas).and(shows)
     }
 }
 

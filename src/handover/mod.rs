@@ -86,7 +86,9 @@ async fn welcome(door: Door, server: Server) {
                 let Ok(place) = Arc::clone(&clients).try_acquire_owned() else {
                     continue;
                 };
-                if let Stream::Unix(stream) = arrival.stream {
+                if let Stream::Unix(stream) = arrival.stream
+                    && let Ok(stream) = UnixStream::from_std(stream)
+                {
                     let server = server.clone();
                     tokio::spawn(async move {
                         server.client(stream).await;

@@ -1,13 +1,14 @@
 //! A client that comes, and what is settled before it can speak: who it is, TLS from the first byte on.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncWrite, AsyncWriteExt, Interest};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -20,9 +21,10 @@ use super::{Settings, proxied, stream};
 use crate::observe::metrics::metrics;
 use crate::run::in_place;
 use crate::sys::socket;
+use crate::sys::watched::watch;
 
 /// A client's TCP stream, wherever its task is.
-type TcpClient = stream::Stream<std::net::TcpStream>;
+type TcpClient = stream::Stream<TcpStream>;
 
 /// How long a load balancer may take for its header, and a client for TLS from the first byte on.
 const HANDSHAKE: Duration = Duration::from_secs(30);
@@ -34,8 +36,8 @@ pub struct Door {
 }
 
 enum Entrance {
-    Unix(UnixListener),
-    Tcp(TcpListener),
+    Unix(AsyncFd<UnixListener>),
+    Tcp(AsyncFd<TcpListener>),
 }
 
 /// A client that has come.
@@ -44,6 +46,7 @@ pub struct Arrival {
     terms: Terms,
 }
 
+/// It does not block. Whoever takes it has it watched: that of most clients moves from one runtime to another.
 pub enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream, SocketAddr),
@@ -55,11 +58,11 @@ impl Door {
         let entrance = match bound.listener {
             Listener::Unix(listener) => {
                 listener.set_nonblocking(true)?;
-                Entrance::Unix(UnixListener::from_std(listener)?)
+                Entrance::Unix(watch(listener, Interest::READABLE)?)
             }
             Listener::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
-                Entrance::Tcp(TcpListener::from_std(listener)?)
+                Entrance::Tcp(watch(listener, Interest::READABLE)?)
             }
         };
         Ok(Door {
@@ -71,10 +74,21 @@ impl Door {
     /// The next client.
     pub async fn accept(&self) -> io::Result<Arrival> {
         let accepted = match &self.entrance {
-            Entrance::Unix(listener) => listener.accept().await.map(|it| Stream::Unix(it.0)),
+            Entrance::Unix(listener) => {
+                let accept = |listener: &UnixListener| {
+                    let (stream, _) = listener.accept()?;
+                    stream.set_nonblocking(true)?;
+                    Ok(Stream::Unix(stream))
+                };
+                listener.async_io(Interest::READABLE, accept).await
+            }
             Entrance::Tcp(listener) => {
-                let accepted = listener.accept().await;
-                accepted.map(|(stream, peer)| Stream::Tcp(stream, peer))
+                let accept = |listener: &TcpListener| {
+                    let (stream, peer) = listener.accept()?;
+                    stream.set_nonblocking(true)?;
+                    Ok(Stream::Tcp(stream, peer))
+                };
+                listener.async_io(Interest::READABLE, accept).await
             }
         };
         // Whoever is short of descriptors may have some that nobody needs now.
@@ -106,7 +120,7 @@ impl Arrival {
                     is_secure: true,
                 };
                 // Without a descriptor for it there is nobody to talk to.
-                let Ok(stream) = stream::Stream::of_unix(stream) else {
+                let Ok(stream) = stream::Stream::new(stream) else {
                     return;
                 };
                 let connection = Connection::new(stream, peer, deliveries, settings, phase);
@@ -115,7 +129,7 @@ impl Arrival {
             Stream::Tcp(stream, address) => {
                 // Only speed depends on it.
                 let _ = stream.set_nodelay(true);
-                let Ok(stream) = stream::Stream::of_tcp(stream) else {
+                let Ok(stream) = stream::Stream::new(stream) else {
                     return;
                 };
                 clients.spawn(in_place::run(async move {
@@ -142,8 +156,14 @@ impl Arrival {
     pub(super) async fn turn_away(self, settings: &Settings, why: &str) {
         metrics().turned_away.inc();
         match self.stream {
-            Stream::Unix(stream) => farewell(stream, settings, why).await,
-            Stream::Tcp(stream, _) => farewell(stream, settings, why).await,
+            Stream::Unix(stream) => match stream::Stream::new(stream) {
+                Ok(stream) => farewell(stream, settings, why).await,
+                Err(_) => {}
+            },
+            Stream::Tcp(stream, _) => match stream::Stream::new(stream) {
+                Ok(stream) => farewell(stream, settings, why).await,
+                Err(_) => {}
+            },
         }
     }
 }

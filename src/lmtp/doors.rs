@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -53,10 +54,14 @@ async fn welcome<F: Future<Output = ()> + Send + 'static>(
                 if clients.len() >= most {
                     continue;
                 }
-                match arrival.stream {
-                    Stream::Unix(stream) => clients.spawn(client(Box::new(stream))),
-                    Stream::Tcp(stream, _) => clients.spawn(client(Box::new(stream))),
+                let stream: io::Result<Box<dyn Duplex>> = match arrival.stream {
+                    Stream::Unix(it) => UnixStream::from_std(it).map(|it| Box::new(it) as _),
+                    Stream::Tcp(it, _) => TcpStream::from_std(it).map(|it| Box::new(it) as _),
                 };
+                // One that cannot be watched is closed.
+                if let Ok(stream) = stream {
+                    clients.spawn(client(stream));
+                }
             }
             Err(_) => {
                 failures += 1;

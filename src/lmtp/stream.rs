@@ -2,13 +2,11 @@
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net;
 
 use super::connection::Wire;
 use crate::run::in_place::Place;
@@ -27,20 +25,9 @@ pub struct Stream<S: AsRawFd> {
     interest: Interest,
 }
 
-impl Stream<UnixStream> {
-    pub fn of_unix(socket: net::UnixStream) -> io::Result<Stream<UnixStream>> {
-        Stream::new(socket.into_std()?)
-    }
-}
-
-impl Stream<std::net::TcpStream> {
-    pub fn of_tcp(socket: net::TcpStream) -> io::Result<Stream<std::net::TcpStream>> {
-        Stream::new(socket.into_std()?)
-    }
-}
-
 impl<S: Socket> Stream<S> {
-    fn new(socket: S) -> io::Result<Stream<S>> {
+    /// `socket`: it does not block.
+    pub fn new(socket: S) -> io::Result<Stream<S>> {
         let interest = Interest::READABLE;
         Ok(Stream {
             socket: Some(watch(socket, interest)?),

@@ -1,9 +1,9 @@
-//! Sockets of clients that a runtime watches.
+//! Sockets that a runtime watches: of clients, and those that listen for them.
 
 use std::io::{self, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -11,8 +11,16 @@ use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, ReadBuf};
 
-/// A socket that does not block, and owns its descriptor.
-pub trait Socket: AsFd + AsRawFd + Send + Sync + Unpin {
+/// It owns its descriptor, and never gives it away.
+pub trait Owner: AsFd + AsRawFd {}
+
+impl Owner for UnixListener {}
+impl Owner for TcpListener {}
+impl Owner for UnixStream {}
+impl Owner for TcpStream {}
+
+/// A client's; it does not block.
+pub trait Socket: Owner + Send + Sync + Unpin {
     fn writer(&self) -> impl Write;
 
     /// Appends what is there to read, as far as there is room; none: the other side is closed.
@@ -48,7 +56,7 @@ impl Socket for TcpStream {
 }
 
 /// Has the runtime that this is called in watch the socket.
-pub fn watch<S: Socket>(socket: S, interest: Interest) -> io::Result<AsyncFd<S>> {
-    // SAFETY: a socket owns its descriptor and never gives it away: it stays open until the runtime has let it go.
+pub fn watch<S: Owner>(socket: S, interest: Interest) -> io::Result<AsyncFd<S>> {
+    // SAFETY: an owner of a descriptor keeps it open until the runtime has let it go.
     Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
 }
