@@ -26,7 +26,7 @@ pub struct Fault {
     pub is_not_durable: bool,
 }
 
-/// The kinds of failure that callers and senders can tell apart (product.md "Replies").
+/// The kinds of failure that callers and senders can tell apart (README, "Replies and exit codes").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Code {
     /// The userdb knows no such user: verified, permanent.

@@ -26,9 +26,12 @@ fn what_is_wrong_outside_the_file() {
                             mail_path = \"~/mdbox\"\nhand_over = \"lda:/bin/true\"";
     // in [delivery], at the end of the file, what is said
     #[rustfmt::skip]
-    let cases: [(&str, String, &str); 10] = [
+    let cases: [(&str, String, &str); 13] = [
         ("", "[address_map.file]\npath = \"/nonexistent/map\"".into(), "error: /nonexistent/map: No such file"),
         ("", "[socketmap]\nlisten = [{ unix = \"/nonexistent/map\" }]".into(), "error: listen /nonexistent/map: /nonexistent: No such file"),
+        ("", "[lda]\nlisten = [{ unix = \"/nonexistent/lda\" }]".into(), "error: listen /nonexistent/lda: /nonexistent: No such file"),
+        ("", "[status]\nlisten = [{ unix = \"/tmp/status\", group = \"nobody-here\" }]".into(), "error: listen /tmp/status: there is no group \"nobody-here\""),
+        ("", "[status]\nlisten = [{ unix = \"/tmp/status\", mode = \"0666\" }]".into(), "warning: listen /tmp/status: mode 0666 lets every local user read"),
         ("", format!("{ADDRESS}mailbox = \"INBOX\"\nuser = \"nobody-here\""), "error: address 1 (x@example.test): look up the user"),
         ("", format!("{ADDRESS}mailbox = \"a//b\"\nuser = \"alice\""), "error: address 1 (x@example.test): use the mailbox name"),
         ("", format!("{ADDRESS}mailbox = \"shared/nobody-here/x\"\nuser = \"alice\""), "shared/nobody-here/x: no such owner"),

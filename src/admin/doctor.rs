@@ -25,7 +25,7 @@ const MAX_LEVELS: usize = 32;
 
 /// Which mailboxes.
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = true)]
+#[group(id = "which", required = true, multiple = true, args = ["path", "user", "namespace"])]
 pub struct Arguments {
     /// A Maildir, and all below it
     #[arg(conflicts_with_all = ["user", "namespace"])]
@@ -109,10 +109,8 @@ fn places(config: Option<&Path>, arguments: &Arguments) -> Result<Vec<Place>, Fa
             namespace: Some(name),
             ..
         } => of_namespace(&config()?, name),
-        Arguments { .. } => Err(Failed(
-            USAGE,
-            "PATH, --user or --namespace is needed".into(),
-        )),
+        // The command line has asked for one of them.
+        Arguments { .. } => Err(Failed(USAGE, "which mailboxes?".into())),
     }
 }
 

@@ -256,10 +256,9 @@ fn delivery(
 }
 
 /// The locks that a setting names, each once.
-fn mbox_locks(root: &Section<'_>, key: &'static str) -> Vec<Kind> {
+fn mbox_locks(root: &Section<'_>, key: &'static str, default: &[&str]) -> Vec<Kind> {
     let mut kinds = Vec::new();
-    let words = root.texts(key);
-    for word in &words {
+    for word in &root.texts_or(key, default) {
         let found = Kind::WORDS.iter().find(|(known, _)| known == word);
         match found {
             Some((_, kind)) if !kinds.contains(kind) => kinds.push(*kind),
@@ -271,21 +270,20 @@ fn mbox_locks(root: &Section<'_>, key: &'static str) -> Vec<Kind> {
             }
         }
     }
-    if root.has(key) && words.is_empty() {
-        let advice = "write the locks of the other programs: [\"fcntl\", \"dotlock\"]";
-        root.error(key, "an mbox needs a lock", advice);
-    }
     kinds
 }
 
 fn mbox(root: &Section<'_>) -> Mbox {
     let defaults = Locking::default();
-    let kinds = mbox_locks(root, "mbox_write_locks");
-    let kinds = match kinds.is_empty() {
-        true => defaults.kinds,
-        false => kinds,
-    };
-    let readers = mbox_locks(root, "mbox_read_locks");
+    let word_of = |kind: &Kind| Kind::WORDS.iter().find(|(_, it)| it == kind);
+    let words = defaults.kinds.iter().filter_map(word_of);
+    let words: Vec<&str> = words.map(|(word, _)| *word).collect();
+    let kinds = mbox_locks(root, "mbox_write_locks", &words);
+    if kinds.is_empty() {
+        let advice = format!("write the locks of the other programs: {words:?}");
+        root.error("mbox_write_locks", "an mbox needs a lock", advice);
+    }
+    let readers = mbox_locks(root, "mbox_read_locks", &[]);
     if !readers.is_empty() && !readers.iter().any(|kind| kinds.contains(kind)) {
         root.warning(
             "mbox_read_locks",

@@ -238,6 +238,10 @@ impl<'t> Section<'t> {
     }
 
     pub fn texts(&self, key: &'static str) -> Vec<String> {
+        self.texts_or(key, &[])
+    }
+
+    pub fn texts_or(&self, key: &'static str, default: &[&str]) -> Vec<String> {
         let texts = self.typed(key, "a list of texts: [\"a\", \"b\"]", |value| {
             let texts = value
                 .as_array()?
@@ -245,7 +249,8 @@ impl<'t> Section<'t> {
                 .map(|item| item.get_ref().as_str().map(str::to_owned));
             texts.collect::<Option<Vec<_>>>()
         });
-        let texts = texts.unwrap_or_default();
+        let default = || default.iter().map(|text| (*text).to_owned()).collect();
+        let texts = texts.unwrap_or_else(default);
         self.record(key, || Some(format!("{texts:?}")));
         texts
     }

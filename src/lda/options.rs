@@ -52,7 +52,7 @@ struct Arguments {
     /// dovecot-lda 1.x
     #[arg(short = 'n', hide = true)]
     no_autocreate: bool,
-    /// Store the message with this flag: \\Seen, \\Flagged, \\Answered, \\Draft, \\Deleted
+    /// Store the message with this flag: \Seen, \Flagged, \Answered, \Draft, \Deleted
     #[arg(long, value_name = "FLAG")]
     flag: Vec<String>,
     /// Store the message with this keyword, like $Junk

@@ -24,8 +24,6 @@ pub struct Variables<'a> {
     /// `%{owner_home}`.
     pub owner_home: Option<&'a str>,
     pub hostname: &'a str,
-    /// `%{service}`: `lmtp` or `lda`.
-    pub service: &'a str,
 }
 
 /// Why a setting is no template.
@@ -57,7 +55,6 @@ enum Variable {
     OwnerUser,
     OwnerHome,
     Hostname,
-    Service,
     /// From the environment when the config is read.
     Env(String, Option<String>),
 }
@@ -77,7 +74,7 @@ enum Filter {
 }
 
 /// The names that may stand in braces, with what they mean.
-const NAMES: [(&str, Variable, Option<Filter>); 12] = [
+const NAMES: [(&str, Variable, Option<Filter>); 10] = [
     ("user", Variable::User, None),
     ("username", Variable::User, Some(Filter::Username)),
     ("domain", Variable::User, Some(Filter::Domain)),
@@ -91,8 +88,6 @@ const NAMES: [(&str, Variable, Option<Filter>); 12] = [
     ("owner_domain", Variable::OwnerUser, Some(Filter::Domain)),
     ("owner_home", Variable::OwnerHome, None),
     ("hostname", Variable::Hostname, None),
-    ("service", Variable::Service, None),
-    ("protocol", Variable::Service, None),
     ("system:hostname", Variable::Hostname, None),
 ];
 
@@ -234,7 +229,6 @@ fn variable(text: &str) -> Result<(Part, usize), TemplateError> {
         Some('n') => Some((Variable::User, Some(Filter::Username))),
         Some('d') => Some((Variable::User, Some(Filter::Domain))),
         Some('h') => Some((Variable::Home, None)),
-        Some('s') if !owner => Some((Variable::Service, None)),
         _ => None,
     };
     match named {
@@ -247,7 +241,7 @@ fn variable(text: &str) -> Result<(Part, usize), TemplateError> {
         None if owner => Ok((Part::Literal("%".into()), 2)),
         None => {
             let shown: String = text.chars().take(4).collect();
-            let advice = "the variables are %u %n %d %h %s and %{user} %{home} %{owner_user} …; write %% for a percent sign";
+            let advice = "the variables are %u %n %d %h and %{user} %{home} %{owner_user} …; write %% for a percent sign";
             Err(error(
                 format!("{shown:?} is no variable"),
                 Some(advice.into()),
@@ -390,7 +384,6 @@ fn value(
         Variable::OwnerUser => variables.owner_user,
         Variable::OwnerHome => variables.owner_home,
         Variable::Hostname => Some(variables.hostname).filter(|text| !text.is_empty()),
-        Variable::Service => Some(variables.service).filter(|text| !text.is_empty()),
         Variable::Env(_, value) => value.as_deref(),
     };
     let mut value = start.map(str::to_owned);
@@ -449,7 +442,6 @@ impl fmt::Display for Variable {
             Variable::OwnerUser => f.write_str("owner_user"),
             Variable::OwnerHome => f.write_str("owner_home"),
             Variable::Hostname => f.write_str("hostname"),
-            Variable::Service => f.write_str("service"),
             Variable::Env(key, _) => write!(f, "env:{key}"),
         }
     }
@@ -466,7 +458,6 @@ mod tests {
         owner_user: Some("amy@d2.test"),
         owner_home: Some("/home/amy"),
         hostname: "mx",
-        service: "lmtp",
     };
 
     #[test]
@@ -507,6 +498,9 @@ mod tests {
             "%{user | lowercase}",
             "%{user | substr(a)}",
             "50% off",
+            // Paths of one service alone: nobody who reads mail would look there.
+            "%s",
+            "%{service}",
         ] {
             assert!(Template::parse(template).is_err(), "{template}");
         }

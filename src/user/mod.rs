@@ -176,7 +176,7 @@ impl Userdbs {
     /// Those that cannot answer now, whoever is asked for.
     pub fn unavailable(&self) -> Vec<Unavailable> {
         let files = self.list.iter().filter_map(|userdb| match userdb {
-            Userdb::PasswdFile(file) => file.find("").err(),
+            Userdb::PasswdFile(file) => file.unavailable(),
             Userdb::Sql(sql) => sql.find("", &self.limits.hostname).err(),
             Userdb::Dovecot(dovecot) => dovecot.find("nobody").err(),
             Userdb::Ldap(ldap) => ldap.find("nobody", &self.limits.hostname).err(),

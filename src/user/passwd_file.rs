@@ -34,6 +34,7 @@ struct Lines {
     is_whole: bool,
 }
 
+const UNENDED: &str = "its last line does not end: it is being written, or the newline is missing";
 /// How long after a change somebody may be missing who is about to be written.
 const YOUNG: Duration = Duration::from_secs(2);
 
@@ -61,17 +62,26 @@ impl PasswdFile {
             Some(line) => parse(name, line, self.name())
                 .map(Some)
                 .map_err(unavailable),
-            None if !lines.is_whole => {
-                let why =
-                    "its last line does not end: it is being written, or the newline is missing";
-                Err(unavailable(why.into()))
-            }
+            None if !lines.is_whole => Err(unavailable(UNENDED.into())),
             None if self.is_young() => {
                 let why = format!("it has just changed, and {name:?} is not in it yet");
                 Err(unavailable(why))
             }
             None => Ok(None),
         }
+    }
+
+    /// Why it cannot answer, whoever is asked for.
+    pub fn unavailable(&self) -> Option<Unavailable> {
+        let why = match self.lines() {
+            Ok(lines) if lines.is_whole => return None,
+            Ok(_) => UNENDED.into(),
+            Err(error) => error.to_string(),
+        };
+        Some(Unavailable {
+            userdb: self.name(),
+            why,
+        })
     }
 
     fn is_young(&self) -> bool {

@@ -18,7 +18,6 @@ pub const SOMEBODY: Variables<'static> = Variables {
     owner_user: Some("An.Owner@Example.com"),
     owner_home: Some("/OWNER"),
     hostname: "host.example.net",
-    service: "lmtp",
 };
 
 /// Settings, each with what it comes to.

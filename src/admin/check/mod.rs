@@ -185,7 +185,9 @@ impl<W: Write> Findings<'_, W> {
     }
 
     fn listeners(&mut self, config: &Config) -> io::Result<()> {
-        for listen in config.lmtp.listen.iter().chain(&config.socketmap) {
+        let mails = config.lmtp.listen.iter();
+        let others = [&config.socketmap, &config.status, &config.hand_over.listen];
+        for listen in mails.chain(others.into_iter().flatten()) {
             let Listen::Unix {
                 path,
                 mode,
@@ -209,12 +211,18 @@ impl<W: Write> Findings<'_, W> {
                 let what = format!("listen {}: {}: {error}", path.display(), folder.display());
                 self.error(&what, &format!("mkdir {}", folder.display()))?;
             }
+            // An LDA of anybody may come to its socket.
+            let (may, group) = match () {
+                () if config.lmtp.listen.contains(listen) => ("inject mail", "postfix"),
+                () if config.socketmap.contains(listen) => ("find out who has mail", "postfix"),
+                () if config.status.contains(listen) => ("read who is connected", "adm"),
+                () => continue,
+            };
             if mode & 0o002 != 0 {
-                let what = format!(
-                    "listen {}: mode {mode:04o} lets every local user inject mail",
-                    path.display()
-                );
-                self.warning(&what, "write mode = \"0660\" and group = \"postfix\"")?;
+                let place = path.display();
+                let what = format!("listen {place}: mode {mode:04o} lets every local user {may}");
+                let advice = format!("write mode = \"0660\" and group = \"{group}\"");
+                self.warning(&what, &advice)?;
             }
         }
         Ok(())
