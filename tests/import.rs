@@ -214,13 +214,15 @@ fn is_elsewhere(word: &str, toml: &str, path: &Path, text: &str, line: usize) ->
 }
 
 /// What Postroom would not start with, and Dovecot's documents warn of or only a userdb makes right.
-const LEFT: [(&str, &str); 3] = [
+const LEFT: [(&str, &str); 4] = [
     (
         "08-per-user-namespace-location-from-sql.conf",
         "namespace/docs/location of each user",
     ),
     ("03-values-from-userdb.conf", "have the same prefix"),
     ("20-freebsd-virtual.conf", "would conflict"),
+    // Dovecot gives mail for an owner's INBOX to the one who looks.
+    ("20-freebsd-virtual.conf", "names no owner"),
 ];
 
 /// Each line of a whole configuration has become one of ours, or its reason is said.

@@ -383,6 +383,17 @@ fn an_ordinary_user_needs_no_config() {
         String::from_utf8_lossy(&output.stderr)
     );
     assert_eq!(messages(&home.join("Maildir")).len(), 1);
+    // But whoever delivers to others does, and so does a server: without it they know nobody, and that is no answer.
+    for (name, arguments) in [
+        ("postroom-lda", &["foo@example.org"][..]),
+        ("postroom-lda", &["-d", "foo"]),
+        ("postroom-lmtpd", &["--stdio"]),
+    ] {
+        let mut command = program(name);
+        as_user(command.args(arguments), MAIL, MAIL, &[]);
+        let output = run_with_input(&mut command, MESSAGE);
+        assert_eq!(exit_code(&output), 75, "{name} {arguments:?}: {output:?}");
+    }
 }
 
 #[test]

@@ -117,6 +117,10 @@ fn load(arguments: &Arguments) -> io::Result<Config> {
     if let Some(warnings) = &config.warnings {
         let _ = write!(io::stderr(), "{warnings}");
     }
+    if config.path.is_none() {
+        let why = "no configuration: write /etc/postroom/postroom.toml, or give -c FILE";
+        return Err(io::Error::other(why));
+    }
     Ok(config)
 }
 

@@ -6,6 +6,7 @@ use super::mail_location;
 use super::overrides::Overrides;
 use super::places::{location, namespaces};
 use super::report::Errors;
+use super::rights::check_open;
 use super::section::{Notes, Section};
 use crate::mailbox::namespace::Namespace;
 use crate::user::Field;
@@ -62,6 +63,7 @@ pub fn namespaces_of(
     let (table, _) = overrides.parse();
     let root = Section::root(&notes, &table);
     let mut all = namespaces(&root, &location(&root, None));
+    check_open(&root, &all);
     let errors = Errors {
         file: "the userdb".into(),
         text: overrides.text.clone(),
@@ -198,6 +200,36 @@ mod tests {
                 it.utf8
             );
             assert_eq!(got, want, "{fields:?}");
+        }
+    }
+
+    /// Nobody has said who may store there.
+    #[test]
+    fn a_public_namespace_of_a_userdb() {
+        const FILE: &str =
+            "mail_path = \"~/Maildir\"\n[namespace.inbox]\ninbox = true\nseparator = \"/\"\n";
+        let fields = [
+            ("type", "public"),
+            ("prefix", "Pub/"),
+            ("separator", "/"),
+            ("mail_path", "/pub"),
+        ]
+        .map(|(key, value)| (format!("namespace/pub/{key}"), value.to_owned()));
+        for (acl, is_refused) in [
+            ("", true),
+            ("[acl]\ndriver = \"vfile\"\n", false),
+            ("[acl]\ndriver = \"none\"\n", false),
+        ] {
+            let file = format!("{FILE}{acl}");
+            let usual = Config::from_str("t", &file).unwrap().delivery.namespaces;
+            let made = namespaces_of(&file, &usual, &fields);
+            let said = made.as_ref().err().cloned().unwrap_or_default();
+            assert_eq!(
+                said.contains("who may store there"),
+                is_refused,
+                "{acl}: {said}"
+            );
+            assert_eq!(made.is_err(), is_refused, "{acl}: {said}");
         }
     }
 }

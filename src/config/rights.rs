@@ -10,14 +10,14 @@ use crate::mailbox::acl::sources::{Configured, Rules};
 use crate::mailbox::namespace::{Kind, Namespace};
 use crate::sharing::SharingMap;
 
-pub fn acl(root: &Section<'_>, namespaces: &[Namespace]) -> Acl {
-    let section = root.section("acl");
+/// Where others may come, something says who may store there.
+pub fn check_open(root: &Section<'_>, namespaces: &[Namespace]) {
     let open = namespaces
         .iter()
         // Dovecot decides for its own.
         .filter(|namespace| namespace.location.dovecots().is_none())
         .find(|namespace| namespace.kind != Kind::Private);
-    if let Some(open) = open.filter(|_| !section.is_present()) {
+    if let Some(open) = open.filter(|_| !root.section("acl").is_present()) {
         let message = format!(
             "namespace {:?} is open to others, and nothing says who may store there",
             open.name
@@ -25,6 +25,11 @@ pub fn acl(root: &Section<'_>, namespaces: &[Namespace]) -> Acl {
         let advice = "write [acl] with driver = \"vfile\" (dovecot-acl files), or driver = \"none\" if file modes alone decide";
         root.error("namespace", message, advice);
     }
+}
+
+pub fn acl(root: &Section<'_>, namespaces: &[Namespace]) -> Acl {
+    check_open(root, namespaces);
+    let section = root.section("acl");
     let usual = match section.is_present() {
         true => AclDriver::Vfile,
         false => AclDriver::None,

@@ -85,7 +85,7 @@ fn each_problem_with_its_line() {
             1,
             "\"dot\" is no lock of an mbox",
         ),
-        ("mbox_read_locks = []", 1, "an mbox needs a lock"),
+        ("mbox_write_locks = []", 1, "an mbox needs a lock"),
         ("mail_driver = \"dbox\"", 1, "\"dbox\" is no value"),
         ("mail_privileged_group = 0", 1, "that of root is nobody's"),
         (
@@ -293,6 +293,26 @@ fn what_dovecot_refuses_to_start_with() {
             "[namespace.p]\ntype = \"public\"\nprefix = \"P/\"\nseparator = \"/\"\nmail_path = \"%{owner_home}/p\"",
             10,
             "a public mailbox has no owner",
+        ),
+        (
+            "[namespace.s]\ntype = \"shared\"\nprefix = \"s/$user/\"\nseparator = \"/\"\nmail_path = \"%{owner_home}/M\"\nmail_inbox_path = \"~/Maildir\"",
+            11,
+            "in that of somebody else",
+        ),
+        (
+            "[namespace.s]\ntype = \"shared\"\nprefix = \"s/$user/\"\nseparator = \"/\"\nmail_path = \"%{owner_home}/M\"\nmail_inbox_path = \"/var/mail/%{user}\"",
+            11,
+            "in that of somebody else",
+        ),
+        (
+            "[namespace.s]\ntype = \"shared\"\nprefix = \"s/$user/\"\nseparator = \"/\"\nmail_path = \"%{owner_home}/M\"\nmail_control_path = \"~/control/shared\"",
+            11,
+            "one list of UIDs",
+        ),
+        (
+            "[namespace.s]\ntype = \"shared\"\nprefix = \"s/$user/\"\nseparator = \"/\"\nmail_path = \"%{owner_home}/M\"\nmail_index_path = \"/var/index/%{user}\"",
+            11,
+            "one index",
         ),
         (
             "[namespace.p]\nprefix = \"P/\"\nseparator = \"/\"\nmail_path = \"/p\"",

@@ -150,7 +150,7 @@ fn prepare(options: Options) -> Result<Job, Fault> {
     let unusable = |why: String| Fault::new(Code::CannotTell, "begin", why);
     let mut config = config::load_with(options.config.as_deref(), &options.overrides)
         .map_err(|errors| unusable(errors.to_string()))?;
-    if config.path.is_none() && options.user.is_some() {
+    if config.path.is_none() && (options.user.is_some() || !options.addresses.is_empty()) {
         let why = "no configuration: the built-in one is for a user who delivers to himself";
         return Err(
             unusable(why.into()).with_advice("write /etc/postroom/postroom.toml, or give -c FILE")

@@ -274,6 +274,42 @@ fn check_shared(namespace: &Namespace, problems: &mut Vec<Problem>) {
             "write it with %{owner_home} or %{owner_user}, like \"%{owner_home}/Maildir\"".into();
         problems.push(problem(namespace, "mail_path", message, advice));
     }
+    if namespace.location.dovecots().is_none() {
+        check_shared_paths(namespace, problems);
+    }
+}
+
+/// What lies beside the mail of an owner has him in its path too.
+fn check_shared_paths(namespace: &Namespace, problems: &mut Vec<Problem>) {
+    let Namespace { name, location, .. } = namespace;
+    let is_of_nobody = |path: &Option<Template>| {
+        path.as_ref()
+            .is_some_and(|path| path.source().starts_with(['/', '~', '%']) && !path.uses_owner())
+    };
+    let none = "or none, in this namespace: \"\"";
+    for (setting, path, effect) in [
+        (
+            "mail_inbox_path",
+            &location.inbox_path,
+            "mail for the INBOX of an owner would lie in that of somebody else",
+        ),
+        (
+            "mail_control_path",
+            &location.control_path,
+            "mailboxes of one name would have one list of UIDs",
+        ),
+        (
+            "mail_index_path",
+            &location.index_path,
+            "mailboxes of one name would have one index",
+        ),
+    ] {
+        if is_of_nobody(path) {
+            let message = format!("namespace {name:?}: its {setting} names no owner: {effect}");
+            let advice = format!("write it with %{{owner_user}} or %{{owner_home}}, {none}");
+            problems.push(problem(namespace, setting, message, advice));
+        }
+    }
 }
 
 fn check_paths(namespace: &Namespace, problems: &mut Vec<Problem>) {
