@@ -130,7 +130,8 @@ impl Core {
         let is_still = |now: Plan| now.create.is_none() && place_of(&now) == place;
         let look = || self.look(directory, recipient, None).0;
         match carry_out::carry_out(self, transaction, recipient, plan, retry) {
-            Err(_) if !look().is_ok_and(is_still) => deliver(),
+            // A sync that has failed is not asked again: the second one says that all is well.
+            Err(fault) if !fault.is_not_durable && !look().is_ok_and(is_still) => deliver(),
             stored => Done::Outcome(stored.map_or_else(Outcome::refused, Outcome::Saved)),
         }
     }

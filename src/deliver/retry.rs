@@ -31,6 +31,20 @@ pub struct Earlier {
     pub saved: Option<Saved>,
 }
 
+impl Earlier {
+    /// The one that is known to be stored; where nobody knows, the file may have a name of either.
+    pub fn of_both(one: Option<Earlier>, other: Earlier) -> Earlier {
+        match one {
+            Some(one) if one.saved.is_some() => one,
+            Some(one) if other.saved.is_none() => Earlier {
+                names: [other.names, one.names].concat(),
+                saved: None,
+            },
+            _ => other,
+        }
+    }
+}
+
 /// Another message with the same Message-ID.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alike {
@@ -85,8 +99,10 @@ impl Retry {
 
     /// [`Retry::find`] in a Maildir, where names decide what nobody knows. What is found is durable.
     pub fn find_file(&self, plan: &Plan, mailbox: &Maildir) -> Result<Option<Saved>, Fault> {
+        // It may have been opened a moment ago: what is said of it is said of what has its name now.
+        let is_there = || mailbox.check_name(&plan.target.paths.mailbox);
         if let Some(saved) = self.find(plan, mailbox.identity()) {
-            return Ok(Some(saved));
+            return is_there().map(|()| Some(saved));
         }
         let Some(Earlier { names, saved: None }) = &self.earlier else {
             return Ok(None);
@@ -99,6 +115,7 @@ impl Retry {
         if let Some(name) = &found {
             let synced = mailbox.sync_found(name).map_err(failed)?;
             synced.map_err(|error| failed(error).not_durable())?;
+            is_there()?;
         }
         let saved = found.map(|file| Saved {
             file,

@@ -63,6 +63,9 @@ fn a_name_that_was_not_made_durable_proves_nothing() {
             let fired = !fault_point::disarm();
             second.end(&outcome);
             one::let_time_pass(&store);
+            let left = fs::read_dir(store.path("home/Maildir/new")).unwrap();
+            let mut left = left.map(|it| it.unwrap().file_name());
+            let is_left = left.any(|it| it.to_string_lossy().starts_with("second"));
             let case = format!("{is_there} {in_file}, step {step}: {outcome:?}");
             let is_doubtful = match &outcome {
                 Outcome::Deferred(fault) => fault.is_not_durable,
@@ -73,7 +76,8 @@ fn a_name_that_was_not_made_durable_proves_nothing() {
             let Outcome::Saved(saved) = &again else {
                 panic!("{case}\nthe next try: {again:?}");
             };
-            let is_known = matches!(outcome, Outcome::Saved(_)) || is_there;
+            // One whose name could not be taken back is there, and durable unless its sync has failed.
+            let is_known = matches!(outcome, Outcome::Saved(_)) || is_there || is_left;
             assert_eq!(
                 saved.is_again,
                 is_known && !is_doubtful,
@@ -99,15 +103,9 @@ fn a_message_that_is_read_meanwhile_is_there_once() {
     for step in 0.. {
         let store = Store::new(true);
         let (core, message) = (store.core(""), message_of("Q"));
-        let ledger = Ledger::open(Settings {
-            window: Duration::from_secs(1000),
-            alike: Duration::ZERO,
-            path: None,
-        });
-        let ledger = ledger.unwrap();
+        let ledger = remembering();
         drop(begin(&ledger, &message, "first"));
-        let first = store.path("home/Maildir/new/first,S=27,W=32");
-        fs::write(&first, STORED).unwrap();
+        let first = left_by_the_first(&store);
         let second = begin(&ledger, &message, "second");
         let read = store.path("home/Maildir/cur/first,S=27,W=32:2,S");
         fault_point::meddle(step, move || fs::rename(first, read).unwrap());
@@ -131,4 +129,93 @@ fn a_message_that_is_read_meanwhile_is_there_once() {
         }
     }
     assert!(missed > 0, "no step at which it is looked for in vain");
+}
+
+fn remembering() -> Arc<Ledger> {
+    let ledger = Ledger::open(Settings {
+        window: Duration::from_secs(1000),
+        alike: Duration::ZERO,
+        path: None,
+    });
+    ledger.unwrap()
+}
+
+/// A message of a delivery before this one, of which nobody knows the end.
+fn left_by_the_first(store: &Store) -> PathBuf {
+    let first = store.path("home/Maildir/new/first,S=27,W=32");
+    fs::write(&first, STORED).unwrap();
+    first
+}
+
+/// A retry has found the message, and its answer is lost too; then its reader files it elsewhere.
+#[test]
+fn what_a_retry_has_found_is_known_from_then_on() {
+    if !as_ordinary_user("every_step_fails::again::what_a_retry_has_found_is_known_from_then_on") {
+        return;
+    }
+    let store = Store::new(true);
+    let (core, message, ledger) = (store.core(""), message_of("Q"), remembering());
+    drop(begin(&ledger, &message, "first"));
+    let first = left_by_the_first(&store);
+    for name in ["second", "third"] {
+        let retry = begin(&ledger, &message, name);
+        let outcome = deliver(&core, &message, &retry.retry);
+        let is_again = matches!(&outcome, Outcome::Saved(saved) if saved.is_again);
+        assert!(is_again, "{name}: {outcome:?}");
+        retry.end(&outcome);
+        let _ = fs::remove_file(&first);
+    }
+}
+
+/// RCPT has opened it, and somebody renames it before the message comes: what is said is said of what has its name then.
+#[test]
+fn a_mailbox_that_is_renamed_takes_its_messages_along() {
+    if !as_ordinary_user(
+        "every_step_fails::again::a_mailbox_that_is_renamed_takes_its_messages_along",
+    ) {
+        return;
+    }
+    let store = Store::new(true);
+    let (core, message, ledger) = (store.core(""), message_of("Q"), remembering());
+    drop(begin(&ledger, &message, "first"));
+    left_by_the_first(&store);
+    core.expect(None, &recipient("alice"));
+    let mailbox = store.path("home/Maildir");
+    fs::rename(&mailbox, store.path("home/Old")).unwrap();
+    for part in ["cur", "new", "tmp"] {
+        fs::create_dir_all(mailbox.join(part)).unwrap();
+    }
+    let second = begin(&ledger, &message, "second");
+    let outcome = deliver(&core, &message, &second.retry);
+    let Outcome::Saved(saved) = &outcome else {
+        panic!("{outcome:?}");
+    };
+    assert!(!saved.is_again, "{saved:?}");
+    assert!(mailbox.join("new").join(&saved.file).exists(), "{saved:?}");
+}
+
+/// RCPT has seen a mailbox without a part, which the delivery makes: it looks again at what has failed, but not at a sync.
+#[test]
+fn a_failed_sync_is_not_asked_again() {
+    if !as_ordinary_user("every_step_fails::again::a_failed_sync_is_not_asked_again") {
+        return;
+    }
+    let mut doubted = 0;
+    for step in 0.. {
+        let store = Store::new(true);
+        let (core, message, ledger) = (store.core(""), message_of("Q"), remembering());
+        drop(begin(&ledger, &message, "first"));
+        left_by_the_first(&store);
+        fs::remove_dir(store.path("home/Maildir/tmp")).unwrap();
+        core.expect(None, &recipient("alice"));
+        let second = begin(&ledger, &message, "second");
+        fault_point::arm(step, fault_point::ERRNOS[0]);
+        let outcome = deliver(&core, &message, &second.retry);
+        if fault_point::disarm() {
+            break;
+        }
+        let is_doubtful = matches!(&outcome, Outcome::Deferred(fault) if fault.is_not_durable);
+        doubted += usize::from(is_doubtful);
+    }
+    assert_eq!(doubted, 2, "of the file and of its directory");
 }

@@ -156,14 +156,16 @@ impl Arrival {
     pub(super) async fn turn_away(self, settings: &Settings, why: &str) {
         metrics().turned_away.inc();
         match self.stream {
-            Stream::Unix(stream) => match stream::Stream::new(stream) {
-                Ok(stream) => farewell(stream, settings, why).await,
-                Err(_) => {}
-            },
-            Stream::Tcp(stream, _) => match stream::Stream::new(stream) {
-                Ok(stream) => farewell(stream, settings, why).await,
-                Err(_) => {}
-            },
+            Stream::Unix(stream) => {
+                if let Ok(stream) = stream::Stream::new(stream) {
+                    farewell(stream, settings, why).await;
+                }
+            }
+            Stream::Tcp(stream, _) => {
+                if let Ok(stream) = stream::Stream::new(stream) {
+                    farewell(stream, settings, why).await;
+                }
+            }
         }
     }
 }

@@ -233,6 +233,10 @@ impl Begun {
                 let saved = Box::new(saved.clone());
                 Request::Saved(delivery.clone(), self.message_id, saved)
             }
+            // Found by the name of its file, which the next retry may not find any more.
+            (Outcome::Saved(saved), Some(delivery)) if self.knows_no_end() => {
+                Request::Saved(Some(delivery.clone()), None, Box::new(saved.clone()))
+            }
             (Outcome::Rejected(fault) | Outcome::Deferred(fault), Some(delivery))
                 if self.retry.name.is_some()
                     && fault.code != Code::Internal
@@ -245,13 +249,16 @@ impl Begun {
         self.ledger.rows.ask(request);
     }
 
+    /// Whether nobody knows what became of an earlier one.
+    fn knows_no_end(&self) -> bool {
+        let earlier = self.retry.earlier.as_ref();
+        earlier.is_some_and(|it| it.saved.is_none())
+    }
+
     /// Whether no name is to be believed behind this failure.
     fn proves_nothing(&self, fault: &Fault) -> bool {
-        match &self.retry.earlier {
-            None => true,
-            // What an earlier one has left stays: this one may have failed before it looked. A sync that has failed tells it once.
-            Some(earlier) => earlier.saved.is_none() && fault.is_not_durable,
-        }
+        // What an earlier one has left stays: this one may have failed before it looked. A sync that has failed tells it once.
+        self.retry.earlier.is_none() || self.knows_no_end() && fault.is_not_durable
     }
 }
 

@@ -133,6 +133,32 @@ impl Drop for Outcomes {
     }
 }
 
+type Look = Pin<Box<dyn Future<Output = Result<Report, Fault>> + Send>>;
+
+/// A look by a worker. It goes on where nobody waits for it any more: its turn lasts as long as the worker is at it.
+struct Asked(Option<Look>);
+
+impl Asked {
+    fn of(asked: impl Future<Output = Result<Report, Fault>> + Send + 'static) -> Asked {
+        Asked(Some(Box::pin(asked)))
+    }
+
+    async fn answer(&mut self) -> Result<Report, Fault> {
+        let asked = self.0.as_mut().ok_or_else(out_of_step)?;
+        let answer = asked.await;
+        self.0 = None;
+        answer
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let (Some(asked), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(asked);
+        }
+    }
+}
+
 /// Runs the core. Cheap to clone.
 #[derive(Clone)]
 pub struct Runner {
@@ -209,8 +235,14 @@ impl Runner {
                 self.blocking_in(turn, inspect).await
             }
             Some(workers) => {
-                let asked = timeout(INSPECTION, self.ask(workers, recipient)).await;
-                asked.unwrap_or_else(|_| {
+                let (runner, workers) = (self.clone(), Arc::clone(workers));
+                let mut asked = Asked::of(async move {
+                    let report = runner.ask(&workers, recipient).await;
+                    drop(turn);
+                    report
+                });
+                let report = timeout(INSPECTION, asked.answer()).await;
+                report.unwrap_or_else(|_| {
                     let why = "its file system does not answer";
                     Err(Fault::new(Code::Storage, "look at the mailbox", why))
                 })
@@ -525,4 +557,37 @@ fn out_of_step() -> Fault {
         "hear a worker",
         "it answers another question",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    /// Nobody waits for the look any more, and its worker is still at it.
+    #[tokio::test]
+    async fn a_look_that_hangs_keeps_its_turn() {
+        let limits = turns::Limits {
+            at_once: 1,
+            waiting: 0,
+        };
+        let turns = Turns::new(limits);
+        let turn = turns.take("alice".into()).await.unwrap();
+        let (go, answered) = oneshot::channel::<()>();
+        let mut asked = Asked::of(async move {
+            let _ = answered.await;
+            drop(turn);
+            Err(out_of_step())
+        });
+        let answer = timeout(Duration::from_millis(1), asked.answer()).await;
+        assert!(answer.is_err());
+        drop(asked);
+        assert!(turns.take("alice".into()).await.is_err());
+        go.send(()).unwrap();
+        while turns.take("alice".into()).await.is_err() {
+            yield_now().await;
+        }
+    }
 }

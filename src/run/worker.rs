@@ -167,6 +167,9 @@ impl Turn {
     fn receive(&mut self, core: &Core, socket: &Packets) -> io::Result<Option<Work>> {
         let Some(descriptor) = socket.receive(&mut self.packet)? else {
             self.is_over = true;
+            // Those that are left had clients, who will hear of nothing.
+            let left = self.transactions.values().flatten();
+            left.for_each(|transaction| transaction.abandon());
             return Ok(None);
         };
         let request: Request = wire::unpacked(self.packet.packet())?;

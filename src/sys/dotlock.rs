@@ -269,7 +269,7 @@ impl<'a> Asking<'a> {
 
     /// The version of the lock that is nobody's any more; none while it may be somebody's.
     fn stale(&mut self, lock: &str, stale: Duration) -> Option<Version> {
-        let now = version(self.dir, lock).filter(|now| age(now) >= YOUNG)?;
+        let now = version(self.dir, lock).filter(|now| !is_young(now))?;
         if let Some((pid, host)) = read_holder(self.dir, lock)
             && host == hostname()
         {
@@ -350,9 +350,16 @@ fn running() -> Option<Duration> {
     tests::RUNNING.get()
 }
 
+/// Zero where its time has not come yet.
 fn age(version: &Version) -> Duration {
     let age = SystemTime::now().duration_since(version.3);
     age.unwrap_or_default()
+}
+
+/// Made just now. One of a time that has not come yet is of a clock that was set back.
+fn is_young(version: &Version) -> bool {
+    let age = SystemTime::now().duration_since(version.3);
+    age.unwrap_or_else(|early| early.duration()) < YOUNG
 }
 
 /// Who holds a lock, for a human.

@@ -2,7 +2,8 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind};
-use std::sync::mpsc;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,28 +40,61 @@ pub fn exclusive(file: &File, method: Method, patience: Duration) -> io::Result<
 /// Of a thread that does nothing but wait, bytes.
 const STACK: usize = 64 * 1024;
 
+/// A file, and the kind of its lock.
+type Waited = (u64, u64, Method);
+
+/// The files whose lock a thread waits for, whoever still waits for that one.
+fn waited() -> MutexGuard<'static, Vec<Waited>> {
+    static WAITED: Mutex<Vec<Waited>> = Mutex::new(Vec::new());
+    WAITED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Locks `file` for writing when its turn comes: the kernel wakes whoever has waited longest, without a pause between two tries. False:
 /// not within `patience`, and then `file` is to be closed, for it may get the lock at any moment.
 pub fn wait(file: &File, method: Method, patience: Duration) -> io::Result<bool> {
+    let result = match waits(file, method)? {
+        Some(result) => result,
+        // One thread for each file, however long somebody holds it, and as many as there may be: without one, then.
+        None => {
+            return match exclusive(file, method, patience) {
+                Err(error) if error.kind() == ErrorKind::TimedOut => Ok(false),
+                locked => locked.map(|()| true),
+            };
+        }
+    };
+    match result.recv_timeout(patience) {
+        Ok(locked) => locked.map(|()| true),
+        Err(_) => Ok(false),
+    }
+}
+
+/// Has a thread wait for the lock; none where there is one that does, or where none can be had.
+fn waits(file: &File, method: Method) -> io::Result<Option<mpsc::Receiver<io::Result<()>>>> {
+    let meta = file.metadata()?;
+    let waited_for = (meta.dev(), meta.ino(), method);
     let own = file.try_clone()?;
     let (done, result) = mpsc::sync_channel(1);
-    // The kernel waits without end: a thread of its own does it. What it gets too late ends with its copy of the file.
+    let mut all = waited();
+    if all.contains(&waited_for) {
+        return Ok(None);
+    }
+    all.push(waited_for);
+    drop(all);
+    let leave = move || waited().retain(|it| *it != waited_for);
+    // The kernel waits without end. What it gives too late ends with this copy of the file.
     let waiting = thread::Builder::new().stack_size(STACK).spawn(move || {
         let locked = lock(&own, method);
         drop(own);
+        leave();
         done.send(locked)
     });
-    match waiting {
-        Ok(_) => match result.recv_timeout(patience) {
-            Ok(locked) => locked.map(|()| true),
-            Err(_) => Ok(false),
-        },
-        // As many as there may be: without one, then.
-        Err(_) => match exclusive(file, method, patience) {
-            Err(error) if error.kind() == ErrorKind::TimedOut => Ok(false),
-            locked => locked.map(|()| true),
-        },
-    }
+    Ok(match waiting {
+        Ok(_) => Some(result),
+        Err(_) => {
+            leave();
+            None
+        }
+    })
 }
 
 fn lock(file: &File, method: Method) -> io::Result<()> {
@@ -104,18 +138,22 @@ pub fn try_lock(file: &File, method: Method) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    fn open(path: &Path) -> File {
+        let mut options = File::options();
+        options.create(true).truncate(false).write(true).read(true);
+        options.open(path).unwrap()
+    }
 
     #[test]
     fn one_at_a_time_until_the_file_is_closed() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("f");
         for method in [Method::Fcntl, Method::Flock] {
-            let open = || {
-                let mut options = File::options();
-                options.create(true).truncate(false).write(true).read(true);
-                options.open(&path).unwrap()
-            };
+            let open = || open(&path);
             let (first, second) = (open(), open());
             let short = Duration::from_millis(5);
             exclusive(&first, method, short).unwrap();
@@ -132,16 +170,15 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("f");
         for method in [Method::Fcntl, Method::Flock] {
-            let open = || {
-                let mut options = File::options();
-                options.create(true).truncate(false).write(true).read(true);
-                options.open(&path).unwrap()
-            };
+            let open = || open(&path);
             let (first, second, third) = (open(), open(), open());
             let (short, long) = (Duration::from_millis(5), Duration::from_secs(60));
             exclusive(&first, method, short).unwrap();
             assert!(!wait(&second, method, short).unwrap(), "{method:?}");
             drop(second);
+            // Its thread is the only one, however many come and give up.
+            assert!(waits(&third, method).unwrap().is_none(), "{method:?}");
+            assert!(!wait(&third, method, short).unwrap(), "{method:?}");
             thread::scope(|scope| {
                 let waiting = scope.spawn(|| wait(&third, method, long).unwrap());
                 drop(first);

@@ -93,13 +93,14 @@ impl Memory {
         Ok((earlier, alike.collect()))
     }
 
-    /// Of those with this queue id, or without one, rather one that is known to be stored.
+    /// Of those with this queue id, or without one.
     fn earlier(&self, id: &Id, now: u64) -> Option<Earlier> {
         let window = self.settings.window.as_secs();
         let is_it = |it: &&Delivery| id.may_be(&it.queue_id) && now.saturating_sub(it.at) < window;
         let known = self.deliveries.get(&id.key)?.iter().filter(is_it);
-        let known = known.min_by_key(|it| it.earlier.saved.is_none())?;
-        Some(known.earlier.clone())
+        known.fold(None, |earlier, it| {
+            Some(Earlier::of_both(earlier, it.earlier.clone()))
+        })
     }
 
     fn write(&mut self, id: &Id, earlier: Earlier, now: u64) {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, params};
 use tokio::sync::oneshot;
 
 use super::{Id, Key, Known, MAX_NAMES, Request, Settings, now};
@@ -188,16 +188,18 @@ impl Rows {
             let since = now.saturating_sub(self.settings.window.as_secs());
             let mut statement = self.connection.prepare_cached(
                 "SELECT names, saved FROM deliveries WHERE key = ?1 AND at > ?2
-                 AND (queue_id = ?3 OR queue_id = '' OR ?3 = '') ORDER BY saved IS NULL LIMIT 1",
+                 AND (queue_id = ?3 OR queue_id = '' OR ?3 = '')",
             )?;
-            let row = statement.query_row(params![key, since as i64, queue_id], |row| {
+            let rows = statement.query_map(params![key, since as i64, queue_id], |row| {
                 let (names, saved): (String, Option<String>) = (row.get(0)?, row.get(1)?);
                 Ok(Earlier {
                     names: names.split(' ').map(str::to_owned).collect(),
                     saved: saved.and_then(|saved| serde_json::from_str(&saved).ok()),
                 })
-            });
-            earlier = row.optional()?;
+            })?;
+            for row in rows {
+                earlier = Some(Earlier::of_both(earlier, row?));
+            }
             if earlier.as_ref().is_none_or(|it| it.saved.is_none()) {
                 step()?;
                 let mut names = vec![name];
@@ -336,6 +338,37 @@ mod tests {
         };
         let mut answers = rows.together(vec![request], NOW, false);
         answers.remove(0).1
+    }
+
+    /// Two that nobody knows the end of, with a queue id and without: the file may have the name of either.
+    #[test]
+    fn names_of_several_rows() {
+        let settings = Settings {
+            window: ROUND,
+            alike: ROUND,
+            path: None,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let mut rows = Rows::open(&dir.path().join("db"), &settings).unwrap();
+        for (name, queue_id) in [("one", ""), ("two", "Q"), ("three", "")] {
+            let request = Request::Begin {
+                delivery: id().map(|it| Id {
+                    queue_id: queue_id.into(),
+                    ..it
+                }),
+                message_id: None,
+                name: name.into(),
+                answer: oneshot::channel().0,
+            };
+            rows.together(vec![request], NOW, false)
+                .remove(0)
+                .1
+                .unwrap();
+        }
+        let names = begin(&mut rows, "four").unwrap().0.unwrap().names;
+        for name in ["one", "two", "three"] {
+            assert!(names.contains(&name.into()), "{name}: {names:?}");
+        }
     }
 
     /// The first delivery has made the file, and the servers behind it end before they have found it.

@@ -19,10 +19,18 @@ const SHORT: Patience = Patience {
     stale: Duration::from_secs(120),
 };
 
-fn old(path: &std::path::Path, seconds: u64) {
+/// Of so long ago; less than nothing: of a time to come.
+fn old(path: &std::path::Path, seconds: i64) {
     let file = File::options().write(true).open(path).unwrap();
-    file.set_modified(SystemTime::now() - Duration::from_secs(seconds))
-        .unwrap();
+    let (now, distance) = (
+        SystemTime::now(),
+        Duration::from_secs(seconds.unsigned_abs()),
+    );
+    let time = match seconds < 0 {
+        true => now + distance,
+        false => now - distance,
+    };
+    file.set_modified(time).unwrap();
 }
 
 /// Whatever fails, a lock is had or it is not, and none of ours stays.
@@ -146,6 +154,10 @@ fn what_is_stale() {
     for (content, age, patience, is_free) in [
         (format!("999999999:{}", hostname()), 10, SHORT, true),
         (format!("999999999:{}", hostname()), 0, SHORT, false),
+        // Of a clock that was set back since.
+        (format!("999999999:{}", hostname()), -1000, SHORT, true),
+        (format!("1:{}", hostname()), -1000, SHORT, false),
+        (elsewhere(), -1000, HASTY, false),
         (format!("1:{}", hostname()), 1000, HASTY, false),
         (
             format!("{}:{}", std::process::id(), hostname()),
