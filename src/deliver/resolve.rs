@@ -411,7 +411,6 @@ impl Resolver<'_> {
             owner_user: owner.as_ref().map(|owner| owner.name.as_str()),
             owner_home: owner_home.as_deref(),
             hostname: &self.settings.hostname,
-            ..Variables::default()
         };
         // `shared/bob` is bob's INBOX, wherever his namespace's root is.
         let whole = namespace.kind == Kind::Shared && found.rest == "INBOX";
