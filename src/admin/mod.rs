@@ -1,4 +1,5 @@
-//! What the admin's command does: `postroom explain`, `check`, `doctor`, `acl`, `share`, `config show`, `user`, `demo`, `completions`.
+//! What the admin's command does: `postroom explain`, `check`, `doctor`, `acl`, `share`, `config show`, `config import`,
+//! `status`, `user`, `demo`, `completions`.
 
 pub mod acl;
 pub mod check;

@@ -1,4 +1,4 @@
-//! `[lmtp]` and `[socketmap]`.
+//! `[lmtp]`, `[socketmap]`, `[status]` and `[lda]`: what the server listens on.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

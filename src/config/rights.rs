@@ -1,4 +1,4 @@
-//! `[acl]`, and the entries that namespaces and mailboxes have in the configuration.
+//! `[acl]`, the entries that namespaces and mailboxes have in the configuration, and `[acl_sharing_map]`.
 
 use std::path::PathBuf;
 

@@ -196,7 +196,7 @@ impl Core {
         self.names.unique()
     }
 
-    /// [`Core::deliver`], with the answers of `directory`, and with what is known of earlier ones.
+    /// The whole delivery to one recipient, with the answers of `directory`, and with what is known of earlier ones.
     pub fn deliver_with(
         &self,
         directory: &dyn Directory,

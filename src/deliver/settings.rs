@@ -48,7 +48,7 @@ pub struct Settings {
     pub detail: Detail,
     pub on_missing: OnMissing,
     pub on_denied: OnDenied,
-    /// A delivery creates no more mailboxes per user, then acts as `inbox`.
+    /// Below one `mail_path` a delivery makes no more mailboxes: one more is missing.
     pub max_mailboxes: u32,
     /// `permissions`; unset: verified in public and shared namespaces, best effort in private ones.
     pub permissions: Option<Permissions>,

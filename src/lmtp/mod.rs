@@ -9,6 +9,7 @@
 //! | [`client`] | who is at the other end, and whom he speaks for |
 //! | [`reply`] | reply lines, always whole and printable |
 //! | [`incoming`] | a body between wire and spool |
+//! | [`spooling`] | work at the spool, whose disk may hang |
 //! | [`tls`] | STARTTLS, and TLS from the first byte on |
 //! | [`proxied`] | the PROXY protocol of load balancers |
 //! | [`guests`] | how many connections each peer has |

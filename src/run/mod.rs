@@ -296,7 +296,7 @@ impl Runner {
     }
 
     /// DATA: resolve and inspect, unless RCPT has just done so, then carry out, for each recipient. Outcomes come as they happen, each with
-    /// the index of its recipient; a closed channel means that all have come.
+    /// the index of its recipient, until [`Outcomes::recv`] answers none.
     pub fn deliver(&self, message: Arc<Message>, recipients: Vec<Recipient>) -> Outcomes {
         match &self.workers {
             None => {

@@ -89,11 +89,6 @@ impl Dir {
         self.check_access(OsStr::new("."))
     }
 
-    /// The same of a directory in it.
-    pub fn may_change_in(&self, name: &str) -> io::Result<()> {
-        self.check_access(component(name)?)
-    }
-
     fn check_access(&self, name: &OsStr) -> io::Result<()> {
         pass()?;
         let _group = self.borrow_group()?;
