@@ -74,10 +74,17 @@ fn what_explain_says() {
     // what has become of the store, the arguments, exit code, what is said
     type Meddle = fn(&Store);
     #[rustfmt::skip]
-    let cases: [(Meddle, &[&str], i32, &str); 5] = [
+    let cases: [(Meddle, &[&str], i32, &str); 10] = [
         (|_| (), &["explain", "alice@example.test"], 0, "1 look at the header"),
         (|_| (), &["explain", "--user", "Alice"], 0, "mailbox=\"INBOX\""),
         (|_| (), &["user", "Alice@example.test"], 0, "user    alice"),
+        (|_| (), &["user", "Alice@example.test"], 0, "namespace public  (public, prefix \"Public/\", /public)"),
+        (|_| (), &["explain", "alice@example.test"], 0, "a new list of UIDs, UID 1; there is no dovecot.index.log"),
+        (|store| fs::write(store.path("home/alice/Maildir/dovecot-uidlist"), "3 V5 N7 G86371b0c7d9a026bb73a000083ecc375\n").unwrap(),
+            &["explain", "alice@example.test"], 0, "UID 7 or later"),
+        (|store| fs::write(store.path("home/alice/Maildir/dovecot-uidlist"), "nonsense\n").unwrap(),
+            &["explain", "alice@example.test"], 0, "Dovecot gives the UID: dovecot-uidlist: its header"),
+        (|_| (), &["explain", "--from", "bob@example.test", "alice@example.test"], 0, "mailbox=\"INBOX\""),
         (|_| (), &["explain", "alice+Public/nope@example.test"], 67, "does not exist"),
         (|store| fs::remove_dir_all(store.path("public")).unwrap(),
             &["explain", "alice+Public/info@example.test"], 75, "/public"),

@@ -21,6 +21,9 @@ pub struct Arguments {
     /// The mailbox to deliver to, as `postroom-lda -m` takes it
     #[arg(long)]
     mailbox: Option<String>,
+    /// Who sends, where the MTA vouches for him
+    #[arg(long, value_name = "ADDRESS")]
+    from: Option<String>,
     /// The size of the message in bytes, as MAIL would announce it
     #[arg(long, value_name = "BYTES")]
     size: Option<u64>,
@@ -67,6 +70,7 @@ fn recipient(arguments: &Arguments) -> Result<Recipient, String> {
         (None, None) => return Err("an address or --user is needed".into()),
     };
     recipient.mailbox = arguments.mailbox.clone();
+    recipient.authenticated = arguments.from.clone();
     recipient.announced = arguments.size;
     Ok(recipient)
 }

@@ -3,7 +3,9 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Prints uid, gid, groups, home and extra fields. Exit 0 found, 67 no such user, 75 cannot tell, 78 wrong config.
+use crate::mailbox::namespace::{Kind, Namespace};
+
+/// Prints uid, gid, groups, home, extra fields and namespaces. Exit 0 found, 67 no such user, 75 cannot tell, 78 wrong config.
 pub fn show(path: Option<&Path>, name: &str, out: &mut impl Write) -> io::Result<u8> {
     let config = match super::load(path) {
         Ok(config) => config,
@@ -25,7 +27,18 @@ pub fn show(path: Option<&Path>, name: &str, out: &mut impl Write) -> io::Result
             for (key, value) in &user.extra {
                 writeln!(out, "{key} = {value}")?;
             }
-            Ok(0)
+            match config.delivery.namespaces_of(&user) {
+                Ok(namespaces) => {
+                    for namespace in namespaces.iter().filter(|it| !it.disabled) {
+                        namespace_line(namespace, &user.name, out)?;
+                    }
+                    Ok(0)
+                }
+                Err(fault) => {
+                    writeln!(out, "cannot tell: {fault}")?;
+                    Ok(fault.code.exit())
+                }
+            }
         }
         Ok(None) => {
             writeln!(out, "no such user: {}", name.escape_debug())?;
@@ -36,4 +49,18 @@ pub fn show(path: Option<&Path>, name: &str, out: &mut impl Write) -> io::Result
             Ok(75)
         }
     }
+}
+
+fn namespace_line(namespace: &Namespace, user: &str, out: &mut impl Write) -> io::Result<()> {
+    let kind = match namespace.kind {
+        Kind::Private => "private",
+        Kind::Public => "public",
+        Kind::Shared => "shared",
+    };
+    let prefix = namespace.prefix_for(user);
+    let (name, place) = (&namespace.name, namespace.location.path.source());
+    writeln!(
+        out,
+        "namespace {name}  ({kind}, prefix {prefix:?}, {place})"
+    )
 }

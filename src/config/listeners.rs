@@ -1,4 +1,4 @@
-//! `[lmtp]`, `[socketmap]`, `[status]` and `[lda]`: what the server listens on.
+//! `[lmtp]`, `[socketmap]` and `[lda]`: what the server listens on.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

@@ -13,6 +13,7 @@ pub mod announce;
 pub mod busy;
 pub mod carry_out;
 pub mod directory;
+mod forecast;
 pub mod header;
 pub mod inspect;
 pub mod map;
@@ -157,7 +158,10 @@ impl Core {
 
     /// [`Core::inspect`], with the answers of `directory`.
     pub fn inspect_with(&self, directory: &dyn Directory, recipient: &Recipient) -> Report {
-        self.look(directory, recipient, None).1
+        let (plan, mut report) = self.look(directory, recipient, None);
+        let index = plan.ok().and_then(|plan| forecast::index(self, &plan));
+        report.lines.extend(index);
+        report
     }
 
     /// Who delivers and what is wanted, and all that a delivery by another process must be told. `head`: the start of the message; none

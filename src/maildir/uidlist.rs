@@ -10,6 +10,7 @@ mod tail;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::Duration;
 
 pub(super) use header::Header;
@@ -34,8 +35,32 @@ const TAIL: u64 = 4096;
 const LONG_TAIL: u64 = 64 * 1024;
 /// The longest list that is written anew for a torn line, while others wait: more than a million messages, bytes.
 const MAX_MENDED: u64 = 128 * 1024 * 1024;
+const NO_HEADER: &str = "its header is not that of version 3";
 /// Somebody does not care for the lock.
 const CHANGED: &str = "it has changed although it was locked";
+
+/// The next UID of the list in a control directory, as far as a look without its lock can tell. None: there is no list. Err: why it is
+/// left to Dovecot.
+pub fn look(control: &Path) -> Result<Option<u32>, String> {
+    let text = |error: io::Error| error.to_string();
+    let file = match Dir::open(control).and_then(|control| control.read(FILE)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(text)?,
+    };
+    let start = Header::bytes(&file).map_err(text)?;
+    if upgrade::is_needed(&start) {
+        return Err("it is written anew first".into());
+    }
+    let header = Header::parse(&start).ok_or(NO_HEADER)?;
+    let size = dir::stat_file(&file).map_err(text)?.size;
+    let tail = Tail::read(&file, size, &header, TAIL)?;
+    next(&header, &tail).map(Some)
+}
+
+fn next(header: &Header, tail: &Tail) -> Result<u32, String> {
+    let behind_last = tail.last().checked_add(1).ok_or("it is full")?;
+    Ok(behind_last.max(header.next))
+}
 
 /// The lock of a mailbox's control files: while it is held nobody else gives UIDs or changes its keywords.
 #[derive(Debug)]
@@ -153,7 +178,7 @@ impl<'l> List<'l> {
             upgrade::upgrade(lock, &file, &stat)?;
             (file, stat, start) = List::begin(lock)?.ok_or(CHANGED)?;
         }
-        let header = Header::parse(&start).ok_or("its header is not that of version 3")?;
+        let header = Header::parse(&start).ok_or(NO_HEADER)?;
         let tail = Tail::read(&file, stat.size, &header, TAIL)?;
         Ok(Some(List {
             lock,
@@ -188,8 +213,7 @@ impl<'l> List<'l> {
 
     /// The next UID.
     pub fn next(&self) -> Result<u32, String> {
-        let behind_last = self.tail.last().checked_add(1).ok_or("it is full")?;
-        Ok(behind_last.max(self.header.next))
+        next(&self.header, &self.tail)
     }
 
     /// Those from `uid` on, for an index that does not know them yet. None: too many to be read.
