@@ -22,7 +22,7 @@ use crate::mailbox::agent::{Agent, HandOver};
 use crate::mailbox::link::Links;
 use crate::mailbox::location::Driver;
 use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
-use crate::mailbox::permission::{Permission, SETGID};
+use crate::mailbox::permission::{Permission, SETGID, how_to_inherit};
 use crate::mailbox::quota::Usage;
 use crate::maildir::{Maildir, create};
 use crate::message::{Flags, Keywords};
@@ -510,16 +510,12 @@ impl Inspection<'_> {
         }
         let why = format!("the mailbox asks for group {gid}, which uid {uid} is not a member of");
         let mut advice = format!("add uid {uid} to group {gid}, or list it in mail_access_groups");
-        if parent.mode & SETGID == 0 && permission.setgid {
-            let path = path.display();
-            advice = format!(
-                "chgrp {gid} {path}/cur {path}/new {path}/tmp && chmod g+s {path}/cur {path}/new {path}/tmp"
-            );
-        } else if parent.mode & SETGID == 0 {
-            let path = path.display();
-            advice = format!(
-                "{advice}, or: chgrp {gid} {path}/cur {path}/new {path}/tmp && chmod g+s {path} {path}/cur {path}/new {path}/tmp"
-            );
+        if parent.mode & SETGID == 0 {
+            let inherited = how_to_inherit(path, gid);
+            advice = match permission.setgid {
+                true => inherited,
+                false => format!("{advice}, or: {inherited}"),
+            };
         }
         if target.permissions == Permissions::BestEffort && !makes {
             self.lines.push(Line::ok(

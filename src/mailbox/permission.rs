@@ -72,6 +72,13 @@ impl Permission {
     }
 }
 
+/// The commands after which new files in the mailbox at `path` have this group, whoever makes them.
+pub fn how_to_inherit(path: &Path, gid: u32) -> String {
+    let path = path.display();
+    let parts = format!("{path}/cur {path}/new {path}/tmp");
+    format!("chgrp {gid} {parts} && chmod g+s {path} {parts}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::Maildir;
 use super::filename::{self, Names};
 use crate::fault::{Code, Fault};
-use crate::mailbox::permission::Permission;
+use crate::mailbox::permission::{Permission, how_to_inherit};
 use crate::message::{Body, Flags};
 use crate::sys;
 use crate::sys::dir::{self, Dir, Stat};
@@ -210,9 +210,7 @@ impl Maildir {
             stat.mode, stat.gid, self.permission.file_mode
         );
         if demands.verified {
-            let advice = format!(
-                "chgrp {wanted_gid} {path}/cur {path}/new {path}/tmp && chmod g+s {path} {path}/cur {path}/new {path}/tmp"
-            );
+            let advice = how_to_inherit(&self.path, wanted_gid);
             return Err(
                 Fault::new(Code::Permissions, format!("store in {path}"), why).with_advice(advice),
             );

@@ -75,14 +75,14 @@ const INSPECTION: Duration = Duration::from_secs(60);
 pub struct Outcomes {
     /// Those that are on their way: they go on while they are waited for, or at once when nobody does any more.
     running: FuturesUnordered<Running>,
-    from: From,
+    source: Source,
 }
 
 /// One recipient's, with his index.
 type Running = Pin<Box<dyn Future<Output = (usize, Outcome)> + Send>>;
 
 /// Who would make something visible.
-enum From {
+enum Source {
     /// A test.
     #[cfg(test)]
     Elsewhere(tokio::sync::mpsc::Receiver<(usize, Outcome)>),
@@ -91,11 +91,11 @@ enum From {
 }
 
 #[cfg(test)]
-impl std::convert::From<tokio::sync::mpsc::Receiver<(usize, Outcome)>> for Outcomes {
+impl From<tokio::sync::mpsc::Receiver<(usize, Outcome)>> for Outcomes {
     fn from(receive: tokio::sync::mpsc::Receiver<(usize, Outcome)>) -> Outcomes {
         Outcomes {
             running: FuturesUnordered::new(),
-            from: From::Elsewhere(receive),
+            source: Source::Elsewhere(receive),
         }
     }
 }
@@ -103,20 +103,20 @@ impl std::convert::From<tokio::sync::mpsc::Receiver<(usize, Outcome)>> for Outco
 impl Outcomes {
     /// The next outcome with the index of its recipient; `None` when all have come. May be given up and asked again.
     pub async fn recv(&mut self) -> Option<(usize, Outcome)> {
-        match &mut self.from {
+        match &mut self.source {
             #[cfg(test)]
-            From::Elsewhere(receive) => receive.recv().await,
-            From::Here(_) | From::Workers(_) => self.running.next().await,
+            Source::Elsewhere(receive) => receive.recv().await,
+            Source::Here(_) | Source::Workers(_) => self.running.next().await,
         }
     }
 
     /// Nobody hears the answers any more: what is not visible yet stays so, and the MTA sends it again.
     pub fn abandon(&self) {
-        match &self.from {
+        match &self.source {
             #[cfg(test)]
-            From::Elsewhere(_) => {}
-            From::Here(transaction) => transaction.abandon(),
-            From::Workers(dispatch) => dispatch.abandon(),
+            Source::Elsewhere(_) => {}
+            Source::Here(transaction) => transaction.abandon(),
+            Source::Workers(dispatch) => dispatch.abandon(),
         }
     }
 }
@@ -180,38 +180,33 @@ impl Runner {
     pub fn new(core: Arc<Core>, limits: turns::Limits) -> Runner {
         Runner {
             ledger: ledger(&core),
-            relay: relay(&core),
-            dovecot: Relay::plain(&core.settings().hostname),
-            core,
-            slots: Arc::new(Semaphore::new(AT_ONCE)),
-            turns: Turns::new(limits),
-            workers: None,
+            ..Runner::of(core, AT_ONCE, limits)
         }
     }
 
     /// For looks alone: nothing is remembered.
     pub fn for_looks(core: Arc<Core>) -> Runner {
-        Runner {
-            relay: relay(&core),
-            dovecot: Relay::plain(&core.settings().hostname),
-            ledger: None,
-            core,
-            slots: Arc::new(Semaphore::new(AT_ONCE)),
-            turns: Turns::new(turns::Limits::default()),
-            workers: None,
-        }
+        Runner::of(core, AT_ONCE, turns::Limits::default())
     }
 
     /// Here only what touches no mail.
     pub fn with_workers(core: Arc<Core>, workers: Arc<Pool>, limits: turns::Limits) -> Runner {
         Runner {
             ledger: ledger(&core),
+            workers: Some(workers),
+            ..Runner::of(core, LOOK_UPS, limits)
+        }
+    }
+
+    fn of(core: Arc<Core>, slots: usize, limits: turns::Limits) -> Runner {
+        Runner {
             relay: relay(&core),
             dovecot: Relay::plain(&core.settings().hostname),
             core,
-            slots: Arc::new(Semaphore::new(LOOK_UPS)),
+            slots: Arc::new(Semaphore::new(slots)),
             turns: Turns::new(limits),
-            workers: Some(workers),
+            ledger: None,
+            workers: None,
         }
     }
 
@@ -301,16 +296,16 @@ impl Runner {
         match &self.workers {
             None => {
                 let transaction = Arc::new(self.core.transaction(message, recipients.len()));
-                let from = From::Here(Arc::clone(&transaction));
-                self.deliver_each(recipients, from, move |runner, recipient| {
+                let source = Source::Here(Arc::clone(&transaction));
+                self.deliver_each(recipients, source, move |runner, recipient| {
                     runner.deliver_here(Arc::clone(&transaction), recipient)
                 })
             }
             Some(workers) => {
                 let dispatch = Dispatch::new(Arc::clone(workers), message, recipients.len());
                 let dispatch = Arc::new(dispatch);
-                let from = From::Workers(Arc::clone(&dispatch));
-                self.deliver_each(recipients, from, move |runner, recipient| {
+                let source = Source::Workers(Arc::clone(&dispatch));
+                self.deliver_each(recipients, source, move |runner, recipient| {
                     runner.deliver_by_worker(Arc::clone(&dispatch), recipient)
                 })
             }
@@ -321,7 +316,7 @@ impl Runner {
     fn deliver_each<F: Future<Output = Outcome> + Send + 'static>(
         &self,
         recipients: Vec<Recipient>,
-        from: From,
+        source: Source,
         deliver: impl Fn(Runner, Recipient) -> F,
     ) -> Outcomes {
         let running = recipients
@@ -339,7 +334,7 @@ impl Runner {
             });
         Outcomes {
             running: running.collect(),
-            from,
+            source,
         }
     }
 
