@@ -1,11 +1,36 @@
 //! The delivery core: plan, then do.
 //!
 //! 1. [`resolve`]: address -> user -> the mailbox wanted and what may stand in for it. Asks userdbs, touches no mail.
-//! 2. [`inspect`]: what is there, what is allowed, what would the file look like -> [`Plan`](inspect::Plan) and [`Report`]. Reads only.
+//! 2. [`inspect`]: what is there, what is allowed, what would the file look like -> [`Plan`] and [`Report`]. Reads only.
 //! 3. [`carry_out`]: prepare, publish together with whoever waits for the same mailbox, settle -> [`Outcome`].
 //!
 //! RCPT, `explain` and `--dry-run` stop after the second step, a delivery runs all three: there is no other path.
 //! Plain blocking code; it knows nothing of LMTP, of pipes or of processes.
+//!
+//! | first: who, and which mailbox | |
+//! |---|---|
+//! | [`address`], [`map`] | an address becomes a user and a name; mailboxes with addresses of their own |
+//! | [`route`] | a field of the header sends elsewhere |
+//! | [`placement`] | which server has it |
+//! | [`directory`] | users, rules and groups, asked here or answered by somebody else |
+//! | [`targets`] | what comes of it: plain data |
+//!
+//! | second: what is there | |
+//! |---|---|
+//! | [`quota`], [`size`] | is there room, is it too large |
+//! | [`roots`] | where the mailboxes of a user or a namespace lie |
+//! | [`recent`] | what was looked at and opened a moment ago |
+//! | [`report`], `forecast` | the steps of the decision, for RCPT and for people |
+//!
+//! | third: the doing | |
+//! |---|---|
+//! | [`retry`] | is it there already |
+//! | [`header`] | the fields on top |
+//! | [`queue`], [`publish`], [`place`], [`busy`] | Maildir: together with others, visible and durable, UIDs and index, locks |
+//! | [`add`] | the same for an mbox |
+//! | [`parcel`], [`program`] | mailboxes that only Dovecot writes |
+//! | [`announce`], [`warning`] | who is told of a new mailbox, and of one that is nearly full |
+//! | [`outcome`] | what came of it: plain data |
 
 pub mod add;
 pub mod address;

@@ -1,4 +1,15 @@
 //! Mailboxes: what they are called, where they lie, who may store in them, what their files look like.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`name`], [`namespace`], [`lookup`] | names as users write them, what part of them lies where, and which one is meant |
+//! | [`location`], [`path`] | where that is: as configured, and filled in for one mailbox |
+//! | [`link`] | which symlinks on the way are followed |
+//! | [`permission`] | modes and groups of what is made |
+//! | [`acl`] | rights |
+//! | [`quota`] | limits, in Dovecot's words |
+//! | [`subscriptions`] | what IMAP clients show |
+//! | [`agent`] | Dovecot's programs, for mailboxes that only it writes |
 
 pub mod acl;
 pub mod agent;

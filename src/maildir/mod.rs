@@ -1,6 +1,16 @@
 //! Maildir: a message is a file, complete and durable before it has a name in `new/`.
 //!
 //! A bare file in `new/` is a complete delivery beside a live Dovecot: it gives the UID when it looks.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`create`] | a mailbox is made |
+//! | [`save`], [`filename`] | a message is written, and gets its name |
+//! | [`locks`] | of a mailbox's files, and what a crash leaves of them |
+//! | [`uidlist`], [`uidvalidity`], [`guid`], [`upgrade`] | its UIDs, and what tells it from others |
+//! | [`keywords`] | which letter stands for which |
+//! | [`maildirsize`] | how much a user's mailboxes hold |
+//! | [`survey`], [`mend`] | for `postroom doctor`: what is wrong, and the list of UIDs without it |
 
 pub mod create;
 pub mod filename;

@@ -14,8 +14,8 @@
 //! | [`worker`] | one identity at work |
 //! | [`elsewhere`] | what other servers have |
 //! | [`dovecot`] | what only Dovecot writes, by its LMTP server |
-//! | [`relay`] | talking to them |
-//! | [`ledger`] | what was delivered lately |
+//! | [`mod@relay`] | talking to them |
+//! | [`mod@ledger`] | what was delivered lately |
 //! | [`turns`] | how much of it one user may have |
 //! | [`in_place`] | a client's task, and the threads that do its work |
 //! | [`dispatch`] | one message on its way to the workers |

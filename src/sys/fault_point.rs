@@ -1,8 +1,8 @@
 //! A countdown that lets one system call fail: every step of a save fails once in a test.
 //!
-//! In a release build [`pass`] is nothing and [`write`] writes. In a test build something happens at the n-th call of this
-//! thread after [`arm`]: it [fails](Failure), in one way or another, instead of doing its work; before the n-th after
-//! [`meddle`] somebody else does something.
+//! In a release build `pass` is nothing and `write` writes. In a test build something happens at the n-th call of this
+//! thread after `arm`: it fails, in one way or another, instead of doing its work; before the n-th after
+//! `meddle` somebody else does something.
 
 #[cfg(test)]
 pub use countdown::{

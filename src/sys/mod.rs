@@ -1,4 +1,16 @@
 //! System calls: the only place with `unsafe`, nix and libc.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`dir`], [`paths`] | directories by descriptor, one name at a time; names by a pattern |
+//! | [`dotlock`], [`file_lock`] | locks beside a file, and on it |
+//! | [`write_back`] | bytes on their way to the disk |
+//! | [`socket`], [`watched`] | listening sockets, and those of clients |
+//! | [`packet`], [`channel`] | packets between processes of ours, for threads and for tasks |
+//! | [`process`], [`children`], [`program`] | this process, its children, programs of others |
+//! | [`credentials`], [`nss`], [`sandbox`] | who a process is, who there is, and what it can open |
+//! | [`clock`], [`service`] | the clock, and systemd |
+//! | [`fault_point`] | one system call fails, in a test |
 #![allow(unsafe_code)]
 
 pub mod channel;
