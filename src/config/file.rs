@@ -131,41 +131,7 @@ fn delivery(
     acl: Acl,
 ) -> Settings {
     let section = root.section("delivery");
-    let details = [
-        ("private", Detail::Private),
-        ("mailbox", Detail::Mailbox),
-        ("ignore", Detail::Ignore),
-    ];
-    let denied = [
-        ("inbox", OnDenied::Inbox),
-        ("reject", OnDenied::Reject),
-        ("defer", OnDenied::Defer),
-    ];
-    let permissions = [
-        ("verified", Permissions::Verified),
-        ("best-effort", Permissions::BestEffort),
-    ];
-    let news = [
-        ("root", NewMailboxPermissions::Root),
-        ("parent", NewMailboxPermissions::Parent),
-    ];
-    let headers = [
-        ("each", RecipientHeaders::Each),
-        ("single", RecipientHeaders::Single),
-    ];
-    let addresses_shown = [
-        ("final", DeliveryAddress::Final),
-        ("original", DeliveryAddress::Original),
-        ("none", DeliveryAddress::None),
-    ];
-    let fsyncs = [
-        ("optimized", MailFsync::Optimized),
-        ("always", MailFsync::Always),
-        ("never", MailFsync::Never),
-    ];
-    let fsync = root
-        .choice("mail_fsync", &fsyncs, Some(MailFsync::Optimized))
-        .unwrap_or(MailFsync::Optimized);
+    let fsync = root.choice_or("mail_fsync", &MailFsync::WORDS, MailFsync::Optimized);
     if fsync == MailFsync::Never {
         root.warning(
             "mail_fsync",
@@ -173,14 +139,9 @@ fn delivery(
             "write mail_fsync = \"optimized\"",
         );
     }
-    let locks = [
-        ("fcntl", LockMethod::Fcntl),
-        ("flock", LockMethod::Flock),
-        ("dotlock", LockMethod::Dotlock),
-    ];
-    let lock = root.choice("lock_method", &locks, Some(LockMethod::Fcntl));
+    let lock = root.choice_or("lock_method", &LockMethod::WORDS, LockMethod::Fcntl);
     let logs = [("append", true), ("off", false)];
-    let index_log = section.choice("index_log", &logs, Some(true));
+    let index_log = section.choice_or("index_log", &logs, true);
     let autosubscribe = root.flag("lda_mailbox_autosubscribe", false);
     let without = |it: &&Namespace| autosubscribe && holder(&namespaces, it).is_none();
     if let Some(without) = namespaces.iter().find(without) {
@@ -202,34 +163,26 @@ fn delivery(
         places: Default::default(),
         acl,
         recipient_delimiter: section.text_or("recipient_delimiter", || "+".into()),
-        detail: section
-            .choice("detail", &details, Some(Detail::Private))
-            .unwrap_or(Detail::Private),
-        on_missing: section
-            .choice("on_missing", &OnMissing::WORDS, Some(OnMissing::Inbox))
-            .unwrap_or(OnMissing::Inbox),
-        on_denied: section
-            .choice("on_denied", &denied, Some(OnDenied::Inbox))
-            .unwrap_or(OnDenied::Inbox),
+        detail: section.choice_or("detail", &Detail::WORDS, Detail::Private),
+        on_missing: section.choice_or("on_missing", &OnMissing::WORDS, OnMissing::Inbox),
+        on_denied: section.choice_or("on_denied", &OnDenied::WORDS, OnDenied::Inbox),
         max_mailboxes: section.number("max_mailboxes", Some(1000)).unwrap_or(1000),
-        permissions: section.choice("permissions", &permissions, None),
-        new_mailbox_permissions: section
-            .choice(
-                "new_mailbox_permissions",
-                &news,
-                Some(NewMailboxPermissions::Root),
-            )
-            .unwrap_or(NewMailboxPermissions::Root),
-        recipient_headers: section
-            .choice("recipient_headers", &headers, Some(RecipientHeaders::Each))
-            .unwrap_or(RecipientHeaders::Each),
-        delivery_address: root
-            .choice(
-                "lmtp_hdr_delivery_address",
-                &addresses_shown,
-                Some(DeliveryAddress::Final),
-            )
-            .unwrap_or(DeliveryAddress::Final),
+        permissions: section.choice("permissions", &Permissions::WORDS, None),
+        new_mailbox_permissions: section.choice_or(
+            "new_mailbox_permissions",
+            &NewMailboxPermissions::WORDS,
+            NewMailboxPermissions::Root,
+        ),
+        recipient_headers: section.choice_or(
+            "recipient_headers",
+            &RecipientHeaders::WORDS,
+            RecipientHeaders::Each,
+        ),
+        delivery_address: root.choice_or(
+            "lmtp_hdr_delivery_address",
+            &DeliveryAddress::WORDS,
+            DeliveryAddress::Final,
+        ),
         adds_received: root.flag("lmtp_add_received_header", true),
         quotas: quotas(root),
         placement,
@@ -237,7 +190,7 @@ fn delivery(
         mail_roots: section
             .has("mail_roots")
             .then(|| paths(&section, "mail_roots")),
-        message_size: section.size("message_size").filter(|&size| size > 0),
+        message_size: section.size("message_size"),
         duplicate_window: section.duration("duplicate_window", Duration::from_secs(1800)),
         duplicate_db: section
             .text("duplicate_db")
@@ -248,7 +201,7 @@ fn delivery(
             .and_then(|path| absolute(&section, "spool_dir", path)),
         mail_fsync: fsync,
         autosubscribe,
-        index_log: lock.filter(|_| index_log == Some(true)),
+        index_log: index_log.then_some(lock),
         mbox: mbox(root),
     };
     section.finish();
@@ -291,14 +244,13 @@ fn mbox(root: &Section<'_>) -> Mbox {
             "write one of them in mbox_write_locks too",
         );
     }
-    let quoting = root.choice("mbox_quoting", &Quoting::WORDS, Some(Quoting::Mboxrd));
     Mbox {
         locking: Locking {
             kinds,
             timeout: root.duration("mbox_lock_timeout", defaults.timeout),
             stale: root.duration("mbox_dotlock_change_timeout", defaults.stale),
         },
-        quoting: quoting.unwrap_or(Quoting::Mboxrd),
+        quoting: root.choice_or("mbox_quoting", &Quoting::WORDS, Quoting::Mboxrd),
     }
 }
 

@@ -69,9 +69,7 @@ fn node(name: &str, section: &Section<'_>) -> Node {
         name: name.to_owned(),
         host: section.text_or("host", || name.to_owned()),
         port,
-        tls: section
-            .choice("starttls", &Tls::WORDS, Some(Tls::No))
-            .unwrap_or(Tls::No),
+        tls: section.choice_or("starttls", &Tls::WORDS, Tls::No),
         timeout: timeout.as_secs().max(1),
     }
 }

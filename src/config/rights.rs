@@ -41,18 +41,12 @@ pub fn acl(root: &Section<'_>, namespaces: &[Namespace]) -> Acl {
         ("insert", DeliveryRight::Insert),
     ];
     let versions = [("2.3", Dovecot::V23), ("2.4", Dovecot::V24)];
-    let right = section.choice("delivery_right", &rights, Some(DeliveryRight::InsertOrPost));
-    let subject = section.choice("subject", &Subject::WORDS, Some(Subject::Recipient));
     let acl = Acl {
-        driver: section
-            .choice("driver", &drivers, Some(usual))
-            .unwrap_or(usual),
-        delivery_right: right.unwrap_or(DeliveryRight::InsertOrPost),
-        subject: subject.unwrap_or(Subject::Recipient),
+        driver: section.choice_or("driver", &drivers, usual),
+        delivery_right: section.choice_or("delivery_right", &rights, DeliveryRight::InsertOrPost),
+        subject: section.choice_or("subject", &Subject::WORDS, Subject::Recipient),
         unix_groups: unix_groups(&section),
-        dovecot: section
-            .choice("dovecot", &versions, Some(Dovecot::V23))
-            .unwrap_or(Dovecot::V23),
+        dovecot: section.choice_or("dovecot", &versions, Dovecot::V23),
         defaults_from_inbox: section.flag("defaults_from_inbox", false),
         globals_only: section.flag("globals_only", false),
         global_path: section.text("global_path").map(PathBuf::from),

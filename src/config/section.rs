@@ -156,6 +156,15 @@ impl<'t> Section<'t> {
     }
 
     /// One word of a closed set.
+    pub fn choice_or<T: Copy + PartialEq>(
+        &self,
+        key: &'static str,
+        words: &[(&str, T)],
+        default: T,
+    ) -> T {
+        self.choice(key, words, Some(default)).unwrap_or(default)
+    }
+
     pub fn choice<T: Copy + PartialEq>(
         &self,
         key: &'static str,

@@ -139,9 +139,7 @@ fn directory(section: &Section<'_>) -> Option<Directory> {
     }
     let directory = Directory {
         starttls: section.flag("starttls", false),
-        scope: section
-            .choice("scope", &scopes, Some(Scope::Subtree))
-            .unwrap_or(Scope::Subtree),
+        scope: section.choice_or("scope", &scopes, Scope::Subtree),
         bind: bind.zip(file.map(PathBuf::from)),
         fields: fields.free_texts(),
         iterate: names.map(|filter| (filter, attribute)),

@@ -228,6 +228,14 @@ pub enum Detail {
     Ignore,
 }
 
+impl Detail {
+    pub const WORDS: [(&str, Detail); 3] = [
+        ("private", Detail::Private),
+        ("mailbox", Detail::Mailbox),
+        ("ignore", Detail::Ignore),
+    ];
+}
+
 /// `delivery.permissions`: what happens when a stored file would not have the planned group and mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Permissions {
@@ -235,6 +243,13 @@ pub enum Permissions {
     Verified,
     /// It is stored, and the log line says so.
     BestEffort,
+}
+
+impl Permissions {
+    pub const WORDS: [(&str, Permissions); 2] = [
+        ("verified", Permissions::Verified),
+        ("best-effort", Permissions::BestEffort),
+    ];
 }
 
 /// `delivery.new_mailbox_permissions`: where a new mailbox takes its mode and group from.
@@ -246,6 +261,13 @@ pub enum NewMailboxPermissions {
     Parent,
 }
 
+impl NewMailboxPermissions {
+    pub const WORDS: [(&str, NewMailboxPermissions); 2] = [
+        ("root", NewMailboxPermissions::Root),
+        ("parent", NewMailboxPermissions::Parent),
+    ];
+}
+
 /// `delivery.recipient_headers`: Delivered-To and the `for` of Received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecipientHeaders {
@@ -253,6 +275,13 @@ pub enum RecipientHeaders {
     Each,
     /// Only in a message for one recipient: copies are the same bytes and can be hard links.
     Single,
+}
+
+impl RecipientHeaders {
+    pub const WORDS: [(&str, RecipientHeaders); 2] = [
+        ("each", RecipientHeaders::Each),
+        ("single", RecipientHeaders::Single),
+    ];
 }
 
 /// `lmtp_hdr_delivery_address`, Dovecot's words: the address in Delivered-To and the `for` of Received.
@@ -263,6 +292,14 @@ pub enum DeliveryAddress {
     /// ORCPT, where it was given and is an address; else that of RCPT.
     Original,
     None,
+}
+
+impl DeliveryAddress {
+    pub const WORDS: [(&str, DeliveryAddress); 3] = [
+        ("final", DeliveryAddress::Final),
+        ("original", DeliveryAddress::Original),
+        ("none", DeliveryAddress::None),
+    ];
 }
 
 impl DeliveryAddress {
@@ -283,6 +320,14 @@ pub enum MailFsync {
     Always,
     /// The promise is void; start, `check` and every log line say so.
     Never,
+}
+
+impl MailFsync {
+    pub const WORDS: [(&str, MailFsync); 3] = [
+        ("optimized", MailFsync::Optimized),
+        ("always", MailFsync::Always),
+        ("never", MailFsync::Never),
+    ];
 }
 
 /// `[acl]`.

@@ -66,6 +66,14 @@ pub enum LockMethod {
     Dotlock,
 }
 
+impl LockMethod {
+    pub const WORDS: [(&str, LockMethod); 3] = [
+        ("fcntl", LockMethod::Fcntl),
+        ("flock", LockMethod::Flock),
+        ("dotlock", LockMethod::Dotlock),
+    ];
+}
+
 /// A log that is locked and understood.
 #[derive(Debug)]
 pub struct Log {

@@ -151,6 +151,14 @@ pub enum OnDenied {
     Defer,
 }
 
+impl OnDenied {
+    pub const WORDS: [(&str, OnDenied); 3] = [
+        ("inbox", OnDenied::Inbox),
+        ("reject", OnDenied::Reject),
+        ("defer", OnDenied::Defer),
+    ];
+}
+
 /// What is wrong with a set of namespaces (Dovecot's start-up checks, and what its documents warn of).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
