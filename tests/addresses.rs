@@ -253,6 +253,55 @@ fn an_alias_opens_nothing() {
     );
 }
 
+/// What an alias does not say its namespace says, whatever divides the names of each.
+#[test]
+fn an_alias_is_its_namespace() {
+    let alias = |more: &str| {
+        format!(
+            "[namespace.old]\nprefix = \"INBOX.\"\nseparator = \".\"\nalias_for = \"inbox\"\nhidden = true\nlist = \"no\"\n{more}"
+        )
+    };
+    let own = "[namespace.old.mailbox.Kept]\nauto = \"create\"\n";
+    let trash = "[namespace.inbox.mailbox.\"Old/Trash\"]\nspecial_use = \"\\\\Trash\"\n";
+    let rejects = "on_missing = \"reject\"\n";
+    // of the namespace; of the alias; the recipient; the answers to two letters with one Message-ID begin and end with
+    #[rustfmt::skip]
+    let cases = [
+        (trash,   "",                           "alice+Old/Trash",       "250 2.0.0", "mailbox=\"INBOX\""),
+        (trash,   "",                           "alice+INBOX.Old.Trash", "250 2.0.0", "mailbox=\"INBOX\""),
+        (trash,   own,                          "alice+INBOX.Old.Trash", "250 2.0.0", "mailbox=\"INBOX\""),
+        (trash,   own,                          "alice+INBOX.Sent",      "250 2.0.0", "mailbox=\"INBOX\""),
+        (trash,   own,                          "alice+INBOX.Kept",      "250 2.0.0", "mailbox=\"INBOX.Kept\""),
+        (trash,   own,                          "alice+INBOX.Old.Fine",  "250 2.0.0", "mailbox=\"INBOX.Old.Fine\""),
+        (rejects, "",                           "alice+Nope",            "550 5.1.1", ""),
+        (rejects, "",                           "alice+INBOX.Nope",      "550 5.1.1", ""),
+        (rejects, "on_missing = \"inbox\"\n",   "alice+INBOX.Nope",      "250 2.0.0", "mailbox=\"INBOX\""),
+    ];
+    for (of_inbox, of_alias, recipient, reply, place) in cases {
+        let store = Store::with_inbox();
+        for name in ["Sent", "Old.Trash", "Old.Fine"] {
+            let below = format!("home/alice/Maildir/.{name}");
+            store.scratch.maildir(&below, MAIL, MAIL, 0o700);
+        }
+        let config = store.configure("", &alias(of_alias));
+        let text = fs::read_to_string(&config).unwrap();
+        let text = text
+            .replace("detail = \"mailbox\"", "detail = \"private\"")
+            .replacen("inbox = true\n", &format!("inbox = true\n{of_inbox}"), 1);
+        fs::write(&config, text).unwrap();
+        let server =
+            support::Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let recipient = format!("{recipient}@example.test");
+        let replies = server.client().deliver(&[&recipient], b"x\n");
+        let case = format!(
+            "{of_inbox}{of_alias}{recipient}: {replies:?} {}",
+            server.log()
+        );
+        assert!(replies[0].starts_with(reply), "{case}");
+        assert!(replies[0].contains(place), "{case}");
+    }
+}
+
 /// INBOX is no parent of the mailboxes beside it: who may create below it, or see it, gets nothing there.
 #[test]
 fn only_children_of_inbox_inherit_its_rights() {

@@ -351,6 +351,36 @@ fn message_ids_of_a_namespace() {
     }
 }
 
+/// By each of its names a mailbox is one: what its namespace says of Message-IDs holds by an alias too, which may say otherwise.
+#[test]
+fn message_ids_of_an_alias() {
+    for (of_alias, stored) in [("", 1), ("duplicate_message_ids = \"0\"\n", 2)] {
+        let store = Store::with_inbox();
+        let work = "home/alice/Maildir/.Work";
+        store.scratch.maildir(work, MAIL, MAIL, 0o700);
+        let alias = format!(
+            "[namespace.old]\nprefix = \"mail/\"\nseparator = \"/\"\nalias_for = \"inbox\"\nhidden = true\nlist = \"no\"\n{of_alias}"
+        );
+        let config = store.configure("duplicate_window = \"0\"", &alias);
+        let text = fs::read_to_string(&config).unwrap();
+        let text = text.replacen(
+            "inbox = true",
+            "inbox = true\nduplicate_message_ids = \"1d\"",
+            1,
+        );
+        fs::write(&config, text).unwrap();
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let both = ["alice+Work@x.test", "alice+mail/Work@x.test"];
+        let replies = both.map(|it| server.client().deliver(&[it], LETTER).remove(0));
+        let case = format!("{of_alias:?}: {replies:?} {}", server.log());
+        assert!(
+            replies.iter().all(|it| it.starts_with("250 2.0.0")),
+            "{case}"
+        );
+        assert_eq!(messages(&store.path(work)).len(), stored, "{case}");
+    }
+}
+
 /// What is remembered costs no mail, whatever has become of it.
 #[test]
 fn a_database_that_is_of_no_use() {

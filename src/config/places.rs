@@ -182,7 +182,7 @@ fn private(location: Location) -> Namespace {
         location,
         mailboxes: Vec::new(),
         on_missing: None,
-        duplicate_message_ids: Duration::ZERO,
+        duplicate_message_ids: None,
         acl: Default::default(),
         quota: None,
     }
@@ -230,6 +230,7 @@ fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
         );
     }
     let mailboxes = section.sections("mailbox");
+    let duplicates = section.duration("duplicate_message_ids", Duration::ZERO);
     let lists = [
         ("yes", List::Yes),
         ("no", List::No),
@@ -260,7 +261,7 @@ fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
             .map(|(name, section)| mailbox(name, section))
             .collect(),
         on_missing: section.choice("on_missing", &OnMissing::WORDS, None),
-        duplicate_message_ids: section.duration("duplicate_message_ids", Duration::ZERO),
+        duplicate_message_ids: section.has("duplicate_message_ids").then_some(duplicates),
         acl: rules(&section.section("acl")),
         quota: {
             let quota = section.section("quota");
@@ -314,7 +315,7 @@ fn name_aliases(all: &mut [Namespace]) {
     }
 }
 
-/// The mailboxes of an alias are those of its namespace: what is said of them there holds by any name.
+/// The mailboxes of an alias are those of its namespace: what is said of them there holds by any name, unless the alias says otherwise.
 fn share_rules(all: &mut [Namespace]) {
     let known = all.to_vec();
     for namespace in all {
@@ -322,12 +323,21 @@ fn share_rules(all: &mut [Namespace]) {
         let Some(original) = known.iter().find(|it| Some(&it.name) == alias) else {
             continue;
         };
-        if namespace.mailboxes.is_empty() {
-            namespace.mailboxes = original.mailboxes.clone();
+        let blocks = original.mailboxes.iter();
+        let named = blocks
+            .filter_map(|block| block.with_separator(original.separator, namespace.separator));
+        for block in named.collect::<Vec<_>>() {
+            if !namespace.mailboxes.iter().any(|it| it.name == block.name) {
+                namespace.mailboxes.push(block);
+            }
         }
         if namespace.acl == Rules::default() {
             namespace.acl = original.acl.clone();
         }
+        namespace.on_missing = namespace.on_missing.or(original.on_missing);
+        namespace.duplicate_message_ids = namespace
+            .duplicate_message_ids
+            .or(original.duplicate_message_ids);
     }
 }
 

@@ -476,7 +476,10 @@ impl Resolver<'_> {
                     .control_path
                     .as_ref()
                     .is_some_and(Template::uses_user),
-            alike_window: namespace.duplicate_message_ids.as_secs(),
+            alike_window: namespace
+                .duplicate_message_ids
+                .unwrap_or_default()
+                .as_secs(),
             paths: paths.into(),
         }))
     }

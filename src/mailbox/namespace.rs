@@ -35,8 +35,8 @@ pub struct Namespace {
     pub mailboxes: Vec<MailboxBlock>,
     /// Overrides `delivery.on_missing` in this namespace.
     pub on_missing: Option<OnMissing>,
-    /// How long a second message with the same Message-ID is not stored in the same mailbox; zero: it is.
-    pub duplicate_message_ids: Duration,
+    /// How long a second message with the same Message-ID is not stored in the same mailbox; zero or none: it is.
+    pub duplicate_message_ids: Option<Duration>,
     /// For its mailboxes.
     pub acl: Rules,
     /// Of a public one: of all its mailboxes together.
@@ -106,6 +106,17 @@ pub struct MailboxBlock {
     pub quota_ignore: bool,
     /// Bytes that it may hold beside the quota.
     pub quota_storage_extra: u64,
+}
+
+impl MailboxBlock {
+    /// The same mailbox, in a namespace that divides names by `to`. None: it has no name there.
+    pub fn with_separator(&self, from: char, to: char) -> Option<MailboxBlock> {
+        let is_named = from == to || !self.name.contains(to);
+        is_named.then(|| MailboxBlock {
+            name: self.name.replace(from, &to.to_string()),
+            ..self.clone()
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

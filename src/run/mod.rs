@@ -500,7 +500,7 @@ fn ledger(core: &Core) -> Option<Arc<Ledger>> {
     Ledger::open(ledger::Settings {
         window: settings.duplicate_window,
         alike: namespaces
-            .map(|it| it.duplicate_message_ids)
+            .filter_map(|it| it.duplicate_message_ids)
             .max()
             .unwrap_or_default(),
         path: settings.duplicate_db.clone().or_else(|| {
