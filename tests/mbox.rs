@@ -868,6 +868,81 @@ fn a_pseudo_message_stays() {
 }
 
 /// A new mbox is told of like any other new mailbox.
+/// A stranger's name for what is no mailbox, and can be none, fills no queue: RCPT says what comes of it.
+#[test]
+fn what_can_be_no_mbox() {
+    let longest = "n".repeat(250);
+    let too_long = "n".repeat(251);
+    // the detail; what is there; whether it is taken for a mailbox
+    let cases: [(&str, Option<&[u8]>, bool); 9] = [
+        ("notes.txt", Some(b"From me to you\n"), true),
+        ("notes.txt", Some(b""), true),
+        ("notes.txt", Some(b"Buy milk.\n"), false),
+        ("notes.txt", Some(b"Fro"), false),
+        ("notes.txt", Some(b"\0\0\0\0\0\0\0\0"), false),
+        ("made", None, true),
+        (&longest, None, true),
+        (&too_long, None, false),
+        (&too_long, Some(b""), false),
+    ];
+    for (name, there, is_mailbox) in cases {
+        for on_denied in ["inbox", "reject"] {
+            let store = Store::new();
+            let config = mixed(&store);
+            let text = fs::read_to_string(&config).unwrap();
+            let denied = format!("[delivery]\non_denied = \"{on_denied}\"\n");
+            fs::write(&config, text.replace("[delivery]\n", &denied)).unwrap();
+            let file = store.path(&format!("home/alice/mail/{name}"));
+            if let Some(there) = there {
+                fs::write(&file, there).unwrap();
+                support::own(&file, MAIL, MAIL);
+            }
+            let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+            let mut client = server.client();
+            client.say("MAIL FROM:<s@x.test>");
+            let rcpt = client.say(&format!("RCPT TO:<alice+#mbox/{name}@example.test>"));
+            let case = format!("{name} {there:?} {on_denied}: {rcpt} {}", server.log());
+            if !is_mailbox && on_denied == "reject" {
+                assert!(rcpt.starts_with("550 5.7.1"), "{case}");
+                continue;
+            }
+            assert!(rcpt.starts_with("250 2.1.5"), "{case}");
+            client.say("DATA");
+            client.send(b"Subject: x\r\n\r\n.\r\n");
+            let data = client.reply();
+            assert!(data.starts_with("250 2.0.0"), "{case}{data}");
+            let inbox = fs::read(store.path("spool/alice")).unwrap_or_default();
+            assert_eq!(inbox.is_empty(), is_mailbox, "{case}{data}");
+            let now = fs::read(&file).ok();
+            assert_eq!(now.as_deref() != there, is_mailbox, "{case}{data}");
+        }
+    }
+}
+
+/// All that is there is what a power cut has left of a message: the next one takes its place.
+#[test]
+fn an_mbox_that_begins_with_a_torn_message() {
+    let store = Store::new();
+    let config = mixed(&store);
+    let file = store.path("home/alice/mail/torn");
+    fs::write(&file, [0; 50]).unwrap();
+    support::own(&file, MAIL, MAIL);
+    let noted = xattr::set(&file, "user.postroom.appending", b"0 0 0 0 100");
+    if noted.is_err() {
+        skip("no attributes of files here");
+        return;
+    }
+    let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    let recipient = "alice+#mbox/torn@example.test";
+    let replies = server.client().deliver(&[recipient], b"Subject: x\n\ny\n");
+    assert!(
+        replies[0].contains("mailbox=\"#mbox/torn\""),
+        "{replies:?} {}",
+        server.log()
+    );
+    assert!(fs::read(&file).unwrap().starts_with(b"From "));
+}
+
 #[test]
 fn a_new_mbox_is_subscribed_to() {
     if not_root() {

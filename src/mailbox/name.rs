@@ -8,7 +8,7 @@ use std::fmt;
 
 use unicode_normalization::UnicodeNormalization;
 
-use super::location::{Driver, Layout};
+use super::location::{Driver, Layout, Location};
 use super::namespace::Namespace;
 use crate::text::mutf7;
 
@@ -16,6 +16,8 @@ use crate::text::mutf7;
 const MAX_NAME: usize = 4096;
 /// The longest level of the hierarchy, in bytes as stored.
 const MAX_COMPONENT: usize = 255;
+/// What follows the name of an mbox in that of its lock.
+const LOCK: &str = ".lock";
 /// The longest Maildir++ directory name without its leading dot.
 const MAX_MAILDIR_PLUS_PLUS: usize = 254;
 
@@ -74,7 +76,7 @@ impl StorageName {
             .enumerate()
             .map(|(level, part)| stored(part, level, namespace));
         let components = components.collect::<Result<Vec<_>, _>>()?;
-        check_length(&components, namespace.location.layout)?;
+        check_length(&components, &namespace.location)?;
         Ok(StorageName::Box(components))
     }
 
@@ -186,24 +188,25 @@ fn is_reserved_file(component: &str, driver: Driver) -> bool {
     };
     inside
         || component == ".imap"
-        || component.ends_with(".lock")
+        || component.ends_with(LOCK)
         || component.starts_with("dovecot.")
         || component.starts_with("dovecot-")
 }
 
-fn check_length(components: &[String], layout: Layout) -> Result<(), BadName> {
-    if components
-        .iter()
-        .any(|component| component.len() > MAX_COMPONENT)
-    {
-        return Err(bad(format!("a level is longer than {MAX_COMPONENT} bytes")));
+fn check_length(components: &[String], location: &Location) -> Result<(), BadName> {
+    let most = match location.driver {
+        Driver::Mbox => MAX_COMPONENT - LOCK.len(),
+        Driver::Maildir | Driver::Sdbox | Driver::Mdbox => MAX_COMPONENT,
+    };
+    if components.iter().any(|component| component.len() > most) {
+        return Err(bad(format!("a level is longer than {most} bytes")));
     }
     let whole = components
         .iter()
         .map(|component| component.len() + 1)
         .sum::<usize>()
         - 1;
-    if layout == Layout::MaildirPlusPlus && whole > MAX_MAILDIR_PLUS_PLUS {
+    if location.layout == Layout::MaildirPlusPlus && whole > MAX_MAILDIR_PLUS_PLUS {
         return Err(bad(format!(
             "it is longer than the {MAX_MAILDIR_PLUS_PLUS} bytes of a directory name"
         )));
@@ -305,16 +308,21 @@ mod tests {
 
     #[test]
     fn lengths() {
-        // bytes of one level; whether a Maildir++ and whether nested directories can hold it
-        for (length, flat, tree) in [
-            (1, true, true),
-            (254, true, true),
-            (255, false, true),
-            (256, false, false),
+        let mut mbox = nested('/');
+        mbox.location.driver = Driver::Mbox;
+        // bytes of one level; whether a Maildir++, nested directories and mboxes with their locks can have it
+        for (length, flat, tree, locked) in [
+            (1, true, true, true),
+            (250, true, true, true),
+            (251, true, true, false),
+            (254, true, true, false),
+            (255, false, true, false),
+            (256, false, false, false),
         ] {
             let name = "a".repeat(length);
             assert_eq!(stored(&name, &maildir('/')).is_some(), flat, "{length}");
             assert_eq!(stored(&name, &nested('/')).is_some(), tree, "{length}");
+            assert_eq!(stored(&name, &mbox).is_some(), locked, "{length}");
         }
         assert_eq!(
             stored(&vec!["abc"; 1024].join("/"), &nested('/')).map(|name| name.len()),

@@ -20,6 +20,9 @@ use crate::sys::fault_point::pass;
 pub const MORE_NAMES: &str =
     "it has more than one name (hard links): its locks would hold for one of them only";
 
+/// Somebody's file, and no mailbox.
+pub const NO_MBOX: &str = "it does not begin with \"From \": it is no mbox";
+
 /// An mbox by its real place: its locks lie beside the file, not beside a symlink to it.
 #[derive(Debug)]
 pub struct Mbox {
@@ -83,10 +86,15 @@ impl Mbox {
         checked.map_err(|why| self.refused(why))?;
         let before = torn::remove(&locked.file, locked.stat, has_seen).map_err(failed)?;
         if !is_mbox(&locked.file, &before).map_err(failed)? {
-            let why = "it does not begin with \"From \": it is no mbox";
-            return Err(self.refused(why.into()));
+            return Err(self.refused(NO_MBOX.into()));
         }
         Ok(Open::new(self, demands, locked, before))
+    }
+
+    /// Whether it is an mbox as far as can be seen without its locks: what a killed delivery has left may be all that is there.
+    pub fn looks_like_one(&self) -> io::Result<bool> {
+        let (file, stat) = self.dir.open_unread(&self.name)?;
+        Ok(is_mbox(&file, &stat)? || torn::is_noted(&file))
     }
 
     fn refused(&self, why: String) -> Fault {

@@ -65,6 +65,11 @@ pub fn forget(file: &File) {
     let _ = fault_point::pass().and_then(|()| file.remove_xattr(NOTE));
 }
 
+/// Whether a killed delivery may have left something in the file.
+pub fn is_noted(file: &File) -> bool {
+    !matches!(Note::read(file), Ok(None))
+}
+
 /// Removes what a killed delivery has left in the file, which is locked, unless a reader `has_seen` more than what was there before:
 /// then it has a UID, which is not the next message's. Answers the file as it is now; after an error the note is still there.
 pub fn remove(

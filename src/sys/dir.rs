@@ -186,7 +186,16 @@ impl Dir {
 
     /// The same of an mbox: where it is our own, reading it does not count as that.
     pub fn open_to_change_unread(&self, name: &str) -> io::Result<(File, Stat)> {
-        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW;
+        self.open_unread_with(name, OFlag::O_RDWR)
+    }
+
+    /// The same, to be read only.
+    pub fn open_unread(&self, name: &str) -> io::Result<(File, Stat)> {
+        self.open_unread_with(name, OFlag::O_RDONLY)
+    }
+
+    fn open_unread_with(&self, name: &str, flags: OFlag) -> io::Result<(File, Stat)> {
+        let flags = flags | OFlag::O_NOFOLLOW;
         match self.open_and_stat(name.as_ref(), flags | OFlag::O_NOATIME) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 self.open_and_stat(name.as_ref(), flags)

@@ -9,7 +9,7 @@ use crate::deliver::targets::Target;
 use crate::fault::{Code, Fault};
 use crate::maildir::create;
 use crate::mbox::lock::Kind;
-use crate::mbox::open::MORE_NAMES;
+use crate::mbox::open::{MORE_NAMES, Mbox, NO_MBOX};
 use crate::sys;
 use crate::sys::dir::{self, Dir, Stat};
 
@@ -57,13 +57,19 @@ impl Inspection<'_> {
             return self.cannot_add(target, path, error);
         }
         // Its lock lies beside the file, not beside a symlink to it.
-        let real = match path.is_symlink() {
-            true => path.canonicalize(),
-            false => Ok(path.clone()),
+        let holder = self.links(target).open_holder(&target.paths.root, path);
+        let mbox = match holder {
+            Ok((holder, real)) => Mbox::at(holder, real)?,
+            Err(error) => return self.no_way(target, error),
         };
-        let real =
-            real.map_err(|error| Fault::io(format!("look at {}", path.display()), &error))?;
-        if let Some(refusal) = self.check_dotlock(target, &real)? {
+        match mbox.looks_like_one() {
+            Ok(true) => {}
+            Ok(false) => {
+                return self.unfit(target, format!("write to {}", path.display()), NO_MBOX);
+            }
+            Err(error) => return self.no_way(target, error),
+        }
+        if let Some(refusal) = self.check_dotlock(target, mbox.path())? {
             return Ok(refusal);
         }
         let shown = format!(
