@@ -21,7 +21,7 @@ pub struct Fault {
     pub why: String,
     /// The command or setting that mends it, where there is one.
     pub advice: Option<String>,
-    /// A sync has failed: its bytes may be gone while their name is there, and no later sync says so.
+    /// A sync has failed: its bytes may be gone while their name is there, and no later sync says so. Or they could not be taken back.
     #[serde(default)]
     pub is_not_durable: bool,
 }
@@ -45,6 +45,8 @@ pub enum Code {
     NoSpace,
     /// The stored file would not have the group or mode that its mailbox asks for.
     Permissions,
+    /// A mailbox that takes nothing as it is: closed, gone, or something else in its place. The next try would find the same.
+    Unusable,
     /// A mailbox that has enough to do, or hangs.
     Busy,
     /// A mailbox that is missing or denied for now: `on_missing = defer`, `on_denied = defer`.
@@ -80,7 +82,7 @@ impl Code {
             Code::NoSpace => (452, "4.3.1"),
             Code::Busy => (451, "4.2.1"),
             Code::Unreachable => (451, "4.4.1"),
-            Code::Storage | Code::NoLinks | Code::NotNow => (451, "4.2.0"),
+            Code::Storage | Code::Unusable | Code::NoLinks | Code::NotNow => (451, "4.2.0"),
             Code::Permissions | Code::CannotTell | Code::Internal => (451, "4.3.0"),
             Code::Resources => (451, "4.3.2"),
             Code::ShuttingDown => (421, "4.3.2"),
@@ -112,7 +114,9 @@ impl Code {
             Code::Busy => "Mailbox is busy, try again later",
             Code::NotNow => "Mailbox not available, try again later",
             Code::CannotTell => "Cannot tell where to deliver, try again later",
-            Code::Storage | Code::NoLinks => "Message could not be stored, try again later",
+            Code::Storage | Code::Unusable | Code::NoLinks => {
+                "Message could not be stored, try again later"
+            }
             Code::Resources => "Out of resources, try again later",
             Code::Internal => "Internal error, try again later",
             Code::ShuttingDown => "Shutting down, try again later",
@@ -133,6 +137,8 @@ impl Code {
             OutOfMemory => Code::Resources,
             TooManyLinks | CrossesDevices => Code::NoLinks,
             _ if crate::sys::is_exhaustion(error) => Code::Resources,
+            NotFound => Code::Unusable,
+            _ if crate::sys::is_read_only(error) || crate::sys::is_no_way(error) => Code::Unusable,
             _ => Code::Storage,
         }
     }
@@ -154,7 +160,15 @@ impl Fault {
         Fault::new(Code::from_io(error), doing, error.to_string())
     }
 
-    /// Of a sync.
+    /// It kept us from seeing whether the message is there already: a try elsewhere might store it twice.
+    pub fn in_doubt(mut self) -> Fault {
+        if self.code == Code::Unusable {
+            self.code = Code::Storage;
+        }
+        self
+    }
+
+    /// Of a sync, or where what was written may still be there.
     pub fn not_durable(mut self) -> Fault {
         self.is_not_durable = true;
         self

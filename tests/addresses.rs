@@ -3,6 +3,8 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use support::{MAIL, Store, messages, messages_below};
 
@@ -347,6 +349,86 @@ fn a_route_that_fails_never_costs_the_mail() {
         server.log()
     );
     assert!(server.log().contains("nonsense"), "{}", server.log());
+}
+
+/// Whatever keeps the mailbox of a route from taking the message keeps no mail from the INBOX, at once and with the reason.
+#[test]
+fn a_route_to_what_takes_nothing() {
+    let chmod = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let more = "[namespace.public.quota]\nstorage_size = \"2k\"\nstorage_grace = \"0\"\n[quota]\ndriver = \"maildir\"\nstorage_grace = \"0\"\n\
+        [namespace.mbox]\nprefix = \"mbox/\"\nseparator = \"/\"\nmail_driver = \"mbox\"\nmail_path = \"~/mail\"\nlist = \"no\"\n\
+        [[route]]\nheader = \"X-To\"\nmailbox = ";
+    // the mailbox of the route; its flags; what is done to it; the reason in the log
+    type Spoil<'a> = &'a dyn Fn(&Store);
+    #[rustfmt::skip]
+    let cases: [(&str, &str, Spoil<'_>, &str); 8] = [
+        ("Public/info", "",      &|_| (), "quota"),
+        ("Spam",        "Seen",  &|store| chmod(&store.path("home/alice/Maildir/.Spam/cur"), 0o500), "Permission denied"),
+        ("Spam",        "Seen",  &|store| {
+            let cur = store.path("home/alice/Maildir/.Spam/cur");
+            fs::rename(&cur, store.path("home/alice/cur")).unwrap();
+            std::os::unix::fs::symlink("../../cur", cur).unwrap();
+        }, "make a message visible"),
+        ("Spam",        "",      &|store| chmod(&store.path("home/alice/Maildir/.Spam/new"), 0o500), "Permission denied"),
+        ("mbox/notes",  "",      &|store| fs::write(store.path("home/alice/mail/notes"), "Buy milk.\n").unwrap(), "it is no mbox"),
+        ("mbox/notes",  "",      &|store| chmod(&store.path("home/alice/mail/notes"), 0o400), "Permission denied"),
+        ("mbox/notes",  "",      &|store| chmod(&store.path("home/alice/mail"), 0o500), "Permission denied"),
+        ("mbox/notes",  "",      &|store| {
+            let notes = store.path("home/alice/mail/notes");
+            fs::hard_link(&notes, store.path("home/alice/mail/other")).unwrap();
+        }, "more than one name"),
+    ];
+    for (mailbox, flag, spoil, why) in cases {
+        let store = Store::with_inbox();
+        store
+            .scratch
+            .maildir("home/alice/Maildir/.Spam", MAIL, MAIL, 0o700);
+        store.scratch.dir("home/alice/mail", MAIL, MAIL, 0o700);
+        store
+            .scratch
+            .file("home/alice/mail/notes", MAIL, MAIL, 0o600, "");
+        spoil(&store);
+        let flags = match flag {
+            "" => String::new(),
+            flag => format!("flags = [\"\\\\{flag}\"]\n"),
+        };
+        let server = store.serve("", &format!("{more}\"{mailbox}\"\n{flags}"));
+        let before = messages_below(&store.path("")).len();
+        let message = format!("X-To: x\nSubject: x\n\n{}", "y\n".repeat(2000));
+        let replies = server
+            .client()
+            .deliver(&["alice@example.test"], message.as_bytes());
+        let log = server.log();
+        let case = format!("{mailbox} {flag} {why}: {replies:?} {log}");
+        assert!(replies[0].starts_with("250 2.0.0"), "{case}");
+        assert!(replies[0].contains("mailbox=\"INBOX\""), "{case}");
+        assert!(log.contains(why) && log.contains(mailbox), "{case}");
+        let inbox = messages(&store.path("home/alice/Maildir"));
+        let everywhere = messages_below(&store.path("")).len();
+        assert_eq!((inbox.len(), everywhere), (1, before + 1), "{case}");
+        assert!(!inbox[0].0.to_str().unwrap().contains(":2,S"), "{case}");
+    }
+}
+
+/// What has a flag goes to `cur`: the look says whether it can.
+#[test]
+fn a_flag_for_a_mailbox_whose_cur_is_closed() {
+    let store = Store::with_inbox();
+    let spam = "home/alice/Maildir/.Spam";
+    store.scratch.maildir(spam, MAIL, MAIL, 0o700);
+    let cur = store.path(spam).join("cur");
+    fs::set_permissions(cur, fs::Permissions::from_mode(0o500)).unwrap();
+    let config = store.configure("", "");
+    for (more, code) in [(&[][..], 0), (&["--flag", "\\Seen"][..], 75)] {
+        let mut lda = support::program("postroom-lda");
+        lda.arg("-c").arg(&config);
+        lda.args(["-d", "alice", "-m", "Spam", "--dry-run"])
+            .args(more);
+        let output = lda.stdin(std::process::Stdio::null()).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{more:?} {output:?}");
+    }
 }
 
 /// Rules from a file, from SQLite and from PostgreSQL do what those of the configuration do.

@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -349,6 +350,65 @@ fn message_ids_of_a_namespace() {
     for _ in 0..2 {
         assert!(server.client().deliver(&["alice@x.test"], LETTER)[0].ends_with(" Saved"));
     }
+}
+
+/// What a header route sends elsewhere by then was stored nevertheless, there or in INBOX, and is there once.
+#[test]
+fn what_a_route_sends_elsewhere_by_then() {
+    let info = "public/.info";
+    let open = |store: &Store, mode| {
+        let new = store.path(info).join("new");
+        fs::set_permissions(new, fs::Permissions::from_mode(mode)).unwrap();
+        // A mailbox stays open for a moment.
+        thread::sleep(Duration::from_millis(1500));
+    };
+    let quota = "[namespace.public.quota]\nstorage_size = \"1k\"\nstorage_grace = \"0\"\n[quota]\ndriver = \"maildir\"\nstorage_grace = \"0\"\n";
+    let full = "x".repeat(900);
+    // settings; what is done before, between the tries, and where it is
+    type Change<'a> = &'a dyn Fn(&Store);
+    let fill = |store: &Store| {
+        let file = store.path(info).join("new/1.filling");
+        fs::write(&file, &full).unwrap();
+        support::own(&file, MAIL, 100);
+    };
+    let empty = |store: &Store| fs::remove_file(store.path(info).join("new/1.filling")).unwrap();
+    #[rustfmt::skip]
+    let cases: [(&str, &str, Change<'_>, Change<'_>, &str); 5] = [
+        ("it was closed",  "",    &|store| open(store, 0o500), &|store| open(store, 0o2770), "INBOX"),
+        ("it was open",    "",    &|_| (),                     &|store| open(store, 0o500),  "Public/info"),
+        ("nobody may see", "",    &|_| (),                     &|store| open(store, 0),      "Public/info"),
+        ("it was full",    quota, &fill,                       &empty,                       "INBOX"),
+        ("it had room",    quota, &|_| (),                     &fill,                        "Public/info"),
+    ];
+    for (what, more, before, between, mailbox) in cases {
+        let store = Store::with_inbox();
+        let route = "[[route]]\nheader = \"Received\"\nmailbox = \"Public/info\"\n";
+        let server = serve(&store, "", &format!("{more}{route}"));
+        let send = || send(&server, &[], "s@x.test", "<alice@x.test>", LETTER);
+        before(&store);
+        let first = send();
+        between(&store);
+        let replies = [first, send()];
+        let case = format!("{what}: {replies:?} {}", server.log());
+        let is_there = |it: &String| it.contains(&format!("mailbox={mailbox:?}"));
+        assert!(replies.iter().all(is_there), "{case}");
+        assert!(replies[0].ends_with(" Saved"), "{case}");
+        assert!(replies[1].ends_with(" Saved before"), "{case}");
+        open(&store, 0o2770);
+        let found = messages_below(&store.path(""));
+        let letters = found.iter().filter(|(_, text)| text.ends_with(b"Hello\n"));
+        assert_eq!(letters.count(), 1, "{case}");
+    }
+    // Where it was stored is gone since then.
+    let store = Store::with_inbox();
+    let route = "[[route]]\nheader = \"Received\"\nmailbox = \"Public/info\"\n";
+    let server = serve(&store, "", route);
+    let send = || send(&server, &[], "s@x.test", "<alice@x.test>", LETTER);
+    assert!(send().contains("mailbox=\"Public/info\""));
+    fs::remove_dir_all(store.path(info)).unwrap();
+    let again = send();
+    assert!(again.contains("mailbox=\"INBOX\""), "{again}");
+    assert!(again.ends_with(" Saved"), "{again}");
 }
 
 /// By each of its names a mailbox is one: what its namespace says of Message-IDs holds by an alias too, which may say otherwise.

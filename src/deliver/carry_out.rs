@@ -225,6 +225,15 @@ pub fn carry_out(
     })
 }
 
+/// Whether the mailbox takes nothing as it is, and has nothing of the message.
+pub fn has_refused(fault: &Fault) -> bool {
+    let is_its = matches!(
+        fault.code,
+        Code::OverQuota | Code::QuotaOfDisk | Code::Permissions | Code::Unusable
+    );
+    is_its && !fault.is_not_durable
+}
+
 fn open(plan: &Plan) -> Result<Maildir, Fault> {
     let paths = &plan.target.paths;
     let doing = || format!("open the mailbox {}", paths.mailbox.display());

@@ -256,14 +256,20 @@ impl Core {
         }
         let routed = plan.as_ref().ok();
         let routed = routed.filter(|plan| parcel::is_routed(plan, targets.by));
-        let routed_to = routed.map(|plan| plan.target.mailbox.clone());
+        let routed_to = routed.map(|plan| {
+            let has_refused = match plan.target.hand_over {
+                Some(_) => program::has_refused,
+                None => carry_out::has_refused,
+            };
+            (plan.target.mailbox.clone(), has_refused)
+        });
         let stored =
             plan.and_then(|plan| carry_out::carry_out(self, transaction, recipient, plan, retry));
         match (stored, routed_to) {
             (Ok(saved), _) => Done::Outcome(Outcome::Saved(saved)),
             // Not where it may have the message.
-            (Err(fault), Some(mailbox))
-                if recipient.refusal.is_none() && program::has_refused(&fault) =>
+            (Err(fault), Some((mailbox, has_refused)))
+                if recipient.refusal.is_none() && has_refused(&fault) =>
             {
                 let recipient = recipient.refused_at(mailbox, &fault);
                 self.deliver_with(directory, transaction, &recipient, retry)

@@ -39,9 +39,9 @@ impl Parcel {
     }
 }
 
-/// Whether a header route leads to a mailbox of Dovecot's that INBOX stands in for.
+/// Whether a header route leads there, and INBOX stands in for it.
 pub fn is_routed(plan: &Plan, by: By) -> bool {
-    by == By::Route && plan.target.hand_over.is_some() && !plan.target.own_inbox
+    by == By::Route && !plan.target.own_inbox
 }
 
 impl HandOver {

@@ -4,6 +4,7 @@
 //! along: what is known to be stored is; where nobody knows, the file's name decides.
 
 use std::io;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,8 @@ use super::inspect::Plan;
 use super::outcome::Saved;
 use crate::fault::Fault;
 use crate::maildir::Maildir;
+use crate::sys;
+use crate::sys::dir;
 
 /// What is known of earlier deliveries of a message to a recipient.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,18 +78,18 @@ impl Retry {
         is_same.then(|| again(saved.clone(), "it was stored already, and is sent again"))
     }
 
-    /// What was stored in this mailbox before.
+    /// What was stored before in this mailbox, in what stood in for it, or in the one that it stands in for.
     pub fn find(&self, plan: &Plan, mailbox: (u64, u64)) -> Option<Saved> {
-        // What this delivery has made itself holds nothing yet, whatever had its inode before.
-        if plan.create.is_some() {
-            return None;
-        }
+        let is_made = plan.create.is_some();
         let known = self.earlier.as_ref().and_then(|it| it.saved.as_ref());
-        if let Some(saved) = known.filter(|it| it.mailbox_id == mailbox) {
-            return Some(again(
-                saved.clone(),
-                "it was stored already, and is sent again",
-            ));
+        // What this delivery has made itself holds nothing yet, whatever had its inode before.
+        let is_there = |it: &&Saved| !is_made && it.mailbox_id == mailbox || is_beside(it, plan);
+        if let Some(saved) = known.filter(is_there) {
+            let why = "it was stored already, and is sent again";
+            return Some(again(saved.clone(), why));
+        }
+        if is_made {
+            return None;
         }
         let window = plan.target.alike_window;
         let place = plan.target.paths.mailbox.display().to_string();
@@ -109,7 +112,7 @@ impl Retry {
         };
         let failed = |error: io::Error| {
             let doing = format!("look for a message in {}", mailbox.path().display());
-            Fault::io(doing, &error)
+            Fault::io(doing, &error).in_doubt()
         };
         let found = mailbox.find(names).map_err(failed)?;
         if let Some(name) = &found {
@@ -123,6 +126,21 @@ impl Retry {
         });
         Ok(saved.map(|saved| again(saved, "it was stored already, before the server ended")))
     }
+}
+
+/// Whether the one of the two is in place of the other, and what was stored is still where it was, as far as can be seen.
+fn is_beside(saved: &Saved, plan: &Plan) -> bool {
+    let is = |instead_of: &Option<(String, String)>, mailbox: &str| {
+        instead_of.as_ref().is_some_and(|(it, _)| it == mailbox)
+    };
+    let is_instead =
+        is(&saved.instead_of, &plan.target.mailbox) || is(&plan.instead_of, &saved.mailbox);
+    let has_it = |path: &Path| match dir::stat(path) {
+        Ok(stat) => stat.identity() == saved.mailbox_id,
+        Err(error) => sys::is_read_only(&error),
+    };
+    let place = Path::new(&saved.place);
+    saved.user == plan.user && is_instead && (has_it(place) || has_it(&place.join("new")))
 }
 
 fn again(saved: Saved, why: &str) -> Saved {

@@ -122,7 +122,11 @@ impl<'a> Open<'a> {
         self.reach = self.reach.max(end);
         if let Err(error) = self.write_to(messages, &rooms, gap, &note) {
             self.take_back(self.end);
-            return Err(self.mbox.failed(error));
+            let fault = self.mbox.failed(error);
+            return Err(match self.is_spoilt {
+                true => fault.not_durable(),
+                false => fault,
+            });
         }
         (self.added, self.end) = (Some(note), end);
         let appended = |room: Room| Appended {
@@ -136,7 +140,7 @@ impl<'a> Open<'a> {
     pub fn make_sure(&mut self) -> Result<Sure, Fault> {
         self.check_sure().map_err(|error| {
             self.take_back(self.before.size);
-            self.mbox.failed(error)
+            self.mbox.failed(error).not_durable()
         })
     }
 

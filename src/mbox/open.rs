@@ -99,7 +99,7 @@ impl Mbox {
 
     fn refused(&self, why: String) -> Fault {
         let doing = format!("append to {}", self.path.display());
-        Fault::new(Code::Storage, doing, why)
+        Fault::new(Code::Unusable, doing, why)
     }
 
     pub(super) fn failed(&self, error: io::Error) -> Fault {

@@ -45,26 +45,13 @@ impl Inspection<'_> {
         let path = &target.paths.mailbox;
         let mut parts = match self.open(target, kept) {
             Ok(parts) => parts,
-            Err((part, error))
-                if self.targets.by.is_strangers()
-                    && sys::is_no_way(&error)
-                    && !target.own_inbox =>
-            {
-                let place = path.join(part);
-                let why = format!("write into {}: {error}", place.display());
-                return Ok(Finding::Denied(why));
-            }
-            Err((part, error)) => {
-                let place = path.join(part);
-                let mut fault = Fault::io(format!("write into {}", place.display()), &error);
-                if sys::is_read_only(&error) {
-                    let (uid, place) = (self.identity.uid, place.display());
-                    fault =
-                        fault.with_advice(format!("give uid {uid} write permission on {place}"));
-                }
-                return self.end("path", fault);
-            }
+            Err((part, error)) => return self.closed(target, part, error),
         };
+        if let Some(mailbox) = &parts.mailbox
+            && let Err(error) = self.check_cur(target, mailbox)
+        {
+            return self.closed(target, "cur", error);
+        }
         let mailbox = parts.mailbox.take();
         let (permission, parent) = (&parts.permission, &parts.parent);
         self.check_group(target, permission, parent, path, mailbox.is_none())?;
@@ -73,6 +60,30 @@ impl Inspection<'_> {
             Finding::Usable(plan) => Finding::Usable(Box::new(Plan { mailbox, ..*plan })),
             other => other,
         })
+    }
+
+    /// A part of it that cannot be used: denied where a stranger named it, a fault where the admin did.
+    fn closed(&mut self, target: &Target, part: &str, error: io::Error) -> Result<Finding, Fault> {
+        let place = target.paths.mailbox.join(part);
+        let doing = format!("write into {}", place.display());
+        if self.targets.by.is_strangers() && sys::is_no_way(&error) && !target.own_inbox {
+            return Ok(Finding::Denied(format!("{doing}: {error}")));
+        }
+        let mut fault = Fault::io(doing, &error);
+        if sys::is_read_only(&error) {
+            let (uid, place) = (self.identity.uid, place.display());
+            fault = fault.with_advice(format!("give uid {uid} write permission on {place}"));
+        }
+        self.end("path", fault)
+    }
+
+    /// What has flags or keywords goes there.
+    fn check_cur(&self, target: &Target, mailbox: &Maildir) -> io::Result<()> {
+        let (flags, keywords, _) = self.flags(target);
+        match flags.is_empty() && keywords.is_empty() {
+            true => Ok(()),
+            false => mailbox.dir().may_change_in("cur"),
+        }
     }
 
     /// Err: a part of it that cannot be used.
