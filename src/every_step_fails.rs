@@ -5,6 +5,7 @@ mod again;
 mod batch;
 mod exchanged;
 mod one;
+mod routed;
 mod several;
 
 use std::cell::Cell;

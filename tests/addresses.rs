@@ -370,7 +370,7 @@ fn a_route_to_what_takes_nothing() {
             let cur = store.path("home/alice/Maildir/.Spam/cur");
             fs::rename(&cur, store.path("home/alice/cur")).unwrap();
             std::os::unix::fs::symlink("../../cur", cur).unwrap();
-        }, "make a message visible"),
+        }, ".Spam/cur: Not a directory"),
         ("Spam",        "",      &|store| chmod(&store.path("home/alice/Maildir/.Spam/new"), 0o500), "Permission denied"),
         ("mbox/notes",  "",      &|store| fs::write(store.path("home/alice/mail/notes"), "Buy milk.\n").unwrap(), "it is no mbox"),
         ("mbox/notes",  "",      &|store| chmod(&store.path("home/alice/mail/notes"), 0o400), "Permission denied"),

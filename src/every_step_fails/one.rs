@@ -62,7 +62,7 @@ const fn row(address: &'static str, with_inbox: bool) -> Row {
     }
 }
 
-const BOXES: &str = "[namespace.boxes]\ntype = \"private\"\nseparator = \"/\"\nprefix = \"Box/\"\n\
+pub const BOXES: &str = "[namespace.boxes]\ntype = \"private\"\nseparator = \"/\"\nprefix = \"Box/\"\n\
                      mail_driver = \"mbox\"\nmail_path = \"~/boxes\"\nsubscriptions = false\n";
 
 /// A store with an mbox beside the Maildirs, whose index is in step.

@@ -6,7 +6,7 @@
 
 #[cfg(test)]
 pub use countdown::{
-    ENDS, ERRNOS, FAILURES, Failure, arm, disarm, fail_behind, meddle, pass, write,
+    ENDS, ERRNOS, FAILURES, Failure, REFUSALS, arm, disarm, fail_behind, meddle, pass, write,
 };
 
 /// A step that can fail.
@@ -75,6 +75,9 @@ mod countdown {
     }
 
     /// What a file server can answer whose call was done all the same.
+    /// What a mailbox answers that takes nothing as it is.
+    pub const REFUSALS: [i32; 2] = [libc::EACCES, libc::EDQUOT];
+
     pub const ERRNOS: [i32; 7] = [
         libc::EIO,
         libc::ENOSPC,

@@ -82,7 +82,7 @@ impl Inspection<'_> {
         let (flags, keywords, _) = self.flags(target);
         match flags.is_empty() && keywords.is_empty() {
             true => Ok(()),
-            false => mailbox.dir().may_change_in("cur"),
+            false => mailbox.dir().open_dir("cur")?.may_change(),
         }
     }
 
