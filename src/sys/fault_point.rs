@@ -74,10 +74,10 @@ mod countdown {
         static NEXT: Cell<Option<State>> = const { Cell::new(None) };
     }
 
-    /// What a file server can answer whose call was done all the same.
     /// What a mailbox answers that takes nothing as it is.
     pub const REFUSALS: [i32; 2] = [libc::EACCES, libc::EDQUOT];
 
+    /// What a file server can answer whose call was done all the same.
     pub const ERRNOS: [i32; 7] = [
         libc::EIO,
         libc::ENOSPC,
