@@ -10,7 +10,9 @@ use super::section::Section;
 use crate::mailbox::acl::sources::Rules;
 use crate::mailbox::agent::Agent;
 use crate::mailbox::location::{Driver, Layout, Location};
-use crate::mailbox::namespace::{self, Auto, Kind, List, MailboxBlock, Namespace, OnMissing};
+use crate::mailbox::namespace::{
+    self, Auto, Kind, List, MailboxBlock, Namespace, OnMissing, check,
+};
 use crate::text::template::Template;
 
 /// The `mail_*` settings of the file, or of a namespace with those of the file as defaults.
@@ -143,7 +145,7 @@ pub fn namespaces(root: &Section<'_>, above: &Location) -> Vec<Namespace> {
     share_rules(&mut all);
     all.retain(|namespace| !namespace.disabled);
     let mut failed = Vec::new();
-    for problem in namespace::check(&all) {
+    for problem in check::check(&all) {
         let section = sections
             .iter()
             .find(|(name, _)| *name == problem.namespace)
