@@ -20,10 +20,11 @@ pub fn index(core: &Core, plan: &Plan) -> Option<Line> {
     let list = match uidlist::look(&target.paths.control) {
         Ok(Some(next)) => format!("UID {next} or later"),
         Ok(None) => {
-            let empty = plan.mailbox.as_ref().map(|it| it.is_empty());
-            match matches!(empty, None | Some(Ok(true))) {
-                true => "a new list of UIDs, UID 1".into(),
-                false => "no list of UIDs: Dovecot gives the UID when it looks".into(),
+            // None: a part of it is missing.
+            match plan.mailbox.as_ref().map(|it| it.is_empty()) {
+                Some(Ok(true)) => "a new list of UIDs, UID 1".into(),
+                Some(Ok(false)) => "no list of UIDs: Dovecot gives the UID when it looks".into(),
+                None | Some(Err(_)) => "no list of UIDs yet".into(),
             }
         }
         Err(why) => format!("Dovecot gives the UID: {}: {why}", uidlist::FILE),

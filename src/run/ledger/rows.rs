@@ -329,9 +329,22 @@ mod tests {
         })
     }
 
+    fn open(path: &Path) -> Rows {
+        let settings = Settings {
+            window: ROUND,
+            alike: ROUND,
+            path: None,
+        };
+        Rows::open(path, &settings).unwrap()
+    }
+
     fn begin(rows: &mut Rows, name: &str) -> Known {
+        begin_of(rows, id(), name)
+    }
+
+    fn begin_of(rows: &mut Rows, delivery: Option<Id>, name: &str) -> Known {
         let request = Request::Begin {
-            delivery: id(),
+            delivery,
             message_id: Some(KEY),
             name: name.into(),
             answer: oneshot::channel().0,
@@ -343,27 +356,12 @@ mod tests {
     /// Two that nobody knows the end of, with a queue id and without: the file may have the name of either.
     #[test]
     fn names_of_several_rows() {
-        let settings = Settings {
-            window: ROUND,
-            alike: ROUND,
-            path: None,
-        };
         let dir = tempfile::tempdir().unwrap();
-        let mut rows = Rows::open(&dir.path().join("db"), &settings).unwrap();
+        let mut rows = open(&dir.path().join("db"));
         for (name, queue_id) in [("one", ""), ("two", "Q"), ("three", "")] {
-            let request = Request::Begin {
-                delivery: id().map(|it| Id {
-                    queue_id: queue_id.into(),
-                    ..it
-                }),
-                message_id: None,
-                name: name.into(),
-                answer: oneshot::channel().0,
-            };
-            rows.together(vec![request], NOW, false)
-                .remove(0)
-                .1
-                .unwrap();
+            let queue_id = queue_id.into();
+            let delivery = Some(Id { key: KEY, queue_id });
+            begin_of(&mut rows, delivery, name).unwrap();
         }
         let names = begin(&mut rows, "four").unwrap().0.unwrap().names;
         for name in ["one", "two", "three"] {
@@ -374,13 +372,8 @@ mod tests {
     /// The first delivery has made the file, and the servers behind it end before they have found it.
     #[test]
     fn a_name_outlives_many_retries() {
-        let settings = Settings {
-            window: ROUND,
-            alike: ROUND,
-            path: None,
-        };
         let dir = tempfile::tempdir().unwrap();
-        let mut rows = Rows::open(&dir.path().join("db"), &settings).unwrap();
+        let mut rows = open(&dir.path().join("db"));
         for retry in 0..MAX_NAMES {
             let known = begin(&mut rows, &format!("name{retry}")).unwrap().0;
             let names = known.map(|it| it.names).unwrap_or_default();
@@ -392,18 +385,13 @@ mod tests {
     /// Once it is said that a delivery is written down, a retry knows its end, or the name of its file.
     #[test]
     fn every_step_fails_once() {
-        let settings = Settings {
-            window: ROUND,
-            alike: ROUND,
-            path: None,
-        };
         let dir = tempfile::tempdir().unwrap();
         let is_write = |failure: &fault_point::Failure| failure.is_of_writes();
         let failures = fault_point::FAILURES.into_iter().chain(fault_point::ENDS);
         for failure in failures.filter(|failure| !is_write(failure)) {
             for step in 0.. {
                 let path = dir.path().join(format!("{failure:?}{step}"));
-                let mut rows = Rows::open(&path, &settings).unwrap();
+                let mut rows = open(&path);
                 fault_point::arm(step, failure);
                 let begun = begin(&mut rows, "one");
                 if begun.is_ok() {
