@@ -313,6 +313,17 @@ fn split(text: &[u8]) -> Vec<(String, &[u8])> {
     messages.collect()
 }
 
+/// The headers of all messages of that name, which tell who has added them, and when.
+fn headers_of(text: &[u8], name: &str) -> Vec<String> {
+    let line = format!("\nSubject: {name}\n");
+    let found = memchr::memmem::find_iter(text, line.as_bytes()).map(|at| {
+        let from = memchr::memmem::rfind(&text[..at], b"\n\n").map_or(0, |at| at + 2);
+        let length = memchr::memmem::find(&text[at..], b"\n\n");
+        String::from_utf8_lossy(&text[from..at + length.unwrap()]).into_owned()
+    });
+    found.collect()
+}
+
 /// All kinds of programs add to one mbox, while a client of Dovecot's takes messages out: each is there once, and whole.
 ///
 /// `POSTROOM_STRESS_SECONDS`: for so long, on an mbox of a gigabyte (`tests/stress` does a minute).
@@ -451,14 +462,19 @@ fn many_writers() {
                     let uids: Vec<u32> = uids
                         .filter_map(|it| it.trim_end_matches(')').parse().ok())
                         .collect();
+                    let before = expunged.len();
+                    let mut said = Vec::new();
                     for uid in uids.iter().step_by(4) {
                         let what = "BODY.PEEK[HEADER.FIELDS (SUBJECT)]";
                         for message in imap.fetch(&uid.to_string(), what) {
                             expunged.push(support::subject(&message.bytes));
                         }
-                        imap.command(&format!("UID STORE {uid} +FLAGS (\\Deleted)"));
+                        said.extend(imap.command(&format!("UID STORE {uid} +FLAGS (\\Deleted)")));
                     }
-                    imap.command("EXPUNGE");
+                    said.extend(imap.command("EXPUNGE"));
+                    let gone = said.iter().filter(|it| it.ends_with(" EXPUNGE")).count();
+                    let wanted = &expunged[before..];
+                    assert_eq!(gone, wanted.len(), "{version:?}: {wanted:?}: {said:?}");
                     imap.command("LOGOUT");
                     std::thread::sleep(std::time::Duration::from_millis(200));
                     rounds += 1;
@@ -490,7 +506,13 @@ fn many_writers() {
             wanted.extend((0..*count).map(|number| format!("{name}-{number}")));
         }
         for name in &wanted {
-            assert_eq!(all.get(name.as_str()), Some(&1), "{version:?}: {name}");
+            let in_file = headers_of(&text, name);
+            let gone = expunged.contains(name);
+            assert_eq!(
+                all.get(name.as_str()),
+                Some(&1),
+                "{version:?}: {name}: taken out: {gone}, there: {in_file:?}"
+            );
         }
         assert_eq!(all.len(), wanted.len());
         eprintln!(
