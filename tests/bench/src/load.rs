@@ -66,11 +66,12 @@ impl Load {
         self.messages * self.recipients
     }
 
-    /// One message over each connection and into each mailbox at least: what is made once is made.
+    /// One message over each connection and into each mailbox at least, none of them huge: what is made once is made.
     pub fn priming(&self) -> Load {
         let rounds = self.mailboxes.div_ceil(self.recipients);
         Load {
             messages: self.connections.max(rounds),
+            size: self.size.min(20 << 20),
             ..*self
         }
     }

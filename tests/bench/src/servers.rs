@@ -172,15 +172,7 @@ impl Contestant {
     pub fn deliver(self, store: &Store, bin: &Path, message: &[u8]) -> io::Result<Duration> {
         let program = self.lda(bin);
         let mut command = Command::new(&program);
-        command.uid(MAIL).gid(MAIL).current_dir("/").env_clear();
-        match self {
-            Contestant::Procmail => command.arg("-m").arg(self.config(store)),
-            Contestant::Maildrop => command.arg(self.config(store)),
-            _ => {
-                command.arg("-c").arg(self.config(store));
-                command.args(["-d", "u0", "-f", "sender@bench.test"])
-            }
-        };
+        self.give_arguments(store, &mut command);
         let began = Instant::now();
         let mut child = command
             .stdin(Stdio::piped())
@@ -195,6 +187,37 @@ impl Contestant {
             true => Ok(took),
             false => Err(io::Error::other(format!("{}: {status}", program.display()))),
         }
+    }
+
+    /// One run, for the most memory that a process of it had, in KiB.
+    pub fn peak(self, store: &Store, bin: &Path, message: &[u8]) -> io::Result<u64> {
+        let mut command = Command::new(bin.join("peak"));
+        command.arg(self.lda(bin));
+        self.give_arguments(store, &mut command);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(failed("peak"))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(message)?;
+        }
+        let said = child.wait_with_output()?.stdout;
+        let said = String::from_utf8_lossy(&said);
+        let peak = said.trim().parse();
+        peak.map_err(|_| io::Error::other(format!("{}: {said:?}", self.lda_name())))
+    }
+
+    fn give_arguments(self, store: &Store, command: &mut Command) {
+        command.uid(MAIL).gid(MAIL).current_dir("/").env_clear();
+        match self {
+            Contestant::Procmail => command.arg("-m").arg(self.config(store)),
+            Contestant::Maildrop => command.arg(self.config(store)),
+            _ => {
+                command.arg("-c").arg(self.config(store));
+                command.args(["-d", "u0", "-f", "sender@bench.test"])
+            }
+        };
     }
 }
 

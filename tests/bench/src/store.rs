@@ -70,9 +70,7 @@ impl Store {
             }
             make(&before, 0o755)?;
         }
-        let info = self.path("public/.info");
-        maildir_for(MAIL, &info)?;
-        fs::write(info.join("dovecot-acl"), "anyone lrwip\n")?;
+        mailbox_for_all(MAIL, &self.path("public/.info"))?;
         let home = self.path("home");
         let uid = |user| match self.own_uids {
             true => FIRST_UID + user as u32,
@@ -90,6 +88,9 @@ impl Store {
             make_for(uid, &home, 0o700)?;
             maildir_for(uid, &home.join("Maildir"))?;
             self.fill(&home.join("Maildir"))?;
+            if user == 0 {
+                mailbox_for_all(uid, &home.join("Maildir/.Work"))?;
+            }
             if self.kind == Kind::Mbox {
                 mbox(&home)?;
             }
@@ -202,6 +203,11 @@ fn mbox_count(home: &Path) -> io::Result<usize> {
         line.clear();
     }
     Ok(count)
+}
+
+fn mailbox_for_all(uid: u32, path: &Path) -> io::Result<()> {
+    maildir_for(uid, path)?;
+    fs::write(path.join("dovecot-acl"), "anyone lrwip\n")
 }
 
 fn maildir_for(uid: u32, path: &Path) -> io::Result<()> {
