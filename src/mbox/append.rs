@@ -4,8 +4,9 @@
 //! the lock goes: a message behind which others write could not be taken back any more when its sync fails, and Dovecot's index, which
 //! is told under the lock, must know of none that a power cut takes away.
 
+use std::cell::Cell;
 use std::fs::{File, FileTimes};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 
 use super::last_uid;
@@ -15,6 +16,7 @@ use super::text::{Notes, Text, Uid};
 use super::torn::{self, Note};
 use crate::fault::Fault;
 use crate::message::{Body, Flags};
+use crate::sys::append::append;
 use crate::sys::dir::{self, Stat};
 use crate::sys::fault_point::{self, pass};
 
@@ -47,8 +49,8 @@ pub struct Open<'a> {
     added: Option<Note>,
     /// Where the next message goes.
     end: u64,
-    /// No byte behind it is ours.
-    reach: u64,
+    /// Where the last byte of ours ends.
+    reach: Cell<u64>,
     /// Something is behind that which could not be taken back.
     is_spoilt: bool,
 }
@@ -97,7 +99,7 @@ impl<'a> Open<'a> {
             before,
             added: None,
             end: before.size,
-            reach: before.size,
+            reach: Cell::new(before.size),
             is_spoilt: false,
         }
     }
@@ -119,7 +121,6 @@ impl<'a> Open<'a> {
             return Ok(Vec::new());
         };
         let note = self.note_with(messages, &rooms);
-        self.reach = self.reach.max(end);
         if let Err(error) = self.write_to(messages, &rooms, gap, &note) {
             self.take_back(self.end);
             let fault = self.mbox.failed(error);
@@ -155,14 +156,14 @@ impl<'a> Open<'a> {
                 dir.sync()?;
             }
         }
-        torn::forget(file);
-        self.locked.check()?;
         let there = in_place(dir, &self.mbox.name, self.before.identity())?;
         let stat = there.ok_or_else(|| io::Error::other("it was removed or renamed meanwhile"))?;
         if stat.size < self.end {
             let why = "somebody has cut or rewritten it meanwhile, without its locks";
             return Err(io::Error::other(why));
         }
+        self.check_lock(&stat)?;
+        torn::forget(file);
         self.keep_unread(&stat);
         Ok(Sure {
             stat,
@@ -170,12 +171,23 @@ impl<'a> Open<'a> {
         })
     }
 
+    /// A dotlock that was lost behind the last byte has done its work, where the kernel's lock is held and nobody has rewritten the file:
+    /// the messages are there, and sent again they would be there twice.
+    fn check_lock(&self, stat: &Stat) -> io::Result<()> {
+        let checked = self.locked.check();
+        let is_there = |added: &Note| added.begins_in(&self.locked.file, stat.size);
+        match (&checked, &self.added) {
+            (Err(_), Some(added)) if self.locked.is_kernels && is_there(added)? => Ok(()),
+            _ => checked,
+        }
+    }
+
     /// The file as it was when it had the size `to`; not where there may be what others have written.
     fn take_back(&mut self, to: u64) {
         let file = &self.locked.file;
         let size = self.locked.check().and_then(|()| dir::stat_file(file));
         let is_back = size.is_ok_and(|stat| {
-            let is_ours = to < stat.size && stat.size <= self.reach;
+            let is_ours = to < stat.size && stat.size == self.reach.get();
             stat.size == to || is_ours && dir::set_file_size(file, to).is_ok()
         });
         if !is_back {
@@ -183,6 +195,7 @@ impl<'a> Open<'a> {
             self.is_spoilt = true;
             return;
         }
+        self.reach.set(to);
         match &self.added {
             Some(added) if to > self.before.size => added.write(file),
             _ => {
@@ -276,7 +289,7 @@ impl<'a> Open<'a> {
         note.write(file);
         let checked = Checked {
             locked: &self.locked,
-            at: self.end,
+            reach: &self.reach,
             is_checked: true,
             has_failed: false,
         };
@@ -330,6 +343,30 @@ fn gap(file: &File, size: u64) -> io::Result<&'static [u8]> {
     })
 }
 
+impl Checked<'_> {
+    /// Where the end is not where it was, our bytes go again, and nobody else's.
+    fn append_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let file = &self.locked.file;
+        while !bytes.is_empty() {
+            let (written, end) = match append(file, bytes) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                appended => appended?,
+            };
+            let begin = end - written as u64;
+            if begin != self.reach.get() {
+                if dir::stat_file(file)?.size == end {
+                    dir::set_file_size(file, begin)?;
+                }
+                let why = "somebody has added to it or cut it meanwhile, without its locks";
+                return Err(io::Error::other(why));
+            }
+            self.reach.set(end);
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+}
+
 /// How many bytes there would be.
 #[derive(Default)]
 struct Counted {
@@ -353,7 +390,8 @@ impl Write for Counted {
 /// again when it is dropped.
 struct Checked<'a> {
     locked: &'a Locked,
-    at: u64,
+    /// Where the next byte goes.
+    reach: &'a Cell<u64>,
     /// The dotlock, right now.
     is_checked: bool,
     has_failed: bool,
@@ -367,9 +405,7 @@ impl Write for Checked<'_> {
         if !std::mem::take(&mut self.is_checked) {
             self.locked.check()?;
         }
-        let at = self.at;
-        fault_point::write(bytes, |bytes| self.locked.file.write_all_at(bytes, at))?;
-        self.at += bytes.len() as u64;
+        fault_point::write(bytes, |bytes| self.append_all(bytes))?;
         self.has_failed = false;
         Ok(bytes.len())
     }

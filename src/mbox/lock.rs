@@ -24,7 +24,7 @@ const DOTLOCK_MODE: u32 = 0o644;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Dotlock,
-    /// Not where it cannot be made.
+    /// Not where it cannot be made, and there is one of the kernel's.
     DotlockTry,
     Fcntl,
     Flock,
@@ -38,6 +38,10 @@ impl Kind {
         ("flock", Kind::Flock),
         ("lockf", Kind::Fcntl),
     ];
+
+    fn is_kernels(&self) -> bool {
+        matches!(self, Kind::Fcntl | Kind::Flock)
+    }
 }
 
 /// Which locks, and for how long.
@@ -66,11 +70,7 @@ impl Locking {
     /// For a file that is reached by a symlink: others make their dotlock beside the link, where it is no use, so one that cannot
     /// be made beside the file is missed by nobody, as long as the kernel locks it.
     pub fn of_linked(mut self) -> Locking {
-        if self
-            .kinds
-            .iter()
-            .any(|kind| matches!(kind, Kind::Fcntl | Kind::Flock))
-        {
+        if self.kinds.iter().any(Kind::is_kernels) {
             for kind in self.kinds.iter_mut().filter(|kind| **kind == Kind::Dotlock) {
                 *kind = Kind::DotlockTry;
             }
@@ -84,6 +84,8 @@ impl Locking {
 pub struct Locked {
     // Released by its end: after the dotlock.
     dotlock: Option<Dotlock>,
+    /// One of the kernel's too.
+    pub is_kernels: bool,
     pub file: File,
     /// As it was then.
     pub stat: Stat,
@@ -129,6 +131,7 @@ impl Locking {
                     if let Some(stat) = in_place(dir, name, opened.identity())? {
                         let locked = Locked {
                             dotlock,
+                            is_kernels: self.kinds.iter().any(Kind::is_kernels),
                             file,
                             stat,
                         };
@@ -165,8 +168,9 @@ impl Locking {
         let mut dotlock = None;
         // Nothing is held while one waits, so the order means nothing to others. But a dotlock that looks like nobody's is taken
         // away only by who has the other locks: a living holder has those too.
-        let is_kernels = |kind: &&Kind| matches!(kind, Kind::Fcntl | Kind::Flock);
-        let (kernels, dotlocks): (Vec<_>, Vec<_>) = self.kinds.iter().partition(is_kernels);
+        let (kernels, dotlocks): (Vec<_>, Vec<_>) =
+            self.kinds.iter().partition(|kind| kind.is_kernels());
+        let is_alone = kernels.is_empty();
         for (place, kind) in kernels.into_iter().chain(dotlocks).enumerate() {
             let (method, who) = match kind {
                 Kind::Flock => (Method::Flock, "a process with a flock lock"),
@@ -181,7 +185,8 @@ impl Locking {
                 Kind::Dotlock | Kind::DotlockTry => match self.ask_for_dotlock(dir, name, asking) {
                     Ok(Some(lock)) => dotlock = Some(lock),
                     Ok(None) => return Ok(Asked::Busy("a process with a dotlock")),
-                    Err(error) if kind == Kind::DotlockTry && cannot_be_made(&error) => {}
+                    Err(error)
+                        if kind == Kind::DotlockTry && cannot_be_made(&error) && !is_alone => {}
                     Err(error) => {
                         let why = format!("{name}.lock: {error}");
                         return Err(io::Error::new(error.kind(), why));
@@ -224,6 +229,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::sys::fault_point;
 
     #[test]
     fn each_lock_keeps_the_others_out() {
@@ -257,6 +263,38 @@ mod tests {
                 .lock(&dir, "box", Duration::MAX, open)
                 .unwrap();
             assert_eq!(dir.names().unwrap(), ["box"]);
+        }
+    }
+
+    /// A lock that need not be there is missing only where there is another one.
+    #[test]
+    fn nobody_is_without_a_lock() {
+        use Kind::{DotlockTry, Fcntl};
+        for kinds in [&[DotlockTry][..], &[DotlockTry, Fcntl]] {
+            let mut without = 0;
+            for step in 0.. {
+                let root = tempfile::tempdir().unwrap();
+                fs::write(root.path().join("box"), "").unwrap();
+                let dir = Dir::open(root.path()).unwrap();
+                let locking = Locking {
+                    kinds: kinds.to_vec(),
+                    ..Locking::default()
+                };
+                // No space.
+                fault_point::arm(step, fault_point::ERRNOS[1]);
+                let locked = locking.lock(&dir, "box", Duration::ZERO, || {
+                    dir.open_to_change_and_stat("box")
+                });
+                let fired = !fault_point::disarm();
+                if locked.is_ok() && !root.path().join("box.lock").exists() {
+                    without += 1;
+                }
+                if !fired {
+                    locked.unwrap();
+                    break;
+                }
+            }
+            assert_eq!(without > 0, kinds.contains(&Fcntl), "{kinds:?}");
         }
     }
 

@@ -135,6 +135,15 @@ impl Note {
         lengths.try_fold(self.offset, |end, length| end.checked_add(*length))
     }
 
+    /// Whether the first of them begins in the file as it was written, by its line `From `.
+    pub fn begins_in(&self, file: &File, size: u64) -> io::Result<bool> {
+        let line = match size > self.offset {
+            true => self.first_line(file, size)?,
+            false => None,
+        };
+        Ok(line.is_some())
+    }
+
     fn left(&self, file: &File, size: u64) -> io::Result<Left> {
         let gap = self.offset.checked_sub(self.size);
         let (Some(end), Some(0..=MAX_GAP)) = (self.end(), gap) else {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`dir`], [`paths`] | directories by descriptor, one name at a time; names by a pattern |
 //! | [`dotlock`], [`file_lock`] | locks beside a file, and on it |
-//! | [`write_back`] | bytes on their way to the disk |
+//! | [`append`], [`write_back`] | bytes behind the end of a file, and on their way to the disk |
 //! | [`socket`], [`watched`] | listening sockets, and those of clients |
 //! | [`packet`], [`channel`] | packets between processes of ours, for threads and for tasks |
 //! | [`process`], [`children`], [`program`] | this process, its children, programs of others |
@@ -13,6 +13,7 @@
 //! | [`fault_point`] | one system call fails, in a test |
 #![allow(unsafe_code)]
 
+pub mod append;
 pub mod channel;
 pub mod children;
 pub mod clock;
