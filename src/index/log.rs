@@ -328,6 +328,12 @@ mod tests {
             let cut = &whole[..length];
             assert!(look(&[cut, &[0; 50]].concat()).is_some(), "{length}");
         }
+        // The length of all of it, and zeros from anywhere before its last record, which has 24 bytes.
+        for from in first..whole.len() - 24 {
+            let hole = vec![0; whole.len() - from];
+            let bytes = [&whole[..from], &hole].concat();
+            assert!(look(&bytes).is_some(), "{from} of {}", whole.len());
+        }
         assert_eq!(look(&whole), None);
         // Of another version.
         let mut later = whole[..whole.len() - 1].to_vec();

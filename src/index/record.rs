@@ -136,7 +136,10 @@ pub(super) fn whole_part(bytes: &[u8]) -> usize {
         let size = match word(rest, 4).unwrap_or_default() & TYPE {
             // Zeros: its size was written, and no more.
             0 => 0,
-            BOUNDARY => word(rest, RECORD_HEADER).map_or(0, |all| all as usize),
+            BOUNDARY => word(rest, RECORD_HEADER)
+                .map(|all| all as usize)
+                .filter(|&all| has_whole_records(rest, all))
+                .unwrap_or_default(),
             _ => size(rest),
         };
         if !(RECORD_HEADER..=rest.len()).contains(&size) {
@@ -144,6 +147,22 @@ pub(super) fn whole_part(bytes: &[u8]) -> usize {
         }
         at += size;
     }
+}
+
+/// Whether a transaction of so many bytes has no zeros in place of records: a block may be on its way to the disk while they are
+/// written to it.
+fn has_whole_records(transaction: &[u8], all: usize) -> bool {
+    let Some(mut records) = transaction.get(BOUNDARY_SIZE..all) else {
+        return false;
+    };
+    while !records.is_empty() {
+        let kind = word(records, 4).unwrap_or_default() & TYPE;
+        match records.get(size(records)..) {
+            Some(rest) if size(records) >= RECORD_HEADER && kind != 0 => records = rest,
+            _ => return false,
+        }
+    }
+    true
 }
 
 /// The size of the record that begins here; 0 while its writer has not finished it. Dovecot's "lockless integer": each byte
