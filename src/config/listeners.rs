@@ -175,19 +175,20 @@ pub fn socketmap(root: &Section<'_>) -> Vec<Listen> {
     listen
 }
 
-/// `[lda]`: who may hand messages over to the server.
+/// `[lda]`: the server that LDAs hand their messages over to, where their own rights do not suffice.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HandOver {
+pub struct LdaServer {
     /// Unix sockets.
     pub listen: Vec<Listen>,
     /// Those who deliver to others too.
     pub trusted_uids: Vec<u32>,
-    /// Messages of one uid.
+    /// Messages that one uid hands over at once (`max_at_once`); never 0.
     pub at_once: u32,
+    /// And in a minute (`max_per_minute`); never 0.
     pub a_minute: u32,
 }
 
-impl HandOver {
+impl LdaServer {
     /// Where an LDA finds the server.
     pub fn socket(&self) -> Option<&Path> {
         self.listen.iter().find_map(|it| match it {
@@ -197,7 +198,8 @@ impl HandOver {
     }
 }
 
-pub fn hand_over(root: &Section<'_>) -> HandOver {
+/// `[lda]`
+pub fn lda_server(root: &Section<'_>) -> LdaServer {
     let section = root.section("lda");
     let tables = section.tables("listen");
     let listen: Vec<Listen> = tables.iter().filter_map(plain_listener).collect();
@@ -226,14 +228,14 @@ pub fn hand_over(root: &Section<'_>) -> HandOver {
             }
             found
         });
-    let hand_over = HandOver {
+    let lda_server = LdaServer {
         listen,
         trusted_uids: trusted.collect(),
         at_once: number("max_at_once", 4),
         a_minute: number("max_per_minute", 120),
     };
     section.finish();
-    hand_over
+    lda_server
 }
 
 /// Where mail servers expect SMTP they would take each other's replies for something else (RFC 2033, 5).
