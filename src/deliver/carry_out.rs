@@ -30,7 +30,7 @@ pub struct Transaction {
     message: Arc<Message>,
     recipients: usize,
     heard: Heard,
-    copies: Mutex<HashMap<Sort, Copy>>,
+    shared: Mutex<HashMap<LinkKey, SharedFile>>,
 }
 
 /// Whether anybody will hear the answer.
@@ -40,11 +40,10 @@ pub struct Heard {
     abandoned: Arc<AtomicBool>,
 }
 
-/// Messages of one sort are the same bytes with the same mode and group on one file system: one is written, the
-/// others are links to it.
-type Sort = (u64, u32, Option<u32>);
-/// Empty until the first that needs it has written it.
-type Copy = Arc<Mutex<Option<Arc<Written>>>>;
+/// Device, mode, group: where these are the same, the same bytes can be one file with several links.
+type LinkKey = (u64, u32, Option<u32>);
+/// Empty until the first mailbox that needs it has written it; the others link to it.
+type SharedFile = Arc<Mutex<Option<Arc<Written>>>>;
 
 impl Transaction {
     pub fn new(message: Arc<Message>, recipients: usize) -> Transaction {
@@ -52,7 +51,7 @@ impl Transaction {
             message,
             recipients,
             heard: Heard::from_now(),
-            copies: Mutex::default(),
+            shared: Mutex::default(),
         }
     }
 
@@ -167,7 +166,7 @@ pub fn carry_out(
             .map(Arc::new)
     };
     let written = match alike {
-        true => transaction.copy(&mailbox, write)?,
+        true => transaction.write_once(&mailbox, write)?,
         false => write()?,
     };
     let (size, mode, gid) = (written.size, written.mode, written.gid);
@@ -273,25 +272,25 @@ fn parent_acl(target: &Target) -> Result<Option<Vec<u8>>, Fault> {
 }
 
 impl Transaction {
-    /// The copy of this mailbox's sort; written by the first that needs it.
-    fn copy(
+    /// The file that this mailbox can link to; written by the first that needs it.
+    fn write_once(
         &self,
         mailbox: &Maildir,
         write: impl FnOnce() -> Result<Arc<Written>, Fault>,
     ) -> Result<Arc<Written>, Fault> {
         let permission = mailbox.permission();
-        let sort = (mailbox.device(), permission.file_mode, permission.gid);
-        let cell = {
-            let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(copies.entry(sort).or_default())
+        let key = (mailbox.device(), permission.file_mode, permission.gid);
+        let file = {
+            let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(shared.entry(key).or_default())
         };
         // Held while the first one writes: the others need its bytes.
-        let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(written) = cell.as_ref().filter(|written| written.remark.is_none()) {
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(written) = file.as_ref().filter(|written| written.remark.is_none()) {
             return Ok(Arc::clone(written));
         }
         let written = write()?;
-        *cell = Some(Arc::clone(&written));
+        *file = Some(Arc::clone(&written));
         Ok(written)
     }
 }
