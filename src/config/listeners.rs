@@ -106,13 +106,13 @@ fn tls(root: &Section<'_>) -> (Option<Files>, bool) {
         root.text("ssl_server_cert_file"),
         root.text("ssl_server_key_file"),
     );
-    let only_tls13 = root.choice("ssl_min_protocol", &versions, Some(false));
+    let only_tls13 = root.choice_or("ssl_min_protocol", &versions, false);
     let ssl = root.choice("ssl", &words, None);
     let files = match (certificate, key) {
         (Some(certificate), Some(key)) => Some(Files {
             certificate: certificate.into(),
             key: key.into(),
-            only_tls13: only_tls13 == Some(true),
+            only_tls13,
         }),
         (None, None) => None,
         (Some(_), None) => {

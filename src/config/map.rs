@@ -17,7 +17,7 @@ pub fn addresses(root: &Section<'_>) -> AddressMap {
         let (pattern, mailbox) = (required(&section, "match"), required(&section, "mailbox"));
         let user = required(&section, "user");
         let subject = section.choice("subject", &Subject::WORDS, None);
-        let on_missing = section.choice("on_missing", &OnMissing::WORDS, Some(OnMissing::Parent));
+        let on_missing = section.choice_or("on_missing", &OnMissing::WORDS, OnMissing::Parent);
         section.finish();
         let (Some(pattern), Some(mailbox), Some(user)) = (pattern, mailbox, user) else {
             continue;
@@ -26,7 +26,7 @@ pub fn addresses(root: &Section<'_>) -> AddressMap {
             mailbox,
             user,
             subject,
-            on_missing: on_missing.unwrap_or(OnMissing::Parent),
+            on_missing,
             from: format!("address {number} ({pattern})"),
         };
         let key = pattern.to_lowercase();

@@ -155,7 +155,7 @@ impl<'t> Section<'t> {
         number
     }
 
-    /// One word of a closed set.
+    /// [`choice`](Section::choice) of a setting that is never missing.
     pub fn choice_or<T: Copy + PartialEq>(
         &self,
         key: &'static str,
@@ -165,6 +165,7 @@ impl<'t> Section<'t> {
         self.choice(key, words, Some(default)).unwrap_or(default)
     }
 
+    /// One word of a closed set. A word that is not of it is an error, and the default stands for it.
     pub fn choice<T: Copy + PartialEq>(
         &self,
         key: &'static str,

@@ -58,7 +58,7 @@ fn usual_front_user() -> String {
 pub fn workers(root: &Section<'_>) -> Workers {
     let section = root.section("workers");
     let isolations = [("process", Isolation::Process), ("none", Isolation::None)];
-    let isolation = section.choice("isolation", &isolations, Some(Isolation::Process));
+    let isolation = section.choice_or("isolation", &isolations, Isolation::Process);
     let named = section.text("front_user");
     match &named {
         // Not now: the name service may load half a system for somebody who is not there.
@@ -78,7 +78,7 @@ pub fn workers(root: &Section<'_>) -> Workers {
         number
     };
     let workers = Workers {
-        isolation: isolation.unwrap_or(Isolation::Process),
+        isolation,
         named,
         landlock: section.flag("landlock", true),
         limits: Limits {
