@@ -17,6 +17,7 @@ use crate::fault::{Code, Fault};
 use crate::mailbox::acl::store;
 use crate::mailbox::agent::Agent;
 use crate::mailbox::location::Driver;
+use crate::maildir::created::Created;
 use crate::maildir::save::{Demands, Written};
 use crate::maildir::{Maildir, create};
 use crate::message::{Message, Recipient};
@@ -242,7 +243,7 @@ fn open(plan: &Plan) -> Result<Maildir, Fault> {
 }
 
 /// Makes the mailbox if the plan says so, with the ACL of its parent.
-fn make(plan: &Plan) -> Result<Option<create::Created>, Fault> {
+fn make(plan: &Plan) -> Result<Option<Created>, Fault> {
     let Some(permission) = &plan.create else {
         return Ok(None);
     };
