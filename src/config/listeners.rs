@@ -15,6 +15,7 @@ use crate::message::body::Spool;
 use crate::run::turns;
 use crate::sys::nss;
 
+/// `[lmtp]`, and TLS for it.
 pub fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::Settings {
     let section = root.section("lmtp");
     let tables = section.tables("listen");

@@ -11,6 +11,7 @@ use crate::deliver::settings::Subject;
 use crate::mailbox::namespace::OnMissing;
 use crate::message::{Address, Flags, Keywords};
 
+/// `[[address]]`; its tables are read apart.
 pub fn addresses(root: &Section<'_>) -> AddressMap {
     let mut map = AddressMap::default();
     for (number, section) in (1..).zip(root.tables("address")) {
@@ -84,6 +85,7 @@ fn tables(section: &Section<'_>) -> Vec<Table> {
     tables
 }
 
+/// `[[route]]`
 pub fn routes(root: &Section<'_>) -> Vec<Route> {
     let mut routes = Vec::new();
     for (number, section) in (1..).zip(root.tables("route")) {
@@ -143,6 +145,7 @@ fn flags(section: &Section<'_>) -> (Flags, Keywords) {
     (flags, keywords)
 }
 
+/// A text that must be set; none: it is not, and that is an error now.
 pub fn required(section: &Section<'_>, key: &'static str) -> Option<String> {
     let text = section.text(key);
     if text.is_none() && !section.has(key) {

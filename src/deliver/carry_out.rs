@@ -111,6 +111,7 @@ impl Heard {
         }
     }
 
+    /// To be asked right before something becomes visible.
     pub fn check(&self) -> Result<(), Fault> {
         let why = match () {
             () if self.abandoned.load(Ordering::Relaxed) => "the peer is gone",

@@ -34,6 +34,7 @@ use crate::sys::dir::{self, Stat};
 #[derive(Debug)]
 pub struct Plan {
     pub target: Target,
+    /// Whose namespaces deliver.
     pub user: String,
     /// The mailbox has to be made first, with these permissions.
     pub create: Option<Permission>,

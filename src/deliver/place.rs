@@ -21,6 +21,7 @@ use crate::sys::dir::Dir;
 /// How long its locks are waited for, all together.
 pub const TIMEOUT: Duration = uidlist::TIMEOUT;
 
+/// What a delivery changes beside the message itself. Dropped, its locks are free again.
 pub struct Place<'a> {
     publishing: &'a Publishing<'a>,
     paths: &'a Paths,

@@ -19,6 +19,7 @@ impl Asked {
         Asked(Some(Box::pin(asked)))
     }
 
+    /// May be given up and asked again; once it has answered there is nothing more.
     pub(super) async fn answer(&mut self) -> Result<Report, Fault> {
         let asked = self.0.as_mut().ok_or_else(out_of_step)?;
         let answer = asked.await;

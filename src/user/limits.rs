@@ -49,6 +49,7 @@ const NOBODY: u32 = 65_534;
 const NO_ID: u32 = u32::MAX;
 
 impl Limits {
+    /// Within `first_valid_uid` and `last_valid_uid`; never root or nobody, whatever these say.
     pub(super) fn uid_is_valid(&self, uid: u32) -> bool {
         ![0, NOBODY, NO_ID].contains(&uid)
             && uid >= self.first_valid_uid

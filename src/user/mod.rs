@@ -70,6 +70,7 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Of somebody of whom nothing more is known.
     pub fn new(name: &str, origin: String) -> Answer {
         Answer {
             name: name.to_owned(),

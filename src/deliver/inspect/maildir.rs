@@ -33,6 +33,7 @@ impl Parts {
 }
 
 impl Inspection<'_> {
+    /// A Maildir that is there. `kept`: open since a moment ago.
     pub(super) fn existing(
         &mut self,
         target: &Target,
@@ -113,6 +114,7 @@ impl Inspection<'_> {
         }
     }
 
+    /// A Maildir that is not there, and whether a delivery may make it.
     pub(super) fn creatable(&mut self, target: &Target) -> Result<Finding, Fault> {
         let paths = &target.paths;
         let doing = format!("create {}", paths.mailbox.display());
