@@ -27,6 +27,7 @@ const MAX_DATAGRAM: usize = 8192;
 /// The facility `mail` (RFC 3164).
 const FACILITY_MAIL: u8 = 2;
 
+/// Where lines go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// Lines on stderr, with a time where that is a terminal or a file; the journal adds its own.

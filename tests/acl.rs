@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use support::peers::{Dovecot, Version};
-use support::{MAIL, Store, messages, not_root};
+use support::{MAIL, Store, messages, not_root, replace_in, replaced};
 
 /// ACL files of alice's folders, `;` for the end of a line.
 const FILES: &[&str] = &[
@@ -242,12 +242,8 @@ fn verdicts_equal_those_of_dovecot_lda() {
             return;
         };
         let config = store.configure("", "");
-        let text = fs::read_to_string(&config).unwrap();
-        let text = text.replace(
-            "driver = \"vfile\"\n",
-            &format!("driver = \"vfile\"\ndelivery_right = \"post\"\ndovecot = \"{name}\"\n"),
-        );
-        fs::write(&config, text).unwrap();
+        let post = format!("driver = \"vfile\"\ndelivery_right = \"post\"\ndovecot = \"{name}\"\n");
+        replace_in(&config, "driver = \"vfile\"\n", &post);
         fs::copy(store.path("dovecot-users"), store.path("users")).unwrap();
         let server =
             support::Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
@@ -352,9 +348,8 @@ fn commands_do_what_those_of_doveadm_do() {
             return;
         };
         let config = store.configure("", "");
-        let text = fs::read_to_string(&config).unwrap();
         let with_version = format!("driver = \"vfile\"\ndovecot = \"{name}\"\n");
-        fs::write(&config, text.replace("driver = \"vfile\"\n", &with_version)).unwrap();
+        replace_in(&config, "driver = \"vfile\"\n", &with_version);
         fs::copy(store.path("dovecot-users"), store.path("users")).unwrap();
         let words = |output: &std::process::Output| -> Vec<String> {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -503,10 +498,8 @@ fn subjects() {
             &[],
         ),
     ] {
-        let with = text.replace(
-            "driver = \"vfile\"\n",
-            &format!("driver = \"vfile\"\n{acl}\n"),
-        );
+        let with = format!("driver = \"vfile\"\n{acl}\n");
+        let with = replaced(&text, "driver = \"vfile\"\n", &with);
         fs::write(&config, format!("mail_uid = {MAIL}\n{with}")).unwrap();
         let takes = |name: &str| {
             let mut command = support::program("postroom-lda");
@@ -535,15 +528,10 @@ fn subjects() {
     }
     // Over LMTP: by AUTH=, from a peer that is trusted by the mode of its socket.
     for (mode, bob) in [("0660", "Public/bob"), ("0666", "INBOX")] {
-        let with = text.replace(
-            "driver = \"vfile\"\n",
-            "driver = \"vfile\"\nsubject = \"authenticated-sender\"\n",
-        );
-        fs::write(
-            &config,
-            with.replace("mode = \"0666\"", &format!("mode = \"{mode}\"")),
-        )
-        .unwrap();
+        let with = "driver = \"vfile\"\nsubject = \"authenticated-sender\"\n";
+        let with = replaced(&text, "driver = \"vfile\"\n", with);
+        let with = replaced(&with, "mode = \"0666\"", &format!("mode = \"{mode}\""));
+        fs::write(&config, with).unwrap();
         let log = store.path("run/log");
         let server = support::Server::start_as(&config, &store.path("run/lmtp"), &log, &[100]);
         let mut client = server.client();

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use support::{MAIL, Store, messages, messages_below};
+use support::{MAIL, Store, messages, messages_below, replace_in, replaced};
 
 const MAP: &str = r#"
 [[address]]
@@ -219,21 +219,12 @@ fn an_alias_opens_nothing() {
     }
     let alias = "[namespace.old]\nseparator = \"/\"\nprefix = \"mail/\"\nalias_for = \"inbox\"\nhidden = true\nlist = \"no\"\n";
     let config = store.configure("", alias);
-    let text = fs::read_to_string(&config).unwrap();
+    let private = "detail = \"private\"\non_missing = \"parent\"";
+    replace_in(&config, "detail = \"mailbox\"", private);
     // Not in NFC, as some editors write it.
     let deleted = "[namespace.inbox.mailbox.\"Gelo\u{308}scht\"]\nspecial_use = \"\\\\Trash\"\n";
-    fs::write(
-        &config,
-        text.replace(
-            "detail = \"mailbox\"",
-            "detail = \"private\"\non_missing = \"parent\"",
-        )
-        .replace(
-            "[namespace.inbox.mailbox.Sent]",
-            &format!("{deleted}[namespace.inbox.mailbox.Sent]"),
-        ),
-    )
-    .unwrap();
+    let sent = "[namespace.inbox.mailbox.Sent]";
+    replace_in(&config, sent, &format!("{deleted}{sent}"));
     let server = support::Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
     for detail in ["Sent", "mail/Sent", "Sent/kid", "mail/Sent/kid"] {
         let recipient = format!("alice+{detail}@example.test");
@@ -286,11 +277,9 @@ fn an_alias_is_its_namespace() {
             store.scratch.maildir(&below, MAIL, MAIL, 0o700);
         }
         let config = store.configure("", &alias(of_alias));
-        let text = fs::read_to_string(&config).unwrap();
-        let text = text
-            .replace("detail = \"mailbox\"", "detail = \"private\"")
-            .replacen("inbox = true\n", &format!("inbox = true\n{of_inbox}"), 1);
-        fs::write(&config, text).unwrap();
+        replace_in(&config, "detail = \"mailbox\"", "detail = \"private\"");
+        let of_inbox = format!("inbox = true\n{of_inbox}");
+        replace_in(&config, "inbox = true\n", &of_inbox);
         let server =
             support::Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
         let recipient = format!("{recipient}@example.test");
@@ -576,7 +565,7 @@ fn addresses_from_postgresql() {
         server.log()
     );
     // Somebody holds the table: the statement ends, the mail is not lost.
-    let slow = map.replace("dbname", "options='-c statement_timeout=300' dbname");
+    let slow = replaced(&map, "dbname", "options='-c statement_timeout=300' dbname");
     let other = store.serve("", &slow);
     let mut locked = postgresql.session("BEGIN; LOCK TABLE addresses; SELECT 1");
     let replies = other.client().deliver(&["alice@example.test"], b"x\n");

@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use support::{MAIL, Store, not_root, program};
+use support::{MAIL, Store, not_root, program, replaced};
 
 /// Exit code, and all that was printed, without the scratch folder's path.
 fn postroom(store: &Store, arguments: &[&str]) -> (Option<i32>, String) {
@@ -194,7 +194,8 @@ fn locks_that_cannot_be_made() {
         symlink(spool.join("box"), store.path("public-mbox/box")).unwrap();
         let config = store.configure("", "");
         let text = fs::read_to_string(&config).unwrap();
-        let text = text.replace("first_valid_uid", &format!("{settings}\nfirst_valid_uid"));
+        let with = format!("{settings}\nfirst_valid_uid");
+        let text = replaced(&text, "first_valid_uid", &with);
         let root = store.scratch.text("");
         let mboxes = format!(
             "[namespace.spool]\nseparator = \"/\"\nprefix = \"spool/\"\nmail_driver = \"mbox\"\n\

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use support::imap::Imap;
 use support::peers::{Dovecot, VERSIONS, Version};
-use support::{MAIL, Server, Store, as_user, messages, not_root, program, run_with_input, tree};
+use support::{
+    MAIL, Server, Store, as_user, messages, not_root, program, replaced, run_with_input, tree,
+};
 
 const LETTER: &[u8] = b"Message-ID: <1@x.test>\r\nSubject: box\r\n\r\nHello\r\n.dot\r\nFrom me\r\n";
 
@@ -57,22 +59,17 @@ impl Site {
         let (_, v23, v24) = format;
         let dovecot = Dovecot::start_with(version, &store, |text| match version {
             Version::V23 => {
-                text.replace(
-                    "mail_location = maildir:~/Maildir",
-                    &format!("mail_location = {v23}"),
-                )
-                .replace(
+                let usual = "mail_location = maildir:~/Maildir";
+                replaced(&text, usual, &format!("mail_location = {v23}")).replace(
                     "protocols = imap",
                     "protocols = imap lmtp\nauth_username_format = %Ln",
                 ) + LMTP
             }
             Version::V24 => {
-                text.replacen("mail_driver = maildir\nmail_path = ~/Maildir", v24, 1)
-                    .replace(
-                        "protocols = imap",
-                        "protocols = imap lmtp\nauth_username_format = %{user | username | lower}",
-                    )
-                    + LMTP
+                replaced(&text, "mail_driver = maildir\nmail_path = ~/Maildir", v24).replace(
+                    "protocols = imap",
+                    "protocols = imap lmtp\nauth_username_format = %{user | username | lower}",
+                ) + LMTP
             }
         })?;
         let run = dovecot.config.parent().unwrap().join("run/lmtp");
@@ -964,10 +961,10 @@ fn a_route_to_dovecots_inbox() {
                 socket.display()
             );
             let config = configure(&store, &inbox);
-            let text = fs::read_to_string(&config).unwrap();
             let reject = "[delivery]\non_missing = \"reject\"\n";
             let route = format!("[[route]]\nheader = \"Message-ID\"\nmailbox = \"{route}\"\n");
-            fs::write(&config, text.replacen("[delivery]\n", reject, 1) + &route).unwrap();
+            let text = fs::read_to_string(&config).unwrap();
+            fs::write(&config, replaced(&text, "[delivery]\n", reject) + &route).unwrap();
             let mut command = program("postroom-lda");
             command
                 .arg("-c")

@@ -12,7 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use support::{
-    Lmtp, MAIL, Scratch, Server, Store, messages, messages_below, not_root, write_long_ago,
+    Lmtp, MAIL, Scratch, Server, Store, messages, messages_below, not_root, replace_in,
+    write_long_ago,
 };
 
 const LETTER: &[u8] = b"Received: from a by b; Sun, 29 Nov 2026 09:00:00 +0000\r\nMessage-ID: <one@x.test>\r\nSubject: once\r\n\r\nHello\r\n";
@@ -20,9 +21,8 @@ const LETTER: &[u8] = b"Received: from a by b; Sun, 29 Nov 2026 09:00:00 +0000\r
 /// A server whose clients are believed.
 fn serve(store: &Store, delivery: &str, more: &str) -> Server {
     let config = store.configure(delivery, more);
-    let text = fs::read_to_string(&config).unwrap();
-    let text = text.replace("mode = \"0666\" }]", "mode = \"0666\", trusted = true }]");
-    fs::write(&config, text).unwrap();
+    let trusted = "mode = \"0666\", trusted = true }]";
+    replace_in(&config, "mode = \"0666\" }]", trusted);
     Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"))
 }
 
@@ -320,12 +320,8 @@ fn message_ids_of_a_namespace() {
     let store = Store::with_inbox();
     let more = "[[address]]\nmatch = \"info@x.test\"\nuser = \"alice\"\nmailbox = \"Public/info\"\n[[address]]\nmatch = \"team@x.test\"\nuser = \"alice\"\nmailbox = \"Public/info\"";
     let config = store.configure("duplicate_window = \"0\"", more);
-    let text = fs::read_to_string(&config).unwrap();
-    let text = text.replace(
-        "type = \"public\"",
-        "type = \"public\"\nduplicate_message_ids = \"1d\"",
-    );
-    fs::write(&config, text).unwrap();
+    let once = "type = \"public\"\nduplicate_message_ids = \"1d\"";
+    replace_in(&config, "type = \"public\"", once);
     let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
     let info = store.path("public/.info");
     let both = server
@@ -422,13 +418,8 @@ fn message_ids_of_an_alias() {
             "[namespace.old]\nprefix = \"mail/\"\nseparator = \"/\"\nalias_for = \"inbox\"\nhidden = true\nlist = \"no\"\n{of_alias}"
         );
         let config = store.configure("duplicate_window = \"0\"", &alias);
-        let text = fs::read_to_string(&config).unwrap();
-        let text = text.replacen(
-            "inbox = true",
-            "inbox = true\nduplicate_message_ids = \"1d\"",
-            1,
-        );
-        fs::write(&config, text).unwrap();
+        let once = "inbox = true\nduplicate_message_ids = \"1d\"";
+        replace_in(&config, "inbox = true", once);
         let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
         let both = ["alice+Work@x.test", "alice+mail/Work@x.test"];
         let replies = both.map(|it| server.client().deliver(&[it], LETTER).remove(0));

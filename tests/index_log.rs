@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use support::imap::Imap;
 use support::peers::{Dovecot, VERSIONS, Version};
-use support::{MAIL, Server, Store, not_root, own, uid_of};
+use support::{MAIL, Server, Store, not_root, own, replace_in, replaced, uid_of};
 
 fn deliver(server: &Server, recipient: &str) -> String {
     let reply = server
@@ -147,15 +147,14 @@ fn control_and_index_files_that_lie_apart() {
                 "namespace inbox {\n  mail_control_path = ~/control\n  mail_index_path = ~/index\n",
             ),
         };
-        let Some(dovecot) = Dovecot::start_with(version, &store, |text| text.replacen(from, to, 1))
+        let Some(dovecot) = Dovecot::start_with(version, &store, |text| replaced(&text, from, to))
         else {
             return;
         };
         let config = store.configure("on_missing = \"create\"", "");
-        let text = fs::read_to_string(&config).unwrap();
         let apart =
             "inbox = true\nmail_control_path = \"~/control\"\nmail_index_path = \"~/index\"\n";
-        fs::write(&config, text.replacen("inbox = true\n", apart, 1)).unwrap();
+        replace_in(&config, "inbox = true\n", apart);
         let log = store.path("run/postroom.log");
         let server = Server::start(&config, &store.path("run/lmtp"), &log);
         let mut imap = Imap::login(dovecot.port, "alice");

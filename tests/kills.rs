@@ -14,8 +14,8 @@ use support::meddle::{Meddling, meddle_with};
 use support::peers::{Dovecot, VERSIONS};
 use support::places::PLACES;
 use support::{
-    MAIL, Store, as_user, installed, let_time_pass, not_root, own, program, run_with_input, skip,
-    unfinished,
+    MAIL, Store, as_user, installed, let_time_pass, not_root, own, program, replaced,
+    run_with_input, skip, unfinished,
 };
 
 const CALLS: [&str; 17] = [
@@ -234,7 +234,11 @@ fn an_mbox_killed_at_each_call() {
     let text = fs::read_to_string(&config).unwrap();
     let driver = "mail_driver = \"mbox\"\nmail_path = \"~/mail\"\n";
     let public = "[namespace.public]\n";
-    let text = text.replace(public, &format!("{public}mail_driver = \"maildir\"\n"));
+    let text = replaced(
+        &text,
+        public,
+        &format!("{public}mail_driver = \"maildir\"\n"),
+    );
     fs::write(&config, format!("{driver}{text}")).unwrap();
     let file = folder.join("Work");
     // The time in the line before a message has seconds.

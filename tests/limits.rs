@@ -15,19 +15,15 @@ use support::agent::Tracer;
 use support::mount::Mount;
 use support::peers::free_port;
 use support::{
-    MAIL, PATIENCE, Server, Store, as_user, installed, messages, not_root, own, program, skip,
-    wait_until, write_long_ago,
+    MAIL, PATIENCE, Server, Store, as_user, installed, messages, not_root, own, program,
+    replace_in, skip, wait_until, write_long_ago,
 };
 
 /// A server with this in place of the usual listener, and with `more` behind.
 fn serve(store: &Store, listeners: &str, delivery: &str, lmtp: &str) -> Server {
     let config = store.configure(delivery, "");
-    let text = fs::read_to_string(&config).unwrap();
-    let text = text.replace(
-        "mode = \"0666\" }]",
-        &format!("mode = \"0666\" }}{listeners}]\n{lmtp}"),
-    );
-    fs::write(&config, text).unwrap();
+    let changed = format!("mode = \"0666\" }}{listeners}]\n{lmtp}");
+    replace_in(&config, "mode = \"0666\" }]", &changed);
     Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"))
 }
 
@@ -61,18 +57,14 @@ fn each_address_has_so_many_connections() {
 fn a_mailbox_that_hangs_leaves_room_for_others() {
     let store = Store::new();
     let config = store.configure("", "");
-    let text = fs::read_to_string(&config).unwrap();
-    let text = text.replace("hostname", "mail_driver = \"mbox\"\nmail_path = \"~/mail\"\nmail_inbox_path = \"~/inbox\"\nmbox_write_locks = [\"dotlock\"]\nhostname");
-    let text = text.replace(
-        "type = \"public\"",
-        "mail_driver = \"maildir\"\ntype = \"public\"",
-    );
-    let text = text.replace(
-        "type = \"shared\"",
-        "mail_driver = \"maildir\"\ntype = \"shared\"",
-    );
+    let mbox = "mail_driver = \"mbox\"\nmail_path = \"~/mail\"\nmail_inbox_path = \"~/inbox\"\nmbox_write_locks = [\"dotlock\"]\n";
+    replace_in(&config, "hostname", &format!("{mbox}hostname"));
+    for others in ["type = \"public\"", "type = \"shared\""] {
+        let maildir = format!("mail_driver = \"maildir\"\n{others}");
+        replace_in(&config, others, &maildir);
+    }
     let limits = "[lmtp]\nmax_per_user = 4\nmax_waiting_per_user = 3";
-    fs::write(&config, text.replace("[lmtp]", limits)).unwrap();
+    replace_in(&config, "[lmtp]", limits);
     let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
     for user in ["alice", "bob"] {
         store
@@ -219,15 +211,7 @@ fn a_full_spool_is_said_before_the_message_comes() {
         return;
     };
     let config = store.configure("", "");
-    let spool = store.path("spool").display().to_string();
-    let text = fs::read_to_string(&config).unwrap();
-    let run = store.path("run").display().to_string();
-    let text = text.replace(
-        &format!("spool_dir = \"{run}\""),
-        &format!("spool_dir = \"{spool}\""),
-    );
-    assert!(text.contains(&spool));
-    fs::write(&config, text).unwrap();
+    store.move_spool(&config, "spool");
     let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
     for (size, want) in [(1_000, "354"), (5_000_000, "452 4.3.1")] {
         let mut client = server.client();
@@ -277,17 +261,8 @@ fn a_spool_that_hangs() {
     };
     own(&spool, MAIL, MAIL);
     let config = store.configure("", "");
-    let (run, there) = (store.path("run"), spool.display());
-    let text = fs::read_to_string(&config).unwrap();
-    let text = text.replace(
-        &format!("spool_dir = \"{}\"", run.display()),
-        &format!("spool_dir = \"{there}\""),
-    );
-    fs::write(
-        &config,
-        text.replace("[lmtp]", "[lmtp]\ndata_deadline = \"1s\""),
-    )
-    .unwrap();
+    store.move_spool(&config, "spool");
+    replace_in(&config, "[lmtp]", "[lmtp]\ndata_deadline = \"1s\"");
     let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
     let large = b"0123456789abcdef0123456789abcdef0123456789\r\n".repeat(60_000);
     let send = |message: &[u8]| {

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use support::imap::Imap;
 use support::peers::{Dovecot, Exim, VERSIONS, Version};
-use support::{MAIL, Server, Store, corpus, installed, not_root, skip};
+use support::{MAIL, Server, Store, corpus, installed, not_root, replace_in, replaced, skip};
 
 /// The documents' "Mixed mbox and Maildir": INBOX is an mbox in a spool, folders are Maildirs, and `#mbox/` has mboxes too.
 fn mixed(store: &Store) -> PathBuf {
@@ -29,17 +29,15 @@ fn mixed(store: &Store) -> PathBuf {
          [namespace.inbox]\nseparator = \"/\"\nprefix = \"\"\nmail_path = \"~/Maildir\"\n",
         spool.display()
     );
-    assert!(text.contains(inbox));
-    store.configure("", "");
-    fs::write(store.path("postroom.toml"), text.replace(inbox, &both)).unwrap();
-    store.path("postroom.toml")
+    let config = store.configure("", "");
+    fs::write(&config, replaced(&text, inbox, &both)).unwrap();
+    config
 }
 
 fn dovecot(version: Version, store: &Store) -> Option<Dovecot> {
     let spool = store.scratch.text("spool");
     Dovecot::start_with(version, store, |text| {
         let inbox = "namespace inbox {\n  separator = /\n  prefix =\n  inbox = yes\n}\n";
-        assert!(text.contains(inbox));
         let place = match version {
             Version::V23 => format!("  location = mbox:~/mail:INBOX={spool}/%n\n"),
             Version::V24 => format!(
@@ -53,7 +51,7 @@ fn dovecot(version: Version, store: &Store) -> Option<Dovecot> {
         // As procmail and Exim: those and a Dovecot with Debian's order wait for each other for minutes.
         let locks = "mbox_write_locks = dotlock fcntl\n";
         let (first, rest) = text.split_once("base_dir").unwrap();
-        format!("{first}{locks}base_dir{}", rest.replace(inbox, &both))
+        format!("{first}{locks}base_dir{}", replaced(rest, inbox, &both))
     })
 }
 
@@ -926,9 +924,8 @@ fn what_can_be_no_mbox() {
         for on_denied in ["inbox", "reject"] {
             let store = Store::new();
             let config = mixed(&store);
-            let text = fs::read_to_string(&config).unwrap();
             let denied = format!("[delivery]\non_denied = \"{on_denied}\"\n");
-            fs::write(&config, text.replace("[delivery]\n", &denied)).unwrap();
+            replace_in(&config, "[delivery]\n", &denied);
             let file = store.path(&format!("home/alice/mail/{name}"));
             if let Some(there) = there {
                 fs::write(&file, there).unwrap();

@@ -16,8 +16,8 @@ use support::mount::Mount;
 use support::peers::Postfix;
 use support::{
     Lmtp, MAIL, PATIENCE, Scratch, Server, Store, as_user, children_of, installed, messages,
-    messages_below, not_root, program, run_with_input, signal, skip, unfinished, wait_until,
-    write_long_ago,
+    messages_below, not_root, program, replace_in, run_with_input, signal, skip, unfinished,
+    wait_until, write_long_ago,
 };
 
 const LETTER: &[u8] = b"Subject: x\n\nhello\n";
@@ -944,16 +944,8 @@ fn nobody_becomes_root() {
             &format!("u1::{line}::{home}::{extra}\nu2::20002:20002::{home}2::\n"),
         );
         let config = site.configure("");
-        let text = fs::read_to_string(&config).unwrap();
-        let path = users.display();
-        fs::write(
-            &config,
-            text.replace(
-                "passwd = {}",
-                &format!("passwd-file = {{ path = \"{path}\" }}"),
-            ),
-        )
-        .unwrap();
+        let userdb = format!("passwd-file = {{ path = \"{}\" }}", users.display());
+        replace_in(&config, "passwd = {}", &userdb);
         let (socket, log) = (site.scratch.path("run/lmtp"), site.scratch.path("run/log"));
         let server = Server::start_as_root(&config, &socket, &log);
         let reply = server.client().deliver(&["u1@x"], LETTER).remove(0);
@@ -980,13 +972,8 @@ fn what_only_root_may_read() {
     write_long_ago(&users, &format!("u1::20001:20001::{home}::\n"));
     fs::set_permissions(&users, fs::Permissions::from_mode(0o600)).unwrap();
     let config = site.configure("");
-    let text = fs::read_to_string(&config).unwrap();
-    let path = users.display();
-    let text = text.replace(
-        "passwd = {}",
-        &format!("passwd-file = {{ path = \"{path}\" }}"),
-    );
-    fs::write(&config, text).unwrap();
+    let userdb = format!("passwd-file = {{ path = \"{}\" }}", users.display());
+    replace_in(&config, "passwd = {}", &userdb);
     let run = |name: &str, arguments: &[&str], input: &[u8]| {
         let mut command = program(name);
         command.arg("-c").arg(&config).args(arguments);
@@ -1022,13 +1009,8 @@ fn a_store_that_is_mounted_later() {
     let group = format!("userdb_mail_access_groups={GROUP}");
     write_long_ago(&users, &format!("u0::20000:20000::{home}::{group}\n"));
     let config = site.configure("");
-    let text = fs::read_to_string(&config).unwrap();
-    let path = users.display();
-    let text = text.replace(
-        "passwd = {}",
-        &format!("passwd-file = {{ path = \"{path}\" }}"),
-    );
-    fs::write(&config, text).unwrap();
+    let userdb = format!("passwd-file = {{ path = \"{}\" }}", users.display());
+    replace_in(&config, "passwd = {}", &userdb);
     let log = site.scratch.path("run/log");
     let server = Server::start_as_root(&config, &site.scratch.path("run/lmtp"), &log);
     let deliver = || {
@@ -1228,10 +1210,9 @@ fn one_uid_for_all_users() {
     }
     write_long_ago(&site.scratch.path("users"), &users);
     let config = site.configure("");
-    let text = fs::read_to_string(&config).unwrap();
     let path = site.scratch.text("users");
     let userdb = format!("passwd-file = {{ path = \"{path}\" }}");
-    fs::write(&config, text.replace("passwd = {}", &userdb)).unwrap();
+    replace_in(&config, "passwd = {}", &userdb);
     let log = site.scratch.path("run/log");
     let server = Server::start_as_root(&config, &site.scratch.path("run/lmtp"), &log);
     let all = ["u0@x", "u1@x", "u2@x", "u3@x"];

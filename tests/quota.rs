@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use support::peers::{Dovecot, VERSIONS};
-use support::{MAIL, Server, Store, messages, messages_below, write_long_ago};
+use support::{MAIL, Server, Store, messages, messages_below, replaced, write_long_ago};
 
 const LIMIT: &str = "[quota]\ndriver = \"maildir\"\nstorage_grace = \"0\"\n";
 
@@ -175,7 +175,8 @@ fn what_is_answered_where_it_is_full() {
         let mut text = fs::read_to_string(&config).unwrap();
         match more {
             "trusted" => {
-                text = text.replace("mode = \"0666\" }", "mode = \"0666\", trusted = true }")
+                let trusted = "mode = \"0666\", trusted = true }";
+                text = replaced(&text, "mode = \"0666\" }", trusted)
             }
             more => text = format!("{more}\n{text}"),
         }
@@ -260,7 +261,7 @@ fn whose_limits() {
             "public" => format!(
                 "{text}\n[namespace.public.quota]\nstorage_size = \"1k\"\nstorage_grace = \"0\"\n"
             ),
-            change => text.replace(private, &format!("{private}\n{change}")),
+            change => replaced(&text, private, &format!("{private}\n{change}")),
         };
         fs::write(&config, text).unwrap();
         let users = fs::read_to_string(store.path("users")).unwrap();

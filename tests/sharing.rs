@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use support::imap::Imap;
 use support::peers::{Dovecot, Version};
-use support::{MAIL, Store, messages, not_root, program};
+use support::{MAIL, Store, messages, not_root, program, replace_in, replaced};
 
 /// A store with a map of shares, and a Dovecot on it that lets clients set rights.
 struct Shared {
@@ -37,10 +37,8 @@ impl Shared {
         let map = format!("{root}/db/shared-mailboxes");
         let dovecot = Dovecot::start_with(version, &store, |text| match version {
             Version::V23 => {
-                let text = text.replace(
-                    "acl = vfile\n",
-                    &format!("acl = vfile\n  acl_shared_dict = file:{map}\n"),
-                );
+                let dict = format!("acl = vfile\n  acl_shared_dict = file:{map}\n");
+                let text = replaced(&text, "acl = vfile\n", &dict);
                 format!("{text}protocol imap {{\n  mail_plugins = $mail_plugins imap_acl\n}}\n")
             }
             Version::V24 => format!(
@@ -548,9 +546,8 @@ fn an_inbox_that_lies_elsewhere() {
         store.scratch.text("")
     );
     let config = store.configure("", &more);
-    let text = fs::read_to_string(&config).unwrap();
     let elsewhere = "[namespace.inbox]\nmail_inbox_path = \"~/Maildir/.INBOX\"";
-    fs::write(&config, text.replace("[namespace.inbox]", elsewhere)).unwrap();
+    replace_in(&config, "[namespace.inbox]", elsewhere);
     let mut command = program("postroom");
     command
         .arg("-c")

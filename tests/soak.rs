@@ -22,8 +22,8 @@ use support::peers::{Postfix, VERSIONS, Version, lines_of};
 use support::places::{self, INBOX, KEYWORD, LINKED, MBOX, NEW, PLACES, PUBLIC, Place};
 use support::random::Random;
 use support::{
-    Lmtp, MAIL, Server, Store, as_user, children_of, installed, not_root, own, program, skip,
-    stuffed, subject, uid_of,
+    Lmtp, MAIL, Server, Store, as_user, children_of, installed, not_root, own, program, replace_in,
+    skip, stuffed, subject, uid_of,
 };
 
 /// Deliveries to a mailbox that its first one makes.
@@ -397,9 +397,7 @@ fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
         format!("duplicate_window = \"{window}\"\nduplicate_db = \"{root}/db/duplicates.db\"\n");
     store.scratch.dir("db", 0, 0, 0o777);
     let config = places::configure(&store, "", &delivery, "");
-    let text = fs::read_to_string(&config).unwrap();
-    let verbose = text.replace("[lmtp]\n", "[lmtp]\nverbose_replies = true\n");
-    fs::write(&config, verbose).unwrap();
+    replace_in(&config, "[lmtp]\n", "[lmtp]\nverbose_replies = true\n");
     let Some(dovecot) = places::dovecot(version, &store) else {
         return;
     };

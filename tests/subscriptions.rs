@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 
 use support::imap::Imap;
 use support::peers::{Dovecot, Version};
-use support::{MAIL, Store, as_user, not_root, program, run_with_input};
+use support::{MAIL, Store, as_user, not_root, program, replaced, run_with_input};
 
 const MESSAGE: &[u8] = b"Subject: x\n\nx\n";
 const ON: &str = "lda_mailbox_autosubscribe = true\n";
@@ -39,7 +39,8 @@ fn hidden_in_dovecot(text: String) -> String {
 }
 
 fn own_in_dovecot(text: String) -> String {
-    text.replacen("subscriptions = no", "subscriptions = yes", 1)
+    let (before, after) = text.split_once("subscriptions = no").unwrap();
+    format!("{before}subscriptions = yes{after}")
 }
 
 fn hidden(config: String) -> String {
@@ -54,7 +55,8 @@ fn hidden(config: String) -> String {
 }
 
 fn own(config: String) -> String {
-    config.replacen("subscriptions = false", "subscriptions = true", 1)
+    let (before, after) = config.split_once("subscriptions = false").unwrap();
+    format!("{before}subscriptions = true{after}")
 }
 
 /// As a second name for the INBOX's namespace, with a file of its own.
@@ -67,7 +69,8 @@ fn alias_in_dovecot(text: String) -> String {
         }
     };
     let text = hidden_in_dovecot(text);
-    text.replace(
+    replaced(
+        &text,
         "namespace subscriptions {\n",
         &format!("namespace subscriptions {{\n  {own}"),
     )

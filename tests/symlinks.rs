@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use support::imap::Imap;
 use support::peers::{Dovecot, VERSIONS, Version};
-use support::{MAIL, Server, Store, as_user, not_root, program, run_with_input};
+use support::{
+    MAIL, Server, Store, as_user, not_root, program, replace_in, replaced, run_with_input,
+};
 
 /// How the private mailboxes of all users are kept.
 struct Format {
@@ -378,9 +380,8 @@ fn symlinks_that_are_not_followed() {
             // The admin may name more roots.
             if what == "out of the roots" {
                 let roots = format!("mail_roots = [\"{}/elsewhere\"]", store.scratch.text(""));
-                let text = fs::read_to_string(&config).unwrap();
-                let text = text.replace("[delivery]\n", &format!("[delivery]\n{roots}\n"));
-                fs::write(&config, text).unwrap();
+                let roots = format!("[delivery]\n{roots}\n");
+                replace_in(&config, "[delivery]\n", &roots);
                 assert_eq!(lda(&config, "Work").0, 0, "{case}");
             }
         }
@@ -464,7 +465,7 @@ fn a_link_above_opens_no_group_of_the_server() {
             let inbox = format!(
                 "[namespace.inbox]\nmail_driver = \"{driver}\"\nmail_path = \"~/mail\"\nmailbox_list_layout = \"fs\"\n"
             );
-            let text = text.replacen("[namespace.inbox]\n", &inbox, 1);
+            let text = replaced(&text, "[namespace.inbox]\n", &inbox);
             let more = "mail_access_groups = [\"users\"]\nmbox_write_locks = [\"fcntl\"]\n";
             fs::write(&config, format!("{more}{text}")).unwrap();
             let home = store.scratch.text("home/alice");

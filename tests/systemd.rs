@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use support::machine::{Machine, contrib};
 use support::peers::cache;
-use support::{Lmtp, PATIENCE, not_root, skip};
+use support::{Lmtp, PATIENCE, not_root, replaced, skip};
 
 const LETTER: &[u8] = b"Subject: unit\r\n\r\nHello\r\n";
 
@@ -174,9 +174,8 @@ fn one_account() {
     );
 
     // With the socket unit an MTA that comes before the server waits for it.
-    let given = ONE
-        .replace("/run/postroom/lmtp", "/run/postroom.sock")
-        .replace(", group = \"postfix\"", "");
+    let given = replaced(ONE, "/run/postroom/lmtp", "/run/postroom.sock");
+    let given = replaced(&given, ", group = \"postfix\"", "");
     fs::write(machine.path("/etc/postroom/postroom.toml"), given).unwrap();
     machine.start("postroom.socket");
     assert_eq!(machine.property("ActiveState"), "inactive");

@@ -61,6 +61,7 @@ pub fn run(path: Option<&Path>, command: &Command, out: &mut impl Write) -> io::
 /// Why there is no answer, and the exit code.
 pub struct Failed(pub u8, pub String);
 
+/// What a step of `postroom share` comes to.
 pub type Answer<T> = Result<T, Failed>;
 /// A map, and those of its users who are meant.
 type MapOf = (Map, BTreeSet<String>);

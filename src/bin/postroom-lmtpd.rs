@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use postroom::config::{self, Config, HandOver, Isolation, Service, Workers};
+use postroom::config::{self, Config, Isolation, LdaServer, Service, Workers};
 use postroom::deliver::{Core, Settings};
 use postroom::handover;
 use postroom::lmtp::listeners::Listeners;
@@ -132,7 +132,7 @@ struct Server {
     ldas: Vec<Bound>,
     shows: Vec<Bound>,
     notify: hook::Settings,
-    hand_over: HandOver,
+    lda_server: LdaServer,
     service: Service,
     workers: Workers,
     stdio: bool,
@@ -154,7 +154,7 @@ impl Server {
             false => (
                 &config.lmtp.listen[..],
                 &config.socketmap[..],
-                &config.hand_over.listen[..],
+                &config.lda_server.listen[..],
                 &config.status[..],
             ),
         };
@@ -170,7 +170,7 @@ impl Server {
             ldas: listeners.of(ldas)?,
             shows: listeners.of(shows)?,
             notify: config.notify.clone(),
-            hand_over: config.hand_over.clone(),
+            lda_server: config.lda_server.clone(),
             lmtp: Arc::new(config.lmtp),
             service: config.service,
             workers: config.workers,
@@ -244,7 +244,7 @@ impl Server {
         let ldas = handover::serve(
             self.ldas,
             runner.clone(),
-            self.hand_over,
+            self.lda_server,
             Arc::clone(&self.lmtp),
             stopped.clone(),
         );

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::listeners::{self, hand_over, socketmap};
+use super::listeners::{self, lda_server, socketmap};
 use super::map::{addresses, routes};
 use super::observe::{notify, status};
 use super::placement::placement;
@@ -64,7 +64,7 @@ pub fn read(root: &Section<'_>) -> Config {
     // A program of Dovecot's would inherit it, and writes where no worker of ours does.
     workers.landlock &= !delivery.runs_programs();
     delivery.landlock = workers.landlock;
-    let hand_over = hand_over(root);
+    let lda_server = lda_server(root);
     let (status, notify) = (status(root), notify(root, &delivery.hostname));
     root.finish();
     Config {
@@ -73,7 +73,7 @@ pub fn read(root: &Section<'_>) -> Config {
         socketmap,
         service,
         workers,
-        hand_over,
+        lda_server,
         status,
         notify,
         sharing_map,

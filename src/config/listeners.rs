@@ -15,6 +15,7 @@ use crate::message::body::Spool;
 use crate::run::turns;
 use crate::sys::nss;
 
+/// `[lmtp]`, and TLS for it.
 pub fn lmtp(root: &Section<'_>, hostname: String, delivery: &Settings) -> lmtp::Settings {
     let section = root.section("lmtp");
     let tables = section.tables("listen");
@@ -106,13 +107,13 @@ fn tls(root: &Section<'_>) -> (Option<Files>, bool) {
         root.text("ssl_server_cert_file"),
         root.text("ssl_server_key_file"),
     );
-    let only_tls13 = root.choice("ssl_min_protocol", &versions, Some(false));
+    let only_tls13 = root.choice_or("ssl_min_protocol", &versions, false);
     let ssl = root.choice("ssl", &words, None);
     let files = match (certificate, key) {
         (Some(certificate), Some(key)) => Some(Files {
             certificate: certificate.into(),
             key: key.into(),
-            only_tls13: only_tls13 == Some(true),
+            only_tls13,
         }),
         (None, None) => None,
         (Some(_), None) => {
@@ -175,19 +176,20 @@ pub fn socketmap(root: &Section<'_>) -> Vec<Listen> {
     listen
 }
 
-/// `[lda]`: who may hand messages over to the server.
+/// `[lda]`: the server that LDAs hand their messages over to, where their own rights do not suffice.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HandOver {
+pub struct LdaServer {
     /// Unix sockets.
     pub listen: Vec<Listen>,
     /// Those who deliver to others too.
     pub trusted_uids: Vec<u32>,
-    /// Messages of one uid.
+    /// Messages that one uid hands over at once (`max_at_once`); never 0.
     pub at_once: u32,
+    /// And in a minute (`max_per_minute`); never 0.
     pub a_minute: u32,
 }
 
-impl HandOver {
+impl LdaServer {
     /// Where an LDA finds the server.
     pub fn socket(&self) -> Option<&Path> {
         self.listen.iter().find_map(|it| match it {
@@ -197,7 +199,8 @@ impl HandOver {
     }
 }
 
-pub fn hand_over(root: &Section<'_>) -> HandOver {
+/// `[lda]`
+pub fn lda_server(root: &Section<'_>) -> LdaServer {
     let section = root.section("lda");
     let tables = section.tables("listen");
     let listen: Vec<Listen> = tables.iter().filter_map(plain_listener).collect();
@@ -226,14 +229,14 @@ pub fn hand_over(root: &Section<'_>) -> HandOver {
             }
             found
         });
-    let hand_over = HandOver {
+    let lda_server = LdaServer {
         listen,
         trusted_uids: trusted.collect(),
         at_once: number("max_at_once", 4),
         a_minute: number("max_per_minute", 120),
     };
     section.finish();
-    hand_over
+    lda_server
 }
 
 /// Where mail servers expect SMTP they would take each other's replies for something else (RFC 2033, 5).

@@ -11,13 +11,14 @@ use crate::deliver::settings::Subject;
 use crate::mailbox::namespace::OnMissing;
 use crate::message::{Address, Flags, Keywords};
 
+/// `[[address]]`; its tables are read apart.
 pub fn addresses(root: &Section<'_>) -> AddressMap {
     let mut map = AddressMap::default();
     for (number, section) in (1..).zip(root.tables("address")) {
         let (pattern, mailbox) = (required(&section, "match"), required(&section, "mailbox"));
         let user = required(&section, "user");
         let subject = section.choice("subject", &Subject::WORDS, None);
-        let on_missing = section.choice("on_missing", &OnMissing::WORDS, Some(OnMissing::Parent));
+        let on_missing = section.choice_or("on_missing", &OnMissing::WORDS, OnMissing::Parent);
         section.finish();
         let (Some(pattern), Some(mailbox), Some(user)) = (pattern, mailbox, user) else {
             continue;
@@ -26,7 +27,7 @@ pub fn addresses(root: &Section<'_>) -> AddressMap {
             mailbox,
             user,
             subject,
-            on_missing: on_missing.unwrap_or(OnMissing::Parent),
+            on_missing,
             from: format!("address {number} ({pattern})"),
         };
         let key = pattern.to_lowercase();
@@ -84,6 +85,7 @@ fn tables(section: &Section<'_>) -> Vec<Table> {
     tables
 }
 
+/// `[[route]]`
 pub fn routes(root: &Section<'_>) -> Vec<Route> {
     let mut routes = Vec::new();
     for (number, section) in (1..).zip(root.tables("route")) {
@@ -143,6 +145,7 @@ fn flags(section: &Section<'_>) -> (Flags, Keywords) {
     (flags, keywords)
 }
 
+/// A text that must be set; none: it is not, and that is an error now.
 pub fn required(section: &Section<'_>, key: &'static str) -> Option<String> {
     let text = section.text(key);
     if text.is_none() && !section.has(key) {

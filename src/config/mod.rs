@@ -26,7 +26,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use listeners::HandOver;
+pub use listeners::LdaServer;
 use overrides::Overrides;
 pub use report::{Errors, Problem};
 pub use section::Setting;
@@ -52,7 +52,8 @@ pub struct Config {
     pub socketmap: Vec<Listen>,
     pub service: Service,
     pub workers: Workers,
-    pub hand_over: HandOver,
+    /// Where LDAs hand over what they may not store.
+    pub lda_server: LdaServer,
     /// Where the server shows what it does.
     pub status: Vec<Listen>,
     /// Who is told of new messages.

@@ -31,6 +31,7 @@ impl Overrides {
         }
     }
 
+    /// The file's table with the settings over it, and every error of syntax in either. Places count in `text`.
     pub fn parse(&self) -> (DeTable<'_>, Vec<Error>) {
         let (table, mut errors) = DeTable::parse_recoverable(&self.text[..self.file]);
         let mut table = table.into_inner();

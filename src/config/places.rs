@@ -25,7 +25,7 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
             None => above.and_then(of),
         }
     };
-    let driver = section.choice(
+    let driver = section.choice_or(
         "mail_driver",
         &[
             ("maildir", Driver::Maildir),
@@ -33,9 +33,8 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
             ("sdbox", Driver::Sdbox),
             ("mdbox", Driver::Mdbox),
         ],
-        Some(above.map_or(Driver::Maildir, |above| above.driver)),
+        above.map_or(Driver::Maildir, |above| above.driver),
     );
-    let driver = driver.unwrap_or(Driver::Maildir);
     // What the file says of another driver is not meant for this one.
     let alike = above.filter(|above| above.driver == driver);
     let (usual_layout, usual_subscriptions) = match driver {
@@ -43,16 +42,16 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
         Driver::Mbox => (Layout::Fs, ".subscriptions"),
         Driver::Sdbox | Driver::Mdbox => (Layout::Fs, "subscriptions"),
     };
-    let layout = section.choice(
+    let layout = section.choice_or(
         "mailbox_list_layout",
         &[
             ("maildir++", Layout::MaildirPlusPlus),
             ("fs", Layout::Fs),
             ("index", Layout::Index),
         ],
-        Some(alike.map_or(usual_layout, |above| above.layout)),
+        alike.map_or(usual_layout, |above| above.layout),
     );
-    if driver == Driver::Mbox && layout == Some(Layout::MaildirPlusPlus) {
+    if driver == Driver::Mbox && layout == Layout::MaildirPlusPlus {
         section.error(
             "mailbox_list_layout",
             "mboxes lie in nested directories",
@@ -109,7 +108,7 @@ pub fn location(section: &Section<'_>, above: Option<&Location>) -> Location {
         index_private_path: template("mail_index_private_path", |above| {
             above.index_private_path.clone()
         }),
-        layout: layout.unwrap_or(usual_layout),
+        layout,
         utf8: section.flag("mailbox_list_utf8", above.is_some_and(|above| above.utf8)),
         directory_name: section
             .text("mailbox_directory_name")
@@ -132,6 +131,7 @@ fn agent(section: &Section<'_>) -> Option<Agent> {
         .ok()
 }
 
+/// `[namespace.NAME]` in the order of the file, but for disabled ones. `above`: the `mail_*` settings outside of them.
 pub fn namespaces(root: &Section<'_>, above: &Location) -> Vec<Namespace> {
     let sections = root.sections("namespace");
     let mut all: Vec<Namespace> = sections
@@ -196,9 +196,7 @@ fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
         ("public", Kind::Public),
         ("shared", Kind::Shared),
     ];
-    let kind = section
-        .choice("type", &kinds, Some(Kind::Private))
-        .unwrap_or(Kind::Private);
+    let kind = section.choice_or("type", &kinds, Kind::Private);
     let location = location(section, Some(above));
     if section.has("hand_over") && location.dovecots().is_none() {
         section.warning(
@@ -248,9 +246,7 @@ fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
         list: match section.is_flag("list") {
             true if section.flag("list", true) => List::Yes,
             true => List::No,
-            false => section
-                .choice("list", &lists, Some(List::Yes))
-                .unwrap_or(List::Yes),
+            false => section.choice_or("list", &lists, List::Yes),
         },
         subscriptions: section.flag("subscriptions", true),
         alias_for: section.text("alias_for"),
@@ -367,9 +363,7 @@ fn mailbox(name: &str, section: &Section<'_>) -> MailboxBlock {
     }
     let block = MailboxBlock {
         name: name.nfc().collect(),
-        auto: section
-            .choice("auto", &autos, Some(Auto::No))
-            .unwrap_or(Auto::No),
+        auto: section.choice_or("auto", &autos, Auto::No),
         special_use,
         acl: rules(&section.section("acl")),
         quota_ignore: section.flag("quota_ignore", false),

@@ -60,6 +60,7 @@ fn warning(section: &Section<'_>) -> Option<Warning> {
     })
 }
 
+/// The limits of `[quota]`, or of a namespace's own.
 pub fn limits(section: &Section<'_>) -> Limits {
     let usual = Limits::default();
     let number = |key, default: u64| {

@@ -41,6 +41,7 @@ impl Errors {
         }
     }
 
+    /// Not warnings alone.
     pub fn is_fatal(&self) -> bool {
         self.problems.iter().any(|problem| !problem.is_warning)
     }

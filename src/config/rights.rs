@@ -27,6 +27,7 @@ pub fn check_open(root: &Section<'_>, namespaces: &[Namespace]) {
     }
 }
 
+/// `[acl]`. Without it a public or shared namespace is an error: nobody has said who may store there.
 pub fn acl(root: &Section<'_>, namespaces: &[Namespace]) -> Acl {
     check_open(root, namespaces);
     let section = root.section("acl");

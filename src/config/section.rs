@@ -27,6 +27,7 @@ pub struct Setting {
 /// What is collected while a file is read.
 #[derive(Debug)]
 pub struct Notes<'t> {
+    /// What places of problems point into.
     pub text: &'t str,
     pub problems: RefCell<Vec<Problem>>,
     /// None: nobody will ask how it came out.
@@ -44,6 +45,7 @@ pub struct Section<'t> {
 }
 
 impl<'t> Section<'t> {
+    /// The table outside of all sections.
     pub fn root(notes: &'t Notes<'t>, table: &'t DeTable<'t>) -> Section<'t> {
         Section::new(notes, String::new(), Some(table), 0..0)
     }
@@ -75,10 +77,12 @@ impl<'t> Section<'t> {
         entry.map_or(self.place.clone(), |(_, value)| value.span())
     }
 
+    /// Where `key` stands, or its section; an empty `advice` is none. The config is not used.
     pub fn error(&self, key: &str, message: impl Into<String>, advice: impl Into<String>) {
         self.note(key, message.into(), advice.into(), false);
     }
 
+    /// [`error`](Section::error) that stops nobody.
     pub fn warning(&self, key: &str, message: impl Into<String>, advice: impl Into<String>) {
         self.note(key, message.into(), advice.into(), true);
     }
@@ -115,6 +119,7 @@ impl<'t> Section<'t> {
             .is_some_and(|value| value.get_ref().is_array())
     }
 
+    /// This and those below read one setting, which is known from then on. None: not set, or of another type, an error.
     pub fn text(&self, key: &'static str) -> Option<String> {
         let text = self.typed(key, "a text in quotes", |value| {
             value.as_str().map(str::to_owned)
@@ -155,7 +160,7 @@ impl<'t> Section<'t> {
         number
     }
 
-    /// One word of a closed set.
+    /// [`choice`](Section::choice) of a setting that is never missing.
     pub fn choice_or<T: Copy + PartialEq>(
         &self,
         key: &'static str,
@@ -165,6 +170,7 @@ impl<'t> Section<'t> {
         self.choice(key, words, Some(default)).unwrap_or(default)
     }
 
+    /// One word of a closed set. A word that is not of it is an error, and the default stands for it.
     pub fn choice<T: Copy + PartialEq>(
         &self,
         key: &'static str,
@@ -206,6 +212,7 @@ impl<'t> Section<'t> {
         self.or_default(key, self.template(key), default)
     }
 
+    /// [`path_template`](Section::path_template) that is never missing.
     pub fn path_template_or(&self, key: &'static str, default: &str) -> Template {
         self.or_default(key, self.path_template(key), default)
     }
@@ -246,6 +253,7 @@ impl<'t> Section<'t> {
         }
     }
 
+    /// A list of texts; empty where it is not set.
     pub fn texts(&self, key: &'static str) -> Vec<String> {
         self.texts_or(key, &[])
     }

@@ -42,6 +42,7 @@ fn id(section: &Section<'_>, key: &'static str, (kind, find): IdKind) -> Option<
     found
 }
 
+/// `mail_uid`, `first_valid_uid`, `mail_access_groups` and the like. `hostname`: for the variables of userdbs.
 pub fn limits(root: &Section<'_>, hostname: &str) -> Limits {
     let defaults = Limits::default();
     let groups = root
@@ -151,6 +152,7 @@ fn directory(section: &Section<'_>) -> Option<Directory> {
     Some(directory)
 }
 
+/// `[[userdb]]`; where there is none, `/etc/passwd`.
 pub fn userdbs(root: &Section<'_>) -> Vec<Userdb> {
     let sections = root.tables("userdb");
     if sections.is_empty() {

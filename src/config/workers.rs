@@ -14,6 +14,7 @@ pub struct Workers {
     pub isolation: Isolation,
     /// Whom the process becomes that talks to clients, where the config names somebody.
     named: Option<String>,
+    /// Workers can open nothing but mail, where the kernel knows how.
     pub landlock: bool,
     pub limits: Limits,
 }
@@ -38,6 +39,7 @@ impl Workers {
     }
 }
 
+/// `workers.isolation`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isolation {
     /// A process for clients, and one for each identity that has mail.
@@ -55,10 +57,11 @@ fn usual_front_user() -> String {
     found.unwrap_or(FRONT_USERS[0]).to_owned()
 }
 
+/// `[workers]`
 pub fn workers(root: &Section<'_>) -> Workers {
     let section = root.section("workers");
     let isolations = [("process", Isolation::Process), ("none", Isolation::None)];
-    let isolation = section.choice("isolation", &isolations, Some(Isolation::Process));
+    let isolation = section.choice_or("isolation", &isolations, Isolation::Process);
     let named = section.text("front_user");
     match &named {
         // Not now: the name service may load half a system for somebody who is not there.
@@ -78,7 +81,7 @@ pub fn workers(root: &Section<'_>) -> Workers {
         number
     };
     let workers = Workers {
-        isolation: isolation.unwrap_or(Isolation::Process),
+        isolation,
         named,
         landlock: section.flag("landlock", true),
         limits: Limits {

@@ -11,6 +11,8 @@ use super::{Row, Rows};
 /// How long another writer may take.
 const BUSY: Duration = Duration::from_secs(10);
 
+/// [`Database::transaction`](super::Database::transaction) in this file; one that may not be written will do where `work` only
+/// reads.
 pub fn transaction(
     path: &Path,
     work: &mut dyn FnMut(&mut dyn super::Transaction) -> Result<(), String>,

@@ -17,6 +17,7 @@ use crate::fault::{Code, Fault};
 use crate::mailbox::acl::store;
 use crate::mailbox::agent::Agent;
 use crate::mailbox::location::Driver;
+use crate::maildir::created::Created;
 use crate::maildir::save::{Demands, Written};
 use crate::maildir::{Maildir, create};
 use crate::message::{Message, Recipient};
@@ -30,7 +31,7 @@ pub struct Transaction {
     message: Arc<Message>,
     recipients: usize,
     heard: Heard,
-    copies: Mutex<HashMap<Sort, Copy>>,
+    shared: Mutex<HashMap<LinkKey, SharedFile>>,
 }
 
 /// Whether anybody will hear the answer.
@@ -40,11 +41,10 @@ pub struct Heard {
     abandoned: Arc<AtomicBool>,
 }
 
-/// Messages of one sort are the same bytes with the same mode and group on one file system: one is written, the
-/// others are links to it.
-type Sort = (u64, u32, Option<u32>);
-/// Empty until the first that needs it has written it.
-type Copy = Arc<Mutex<Option<Arc<Written>>>>;
+/// Device, mode, group: where these are the same, the same bytes can be one file with several links.
+type LinkKey = (u64, u32, Option<u32>);
+/// Empty until the first mailbox that needs it has written it; the others link to it.
+type SharedFile = Arc<Mutex<Option<Arc<Written>>>>;
 
 impl Transaction {
     pub fn new(message: Arc<Message>, recipients: usize) -> Transaction {
@@ -52,7 +52,7 @@ impl Transaction {
             message,
             recipients,
             heard: Heard::from_now(),
-            copies: Mutex::default(),
+            shared: Mutex::default(),
         }
     }
 
@@ -111,6 +111,7 @@ impl Heard {
         }
     }
 
+    /// To be asked right before something becomes visible.
     pub fn check(&self) -> Result<(), Fault> {
         let why = match () {
             () if self.abandoned.load(Ordering::Relaxed) => "the peer is gone",
@@ -167,7 +168,7 @@ pub fn carry_out(
             .map(Arc::new)
     };
     let written = match alike {
-        true => transaction.copy(&mailbox, write)?,
+        true => transaction.write_once(&mailbox, write)?,
         false => write()?,
     };
     let (size, mode, gid) = (written.size, written.mode, written.gid);
@@ -243,7 +244,7 @@ fn open(plan: &Plan) -> Result<Maildir, Fault> {
 }
 
 /// Makes the mailbox if the plan says so, with the ACL of its parent.
-fn make(plan: &Plan) -> Result<Option<create::Created>, Fault> {
+fn make(plan: &Plan) -> Result<Option<Created>, Fault> {
     let Some(permission) = &plan.create else {
         return Ok(None);
     };
@@ -273,25 +274,25 @@ fn parent_acl(target: &Target) -> Result<Option<Vec<u8>>, Fault> {
 }
 
 impl Transaction {
-    /// The copy of this mailbox's sort; written by the first that needs it.
-    fn copy(
+    /// The file that this mailbox can link to; written by the first that needs it.
+    fn write_once(
         &self,
         mailbox: &Maildir,
         write: impl FnOnce() -> Result<Arc<Written>, Fault>,
     ) -> Result<Arc<Written>, Fault> {
         let permission = mailbox.permission();
-        let sort = (mailbox.device(), permission.file_mode, permission.gid);
-        let cell = {
-            let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(copies.entry(sort).or_default())
+        let key = (mailbox.device(), permission.file_mode, permission.gid);
+        let file = {
+            let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(shared.entry(key).or_default())
         };
         // Held while the first one writes: the others need its bytes.
-        let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(written) = cell.as_ref().filter(|written| written.remark.is_none()) {
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(written) = file.as_ref().filter(|written| written.remark.is_none()) {
             return Ok(Arc::clone(written));
         }
         let written = write()?;
-        *cell = Some(Arc::clone(&written));
+        *file = Some(Arc::clone(&written));
         Ok(written)
     }
 }

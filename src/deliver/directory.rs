@@ -90,6 +90,7 @@ impl Answers {
         self.users.values().flatten()
     }
 
+    /// Where both have an answer, that of `more` counts.
     pub fn extend(&mut self, more: Answers) {
         self.users.extend(more.users);
         self.rules.extend(more.rules);
@@ -151,6 +152,7 @@ impl<'a> Recorder<'a> {
         }
     }
 
+    /// What it has been asked, and was answered, so far.
     pub fn answers(self) -> Answers {
         self.answers.into_inner()
     }

@@ -24,7 +24,7 @@ use crate::mailbox::location::Driver;
 use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
 use crate::mailbox::permission::{Permission, SETGID, how_to_inherit};
 use crate::mailbox::quota::Usage;
-use crate::maildir::{Maildir, create};
+use crate::maildir::{Maildir, list};
 use crate::message::{Flags, Keywords};
 use crate::sys;
 use crate::sys::credentials::Credentials;
@@ -34,6 +34,7 @@ use crate::sys::dir::{self, Stat};
 #[derive(Debug)]
 pub struct Plan {
     pub target: Target,
+    /// Whose namespaces deliver.
     pub user: String,
     /// The mailbox has to be made first, with these permissions.
     pub create: Option<Permission>,
@@ -284,7 +285,7 @@ impl Inspection<'_> {
         if kept.is_some() {
             return self.existing(target, kept);
         }
-        match create::exists(&target.paths.mailbox, target.layout, target.is_inbox) {
+        match list::exists(&target.paths.mailbox, target.layout, target.is_inbox) {
             Ok(Some(_)) => self.existing(target, None),
             Ok(None) if target.create => self.creatable(target),
             Ok(None) => self.missing_target(target),

@@ -150,6 +150,7 @@ fn rule(columns: Vec<Option<String>>, from: String) -> Result<Rule, String> {
 }
 
 impl AddressFile {
+    /// Read when it is asked for the first time.
     pub fn new(path: PathBuf) -> AddressFile {
         AddressFile {
             path,

@@ -37,6 +37,7 @@ pub struct Saved {
     pub file: String,
     /// Bytes on disk.
     pub size: u64,
+    /// Of the file; 0 where nobody here knows.
     pub mode: u32,
     pub gid: u32,
     /// The server that has stored it, where it was another one, or the way to Dovecot; of the rest only what it has said is known.
@@ -166,6 +167,7 @@ impl Outcome {
         }
     }
 
+    /// None: it is stored.
     pub fn fault(&self) -> Option<&Fault> {
         match self {
             Outcome::Saved(_) => None,

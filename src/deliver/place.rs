@@ -11,7 +11,8 @@ use crate::index::{Log, Pair, State, log};
 use crate::mailbox::path::Paths;
 use crate::mailbox::permission::Permission;
 use crate::maildir::Maildir;
-use crate::maildir::create::{self, Created};
+use crate::maildir::create;
+use crate::maildir::created::Created;
 use crate::maildir::keywords;
 use crate::maildir::uidlist::{self, List, Lock};
 use crate::maildir::uidvalidity;
@@ -20,6 +21,7 @@ use crate::sys::dir::Dir;
 /// How long its locks are waited for, all together.
 pub const TIMEOUT: Duration = uidlist::TIMEOUT;
 
+/// What a delivery changes beside the message itself. Dropped, its locks are free again.
 pub struct Place<'a> {
     publishing: &'a Publishing<'a>,
     paths: &'a Paths,

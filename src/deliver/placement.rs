@@ -21,6 +21,7 @@ const PORT: u16 = 24;
 pub struct Placement {
     /// What userdbs and the table call this server.
     pub own: Vec<String>,
+    /// By their names.
     pub nodes: HashMap<String, Node>,
     pub table: Option<Table>,
     /// Whom the certificates of nodes are signed by.

@@ -72,6 +72,7 @@ impl Quotas {
         Ok(usage)
     }
 
+    /// Why a message does not fit: temporary where `quota_full_tempfail` says so.
     pub fn full(&self, quota: &Quota, why: &str) -> Fault {
         let code = match self.full_is_temporary {
             true => Code::QuotaOfDisk,

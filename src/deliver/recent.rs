@@ -27,6 +27,7 @@ const MOST_OPEN: usize = 128;
 /// One look and one mailbox for so many files that the process may have: each has four at most, and deliveries need some too.
 const FILES: u64 = 64;
 
+/// What RCPT has found, and mailboxes that are open.
 #[derive(Debug, Default)]
 pub struct Recent(Arc<Mutex<Kept>>);
 

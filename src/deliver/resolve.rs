@@ -10,6 +10,8 @@ use std::path::{Component, Path};
 
 use super::address::{self, Asked};
 use super::directory::Directory;
+use super::map::Rule;
+use super::placement::Node;
 use super::quota;
 use super::report::Line;
 use super::roots::home_of;
@@ -53,87 +55,32 @@ pub fn resolve(
         directory,
         namespaces: &namespaces,
         user: &user,
-        subject: match recipient.is_himself {
-            true => settings::Subject::Recipient,
-            false => rule
-                .as_ref()
-                .and_then(|rule| rule.subject)
-                .or_else(|| {
-                    recipient
-                        .errand
-                        .as_ref()?
-                        .subject
-                        .as_deref()
-                        .and_then(settings::Subject::parse)
-                })
-                .unwrap_or(settings.acl.subject),
-        },
+        subject: subject(settings, recipient, rule.as_ref()),
         authenticated: recipient.authenticated.as_deref(),
         refusal: recipient.refusal.as_ref(),
         recipient,
         by_rule: rule.is_some(),
     };
     let found = lookup::find(&namespaces, &mailbox, &user.name);
-    let of_namespace = found
-        .as_ref()
-        .ok()
-        .and_then(|found| found.namespace.on_missing);
-    let on_missing = match (&rule, of_namespace.unwrap_or(settings.on_missing)) {
-        // A stranger's word must not fill the queue: the address itself is what stands in.
-        (Some(rule), _) if by.is_strangers() && rule.on_missing == OnMissing::Defer => {
-            OnMissing::Parent
-        }
-        (Some(rule), _) => rule.on_missing,
-        // Whoever has the INBOX decides what stands in.
-        (None, _) if by == By::Errand => OnMissing::Reject,
-        (None, OnMissing::Defer) if by.is_strangers() => OnMissing::Inbox,
-        (None, asked) => asked,
-    };
-    let on_denied = match settings.on_denied {
-        _ if by == By::Errand => OnDenied::Reject,
-        OnDenied::Defer if by.is_strangers() => OnDenied::Inbox,
-        asked => asked,
-    };
+    let on_missing = on_missing(settings, by, rule.as_ref(), found.as_ref().ok());
+    let on_denied = on_denied(settings, by);
     let wanted = resolver.wanted(found, &mailbox, by, on_missing)?;
     if let Wanted::Elsewhere { places, .. } = &wanted {
-        let nodes: Vec<String> = places
-            .iter()
-            .map(|(name, node)| format!("{name} at {node}"))
-            .collect();
-        lines.push(Line::ok("node", nodes.join(", else ")));
+        lines.push(of_places(places));
     }
     let wants_inbox = matches!(&wanted, Wanted::Target(target) if target.own_inbox);
-    if wants_inbox && rule.is_none() && head.is_none() && !settings.routes.is_empty() {
-        let count = settings.routes.len();
-        lines.push(Line::ok(
-            "routes",
-            format!("{count} look at the header: the message decides"),
-        ));
-    }
-    if wants_inbox
-        && rule.is_none()
-        && let Some((routed, route)) = resolver.routed(head, &mut lines)?
-    {
-        return Ok(Targets {
-            recipient: recipient.shown(),
-            by: By::Route,
-            node: None,
-            subject: resolver.subject,
-            wanted: routed,
-            parents: Vec::new(),
-            inbox: Some(resolver.inbox()?),
-            on_missing: OnMissing::Inbox,
-            on_denied: OnDenied::Inbox,
-            flags: recipient.flags,
-            keywords: recipient.keywords.clone(),
-            route_flags: route.flags,
-            route_keywords: route.keywords.clone(),
-            ignores_quota: recipient.ignore_quota,
-            announced: recipient.announced.filter(|_| head.is_none()),
-            lines,
-            user,
-        });
-    }
+    let routed = match wants_inbox && rule.is_none() {
+        true => resolver.routed(head, &mut lines)?,
+        false => None,
+    };
+    let (by, wanted, on_missing, on_denied, route) = match routed {
+        // Whatever becomes of it, INBOX stands behind it.
+        Some((routed, route)) => {
+            let (on_missing, on_denied) = (OnMissing::Inbox, OnDenied::Inbox);
+            (By::Route, routed, on_missing, on_denied, Some(route))
+        }
+        None => (by, wanted, on_missing, on_denied, None),
+    };
     let parents = match (&wanted, on_missing) {
         // That it is missing is not seen here.
         (Wanted::Target(target), OnMissing::Parent) if target.hand_over.is_none() => {
@@ -142,7 +89,7 @@ pub fn resolve(
         _ => Vec::new(),
     };
     // Mail for an address of a mailbox is not for the user who delivers it.
-    let inbox = match wants_inbox || rule.is_some() {
+    let inbox = match route.is_none() && (wants_inbox || rule.is_some()) {
         true => None,
         false => Some(resolver.inbox()?),
     };
@@ -158,13 +105,64 @@ pub fn resolve(
         on_denied,
         flags: recipient.flags,
         keywords: recipient.keywords.clone(),
-        route_flags: Flags::default(),
-        route_keywords: Keywords::default(),
+        route_flags: route.map_or_else(Flags::default, |it| it.flags),
+        route_keywords: route.map_or_else(Keywords::default, |it| it.keywords.clone()),
         ignores_quota: recipient.ignore_quota,
         announced: recipient.announced.filter(|_| head.is_none()),
         lines,
         user,
     })
+}
+
+/// Whose rights count: as the address map says, else the server that sent the recipient here, else `acl.subject`.
+fn subject(settings: &Settings, recipient: &Recipient, rule: Option<&Rule>) -> settings::Subject {
+    if recipient.is_himself {
+        return settings::Subject::Recipient;
+    }
+    let of_errand = || {
+        let errand = recipient.errand.as_ref()?;
+        errand.subject.as_deref().and_then(settings::Subject::parse)
+    };
+    let of_rule = rule.and_then(|rule| rule.subject);
+    of_rule.or_else(of_errand).unwrap_or(settings.acl.subject)
+}
+
+/// What happens where the mailbox is missing.
+fn on_missing(
+    settings: &Settings,
+    by: By,
+    rule: Option<&Rule>,
+    found: Option<&Found<'_>>,
+) -> OnMissing {
+    let of_namespace = found.and_then(|found| found.namespace.on_missing);
+    match (rule, of_namespace.unwrap_or(settings.on_missing)) {
+        // A stranger's word must not fill the queue: the address itself is what stands in.
+        (Some(rule), _) if by.is_strangers() && rule.on_missing == OnMissing::Defer => {
+            OnMissing::Parent
+        }
+        (Some(rule), _) => rule.on_missing,
+        // Whoever has the INBOX decides what stands in.
+        (None, _) if by == By::Errand => OnMissing::Reject,
+        (None, OnMissing::Defer) if by.is_strangers() => OnMissing::Inbox,
+        (None, asked) => asked,
+    }
+}
+
+/// What happens where the mailbox must not be used.
+fn on_denied(settings: &Settings, by: By) -> OnDenied {
+    match settings.on_denied {
+        _ if by == By::Errand => OnDenied::Reject,
+        OnDenied::Defer if by.is_strangers() => OnDenied::Inbox,
+        asked => asked,
+    }
+}
+
+/// What the report says of mailboxes that other servers have.
+fn of_places(places: &[(String, Node)]) -> Line {
+    let nodes = places
+        .iter()
+        .map(|(name, node)| format!("{name} at {node}"));
+    Line::ok("node", nodes.collect::<Vec<_>>().join(", else "))
 }
 
 /// Makes targets for one user.
@@ -311,8 +309,16 @@ impl Resolver<'_> {
         head: Option<&[u8]>,
         lines: &mut Vec<Line>,
     ) -> Result<Option<(Wanted, &Route)>, Fault> {
-        let mut routes = self.settings.routes.iter();
-        let Some(route) = head.and_then(|head| routes.find(|route| route.takes(head))) else {
+        let routes = &self.settings.routes;
+        let Some(head) = head else {
+            if !routes.is_empty() {
+                let count = routes.len();
+                let text = format!("{count} look at the header: the message decides");
+                lines.push(Line::ok("routes", text));
+            }
+            return Ok(None);
+        };
+        let Some(route) = routes.iter().find(|route| route.takes(head)) else {
             return Ok(None);
         };
         let name = match route.mailbox.starts_with('\\') {

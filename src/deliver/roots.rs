@@ -11,7 +11,7 @@ use crate::mailbox::location::{Driver, Layout, Location};
 use crate::mailbox::name::StorageName;
 use crate::mailbox::namespace::{Kind, Namespace};
 use crate::mailbox::path::Paths;
-use crate::maildir::create::exists;
+use crate::maildir::list::exists;
 use crate::message::Recipient;
 use crate::text::template::Variables;
 use crate::user::User;

@@ -30,6 +30,7 @@ pub struct Mbox {
     pub quoting: Quoting,
 }
 
+/// Everything that a delivery goes by. What says no more here is the setting of its name.
 #[derive(Debug)]
 pub struct Settings {
     pub hostname: String,
@@ -303,6 +304,7 @@ impl DeliveryAddress {
 }
 
 impl DeliveryAddress {
+    /// What Delivered-To and Received say; none: neither names a recipient.
     pub fn of(self, recipient: &Recipient) -> Option<Address> {
         let original = || Address::parse(recipient.original.as_deref()?).ok();
         match self {
@@ -384,6 +386,7 @@ pub enum Dovecot {
     V24,
 }
 
+/// `acl.driver`, Dovecot's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AclDriver {
     /// `dovecot-acl` files.

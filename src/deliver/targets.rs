@@ -16,7 +16,7 @@ use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
 use crate::mailbox::path::Paths;
 use crate::mailbox::quota::Quota;
 use crate::mailbox::subscriptions::Subscription;
-use crate::maildir::create::is_there;
+use crate::maildir::list::is_there;
 use crate::message::{Flags, Keywords, Recipient};
 use crate::user::User;
 

@@ -3,7 +3,7 @@
 //! An LDA says less here than a client of LMTP: no addresses and no address map, nobody who vouches for a sender. It delivers to the
 //! user that it runs as, who is then the subject of all rights; to others only where `trusted_uids` has its uid.
 
-mod quota;
+mod limits;
 
 use std::io;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-use crate::config::HandOver;
+use crate::config::LdaServer;
 use crate::deliver::Outcome;
 use crate::fault::{Code, Fault};
 use crate::lda::wire::{Answer, MAX_LINE, MAX_PIECE, Offer};
@@ -26,7 +26,7 @@ use crate::message::body::BodyWriter;
 use crate::message::{Envelope, Message, Recipient, Trace, header};
 use crate::run::Runner;
 use crate::sys::{nss, socket};
-use quota::Quotas;
+use limits::Limits;
 
 /// How long an LDA may take with its offer.
 const OFFER: Duration = Duration::from_secs(10);
@@ -37,20 +37,20 @@ const MAX_CLIENTS: usize = 500;
 pub async fn serve(
     listeners: Vec<Bound>,
     runner: Runner,
-    hand_over: HandOver,
+    lda_server: LdaServer,
     settings: Arc<lmtp::Settings>,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let mut doors = JoinSet::new();
-    let quotas = Arc::new(Quotas::new(&hand_over));
+    let limits = Arc::new(Limits::new(&lda_server));
     let (alive, mut last) = tokio::sync::mpsc::channel::<()>(1);
     for listener in listeners {
         let door = Door::new(listener)?;
         let server = Server {
             runner: runner.clone(),
             settings: Arc::clone(&settings),
-            trusted_uids: hand_over.trusted_uids.clone(),
-            quotas: Arc::clone(&quotas),
+            trusted_uids: lda_server.trusted_uids.clone(),
+            limits: Arc::clone(&limits),
             _alive: alive.clone(),
         };
         doors.spawn(welcome(door, server));
@@ -71,7 +71,7 @@ struct Server {
     runner: Runner,
     settings: Arc<lmtp::Settings>,
     trusted_uids: Vec<u32>,
-    quotas: Arc<Quotas>,
+    limits: Arc<Limits>,
     /// Gone with the last client.
     _alive: tokio::sync::mpsc::Sender<()>,
 }
@@ -113,7 +113,7 @@ impl Server {
         let began = Instant::now();
         let mut stream = BufReader::new(stream);
         // Before it may say anything: one uid must not use up the places of all.
-        let _turn = match self.quotas.enter(peer.uid) {
+        let _turn = match self.limits.enter(peer.uid) {
             Ok(turn) => turn,
             Err(fault) => {
                 let why = fault.to_string();

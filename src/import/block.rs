@@ -90,6 +90,7 @@ impl Block {
         self.text(key).map(is_yes)
     }
 
+    /// Those directly in it: `namespace`, `userdb`, `plugin`.
     pub fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Block> {
         self.blocks.iter().filter(move |block| block.kind == kind)
     }

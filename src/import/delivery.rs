@@ -156,6 +156,7 @@ impl Import<'_> {
         }
     }
 
+    /// Writes `[delivery]`.
     pub fn delivery(&mut self) {
         let root = self.root;
         self.out.table("[delivery]");
@@ -217,6 +218,7 @@ impl Import<'_> {
         }
     }
 
+    /// Writes `[lmtp]`.
     pub fn lmtp(&mut self) {
         let root = self.root;
         self.out.table("[lmtp]");

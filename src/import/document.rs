@@ -42,6 +42,7 @@ impl Document {
         self.comment(text);
     }
 
+    /// Broken into lines that fit.
     pub fn comment(&mut self, text: &str) {
         let lines = wrapped(text);
         self.lines
@@ -83,6 +84,7 @@ impl Document {
         self.put(key, text.to_owned());
     }
 
+    /// What the admin is to know, with a comment at this place.
     pub fn warn(&mut self, text: String) {
         self.comment(&format!("Warning: {text}"));
         self.warnings.push(text);
@@ -99,6 +101,7 @@ impl Document {
         self.to_mend.push(text);
     }
 
+    /// What is not carried over, and why nobody misses it: one list for each reason.
     pub fn leave_out(&mut self, setting: String, why: &str) {
         match self.left_out.iter_mut().find(|(known, _)| known == why) {
             Some((_, settings)) if settings.contains(&setting) => {}

@@ -261,6 +261,7 @@ impl Import<'_> {
         self.out.set(key, value, &entry.place);
     }
 
+    /// Says which variables in `value` nobody here fills in.
     pub fn check_variables(&mut self, key: &str, value: &str, entry: &Entry) {
         if let Err(error) = Template::parse(value) {
             let advice = error.advice.as_deref().unwrap_or("write it in another way");
@@ -278,6 +279,7 @@ impl Import<'_> {
         }
     }
 
+    /// Writes each `[namespace.NAME]`.
     pub fn namespaces(&mut self) {
         let root = self.root;
         let mut taken: Vec<String> = Vec::new();

@@ -14,6 +14,7 @@ struct Limit {
 }
 
 impl<'a> Import<'a> {
+    /// Writes `[quota]`, from the plugin's settings of 2.3 or the blocks of 2.4.
     pub fn quota(&mut self) {
         if !self.plugins.iter().any(|it| it == "quota") {
             for entry in self.quota_settings() {

@@ -12,6 +12,7 @@ use crate::mailbox::acl::sources::matches;
 const TABLES: [&str; 2] = ["user_shares", "anyone_shares"];
 
 impl Import<'_> {
+    /// Writes `[acl]`.
     pub fn acl(&mut self) {
         let root = self.root;
         let is_open = |it: &Block| matches!(it.text("type"), Some("public" | "shared"));
@@ -193,6 +194,7 @@ impl Import<'_> {
         }
     }
 
+    /// Writes `[acl_sharing_map.…]`, from `acl_shared_dict` (2.3) or the block of 2.4.
     pub fn sharing_map(&mut self) {
         let root = self.root;
         if let Some(entry) = self

@@ -15,6 +15,7 @@ use crate::text::template::{Template, Variables};
 type Found = Result<String, String>;
 
 impl Import<'_> {
+    /// Writes each `[[userdb]]`.
     pub fn userdbs(&mut self) {
         let root = self.root;
         for passdb in root.of_kind("passdb") {

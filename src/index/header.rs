@@ -14,11 +14,14 @@ const MIN_LOG_HEADER: u64 = 24;
 /// The base header of an index, and those of its extensions where there are not too many, bytes.
 const INDEX_HEADER: usize = 4096;
 
+/// The header of a log, as far as a writer needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogHeader {
+    /// Bytes of the header: the first record is behind it.
     pub size: u64,
     /// The index that it belongs to.
     pub id: u32,
+    /// The number of this log (`file_seq`): a new one has the next.
     pub seq: u32,
     pub previous_seq: u32,
     /// The size of the log before it, bytes.
@@ -26,6 +29,7 @@ pub struct LogHeader {
 }
 
 impl LogHeader {
+    /// None: another version, another byte order, or marked as broken.
     pub fn read(file: &File) -> io::Result<Option<LogHeader>> {
         fault_point::pass()?;
         let mut bytes = [0; LOG_HEADER];
@@ -51,15 +55,18 @@ impl LogHeader {
     }
 }
 
+/// The header of an index, as far as a reader of its log needs it.
 pub struct IndexHeader {
     pub id: u32,
     pub state: State,
+    /// The log that it goes on in.
     pub log_seq: u32,
     /// How much of that log is in the index, bytes.
     pub log_head: u64,
 }
 
 impl IndexHeader {
+    /// None: another version, another byte order, or marked as broken.
     pub fn read(file: &File) -> io::Result<Option<IndexHeader>> {
         fault_point::pass()?;
         let mut bytes = [0; INDEX_HEADER];

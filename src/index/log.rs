@@ -32,10 +32,12 @@ pub struct Pair {
 }
 
 impl Pair {
+    /// Of a mailbox.
     pub const MAILBOX: Pair = Pair {
         index: "dovecot.index",
         log: "dovecot.index.log",
     };
+    /// Of a namespace's list of mailboxes.
     pub const LIST: Pair = Pair {
         index: "dovecot.list.index",
         log: "dovecot.list.index.log",

@@ -8,11 +8,13 @@ use std::time::UNIX_EPOCH;
 use super::record::word;
 use crate::sys::dir::Stat;
 
+/// The extension's name.
 pub const NAME: &str = "mbox";
 /// Bytes: size, mtime, a flag, the mailbox's GUID.
 pub const HEADER: usize = 32;
 /// Bytes of each message: where it begins.
 pub const RECORD: u16 = 8;
+/// In which its records lie, bytes.
 pub const ALIGN: u16 = 8;
 /// Where the GUID is.
 const AT_GUID: usize = 16;

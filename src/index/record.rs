@@ -44,6 +44,7 @@ pub struct State {
     /// 0: not known yet.
     pub validity: u32,
     pub next_uid: u32,
+    /// What the index says of the mbox that it belongs to.
     pub mbox: Synced,
 }
 

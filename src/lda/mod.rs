@@ -214,7 +214,7 @@ fn server(options: &Options, config: &Config) -> Option<PathBuf> {
     if is_own || says_more || credentials::is_root() {
         return None;
     }
-    config.hand_over.socket().map(Path::to_owned)
+    config.lda_server.socket().map(Path::to_owned)
 }
 
 /// Where a large message waits: best on the file system of the mailbox.

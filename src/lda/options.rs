@@ -111,11 +111,15 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// `-o`: `key=value`, as written.
     pub overrides: Vec<String>,
+    /// `-d`
     pub user: Option<String>,
     /// None: whatever a `From ` line says.
     pub sender: Option<ReversePath>,
+    /// `-a`
     pub original: Option<String>,
+    /// `-r`
     pub last: Option<Address>,
+    /// `-m`
     pub mailbox: Option<String>,
     pub detail: Option<String>,
     pub authenticated: Option<String>,

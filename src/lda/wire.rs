@@ -20,6 +20,7 @@ pub struct Offer {
     pub user: Option<String>,
     /// For the log, and for Delivered-To.
     pub last: Option<Address>,
+    /// ORCPT or `-a`.
     pub original: Option<String>,
     pub sender: ReversePath,
     pub mailbox: Option<String>,
@@ -30,6 +31,7 @@ pub struct Offer {
     pub size: u64,
 }
 
+/// What the server says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// To the offer: it would be stored.

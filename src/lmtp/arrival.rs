@@ -101,6 +101,7 @@ impl Door {
 }
 
 impl Arrival {
+    /// Its client gets a task of its own among `clients`.
     pub(super) fn serve<D: Deliveries>(
         self,
         clients: &mut JoinSet<()>,
@@ -153,6 +154,7 @@ impl Arrival {
         }
     }
 
+    /// Says 421 and `why`, before the client has said anything.
     pub(super) async fn turn_away(self, settings: &Settings, why: &str) {
         metrics().turned_away.inc();
         match self.stream {

@@ -32,6 +32,7 @@ pub struct Client {
 }
 
 impl Client {
+    /// Where the socket says that it is; none: a unix socket.
     pub fn at(address: Option<IpAddr>) -> Client {
         Client {
             address: address.map(|it| it.to_canonical()),

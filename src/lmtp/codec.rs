@@ -139,6 +139,7 @@ pub struct Chunk {
 }
 
 impl Chunk {
+    /// The size that BDAT has announced.
     pub fn new(octets: u64) -> Chunk {
         Chunk { left: octets }
     }

@@ -12,6 +12,7 @@ use crate::message::{Address, ReversePath};
 /// A verb has letters only, and no more of them.
 const MAX_VERB: usize = 32;
 
+/// What a client says, with its arguments parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// The name that the client gives itself, as far as it is a domain or literal; else `unknown`.
@@ -72,6 +73,7 @@ pub struct Refusal {
     pub framing_is_lost: bool,
 }
 
+/// What a refused line began with, as far as its order in the session counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
     Mail,

@@ -93,6 +93,7 @@ pub struct Peer {
     pub is_secure: bool,
 }
 
+/// One client, from its greeting to its end.
 pub struct Connection<S, D> {
     stream: Channel<S>,
     deliveries: D,

@@ -37,6 +37,7 @@ pub struct OfRcpt {
 }
 
 impl OfMail {
+    /// `rest`: what stands behind the path. Err: 501 for a wrong value, 555 for an unknown parameter (RFC 5321, 4.1.1.11).
     pub fn parse(rest: &[u8]) -> Result<OfMail, Reply> {
         let words = words(rest)?;
         let mut found = OfMail::default();
@@ -71,6 +72,7 @@ impl OfMail {
 }
 
 impl OfRcpt {
+    /// [`OfMail::parse`] for those of RCPT.
     pub fn parse(rest: &[u8]) -> Result<OfRcpt, Reply> {
         let mut found = OfRcpt::default();
         for (keyword, value) in words(rest)? {

@@ -14,6 +14,7 @@ const MAX_LINE: usize = 512;
 /// Bytes of an address or a mailbox name within a reply: the id behind them must not be cut off.
 const MAX_NAME: usize = 160;
 
+/// One reply, of one line or several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
     code: u16,
@@ -23,6 +24,7 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// `enhanced`: `5.1.1` (RFC 3463).
     pub fn new(code: u16, enhanced: &'static str, text: impl Into<String>) -> Reply {
         Reply {
             code,

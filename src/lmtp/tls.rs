@@ -91,6 +91,7 @@ impl<S: Wire> Channel<S> {
         Some(format!("{version} with cipher {}", suite.as_str()?))
     }
 
+    /// Whether the client has closed the connection; nothing is read for that.
     pub fn is_gone(&self) -> bool {
         match self {
             Channel::Plain(stream) => stream.is_gone(),

@@ -13,6 +13,8 @@ use super::quota::Limits;
 use crate::text::template::{Template, TemplateError, Variables};
 
 /// One `[namespace.NAME]` section, defaults filled in.
+///
+/// What says no more here is Dovecot's setting of its name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Namespace {
     /// The section's name: used in messages and by userdb overrides, never part of a mailbox name.
@@ -77,6 +79,7 @@ pub fn bad_prefix(prefix: &str) -> Option<TemplateError> {
     })
 }
 
+/// `type`: whose the mailboxes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -85,6 +88,7 @@ pub enum Kind {
     Shared,
 }
 
+/// `list`: whether LIST shows its prefix and mailboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum List {
     Yes,
@@ -120,6 +124,7 @@ impl MailboxBlock {
     }
 }
 
+/// `auto`: whether a client finds the mailbox without anybody having made it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Auto {
     No,

@@ -1,12 +1,12 @@
 //! Making a mailbox: directories with the permissions that were planned, durable in their parents, and none of them
-//! left behind when the making fails.
+//! left behind when the making fails ([`Created`]).
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
-use super::{keywords, uidlist};
+use super::created::{Created, FOLDER_MARK};
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::FILE as ACL_FILE;
 use crate::mailbox::location::Layout;
@@ -15,274 +15,6 @@ use crate::mailbox::permission::{Permission, SETGID};
 use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::fault_point;
 use crate::sys::{self, credentials};
-
-/// How deep below a root mailboxes are looked for when they are counted.
-const MAX_LEVELS: usize = 32;
-/// Tells other Maildir++ software that a directory is a folder of the one above.
-const FOLDER_MARK: &str = "maildirfolder";
-
-/// Whether the mailbox at `path` exists: its directory's stat.
-///
-/// A root or a nested directory may be a mere container: there, `cur` decides. In Maildir++ a dotted directory is a
-/// mailbox, whatever is missing in it. A symlink to a mailbox is that mailbox.
-pub fn exists(path: &Path, layout: Layout, is_inbox: bool) -> io::Result<Option<Stat>> {
-    let directory = match dir::stat(path) {
-        Ok(stat) if stat.is_dir => stat,
-        Ok(_) => return Err(io::ErrorKind::NotADirectory.into()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // A link to nothing is in the way of a new mailbox, and no place for one.
-            return match path.is_symlink() {
-                true => Err(io::ErrorKind::NotADirectory.into()),
-                false => Ok(None),
-            };
-        }
-        Err(error) => return Err(error),
-    };
-    if layout == Layout::MaildirPlusPlus && !is_inbox {
-        return Ok(Some(directory));
-    }
-    match dir::stat(&path.join("cur")) {
-        Ok(_) => Ok(Some(directory)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether a mailbox at `path` is there, which others may lie below. Where the path leads nowhere there is none. Err: nobody can tell
-/// now.
-pub fn is_there(path: &Path, layout: Layout) -> io::Result<bool> {
-    match exists(path, layout, false) {
-        Ok(found) => Ok(found.is_some()),
-        Err(error) if sys::is_no_way(&error) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// The nearest of the directories `above` that is a mailbox or the root. Err: nobody can tell now.
-pub fn nearest_parent(above: &[PathBuf], layout: Layout) -> io::Result<Option<PathBuf>> {
-    let Some((root, parents)) = above.split_last() else {
-        return Ok(None);
-    };
-    for path in parents {
-        if is_there(path, layout)? {
-            return Ok(Some(path.clone()));
-        }
-    }
-    match dir::stat(root) {
-        Ok(_) => Ok(Some(root.clone())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// How many mailboxes lie below `root`. What cannot be read counts as none.
-pub fn count(root: &Path, layout: Layout) -> usize {
-    match layout {
-        Layout::MaildirPlusPlus => {
-            let names = Dir::open(root)
-                .and_then(|dir| dir.names())
-                .unwrap_or_default();
-            names.iter().filter(|name| name.starts_with('.')).count()
-        }
-        Layout::Fs | Layout::Index => {
-            Dir::open(root).map_or(0, |dir| count_nested(&dir, MAX_LEVELS))
-        }
-    }
-}
-
-fn count_nested(dir: &Dir, levels: usize) -> usize {
-    let names = dir.names().unwrap_or_default();
-    let own = usize::from(names.iter().any(|name| name == "cur"));
-    let below = names
-        .iter()
-        .filter(|name| levels > 0 && !matches!(name.as_str(), "cur" | "new" | "tmp"));
-    own + below
-        .filter_map(|name| dir.open_dir(name).ok())
-        .map(|dir| count_nested(&dir, levels - 1))
-        .sum::<usize>()
-}
-
-/// What a delivery writes beside the messages.
-const CONTROL: [&str; 2] = [uidlist::FILE, keywords::FILE];
-
-/// What was made for a mailbox, in its order. Dropped before [`Created::keep`], it is removed again.
-#[derive(Debug, Default)]
-pub struct Created {
-    made: Vec<Made>,
-    /// The mailbox, seen by others.
-    mailbox: Option<Revealed>,
-}
-
-#[derive(Debug)]
-struct Made {
-    parent: Dir,
-    name: String,
-    is_dir: bool,
-}
-
-/// A directory that has got its name, and the one that it was made under.
-#[derive(Debug)]
-struct Revealed {
-    parent: Dir,
-    name: String,
-    hidden: String,
-    /// Device and inode.
-    identity: (u64, u64),
-}
-
-impl Created {
-    /// The mailbox is complete and in use.
-    pub fn keep(mut self) {
-        self.forget();
-    }
-
-    fn forget(&mut self) {
-        self.made.clear();
-        self.mailbox = None;
-    }
-
-    /// Gives an assembled directory its name. Where another delivery was faster its directory stays, and what was made here
-    /// goes.
-    fn reveal(&mut self, hidden: &str, path: &Path, is_mailbox: bool) -> Result<(), Fault> {
-        let failed = |error: io::Error| Fault::io(format!("create {}", path.display()), &error);
-        let made = self.made.iter_mut().find(|made| made.name == hidden);
-        let (Some(made), Some(name)) = (made, path.file_name()) else {
-            return Ok(());
-        };
-        let name = name.to_string_lossy().into_owned();
-        let stat = made.parent.stat_name(hidden).map_err(failed)?;
-        let parent = made.parent.clone();
-        let revealed = Revealed {
-            parent: parent.clone(),
-            name: name.clone(),
-            hidden: hidden.to_owned(),
-            identity: stat.identity(),
-        };
-        match parent.rename_dir(hidden, &name) {
-            Ok(()) => {
-                made.name = name;
-                // From here on others see it, whatever fails.
-                self.mailbox = is_mailbox.then_some(revealed);
-                parent.sync().map_err(failed)
-            }
-            Err(error) if dir::is_taken(&error) => {
-                drop(std::mem::take(self));
-                Ok(())
-            }
-            Err(error) => Err(failed(error)),
-        }
-    }
-}
-
-impl Revealed {
-    /// Nobody sees it any more, and nothing is in it but what we have made. False: it is somebody else's by now.
-    fn hide(&self) -> bool {
-        if !self.is_ours(&self.name).unwrap_or(false)
-            || self.parent.rename_dir(&self.name, &self.hidden).is_err()
-        {
-            return false;
-        }
-        // Whoever had it open may have stored something since.
-        match self.is_ours(&self.hidden) {
-            Ok(true) => true,
-            _ => !self.show() && self.is_ours(&self.hidden).unwrap_or(false),
-        }
-    }
-
-    /// Whether the directory of this name is the one that was made, without anybody's message: that has the letters and the UIDs
-    /// of its control files.
-    fn is_ours(&self, name: &str) -> io::Result<bool> {
-        const KNOWN: [&str; 5] = ["cur", "new", "tmp", FOLDER_MARK, ACL_FILE];
-        let dir = self.parent.open_dir(name)?;
-        let stat = dir.stat()?;
-        let names = dir.names()?;
-        let is_known = |name: &&String| KNOWN.contains(&name.as_str());
-        let (known, control): (Vec<_>, Vec<_>) = names.iter().partition(is_known);
-        let is_control = |name: &&String| CONTROL.contains(&name.as_str());
-        if stat.identity() != self.identity || !control.iter().all(is_control) {
-            return Ok(false);
-        }
-        for part in known
-            .iter()
-            .filter(|name| ["cur", "new"].contains(&name.as_str()))
-        {
-            if !dir.open_dir(part)?.is_empty()? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Its parts are gone: nobody can store in it any more.
-    fn remove_control_files(&self) {
-        if let Ok(dir) = self.parent.open_dir(&self.hidden) {
-            CONTROL.iter().for_each(|name| drop(dir.unlink(name)));
-        }
-    }
-
-    /// False: somebody has made another mailbox of this name meanwhile. Messages of others that are in this one go there: they
-    /// were answered for by this name.
-    fn show(&self) -> bool {
-        let shown = self.parent.rename_dir(&self.hidden, &self.name).is_ok();
-        if !shown {
-            // What cannot be moved stays, and is not removed.
-            let _ = self.hand_over();
-        }
-        shown
-    }
-
-    fn hand_over(&self) -> io::Result<()> {
-        let hidden = self.parent.open_dir(&self.hidden)?;
-        let there = self.parent.open_dir(&self.name)?;
-        for part in ["new", "cur"] {
-            let (from, to) = (hidden.open_dir(part)?, there.open_dir(part)?);
-            for name in from.names()? {
-                // Letters are keywords of the mailbox that it was in.
-                let (base, flags) = name.split_once(":2,").unwrap_or((&name, ""));
-                let flags: String = flags.chars().filter(char::is_ascii_uppercase).collect();
-                let new = match part {
-                    "cur" => format!("{base}:2,{flags}"),
-                    _ => name.clone(),
-                };
-                from.rename(&name, &to, &new)?;
-            }
-            to.sync()?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Created {
-    fn drop(&mut self) {
-        let mailbox = self.mailbox.take();
-        match &mailbox {
-            Some(mailbox) if !mailbox.hide() => return self.forget(),
-            Some(mailbox) => {
-                let made = self.made.iter_mut().rev();
-                let own = made.filter(|made| made.is_dir && made.name == mailbox.name);
-                own.take(1)
-                    .for_each(|made| made.name = mailbox.hidden.clone());
-            }
-            None => {}
-        }
-        // Latest first: `new`, which another delivery may have begun to use. Then everything stays, its ACL above all.
-        for made in self.made.drain(..).rev() {
-            if let Some(mailbox) = mailbox.as_ref().filter(|it| it.hidden == made.name) {
-                mailbox.remove_control_files();
-            }
-            let removed = match made.is_dir {
-                true => made.parent.rmdir(&made.name),
-                false => made.parent.unlink(&made.name),
-            };
-            if removed.is_err() {
-                if let Some(mailbox) = &mailbox {
-                    mailbox.show();
-                }
-                return;
-            }
-        }
-    }
-}
 
 /// Makes the mailbox at `paths` with `permission`, and the root above it by its own rule. What exists is left as it
 /// is. `acl`: the bytes of the parent's ACL file.
@@ -471,11 +203,7 @@ fn make(
     let failed = |error: io::Error| Fault::io(format!("create {}", path.display()), &error);
     match parent.make_dir(name, permission.dir_mode) {
         Ok(made) => {
-            created.made.push(Made {
-                parent: parent.clone(),
-                name: name.to_owned(),
-                is_dir: true,
-            });
+            created.add(parent, name, true);
             settle(&made, permission, path)?;
             parent.sync().map_err(|error| {
                 Fault::io(format!("sync the parent of {}", path.display()), &error)
@@ -485,7 +213,7 @@ fn make(
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             parent.open_dir(name).map_err(failed)
         }
-        Err(error) if crate::sys::is_read_only(&error) => Err(Fault::new(
+        Err(error) if sys::is_read_only(&error) => Err(Fault::new(
             Code::NotNow,
             format!("create {}", path.display()),
             error.to_string(),
@@ -543,11 +271,7 @@ fn make_file(
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
-    created.made.push(Made {
-        parent: mailbox.clone(),
-        name: name.to_owned(),
-        is_dir: false,
-    });
+    created.add(mailbox, name, false);
     let written = fault_point::write(bytes, |bytes| file.write_all(bytes));
     written.map_err(failed)?;
     let (settled, _) = super::save::settle(&file, permission).map_err(failed)?;
@@ -581,13 +305,5 @@ mod tests {
                 assert_eq!(paths.mailbox.join(name).exists(), used, "{name:?}");
             }
         }
-    }
-
-    #[test]
-    fn a_link_to_nothing_is_no_place_for_a_mailbox() {
-        let root = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink("nowhere", root.path().join(".a")).unwrap();
-        let found = exists(&root.path().join(".a"), Layout::MaildirPlusPlus, false);
-        assert!(found.is_err_and(|error| crate::sys::is_no_way(&error)));
     }
 }

@@ -86,6 +86,7 @@ impl LockFile {
         }
     }
 
+    /// False: only looked at, for it is another program's.
     pub fn can_be_taken(&self) -> bool {
         self.kind != Kind::Foreign
     }

@@ -4,7 +4,8 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`create`] | a mailbox is made |
+//! | [`list`] | which mailboxes are there |
+//! | [`create`], [`created`] | a mailbox is made, and undone where that fails |
 //! | [`save`], [`filename`] | a message is written, and gets its name |
 //! | [`locks`] | of a mailbox's files, and what a crash leaves of them |
 //! | [`uidlist`], [`uidvalidity`], [`guid`], [`upgrade`] | its UIDs, and what tells it from others |
@@ -13,9 +14,11 @@
 //! | [`survey`], [`mend`] | for `postroom doctor`: what is wrong, and the list of UIDs without it |
 
 pub mod create;
+pub mod created;
 pub mod filename;
 pub mod guid;
 pub mod keywords;
+pub mod list;
 pub mod locks;
 pub mod maildirsize;
 pub mod mend;

@@ -36,7 +36,9 @@ pub struct Written {
     durability: Durability,
     /// Its name in `tmp/` where unnamed files cannot be had. Removed on drop.
     named: Option<(Dir, String)>,
+    /// Bytes in the file (`,S=` in its name).
     pub size: u64,
+    /// Bytes with every line end as CRLF (`,W=`).
     pub virtual_size: u64,
     pub mode: u32,
     pub gid: u32,

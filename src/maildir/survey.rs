@@ -36,6 +36,7 @@ pub struct Finding {
     pub cure: Cure,
 }
 
+/// Who mends it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cure {
     /// `doctor --fix` does it.
@@ -68,6 +69,7 @@ struct Name {
 type Names = HashMap<Vec<u8>, Vec<Name>>;
 
 impl Survey {
+    /// Reads the whole mailbox, and takes no lock.
     pub fn of(place: &Place) -> io::Result<Survey> {
         let mut survey = Survey::default();
         let mailbox = Dir::open(&place.mailbox)?;

@@ -39,6 +39,7 @@ pub type Key = (u64, u64, String);
 pub struct Demands {
     pub locking: Locking,
     pub quoting: Quoting,
+    /// Durable before it is answered.
     pub sync: bool,
     /// For a file that is missing; none: it must be there.
     pub make: Option<Permission>,
@@ -102,6 +103,7 @@ impl Mbox {
         Fault::new(Code::Unusable, doing, why)
     }
 
+    /// A lock that somebody holds for too long is [`Code::Storage`].
     pub(super) fn failed(&self, error: io::Error) -> Fault {
         let doing = format!("append to {}", self.path.display());
         match error.kind() {

@@ -131,6 +131,7 @@ impl<'a, W: Write> Text<'a, W> {
         }
     }
 
+    /// More of the message, cut anywhere.
     pub fn take(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             bytes = match self.state {

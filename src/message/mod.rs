@@ -112,6 +112,7 @@ pub struct Recipient {
 }
 
 impl Recipient {
+    /// As over LMTP without parameters.
     pub fn new(address: Address) -> Recipient {
         Recipient {
             address,

@@ -56,6 +56,7 @@ pub fn list() -> Vec<Failed> {
     last().iter().cloned().collect()
 }
 
+/// Seconds since 1970.
 pub fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.unwrap_or_default().as_secs()

@@ -81,6 +81,7 @@ impl Session {
         Session { number, seen }
     }
 
+    /// What the client does from now on; each time that it is delivering counts as a message.
     pub fn set(&self, state: State) {
         if state == State::Delivering {
             self.seen.messages.fetch_add(1, Ordering::Relaxed);

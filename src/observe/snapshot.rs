@@ -48,6 +48,7 @@ pub fn began() -> Instant {
 }
 
 impl Snapshot {
+    /// Of this process. `workers`: those that it has.
     pub fn take(workers: Option<Vec<Worker>>) -> Snapshot {
         let sessions = sessions::count().into_iter();
         Snapshot {

@@ -15,6 +15,7 @@ use crate::deliver::{Answers, Done, Retry};
 use crate::fault::{Code, Fault};
 use crate::message::{Message, Recipient};
 
+/// One message for some recipients: each worker is told of it once.
 #[derive(Debug)]
 pub struct Dispatch {
     pool: Arc<Pool>,

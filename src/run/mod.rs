@@ -9,6 +9,8 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | [`outcomes`] | of one message, as they happen |
+//! | [`asked`] | a look by a worker |
 //! | [`monitor`] | the parent of all: who may be forked, and what ends when |
 //! | [`pool`] | the workers as the front sees them |
 //! | [`worker`] | one identity at work |
@@ -21,12 +23,14 @@
 //! | [`dispatch`] | one message on its way to the workers |
 //! | [`wire`] | what they say to each other |
 
+mod asked;
 pub mod dispatch;
 pub mod dovecot;
 mod elsewhere;
 pub mod in_place;
 pub mod ledger;
 pub mod monitor;
+mod outcomes;
 pub mod pool;
 pub mod relay;
 pub mod turns;
@@ -34,16 +38,12 @@ pub mod wire;
 pub mod worker;
 
 use std::future::Future;
-use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
-use tokio::runtime::Handle;
+use futures_util::FutureExt;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -52,9 +52,12 @@ use crate::fault::{Code, Fault};
 use crate::message::{Message, Recipient};
 use crate::observe::snapshot;
 use crate::user::User;
+use asked::Asked;
 use dispatch::Dispatch;
 pub use elsewhere::Next;
 use ledger::{Begun, Ledger};
+pub use outcomes::Outcomes;
+use outcomes::{Running, Source};
 use pool::{Identity, Pool};
 use relay::Relay;
 use turns::{Turn, Turns};
@@ -70,94 +73,6 @@ const ATTEMPTS: usize = 3;
 const STATE: &str = "/var/lib/postroom";
 /// How long RCPT waits for a mailbox that may be on a dead file server.
 const INSPECTION: Duration = Duration::from_secs(60);
-
-/// The outcomes of one message, as they happen. Dropped early, nothing more is made visible: nobody would be told.
-pub struct Outcomes {
-    /// Those that are on their way: they go on while they are waited for, or at once when nobody does any more.
-    running: FuturesUnordered<Running>,
-    source: Source,
-}
-
-/// One recipient's, with his index.
-type Running = Pin<Box<dyn Future<Output = (usize, Outcome)> + Send>>;
-
-/// Who would make something visible.
-enum Source {
-    /// A test.
-    #[cfg(test)]
-    Elsewhere(tokio::sync::mpsc::Receiver<(usize, Outcome)>),
-    Here(Arc<Transaction>),
-    Workers(Arc<Dispatch>),
-}
-
-#[cfg(test)]
-impl From<tokio::sync::mpsc::Receiver<(usize, Outcome)>> for Outcomes {
-    fn from(receive: tokio::sync::mpsc::Receiver<(usize, Outcome)>) -> Outcomes {
-        Outcomes {
-            running: FuturesUnordered::new(),
-            source: Source::Elsewhere(receive),
-        }
-    }
-}
-
-impl Outcomes {
-    /// The next outcome with the index of its recipient; `None` when all have come. May be given up and asked again.
-    pub async fn recv(&mut self) -> Option<(usize, Outcome)> {
-        match &mut self.source {
-            #[cfg(test)]
-            Source::Elsewhere(receive) => receive.recv().await,
-            Source::Here(_) | Source::Workers(_) => self.running.next().await,
-        }
-    }
-
-    /// Nobody hears the answers any more: what is not visible yet stays so, and the MTA sends it again.
-    pub fn abandon(&self) {
-        match &self.source {
-            #[cfg(test)]
-            Source::Elsewhere(_) => {}
-            Source::Here(transaction) => transaction.abandon(),
-            Source::Workers(dispatch) => dispatch.abandon(),
-        }
-    }
-}
-
-impl Drop for Outcomes {
-    fn drop(&mut self) {
-        self.abandon();
-        // What has become of it is written down, whoever hears of it.
-        if let Ok(runtime) = Handle::try_current() {
-            for running in mem::take(&mut self.running) {
-                runtime.spawn(running);
-            }
-        }
-    }
-}
-
-type Look = Pin<Box<dyn Future<Output = Result<Report, Fault>> + Send>>;
-
-/// A look by a worker. It goes on where nobody waits for it any more: its turn lasts as long as the worker is at it.
-struct Asked(Option<Look>);
-
-impl Asked {
-    fn of(asked: impl Future<Output = Result<Report, Fault>> + Send + 'static) -> Asked {
-        Asked(Some(Box::pin(asked)))
-    }
-
-    async fn answer(&mut self) -> Result<Report, Fault> {
-        let asked = self.0.as_mut().ok_or_else(out_of_step)?;
-        let answer = asked.await;
-        self.0 = None;
-        answer
-    }
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        if let (Some(asked), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
-            runtime.spawn(asked);
-        }
-    }
-}
 
 /// Runs the core. Cheap to clone.
 #[derive(Clone)]
@@ -332,10 +247,7 @@ impl Runner {
                 };
                 Box::pin(async move { (index, outcome.await.unwrap_or_else(panicked)) }) as Running
             });
-        Outcomes {
-            running: running.collect(),
-            source,
-        }
+        Outcomes::of(running, source)
     }
 
     async fn deliver_here(self, transaction: Arc<Transaction>, recipient: Recipient) -> Outcome {
@@ -552,37 +464,4 @@ fn out_of_step() -> Fault {
         "hear a worker",
         "it answers another question",
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::sync::oneshot;
-    use tokio::task::yield_now;
-
-    use super::*;
-
-    /// Nobody waits for the look any more, and its worker is still at it.
-    #[tokio::test]
-    async fn a_look_that_hangs_keeps_its_turn() {
-        let limits = turns::Limits {
-            at_once: 1,
-            waiting: 0,
-        };
-        let turns = Turns::new(limits);
-        let turn = turns.take("alice".into()).await.unwrap();
-        let (go, answered) = oneshot::channel::<()>();
-        let mut asked = Asked::of(async move {
-            let _ = answered.await;
-            drop(turn);
-            Err(out_of_step())
-        });
-        let answer = timeout(Duration::from_millis(1), asked.answer()).await;
-        assert!(answer.is_err());
-        drop(asked);
-        assert!(turns.take("alice".into()).await.is_err());
-        go.send(()).unwrap();
-        while turns.take("alice".into()).await.is_err() {
-            yield_now().await;
-        }
-    }
 }

@@ -36,6 +36,7 @@ pub struct Generation {
     pub serve: Serve,
 }
 
+/// The front: what it serves by, and its socket to the monitor. Answers its exit code.
 pub type Serve = Box<dyn FnOnce(Settings, Packets) -> u8>;
 
 /// A generation at work.

@@ -98,6 +98,7 @@ impl Answer {
     }
 }
 
+/// A request or an answer as the bytes of a packet: JSON.
 pub fn packed(value: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(serde_json::to_vec(value)?)
 }

@@ -47,10 +47,13 @@ pub enum SharingMap {
 /// What a change did to the rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Difference {
+    /// Rows that the map did not have.
     pub missing: Vec<Share>,
+    /// Rows that it should not have had.
     pub surplus: Vec<Share>,
 }
 
+/// "Cannot tell", or it could not be changed: which file or database, and why.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
     #[error("{0}: {1}")]
@@ -135,6 +138,7 @@ impl Difference {
         }
     }
 
+    /// Nothing differs.
     pub fn is_none(&self) -> bool {
         self.missing.is_empty() && self.surplus.is_empty()
     }

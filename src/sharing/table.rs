@@ -21,6 +21,7 @@ CREATE TABLE IF NOT EXISTS anyone_shares (
 );
 ";
 
+/// All rows, as they are at one moment.
 pub fn read(database: &Database) -> Result<BTreeSet<Share>, MapError> {
     let mut shares = BTreeSet::new();
     database.transaction(&mut |transaction| {

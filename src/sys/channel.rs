@@ -7,6 +7,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::packet::{Buffer, Packets};
 
+/// A socket that tasks wait for, not threads.
 #[derive(Debug)]
 pub struct Channel(AsyncFd<Packets>);
 
@@ -17,6 +18,7 @@ impl Channel {
         Ok(Channel(unsafe { AsyncFd::register(socket) }?))
     }
 
+    /// [`Packets::send`]
     pub async fn send(
         &self,
         bytes: &[u8],
@@ -41,6 +43,7 @@ impl Channel {
         }
     }
 
+    /// [`Packets::say_no_more`]
     pub fn say_no_more(&self) {
         self.0.get_ref().say_no_more();
     }

@@ -111,6 +111,7 @@ fn set_effective_group(gid: u32) -> io::Result<()> {
     }
 }
 
+/// By the effective uid.
 pub fn is_root() -> bool {
     geteuid().is_root()
 }

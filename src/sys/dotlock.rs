@@ -173,6 +173,7 @@ pub struct Asking<'a> {
 }
 
 impl<'a> Asking<'a> {
+    /// Nothing is asked yet. `name`: of the lock file, which gets this mode.
     pub fn new(dir: &'a Dir, name: &'a str, mode: u32, holds: Holds) -> io::Result<Asking<'a>> {
         clock::watch();
         let waiting = match holds {

@@ -38,6 +38,7 @@ pub fn account(name: &str) -> io::Result<Option<Account>> {
     Ok(found.map(Account::from))
 }
 
+/// None: there is no such account. Err: nobody can tell now.
 pub fn account_of_uid(uid: u32) -> io::Result<Option<Account>> {
     Ok(User::from_uid(Uid::from_raw(uid))?.map(Account::from))
 }

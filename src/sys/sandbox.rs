@@ -23,6 +23,7 @@ pub struct Sandbox {
     pub missing: Option<PathBuf>,
 }
 
+/// How much of a restriction the kernel enforces.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Level {
     Full,

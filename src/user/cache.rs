@@ -24,6 +24,7 @@ struct Known {
 }
 
 impl Cache {
+    /// None: not known, or too long ago. Some(None): no such user. `userdb`: its place in the list.
     pub fn get(&self, userdb: usize, name: &str, now: Instant) -> Option<Option<Answer>> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.get(&(userdb, name.to_owned()))?;

@@ -59,10 +59,12 @@ impl DovecotAuth {
         }
     }
 
+    /// As [`Answer::origin`] has it.
     pub fn name(&self) -> String {
         format!("dovecot {}", self.socket.display())
     }
 
+    /// `USER` of Dovecot's auth protocol. FAIL is "cannot tell".
     pub fn find(&self, name: &str) -> Result<Option<Answer>, Unavailable> {
         let reply = self.ask(|connection| connection.user(name));
         match reply.map_err(|error| self.unavailable(error.to_string()))? {
@@ -90,6 +92,7 @@ impl DovecotAuth {
         Ok(answer)
     }
 
+    /// `LIST` of the protocol.
     pub fn names(&self) -> Result<Vec<String>, Unavailable> {
         let names = self.ask(Connection::names);
         names.map_err(|error| self.unavailable(error.to_string()))

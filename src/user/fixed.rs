@@ -19,6 +19,7 @@ pub struct Static {
 impl Static {
     pub const NAME: &'static str = "static";
 
+    /// Never none: a template without a value is "cannot tell".
     pub fn find(&self, name: &str, hostname: &str) -> Result<Option<Answer>, Unavailable> {
         let variables = Variables {
             user: name,

@@ -46,10 +46,12 @@ impl PasswdFile {
         }
     }
 
+    /// As [`Answer::origin`] has it.
     pub fn name(&self) -> String {
         format!("passwd-file {}", self.path.display())
     }
 
+    /// The file as it is now. A line that makes no sense is "cannot tell", and so is a file that may still be written.
     pub fn find(&self, name: &str) -> Result<Option<Answer>, Unavailable> {
         let unavailable = |why: String| Unavailable {
             userdb: self.name(),

@@ -15,10 +15,12 @@ pub struct Sql {
 }
 
 impl Sql {
+    /// As [`Answer::origin`] has it.
     pub fn name(&self) -> String {
         self.database.to_string()
     }
 
+    /// `query`: no row is no such user, a column is a field by its name.
     pub fn find(&self, name: &str, hostname: &str) -> Result<Option<Answer>, Unavailable> {
         let variables = Variables {
             user: name,
@@ -51,6 +53,7 @@ impl Sql {
         Ok(Some(answer))
     }
 
+    /// `iterate_query`: a column `user`, or `username` and perhaps `domain`.
     pub fn names(&self) -> Result<Vec<String>, Unavailable> {
         let Some(query) = &self.iterate else {
             return Err(self.unavailable("it has no iterate_query: name the users".into()));

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::Command;
 
 use super::support::mount::Mount;
+use super::support::replace_in;
 use super::*;
 
 #[test]
@@ -134,8 +135,7 @@ fn no_room_for_control_files_or_index() {
             "[namespace.inbox]\n{setting} = \"{}/%{{user}}\"\n",
             place.display()
         );
-        let text = fs::read_to_string(&config).unwrap();
-        fs::write(&config, text.replace("[namespace.inbox]\n", &own)).unwrap();
+        replace_in(&config, "[namespace.inbox]\n", &own);
         let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
         let deliver = || deliver(&server, b"alice@x.test");
         let reply = deliver();
@@ -212,14 +212,7 @@ fn a_spool_that_is_full() {
         return;
     };
     let config = store.configure("", "");
-    let text = fs::read_to_string(&config).unwrap();
-    let spool = store.scratch.text("spool");
-    let text = text.replace(
-        &format!("spool_dir = \"{}\"", store.scratch.text("run")),
-        &format!("spool_dir = \"{spool}\""),
-    );
-    assert!(text.contains(&spool));
-    fs::write(&config, text).unwrap();
+    store.move_spool(&config, "spool");
     let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
     let before = picture(&store);
     let message = [MESSAGE, &b"0123456789\n".repeat(500_000)].concat();

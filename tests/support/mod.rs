@@ -34,6 +34,20 @@ pub fn skip(why: &str) -> bool {
     true
 }
 
+/// `text` with `to` for each `from`. One must be there: else the test would be of the usual settings, and pass.
+#[track_caller]
+pub fn replaced(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "no {from:?} in {text}");
+    text.replace(from, to)
+}
+
+/// [`replaced`], in a file.
+#[track_caller]
+pub fn replace_in(file: &Path, from: &str, to: &str) {
+    let text = fs::read_to_string(file).unwrap();
+    fs::write(file, replaced(&text, from, to)).unwrap();
+}
+
 /// Whether the test must be skipped because it is not run by root.
 pub fn not_root() -> bool {
     !is_root() && skip("this test makes files of several users: run it as root")
@@ -215,6 +229,12 @@ spool_dir = "{root}/run"
         write_long_ago(&self.path("users"), &users.concat());
         fs::write(self.path("postroom.toml"), self.config(delivery, more)).unwrap();
         self.path("postroom.toml")
+    }
+
+    /// Large messages wait in this folder of the store.
+    pub fn move_spool(&self, config: &Path, folder: &str) {
+        let spool = |folder| format!("spool_dir = \"{}\"", self.scratch.text(folder));
+        replace_in(config, &spool("run"), &spool(folder));
     }
 
     /// Our server on this store.

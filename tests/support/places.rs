@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use super::peers::{Dovecot, Version};
-use super::{MAIL, Scratch, Store, write_long_ago};
+use super::{MAIL, Scratch, Store, replaced, write_long_ago};
 
 /// One kind of mailbox: what alice calls it, in her addresses and in IMAP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +131,8 @@ pub fn configure(store: &Store, top: &str, delivery: &str, more: &str) -> PathBu
     let config = store.configure(&delivery, &format!("{mbox}{routes}{more}"));
     let text = fs::read_to_string(&config).unwrap();
     let root = store.scratch.text("");
-    let text = text.replace(&format!("{root}/public"), &format!("{root}/home/public"));
+    let (usual, public) = (format!("{root}/public"), format!("{root}/home/public"));
+    let text = replaced(&text, &usual, &public);
     write_long_ago(&config, &format!("{top}\n{text}"));
     config
 }
@@ -144,9 +145,11 @@ pub fn dovecot(version: Version, store: &Store) -> Option<Dovecot> {
             Version::V23 => "  location = mbox:~/mail\n",
             Version::V24 => "  mail_driver = mbox\n  mail_path = ~/mail\n",
         };
-        let text = text.replace(&format!("{root}/public"), &format!("{root}/home/public"));
+        let (usual, public) = (format!("{root}/public"), format!("{root}/home/public"));
+        let text = replaced(&text, &usual, &public);
         let mbox = format!("namespace mbox {{\n  separator = /\n  prefix = mbox/\n{location}}}\n");
-        text.replace("service anvil {", &format!("{mbox}service anvil {{"))
+        let anvil = "service anvil {";
+        replaced(&text, anvil, &format!("{mbox}{anvil}"))
     })
 }
 

@@ -10,6 +10,7 @@ use crate::deliver::targets::Wanted;
 use crate::message::{Address, Recipient};
 
 impl<W: Write> Findings<'_, W> {
+    /// The address map: whether its tables answer, and each rule of the file leads to a mailbox.
     pub fn addresses(&mut self, config: &Config) -> io::Result<()> {
         let settings = &config.delivery;
         for why in settings.addresses.unavailable() {
@@ -36,6 +37,7 @@ impl<W: Write> Findings<'_, W> {
         Ok(())
     }
 
+    /// `[[route]]`: whether there is a mailbox of the special use that one names.
     pub fn routes(&mut self, config: &Config) -> io::Result<()> {
         let settings = &config.delivery;
         for route in &settings.routes {

@@ -186,7 +186,7 @@ impl<W: Write> Findings<'_, W> {
 
     fn listeners(&mut self, config: &Config) -> io::Result<()> {
         let mails = config.lmtp.listen.iter();
-        let others = [&config.socketmap, &config.status, &config.hand_over.listen];
+        let others = [&config.socketmap, &config.status, &config.lda_server.listen];
         for listen in mails.chain(others.into_iter().flatten()) {
             let Listen::Unix {
                 path,

@@ -9,7 +9,7 @@ use crate::deliver::settings::NewMailboxPermissions;
 use crate::deliver::targets::Target;
 use crate::fault::Fault;
 use crate::mailbox::permission::{Permission, SETGID};
-use crate::maildir::{Look, Maildir, create};
+use crate::maildir::{Look, Maildir, create, list};
 use crate::sys;
 use crate::sys::dir::{self, Stat};
 
@@ -33,6 +33,7 @@ impl Parts {
 }
 
 impl Inspection<'_> {
+    /// A Maildir that is there. `kept`: open since a moment ago.
     pub(super) fn existing(
         &mut self,
         target: &Target,
@@ -113,11 +114,12 @@ impl Inspection<'_> {
         }
     }
 
+    /// A Maildir that is not there, and whether a delivery may make it.
     pub(super) fn creatable(&mut self, target: &Target) -> Result<Finding, Fault> {
         let paths = &target.paths;
         let doing = format!("create {}", paths.mailbox.display());
         if !target.own_inbox
-            && create::count(&paths.root, target.layout) >= self.settings.max_mailboxes as usize
+            && list::count(&paths.root, target.layout) >= self.settings.max_mailboxes as usize
         {
             let why = format!(
                 "does not exist, and delivery.max_mailboxes = {} is reached",
@@ -125,7 +127,7 @@ impl Inspection<'_> {
             );
             return Ok(Finding::Missing(why));
         }
-        let parent = match create::nearest_parent(&paths.above, target.layout) {
+        let parent = match list::nearest_parent(&paths.above, target.layout) {
             Ok(parent) => parent,
             Err(error) => return self.no_way(target, error),
         };

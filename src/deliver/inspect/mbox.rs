@@ -19,6 +19,7 @@ const MAX_LEVELS: usize = 32;
 const INBOX_MODE: u32 = 0o600;
 
 impl Inspection<'_> {
+    /// An mbox, or the place where a delivery may make one.
     pub(super) fn examine_mbox(&mut self, target: &Target) -> Result<Finding, Fault> {
         let path = &target.paths.mailbox;
         match dir::stat(path) {

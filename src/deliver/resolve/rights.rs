@@ -16,6 +16,7 @@ use crate::mailbox::path::Paths;
 use crate::user::{Credentials, User};
 
 impl Resolver<'_> {
+    /// Who that is at a mailbox of this kind and owner, with his groups.
     pub(super) fn subject(&self, kind: Kind, owner: Option<&User>) -> Result<Subject, Fault> {
         let nobody = Subject {
             name: None,

@@ -10,6 +10,7 @@ use crate::message::{Recipient, ReversePath};
 pub struct Transaction {
     pub id: String,
     pub sender: ReversePath,
+    /// What stood where a path was expected; `sender` is `<>` then.
     pub broken_sender: Option<String>,
     pub forwarded: Forwarded,
     pub smtputf8: bool,
@@ -34,6 +35,7 @@ pub enum Chunks {
 }
 
 impl Transaction {
+    /// As the client wrote it, also where it is no path.
     pub fn sender_text(&self) -> String {
         self.broken_sender
             .clone()
@@ -57,6 +59,7 @@ impl Transaction {
         }
     }
 
+    /// Counts a chunk of so many octets. What fails once cannot become complete any more.
     pub fn take_chunk(&mut self, octets: u64, intake: Intake, limit: Option<u64>) {
         if matches!(self.chunks, Chunks::Failed(_)) {
             return;

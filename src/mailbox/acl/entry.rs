@@ -70,6 +70,7 @@ impl fmt::Display for Identifier {
 }
 
 impl Entry {
+    /// `from`: where it is written, for `postroom acl debug`.
     pub fn of_line(line: Line, from: String, is_global: bool) -> Entry {
         let (positive, negative) = match line.is_negative {
             true => (None, Some(line.rights)),

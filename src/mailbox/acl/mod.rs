@@ -50,6 +50,7 @@ impl Identity<'_> {
         !is_not_his && self.is_named_by(&entry.identifier)
     }
 
+    /// Whether he is one of those that an entry is about; everybody who has a name is authenticated.
     pub fn is_named_by(&self, identifier: &Identifier) -> bool {
         match identifier {
             Identifier::Anyone => true,

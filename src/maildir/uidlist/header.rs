@@ -13,6 +13,7 @@ const MAX_HEADER: usize = 4096;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Header {
     pub length: usize,
+    /// UIDVALIDITY, never 0.
     pub validity: u32,
     /// The next UID when the list was last written anew.
     pub next: u32,

@@ -57,6 +57,7 @@ impl Tail {
         })
     }
 
+    /// The last UID in it; 0: none.
     pub fn last(&self) -> u32 {
         self.uids.last().copied().unwrap_or(0)
     }

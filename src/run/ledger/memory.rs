@@ -8,6 +8,7 @@ use crate::deliver::{Alike, Earlier, Saved};
 /// What is kept at once, a delivery's beginning and its end: of more the oldest are forgotten before their time.
 const MOST: usize = 400_000;
 
+/// What has been delivered within the window, and is forgotten with the process.
 #[derive(Debug)]
 pub struct Memory {
     settings: Settings,
@@ -43,6 +44,7 @@ impl Memory {
         }
     }
 
+    /// `now`: seconds since 1970.
     pub fn answer(&mut self, request: Request, now: u64) {
         self.forget_old(now);
         match request {

@@ -59,6 +59,7 @@ CREATE INDEX IF NOT EXISTS message_ids_at ON message_ids (at);
 ";
 
 impl Rows {
+    /// Made where it is missing; one that is broken is put aside, and made anew.
     pub fn open(path: &Path, settings: &Settings) -> Result<Rows, String> {
         let rows = Rows::made(private(path), settings).or_else(|failed| {
             if !failed.is_broken {

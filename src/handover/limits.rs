@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::config::HandOver;
+use crate::config::LdaServer;
 use crate::fault::{Code, Fault};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Of all uids.
+/// The limits of each uid, and what all of them use now.
 #[derive(Debug)]
-pub struct Quotas {
+pub struct Limits {
     at_once: u32,
     a_minute: u32,
     used: Arc<Mutex<HashMap<u32, Used>>>,
@@ -25,22 +25,23 @@ struct Used {
     minute: Instant,
 }
 
-/// One message of the quota, until it is dropped.
+/// One message that is being handed over: it counts until it is dropped.
 #[derive(Debug)]
 pub struct Turn {
     uid: u32,
     used: Arc<Mutex<HashMap<u32, Used>>>,
 }
 
-impl Quotas {
-    pub fn new(limits: &HandOver) -> Quotas {
-        Quotas {
-            at_once: limits.at_once,
-            a_minute: limits.a_minute,
+impl Limits {
+    pub fn new(server: &LdaServer) -> Limits {
+        Limits {
+            at_once: server.at_once,
+            a_minute: server.a_minute,
             used: Arc::default(),
         }
     }
 
+    /// Counts one more message of this uid; over a limit it is [temporary](Code::Resources).
     pub fn enter(&self, uid: u32) -> Result<Turn, Fault> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         used.retain(|_, it| it.now > 0 || it.minute.elapsed() < MINUTE);
@@ -84,17 +85,17 @@ mod tests {
 
     #[test]
     fn one_uid_does_not_use_up_what_others_have() {
-        let quotas = Quotas::new(&HandOver {
+        let limits = Limits::new(&LdaServer {
             at_once: 2,
             a_minute: 3,
-            ..HandOver::default()
+            ..LdaServer::default()
         });
-        let (one, _two) = (quotas.enter(7).unwrap(), quotas.enter(7).unwrap());
-        assert!(quotas.enter(7).unwrap_err().why.contains("at once"));
-        quotas.enter(8).unwrap();
+        let (one, _two) = (limits.enter(7).unwrap(), limits.enter(7).unwrap());
+        assert!(limits.enter(7).unwrap_err().why.contains("at once"));
+        limits.enter(8).unwrap();
         drop(one);
-        drop(quotas.enter(7).unwrap());
-        let fault = quotas.enter(7).unwrap_err();
+        drop(limits.enter(7).unwrap());
+        let fault = limits.enter(7).unwrap_err();
         assert!(fault.why.contains("a minute") && fault.code.is_temporary());
     }
 }
