@@ -5,6 +5,7 @@ mod again;
 mod batch;
 mod exchanged;
 mod one;
+mod published;
 mod routed;
 mod several;
 
