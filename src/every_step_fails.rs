@@ -1,10 +1,14 @@
 //! Every step of a delivery fails once, in every way that matters: after each failure nothing of the message stays, the
 //! answer is temporary, and the next try delivers it exactly once.
+//!
+//! Where failures take turns, each run begins with another one: `POSTROOM_SEED`, which it prints, says with which. Each failure at
+//! each step with `POSTROOM_FAULTS=all`.
 
 mod again;
 mod batch;
 mod exchanged;
 mod one;
+mod published;
 mod routed;
 mod several;
 
@@ -16,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use crate::config::Config;
 use crate::deliver::{Core, Outcome};
@@ -46,6 +50,7 @@ fn as_ordinary_user(test: &str) -> bool {
     copy.arg(std::env::current_exe().unwrap()).arg(&program);
     assert!(copy.status().unwrap().success());
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let seed = seed();
     // Where names are written behind their bytes, and where nobody knows.
     let runs = ["", "1"].map(|ordered| {
         let mut again = Command::new(&program);
@@ -53,6 +58,7 @@ fn as_ordinary_user(test: &str) -> bool {
             .args(["--exact", test, "--nocapture"])
             .env("RUST_BACKTRACE", "0")
             .env(write_back::ORDERED, ordered)
+            .env(SEED, seed.to_string())
             .current_dir("/")
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -66,9 +72,22 @@ fn as_ordinary_user(test: &str) -> bool {
         let said = String::from_utf8_lossy(&done.stderr);
         let lines: Vec<&str> = said.lines().collect();
         let end = lines[lines.len().saturating_sub(30)..].join("\n");
-        assert!(done.status.success(), "ordered={ordered}: {end}");
+        assert!(
+            done.status.success(),
+            "{SEED}={seed} ordered={ordered}: {end}"
+        );
     }
     false
+}
+
+const SEED: &str = "POSTROOM_SEED";
+
+/// With which failure those begin that take turns.
+fn seed() -> usize {
+    let now = UNIX_EPOCH.elapsed().unwrap().as_secs() as usize;
+    let seed = std::env::var(SEED).map_or(now, |it| it.parse().unwrap());
+    eprintln!("{SEED}={seed}");
+    seed
 }
 
 /// A mail root with a private INBOX, a folder and a setgid public mailbox.

@@ -4,8 +4,10 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::time::UNIX_EPOCH;
 
 use support::peers::{Dovecot, Version};
+use support::random::Random;
 use support::{MAIL, Store, messages, not_root, replace_in, replaced};
 
 /// ACL files of alice's folders, `;` for the end of a line.
@@ -142,7 +144,8 @@ fn with_groups(version: Version, root: &str) -> impl Fn(String) -> String {
     }
 }
 
-fn tree(store: &Store) {
+/// Alice has a mailbox for each of these files.
+fn tree(store: &Store, files: &[String]) {
     store.scratch.dir("home/dave", MAIL, MAIL, 0o700);
     for user in USERS {
         if user != "bob" {
@@ -158,7 +161,7 @@ fn tree(store: &Store) {
             .scratch
             .file(&format!("{below}/dovecot-acl"), MAIL, MAIL, 0o600, &text);
     };
-    for (number, file) in FILES.iter().enumerate() {
+    for (number, file) in files.iter().enumerate() {
         folder(&format!("home/alice/Maildir/.W{number}"), file);
         // The same as a mailbox of dave's own, by a symlink.
         let link = store.path(&format!("home/dave/Maildir/.L{number}"));
@@ -187,13 +190,17 @@ fn tree(store: &Store) {
 }
 
 /// Every mailbox with the name that `user` has for it, and its file.
-fn mailboxes(user: &str) -> Vec<(String, String, &'static str)> {
-    let own = FILES.iter().enumerate().map(|(number, file)| {
+fn mailboxes<'a>(user: &str, files: &'a [String]) -> Vec<(String, String, &'a str)> {
+    let own = files.iter().enumerate().map(|(number, file)| {
         let name = match user {
             "alice" => format!("W{number}"),
             _ => format!("shared/alice/W{number}"),
         };
-        (name, format!("home/alice/Maildir/.W{number}"), *file)
+        (
+            name,
+            format!("home/alice/Maildir/.W{number}"),
+            file.as_str(),
+        )
     });
     let public = PUBLIC.iter().enumerate();
     let public = public.map(|(number, file)| {
@@ -203,9 +210,9 @@ fn mailboxes(user: &str) -> Vec<(String, String, &'static str)> {
             *file,
         )
     });
-    let links = FILES.iter().enumerate().map(|(number, file)| {
+    let links = files.iter().enumerate().map(|(number, file)| {
         let folder = format!("home/alice/Maildir/.W{number}");
-        (format!("L{number}"), folder, *file)
+        (format!("L{number}"), folder, file.as_str())
     });
     let links = links.filter(|_| user == "dave");
     own.chain(public).chain(links).collect()
@@ -228,50 +235,193 @@ fn find(store: &Store, folder: &str, user: &str, subject: &str) -> Verdict {
     }
 }
 
+fn fixed() -> Vec<String> {
+    FILES.iter().map(|file| (*file).to_owned()).collect()
+}
+
+/// Any file: mostly what somebody would write, with a slip here and there.
+fn random_file(random: &mut Random) -> String {
+    const IDENTIFIERS: &[&str] = &[
+        "anyone",
+        "authenticated",
+        "anonymous",
+        "owner",
+        "user=alice",
+        "user=bob",
+        "user=bob",
+        "user=carol",
+        "user=dave",
+        "group=staff",
+        "group=ops",
+        "group=nosuch",
+        "group-override=staff",
+        "group-override=ops",
+    ];
+    const ODD_IDENTIFIERS: &[&str] = &[
+        "user=BOB",
+        "user=",
+        "group=",
+        "bob",
+        "User=bob",
+        "anyone=x",
+        "user=bob=x",
+        "owner ",
+        "",
+        "user=*",
+    ];
+    const SPACES: &[&str] = &["  ", "\t", " \t", "", "   "];
+    const NAMES: &[&str] = &[
+        "lookup",
+        "post",
+        "read",
+        "insert",
+        "custom",
+        "LOOKUP",
+        "lookup:post",
+    ];
+    let [
+        has_odd_spaces,
+        has_odd_letter,
+        has_odd_identifier,
+        has_odd_line,
+        has_quotes,
+        has_odd_end,
+    ] = [20, 20, 20, 20, 25, 25].map(|one_in| random.below(one_in) == 0);
+    let mut pick = |all: &[&'static str]| all[random.below(all.len() as u64) as usize];
+    let mut lines = vec![pick(&["", "", "", "# x;", ";"]).to_owned()];
+    loop {
+        let mut identifier = format!("{}{}", pick(&["", "", "-"]), pick(IDENTIFIERS));
+        if has_odd_identifier && pick(&["", "odd"]) == "odd" {
+            identifier = format!("{}{}", pick(&["", "-", "--"]), pick(ODD_IDENTIFIERS));
+        }
+        if has_quotes {
+            identifier = format!("\"{identifier}{}", pick(&["\"", "\"", "\"", ""]));
+        }
+        let mut rights: String = (0..3)
+            .map(|_| pick(&["l", "p", "lp", "", "r", "w", "s", "t", "i", "pp", "ekxa"]))
+            .collect();
+        if has_odd_letter && pick(&["", "odd"]) == "odd" {
+            // No NUL: there a line ends to Dovecot, and to us nobody can tell.
+            rights += pick(&["Z", "P", "é", "-", "0", "d", "c"]);
+        }
+        if pick(&["", "", "", "", "named"]) == "named" {
+            let names = [pick(NAMES), pick(NAMES)].join(pick(&[" ", " ", " ", ",", "  "]));
+            rights = format!("{rights}{}:{names}", pick(&[" ", " ", " ", ""]));
+        }
+        let space = if has_odd_spaces { pick(SPACES) } else { " " };
+        let (before, behind) = match has_odd_line {
+            true => (
+                pick(&["", "", " ", "\t", "#"]),
+                pick(&["", " ", " x", "\r", "\t", " #x"]),
+            ),
+            false => ("", ""),
+        };
+        lines.push(format!("{before}{identifier}{space}{rights}{behind}"));
+        if pick(&["", "", "end"]) == "end" || lines.len() > 5 {
+            break;
+        }
+    }
+    let end = if has_odd_end {
+        pick(&[";", ";;", "; ", ";#", "\r"])
+    } else {
+        ""
+    };
+    format!("{}{}{end}", lines[0], lines[1..].join(";"))
+}
+
+/// Delivers to what `of` says of each user's mailboxes, by both: what differs, and how often Dovecot has done what.
+fn compare(
+    version: Version,
+    name: &str,
+    files: &[String],
+    of: impl Fn(&str, usize) -> bool,
+) -> Option<(Vec<String>, [usize; 3])> {
+    let store = Store::new();
+    tree(&store, files);
+    let root = store.scratch.text("");
+    let dovecot = Dovecot::start_with(version, &store, with_groups(version, &root))?;
+    let config = store.configure("", "");
+    let post = format!("driver = \"vfile\"\ndelivery_right = \"post\"\ndovecot = \"{name}\"\n");
+    replace_in(&config, "driver = \"vfile\"\n", &post);
+    fs::copy(store.path("dovecot-users"), store.path("users")).unwrap();
+    let server = support::Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    let mut client = server.client();
+    let mut differ = Vec::new();
+    let mut counts = [0; 3];
+    for user in USERS {
+        for (number, (mailbox, folder, file)) in mailboxes(user, files).into_iter().enumerate() {
+            if !of(user, number) {
+                continue;
+            }
+            let ours = format!("ours {user} {mailbox}");
+            let recipient = format!("{user}+{mailbox}@example.test");
+            client.deliver(&[&recipient], format!("Subject: {ours}\n\n").as_bytes());
+            let ours = find(&store, &folder, user, &ours);
+            let theirs = format!("theirs {user} {mailbox}");
+            dovecot.lda(user, &mailbox, format!("Subject: {theirs}\n\n").as_bytes());
+            let theirs = find(&store, &folder, user, &theirs);
+            counts[theirs as usize] += 1;
+            // The one stated difference: the owner is not stopped by a file that says nothing.
+            let is_owner = !mailbox.contains('/');
+            let stated = is_owner && theirs == Verdict::Deferred && ours == Verdict::Stored;
+            if ours != theirs && !stated {
+                differ.push(format!(
+                    "{user} {mailbox} {file:?}: ours {ours:?}, theirs {theirs:?}"
+                ));
+            }
+        }
+    }
+    Some((differ, counts))
+}
+
+const VERSIONS: [(Version, &str); 2] = [(Version::V23, "2.3"), (Version::V24, "2.4")];
+
 #[test]
 fn verdicts_equal_those_of_dovecot_lda() {
     if not_root() {
         return;
     }
-    for (version, name) in [(Version::V23, "2.3"), (Version::V24, "2.4")] {
-        let store = Store::new();
-        tree(&store);
-        let root = store.scratch.text("");
-        let Some(dovecot) = Dovecot::start_with(version, &store, with_groups(version, &root))
-        else {
+    for (version, name) in VERSIONS {
+        let Some((differ, counts)) = compare(version, name, &fixed(), |_, _| true) else {
             return;
         };
-        let config = store.configure("", "");
-        let post = format!("driver = \"vfile\"\ndelivery_right = \"post\"\ndovecot = \"{name}\"\n");
-        replace_in(&config, "driver = \"vfile\"\n", &post);
-        fs::copy(store.path("dovecot-users"), store.path("users")).unwrap();
-        let server =
-            support::Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
-        let mut client = server.client();
-        let mut differ = Vec::new();
-        let mut counts = [0; 3];
-        for user in USERS {
-            for (mailbox, folder, file) in mailboxes(user) {
-                let ours = format!("ours {user} {mailbox}");
-                let recipient = format!("{user}+{mailbox}@example.test");
-                client.deliver(&[&recipient], format!("Subject: {ours}\n\n").as_bytes());
-                let ours = find(&store, &folder, user, &ours);
-                let theirs = format!("theirs {user} {mailbox}");
-                dovecot.lda(user, &mailbox, format!("Subject: {theirs}\n\n").as_bytes());
-                let theirs = find(&store, &folder, user, &theirs);
-                counts[theirs as usize] += 1;
-                // The one stated difference: the owner is not stopped by a file that says nothing.
-                let is_owner = !mailbox.contains('/');
-                let stated = is_owner && theirs == Verdict::Deferred && ours == Verdict::Stored;
-                if ours != theirs && !stated {
-                    differ.push(format!(
-                        "{user} {mailbox} {file:?}: ours {ours:?}, theirs {theirs:?}"
-                    ));
-                }
-            }
-        }
         assert_eq!(differ, Vec::<String>::new(), "Dovecot {name}: {counts:?}");
         assert!(counts.iter().all(|&count| count > 20), "{counts:?}");
+    }
+}
+
+/// The same of files that nobody has thought of: another one of the users delivers to each.
+#[test]
+fn verdicts_of_random_files_equal_those_of_dovecot_lda() {
+    const COUNT: usize = 150;
+    if not_root() {
+        return;
+    }
+    let now = UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let seed = std::env::var("POSTROOM_SEED").map_or(now, |it| it.parse().unwrap());
+    eprintln!("POSTROOM_SEED={seed}");
+    let mut random = Random(seed);
+    let files: Vec<String> = (0..COUNT).map(|_| random_file(&mut random)).collect();
+    // Bob, who has groups, twice as often.
+    let users = [USERS[0], USERS[1], USERS[1], USERS[2], USERS[3]];
+    let users: Vec<_> = files
+        .iter()
+        .map(|_| users[random.below(5) as usize])
+        .collect();
+    for (version, name) in VERSIONS {
+        let of = |user: &str, number: usize| users.get(number) == Some(&user);
+        let Some((differ, counts)) = compare(version, name, &files, of) else {
+            return;
+        };
+        assert_eq!(
+            differ,
+            Vec::<String>::new(),
+            "Dovecot {name}, POSTROOM_SEED={seed}: {counts:?}"
+        );
+        assert!(
+            counts.iter().all(|&count| count > 3),
+            "{counts:?}, POSTROOM_SEED={seed}"
+        );
     }
 }
 
@@ -339,9 +489,9 @@ fn commands_do_what_those_of_doveadm_do() {
         ("bad line\n", "add anyone lookup"),
         ("bad line\n", "rights"),
     ];
-    for (version, name) in [(Version::V23, "2.3"), (Version::V24, "2.4")] {
+    for (version, name) in VERSIONS {
         let store = Store::new();
-        tree(&store);
+        tree(&store, &fixed());
         let root = store.scratch.text("");
         let Some(dovecot) = Dovecot::start_with(version, &store, with_groups(version, &root))
         else {

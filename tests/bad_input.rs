@@ -98,10 +98,17 @@ fn chunks(client: &mut Lmtp, recipients: &[&str], message: &[u8]) -> Vec<String>
 
 /// The LDA as the mail user: exit code and what it told.
 fn lda(store: &Store, arguments: &[&OsStr], input: &[u8]) -> (i32, String) {
+    lda_as(MAIL, store, arguments, input)
+}
+
+/// The same, started by this user: root's becomes the recipient.
+fn lda_as(uid: u32, store: &Store, arguments: &[&OsStr], input: &[u8]) -> (i32, String) {
     let mut command = program("postroom-lda");
     command.arg("-c").arg(store.path("postroom.toml"));
     command.args(arguments).env("POSTROOM_LOG", "json");
-    as_user(&mut command, MAIL, MAIL, &[]);
+    if uid != 0 {
+        as_user(&mut command, uid, uid, &[]);
+    }
     let output = run_with_input(&mut command, input);
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     (output.status.code().unwrap_or(-1), told)

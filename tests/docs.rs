@@ -245,6 +245,7 @@ fn tests_that_the_documents_name() {
         let above = parts[..parts.len().saturating_sub(2)].join("/");
         let files = [
             format!("tests/{module}.rs"),
+            format!("tests/{within}.rs"),
             format!("src/{within}.rs"),
             format!("src/{above}.rs"),
         ];

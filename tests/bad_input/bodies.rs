@@ -121,12 +121,11 @@ fn ticks(server: &Server) -> u64 {
         .sum()
 }
 
-/// What makes parsers of headers and MIME work costs no more than so many bytes of anything else.
+/// What makes parsers of headers and MIME work costs no more than three times as many bytes of anything else. So many that what a
+/// delivery costs besides is nothing to it.
 #[test]
 fn headers_that_cost_nothing() {
-    const SIZE: usize = 1_000_000;
-    /// A fifth of a second.
-    const NOISE: u64 = 20;
+    const SIZE: usize = 10_000_000;
     if not_root() {
         return;
     }
@@ -191,25 +190,29 @@ fn headers_that_cost_nothing() {
         "[[route]]\nheader = \"Subject\"\nequals = \"nobody says this\"\nmailbox = \"Spam\"\n";
     let config = support::places::configure(&store, "", "", route);
     let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    let inbox = store.path("home/alice/Maildir");
     for address in ["alice@x".to_owned(), support::places::MBOX.address()] {
-        let mut of_text = 0;
-        for (what, message) in &rows {
+        let cost = |what: &str, message: &str| {
             let before = ticks(&server);
-            for _ in 0..2 {
-                let reply = server
-                    .client()
-                    .deliver(&[&address], message.as_bytes())
-                    .remove(0);
-                assert!(reply.starts_with("250 "), "{what}: {reply}");
-            }
+            let mut client = server.client();
+            let reply = client.deliver(&[&address], message.as_bytes()).remove(0);
+            assert!(reply.starts_with("250 "), "{what}: {reply}");
             let cost = ticks(&server) - before;
-            if *what == "text" {
-                of_text = cost;
-            }
-            assert!(
-                cost <= 3 * of_text + NOISE,
-                "{address} {what}: {cost} ticks, {of_text} for text"
-            );
+            messages(&inbox)
+                .iter()
+                .for_each(|(path, _)| fs::remove_file(path).unwrap());
+            cost
+        };
+        let (_, text) = &rows[0];
+        for (what, message) in &rows[1..] {
+            // Again where it was too much: on a busy machine one of the two may cost more for a while.
+            let mut costs = Vec::new();
+            let fits = (0..3).any(|_| {
+                let (its, of_text) = (cost(what, message), cost("text", text));
+                costs.push((its, of_text));
+                its <= 3 * of_text
+            });
+            assert!(fits, "{address} {what}: {costs:?} ticks, of it and of text");
         }
     }
 }

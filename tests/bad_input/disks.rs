@@ -50,6 +50,75 @@ fn a_root_that_is_read_only() {
     assert_eq!(picture(&store), before);
 }
 
+/// Its control files are elsewhere, and can be written: a stranger's mail goes to INBOX, or waits where somebody may make it writable
+/// again, the admin's waits. Nothing is made or changed for a message that is in no mailbox.
+#[test]
+fn a_read_only_maildir_with_control_files_elsewhere() {
+    if not_root() {
+        return;
+    }
+    for (is_mounted, reply, why) in [
+        (false, "250 2.0.0 ", "Permission denied (os error 13)"),
+        (true, "451 4.2.0 ", "Read-only file system (os error 30)"),
+    ] {
+        let store = store();
+        store.scratch.dir("public", MAIL, MAIL, 0o755);
+        for mailbox in ["info", "list"] {
+            let below = format!("public/.{mailbox}");
+            let owner = if is_mounted { MAIL } else { 0 };
+            store.scratch.maildir(&below, owner, owner, 0o755);
+            let acl = format!("{below}/dovecot-acl");
+            store
+                .scratch
+                .file(&acl, owner, owner, 0o644, "anyone lrwip\n");
+        }
+        store.scratch.dir("apart", MAIL, MAIL, 0o755);
+        store.scratch.dir("apart/.list", MAIL, MAIL, 0o755);
+        let list = "3 V5 N7 G86371b0c7d9a026bb73a000083ecc375\n";
+        let file = "apart/.list/dovecot-uidlist";
+        store.scratch.file(file, MAIL, MAIL, 0o644, list);
+        let _mount = match is_mounted {
+            true => match Mount::read_only(store.path("public")) {
+                None => return,
+                mount => mount,
+            },
+            false => None,
+        };
+        let path = store.configure("on_missing = \"create\"", "");
+        let root = format!("mail_path = \"{}\"\n", store.scratch.text("public"));
+        let apart = format!("mail_control_path = \"{}\"\n", store.scratch.text("apart"));
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(&root));
+        fs::write(&path, text.replace(&root, &format!("{root}{apart}"))).unwrap();
+        let server = Server::start(&path, &store.path("run/lmtp"), &store.path("run/log"));
+        for mailbox in ["Public/info", "Public/list"] {
+            let before = picture(&store);
+            let got = deliver(&server, format!("alice+{mailbox}@x.test").as_bytes());
+            let case = format!("{mailbox}: {got} {}", server.log());
+            assert!(got.starts_with(reply), "{case}");
+            assert!(server.log().contains(why), "{case}");
+            let new = added(&store, &before);
+            let inbox = ["home/alice/Maildir/new/MESSAGE"];
+            assert_eq!(new, &inbox[usize::from(is_mounted)..], "{case}");
+            let before = picture(&store);
+            for uid in [MAIL, 0] {
+                let words = ["-d", "alice", "-m", mailbox].map(|word| os(word.as_bytes()));
+                let (code, told) = lda_as(uid, &store, &words, MESSAGE);
+                assert_eq!(code, 75, "{mailbox}, {uid}: {told}");
+                assert!(told.contains(why), "{mailbox}, {uid}: {told}");
+                assert_eq!(picture(&store), before, "{mailbox}, {uid}");
+            }
+        }
+        assert_eq!(fs::read_to_string(store.path(file)).unwrap(), list);
+        // As soon as it can be written again, its UIDs go on.
+        drop(_mount);
+        if is_mounted {
+            let reply = deliver(&server, b"alice+Public/list@x.test");
+            assert!(reply.contains(" uid=7 "), "{reply} {}", server.log());
+        }
+    }
+}
+
 /// Space or files run out: at every size of the hole nothing stays of a message that did not fit.
 #[test]
 fn a_disk_that_is_full() {

@@ -45,10 +45,12 @@ fn places_that_are_no_mailbox() {
         assert!(server.log().contains(".Work"), "{what}: {}", server.log());
         let before = picture(&store);
         let arguments = [os(b"-d"), os(b"alice"), os(b"-m"), os(b"Work")];
-        let (code, told) = lda(&store, &arguments, MESSAGE);
-        assert_eq!(code, 75, "{what}: {told}");
-        assert!(told.contains(".Work"), "{what}: {told}");
-        assert_eq!(picture(&store), before, "{what}");
+        for uid in [MAIL, 0] {
+            let (code, told) = lda_as(uid, &store, &arguments, MESSAGE);
+            assert_eq!(code, 75, "{what}, {uid}: {told}");
+            assert!(told.contains(".Work"), "{what}, {uid}: {told}");
+            assert_eq!(picture(&store), before, "{what}, {uid}");
+        }
     }
 }
 
@@ -90,11 +92,13 @@ fn places_that_are_no_mbox() {
         assert!(reply.contains("mailbox=\"INBOX\""), "{case}");
         assert!(server.log().contains("Work"), "{case}");
         let arguments = [os(b"-d"), os(b"alice"), os(b"-m"), os(b"Work")];
-        let (code, told) = lda(&store, &arguments, MESSAGE);
-        assert_eq!(code, 75, "{what}: {told}");
-        assert!(told.contains("Work"), "{what}: {told}");
-        let after = (facts(), fs::read(store.path("home/alice/other")).ok());
-        assert_eq!(after, before, "{what}");
+        for uid in [MAIL, 0] {
+            let (code, told) = lda_as(uid, &store, &arguments, MESSAGE);
+            assert_eq!(code, 75, "{what}, {uid}: {told}");
+            assert!(told.contains("Work"), "{what}, {uid}: {told}");
+            let after = (facts(), fs::read(store.path("home/alice/other")).ok());
+            assert_eq!(after, before, "{what}, {uid}");
+        }
         let inbox = fs::read_to_string(folder.join("inbox")).unwrap_or_default();
         let count = inbox.matches("Subject: bad input").count();
         assert_eq!(count, 1, "{what}");

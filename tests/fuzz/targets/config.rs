@@ -1,4 +1,4 @@
-//! Configuration files: errors point into the text, and nothing panics.
+//! Configuration files: errors point into the text, and nothing panics. Templates: a value is inserted as it is.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -12,11 +12,23 @@ fuzz_target!(|text: &str| {
         let _ = errors.to_string();
     }
     if let Ok(template) = Template::parse(text) {
-        let variables = Variables {
-            user: "alice@example.org",
+        let variables = |user| Variables {
+            user,
+            owner_user: Some(user),
             home: Some("/home/alice"),
-            ..Variables::default()
+            owner_home: Some("/home/alice"),
+            hostname: "mx",
         };
-        let _ = template.expand(&variables);
+        // One who is called like a variable, and one who is not.
+        let (named, plain) = ("%{home}@%u", "\u{e000}{home}@\u{e000}u");
+        let expand = |user| template.expand(&variables(user)).ok();
+        let expanded = expand(named);
+        // His bytes are others.
+        if !text.contains("hex") && !text.contains('\u{e000}') {
+            assert_eq!(expanded, expand(plain).map(|it| it.replace('\u{e000}', "%")));
+        }
+        let with_user = Template::parse(&format!("{text}%{{user}}")).expect("both are whole");
+        let with_user = with_user.expand(&variables(named)).ok();
+        assert_eq!(with_user, expanded.map(|it| it + named));
     }
 });

@@ -1,5 +1,5 @@
-//! A whole dialogue: however the bytes of a client are cut, the same messages come out for the same recipients, each recipient has one
-//! answer a message, and a body is what the RFC's words make of its bytes, to the same end.
+//! A whole dialogue: however the bytes of a client are cut, the same messages come out for the same recipients, each RCPT that was
+//! accepted has one answer a message, and a body is what the RFC's words make of its bytes, to the same end.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -7,7 +7,7 @@ use postroom::deliver::{Outcome, Report};
 use postroom::fault::{Code, Fault};
 use postroom::lmtp::client::Client;
 use postroom::lmtp::codec::{Chunk, DataDecoder, Lines};
-use postroom::lmtp::command::{self, Workarounds};
+use postroom::lmtp::command::{self, Command, Marker, Workarounds};
 use postroom::lmtp::reply::Reply;
 use postroom::lmtp::session::{Intake, Limits, Session, StartTls, Step};
 
@@ -52,7 +52,8 @@ fn dialogue(input: &[u8], cut: usize, trusted: bool) -> Seen {
         starttls: StartTls::Unavailable,
     };
     let mut session = Session::new(limits, Client::at(None), "ID".into());
-    let (mut seen, mut body) = (Seen::default(), Vec::new());
+    // How many RCPTs of the transaction had a 250.
+    let (mut seen, mut body, mut accepted) = (Seen::default(), Vec::new(), 0);
     let mut wire = Wire { rest: input, cut, waiting: Vec::new() };
     let mut lines = Lines::default();
     loop {
@@ -65,14 +66,20 @@ fn dialogue(input: &[u8], cut: usize, trusted: bool) -> Seen {
             }
             continue;
         };
+        let is_rcpt = matches!(&command, Ok(Command::Rcpt { .. }));
+        let is_last = matches!(&command, Ok(Command::Bdat { marker: Marker::Last, .. }));
         let was_open = session.in_transaction();
         let mut step = session.command(command);
         if !was_open {
             body.clear();
+            accepted = 0;
         }
         loop {
             step = match step {
                 Step::Answer(replies) => {
+                    // RFC 3030: the last chunk of a message for nobody has no answer.
+                    assert_eq!(replies.len(), usize::from(!is_last));
+                    accepted += usize::from(is_rcpt && replies[0].code() == 250);
                     say(&mut seen, replies);
                     break;
                 }
@@ -132,17 +139,20 @@ fn dialogue(input: &[u8], cut: usize, trusted: bool) -> Seen {
                     let recipients = delivery.recipients.iter().map(|it| it.address.to_string());
                     seen.messages.push((recipients.collect(), body.clone()));
                     // The last one first: the order of the answers is that of RCPT.
+                    let mut answered = 0;
                     for index in (0..delivery.recipients.len()).rev() {
                         let replies = delivery.settle(index, Outcome::refused(fault()));
                         assert!(replies.is_empty() || index == 0);
+                        answered += replies.len();
                         say(&mut seen, replies);
                     }
+                    assert_eq!(answered, accepted);
                     assert!(delivery.unsettled().is_empty());
                     break;
                 }
                 Step::GiveUp(mut delivery, fault) => {
                     let replies = delivery.abandon(&fault);
-                    assert!(replies.len() >= delivery.recipients.len());
+                    assert_eq!(replies.len(), accepted);
                     say(&mut seen, replies);
                     break;
                 }
@@ -167,8 +177,8 @@ fn say(seen: &mut Seen, replies: Vec<Reply>) {
     }
 }
 
-fuzz_target!(|input: (u8, bool, Vec<u8>)| {
+fuzz_target!(|input: (u8, bool, &[u8])| {
     let (cut, trusted, bytes) = input;
-    let whole = dialogue(&bytes, bytes.len().max(1), trusted);
-    assert_eq!(dialogue(&bytes, usize::from(cut).max(1), trusted), whole);
+    let whole = dialogue(bytes, bytes.len().max(1), trusted);
+    assert_eq!(dialogue(bytes, usize::from(cut).max(1), trusted), whole);
 });
