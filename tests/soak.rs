@@ -14,13 +14,13 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use support::imap::Imap;
 use support::mount::{Disk, FileSystem, is_done_apart};
 use support::peers::{Postfix, VERSIONS, Version, lines_of};
 use support::places::{self, INBOX, KEYWORD, LINKED, MBOX, NEW, PLACES, PUBLIC, Place};
-use support::random::Random;
+use support::random::{self, Random};
 use support::{
     Lmtp, MAIL, Server, Store, as_user, children_of, installed, not_root, own, program, skip,
     stuffed, subject, uid_of,
@@ -574,9 +574,7 @@ fn nothing_is_lost_and_nothing_too_often() {
         return;
     }
     let minutes: f64 = std::env::var("POSTROOM_SOAK_MINUTES").map_or(2.0, |it| it.parse().unwrap());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let seed = std::env::var("POSTROOM_SEED").map_or(now.as_secs(), |it| it.parse().unwrap());
-    eprintln!("POSTROOM_SEED={seed}");
+    let seed = random::seed();
     for (window, version) in ["0", "30m"].into_iter().zip(VERSIONS) {
         soak((minutes * 30.0) as u64, window, version, Random(seed));
     }
