@@ -345,6 +345,8 @@ fn nothing_that_had_a_250_is_lost() {
             figures.twice,
         ];
         assert_eq!(wrong, [0; 4], "{figures:?}");
-        assert!(figures.opened_twice <= of_this_kind / 10, "{figures:?}");
+        // Two in a thousand cuts is the most that was ever seen.
+        let most = (cuts / 500).max(1);
+        assert!(figures.opened_twice <= most, "{figures:?}");
     }
 }
