@@ -11,13 +11,13 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use support::imap::Imap;
 use support::mount::{Disk, FileSystem, is_done_apart};
 use support::peers::{Dovecot, VERSIONS, lines_of};
 use support::places::{self, MBOX, PLACES, Place};
-use support::random::Random;
+use support::random::{self, Random};
 use support::{
     Lmtp, MAIL, PATIENCE, Server, Store, as_user, not_root, program, run_with_input, subject,
     uid_of,
@@ -284,10 +284,7 @@ fn nothing_that_had_a_250_is_lost() {
         return;
     }
     let cuts = std::env::var("POSTROOM_POWER_CUTS").map_or(50, |it| it.parse().unwrap());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let seed = std::env::var("POSTROOM_SEED").map_or(now.as_secs(), |it| it.parse().unwrap());
-    eprintln!("POSTROOM_SEED={seed}");
-    let mut random = Random(seed);
+    let mut random = Random(random::seed());
     let began = Instant::now();
     for kind in [FileSystem::Ext4, FileSystem::Xfs] {
         let mut figures = Figures::default();
@@ -348,6 +345,8 @@ fn nothing_that_had_a_250_is_lost() {
             figures.twice,
         ];
         assert_eq!(wrong, [0; 4], "{figures:?}");
-        assert!(figures.opened_twice <= of_this_kind / 10, "{figures:?}");
+        // Two in a thousand cuts is the most that was ever seen.
+        let most = (cuts / 500).max(1);
+        assert!(figures.opened_twice <= most, "{figures:?}");
     }
 }

@@ -1,6 +1,7 @@
 //! Mixed load for minutes, while workers and the server are killed, a disk is full now and then, and others sleep with locks in
-//! their hands: nothing that was answered for is lost, and nothing is there more often than it was sent unheard; with
-//! `duplicate_window` once.
+//! their hands: nothing that was answered for is lost, and nothing is there more often than it was sent unheard. With
+//! `duplicate_window` what came by LMTP, from Postfix too, is in a Maildir once; postroom-lda does not ask it, and of an mbox it knows
+//! only what was answered.
 //!
 //! `POSTROOM_SOAK_MINUTES` of it (`tests/soak --minutes N`), half of them without `duplicate_window` and read by Dovecot 2.3, half with it and read by 2.4.
 
@@ -14,13 +15,13 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use support::imap::Imap;
 use support::mount::{Disk, FileSystem, is_done_apart};
 use support::peers::{Postfix, VERSIONS, Version, lines_of};
 use support::places::{self, INBOX, KEYWORD, LINKED, MBOX, NEW, PLACES, PUBLIC, Place};
-use support::random::Random;
+use support::random::{self, Random};
 use support::{
     Lmtp, MAIL, Server, Store, as_user, children_of, installed, not_root, own, program, replace_in,
     skip, stuffed, subject, uid_of,
@@ -50,6 +51,12 @@ enum By {
     Postfix,
 }
 
+/// Locks that somebody holds now and then: a list's, and that of an mbox.
+const LOCKS: [&str; 2] = [
+    "home/alice/Maildir/dovecot-uidlist.lock",
+    "home/alice/mail/Work.lock",
+];
+
 /// What goes on at once.
 struct Load<'a> {
     store: &'a Store,
@@ -58,6 +65,8 @@ struct Load<'a> {
     is_over: AtomicBool,
     /// By smtp-source, whose messages have no names.
     nameless: AtomicUsize,
+    /// How often each of [`LOCKS`] was held.
+    held: [AtomicUsize; 2],
 }
 
 /// It is known again by its Message-ID.
@@ -266,13 +275,7 @@ impl Load<'_> {
     fn hold_locks(&self) {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
         let content = format!("{}:{}", std::process::id(), host.trim());
-        for lock in [
-            "home/alice/Maildir/dovecot-uidlist.lock",
-            "home/alice/mail/Work.lock",
-        ]
-        .iter()
-        .cycle()
-        {
+        for (lock, held) in LOCKS.iter().zip(&self.held).cycle() {
             if self.is_over() {
                 return;
             }
@@ -283,6 +286,7 @@ impl Load<'_> {
             let has = fs::hard_link(&fresh, &path).is_ok();
             fs::remove_file(&fresh).unwrap();
             if has {
+                held.fetch_add(1, Ordering::Relaxed);
                 pause(3000);
                 fs::remove_file(&path).unwrap();
             }
@@ -383,6 +387,29 @@ fn supervise(store: &Store, server: &mut Server) {
     }
 }
 
+/// How often Postfix has sent each message and not heard what became of it, by the names in their Message-IDs.
+fn unheard_by_postfix(log: &str) -> HashMap<String, usize> {
+    const UNHEARD: [&str; 2] = ["while sending end of data", "its worker process has ended"];
+    let mut names: HashMap<&str, &str> = HashMap::new();
+    let mut tries: HashMap<String, usize> = HashMap::new();
+    for line in log.lines() {
+        // `Nov 29 07:02:09 host postfix/lmtp[17]: 4CDF12E0: to=<alice@x>, …`
+        let said = line.split_once("]: ").and_then(|it| it.1.split_once(": "));
+        let Some((queue_id, said)) = said else {
+            continue;
+        };
+        if let Some(id) = said.strip_prefix("message-id=<") {
+            names.insert(queue_id, id.split('@').next().unwrap());
+        }
+        let is_unheard =
+            said.contains("status=deferred") && UNHEARD.iter().any(|it| said.contains(it));
+        if let Some(id) = names.get(queue_id).filter(|_| is_unheard) {
+            *tries.entry((*id).to_owned()).or_default() += 1;
+        }
+    }
+    tries
+}
+
 fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
     let store = Store::new();
     fs::remove_dir_all(store.path("home")).unwrap();
@@ -412,6 +439,7 @@ fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
         stored: Mutex::new(Vec::new()),
         is_over: AtomicBool::new(false),
         nameless: AtomicUsize::new(0),
+        held: [const { AtomicUsize::new(0) }; 2],
     };
     let mut kills = 0;
     let mut sizes = Vec::new();
@@ -459,7 +487,12 @@ fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
         run_for(Duration::from_secs(seconds).saturating_sub(began.elapsed()));
     });
     postfix.drain();
-    let stored = load.stored.into_inner().unwrap();
+    let mut stored = load.stored.into_inner().unwrap();
+    let tries = unheard_by_postfix(&postfix.log());
+    for one in stored.iter_mut().filter(|one| one.by == By::Postfix) {
+        one.unheard = tries.get(&one.id).copied().unwrap_or(0);
+    }
+    let held = load.held.map(AtomicUsize::into_inner);
     let nameless = load.nameless.into_inner();
     let mut found: HashMap<(String, String), usize> = HashMap::new();
     let mut by_uid: HashMap<(String, String, u32), String> = HashMap::new();
@@ -507,12 +540,7 @@ fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
             .copied()
             .unwrap_or(0);
         let is_known = window != "0" && one.by != By::Lda && !one.id.starts_with(MBOX.kind);
-        let allowed = match one.by {
-            _ if is_known => 1,
-            // Nobody counts its tries.
-            By::Postfix => usize::MAX,
-            _ => 1 + one.unheard,
-        };
+        let allowed = 1 + if is_known { 0 } else { one.unheard };
         if count == 0 {
             lost.push(&one.id);
         }
@@ -538,10 +566,16 @@ fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
         .copied()
         .unwrap_or(0);
     let unheard: usize = stored.iter().map(|one| one.unheard).sum();
+    let refused = stored.iter().flat_map(|one| &one.refused);
+    let full = refused.filter(|reply| reply.starts_with("452 ")).count();
+    let is_without_uid = |one: &&Stored| one.place == Some(("INBOX".to_owned(), None));
+    let unlisted = stored.iter().filter(is_without_uid).count();
     eprintln!(
-        "duplicate_window = {window}, read by {version:?}: {seconds} s, {} messages and {nameless} of smtp-source, {kills} kills, {unheard} unheard: {} lost, \
+        "duplicate_window = {window}, read by {version:?}: {seconds} s, {} messages and {nameless} of smtp-source, {kills} kills, {unheard} unheard, \
+         {} of Postfix, {full} times no room, locks held {held:?} times, {unlisted} without a UID: {} lost, \
          {} doubled, of those that are known again {}, {} too often, {} wrong UIDs; KiB and descriptors without kills, soon and at the end: {sizes:?}",
         stored.len(),
+        tries.values().sum::<usize>(),
         lost.len(),
         doubled[0] + doubled[1],
         doubled[1],
@@ -561,6 +595,9 @@ fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
     let complaints = dovecot.complaints();
     assert_eq!(complaints, Vec::<String>::new());
     assert!(kills > 2 && stored.len() > 100, "{kills} {}", stored.len());
+    // A disk that is full, and locks that are held, were met.
+    assert!(full > 0 && unlisted > 0, "{full} {unlisted}");
+    assert!(held.iter().all(|it| *it > 0), "{held:?}");
 }
 
 #[test]
@@ -572,9 +609,7 @@ fn nothing_is_lost_and_nothing_too_often() {
         return;
     }
     let minutes: f64 = std::env::var("POSTROOM_SOAK_MINUTES").map_or(2.0, |it| it.parse().unwrap());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let seed = std::env::var("POSTROOM_SEED").map_or(now.as_secs(), |it| it.parse().unwrap());
-    eprintln!("POSTROOM_SEED={seed}");
+    let seed = random::seed();
     for (window, version) in ["0", "30m"].into_iter().zip(VERSIONS) {
         soak((minutes * 30.0) as u64, window, version, Random(seed));
     }

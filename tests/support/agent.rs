@@ -4,12 +4,12 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::places::{self, Place};
 use super::{
     MAIL, PATIENCE, Server, Store, as_user, program, run_with_input, signal, stuffed, threads_of,
-    wait_until,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,27 +168,51 @@ pub struct Tracer(Child);
 
 impl Tracer {
     pub fn of(server: &Server, arguments: &[&str]) -> Tracer {
-        let pid = server.pid();
-        let mut command = Command::new("strace");
-        command
-            .args(["-f", "-qqq"])
-            .args(arguments)
-            .args(["-p", &pid.to_string()]);
-        let piped = command.stdout(Stdio::null()).stderr(Stdio::piped());
-        let tracer = Tracer(piped.spawn().unwrap());
+        let (pid, began) = (server.pid(), Instant::now());
+        loop {
+            let mut command = Command::new("strace");
+            command
+                .args(["-f", "-qqq"])
+                .args(arguments)
+                .args(["-p", &pid.to_string()]);
+            let piped = command.stdout(Stdio::null()).stderr(Stdio::piped());
+            let tracer = Tracer(piped.spawn().unwrap());
+            if tracer.has_all(pid) {
+                return tracer;
+            }
+            // A thread that was made just then is none of its.
+            assert!(began.elapsed() < PATIENCE, "strace is not at each thread");
+            tracer.leave();
+        }
+    }
+
+    /// Whether it is at each thread soon.
+    fn has_all(&self, pid: u32) -> bool {
         let is_traced = |thread: u32| {
             let status = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status"));
             // One that has just ended is none.
-            status.is_ok_and(|it| it.contains(&format!("TracerPid:\t{}\n", tracer.0.id())))
+            status.is_ok_and(|it| it.contains(&format!("TracerPid:\t{}\n", self.0.id())))
         };
-        wait_until("strace at each thread", || {
-            threads_of(pid).into_iter().all(is_traced)
-        });
-        tracer
+        let began = Instant::now();
+        while !threads_of(pid).into_iter().all(is_traced) {
+            if began.elapsed() > Duration::from_secs(1) {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        true
     }
 
-    pub fn leave(self) -> Output {
+    pub fn leave(mut self) -> Output {
         signal(self.0.id(), "INT");
+        let began = Instant::now();
+        while self.0.try_wait().unwrap().is_none() {
+            if began.elapsed() > Duration::from_millis(500) {
+                // It waits for a thread of one that was killed, which never comes.
+                self.0.kill().unwrap();
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
         self.0.wait_with_output().unwrap()
     }
 }

@@ -37,13 +37,24 @@ impl Mount {
 
     /// A journaled ext4 of so many megabytes in place of the directory `at`, with what was in it. `image` is made.
     pub fn journaled(image: &Path, at: PathBuf, megabytes: u32) -> Option<Mount> {
+        Mount::ext4("has_journal", image, at, megabytes)
+    }
+
+    /// The same without a journal, where each thing has to be synced by itself.
+    pub fn unordered(image: &Path, at: PathBuf, megabytes: u32) -> Option<Mount> {
+        Mount::ext4("^has_journal", image, at, megabytes)
+    }
+
+    fn ext4(features: &str, image: &Path, at: PathBuf, megabytes: u32) -> Option<Mount> {
         let run = |command: &mut Command| assert!(command.output().unwrap().status.success());
         let before = at.with_extension("before");
         fs::rename(&at, &before).unwrap();
         fs::create_dir(&at).unwrap();
         let size = format!("{megabytes}M");
         run(Command::new("truncate").args(["-s", &size]).arg(image));
-        run(Command::new("mkfs.ext4").arg("-q").arg(image));
+        run(Command::new("mkfs.ext4")
+            .args(["-q", "-O", features])
+            .arg(image));
         let mount = Mount::new(at, &["-o", "loop", image.to_str().unwrap()])?;
         let mut copy = Command::new("cp");
         run(copy.arg("-aT").arg(&before).arg(&mount.0));

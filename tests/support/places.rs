@@ -32,6 +32,8 @@ pub const KEYWORD: Place = place("keyword", "Key", "home/alice/Maildir/.Key");
 pub const LINKED: Place = place("symlink", "Linked", "home/bob/Maildir/.Projects");
 pub const PUBLIC: Place = place("public", "Public/info", "home/public/.info");
 pub const MBOX: Place = place("mbox", "mbox/Work", "home/alice/mail/Work");
+/// Made by its first delivery.
+pub const NEW_MBOX: Place = place("new mbox", "mbox/New", "home/alice/mail/New");
 
 pub const PLACES: [Place; 6] = [INBOX, NEW, KEYWORD, LINKED, PUBLIC, MBOX];
 
@@ -74,7 +76,7 @@ impl Place {
     }
 
     pub fn is_mbox(&self) -> bool {
-        *self == MBOX
+        self.mailbox.starts_with("mbox/")
     }
 }
 

@@ -1,5 +1,7 @@
 //! Small numbers, the same from the same seed.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 pub struct Random(pub u64);
 
 impl Random {
@@ -10,4 +12,12 @@ impl Random {
             .wrapping_add(1442695040888963407);
         (self.0 >> 33) % end
     }
+}
+
+/// `POSTROOM_SEED`, else the time. It is printed, for whoever wants the same again.
+pub fn seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let seed = std::env::var("POSTROOM_SEED").map_or(now.as_secs(), |it| it.parse().unwrap());
+    eprintln!("POSTROOM_SEED={seed}");
+    seed
 }
