@@ -97,10 +97,10 @@ impl Contestant {
             (Contestant::Postroom, Kind::Mbox) => {
                 let mbox = "mail_driver = \"mbox\"\nmail_path = \"~/mail\"\nmail_inbox_path = \"~/inbox\"\n";
                 let inbox = "[namespace.inbox]\n";
-                text = text.replace(inbox, &format!("{inbox}{mbox}"));
+                text = replaced(&text, inbox, &format!("{inbox}{mbox}"));
             }
             (Contestant::Dovecot, Kind::Mbox) => {
-                text = text.replace("maildir:~/Maildir\n", "mbox:~/mail:INBOX=~/inbox\n");
+                text = replaced(&text, "maildir:~/Maildir\n", "mbox:~/mail:INBOX=~/inbox\n");
             }
             _ => {}
         }
@@ -219,6 +219,12 @@ impl Contestant {
             }
         };
     }
+}
+
+/// Without what is to be replaced, another thing would be measured.
+fn replaced(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "{from:?} is not in the configuration");
+    text.replace(from, to)
 }
 
 /// What a user of Dovecot waits for who opens INBOX, or lists it; a Dovecot is running. Answers how long it took.
