@@ -286,8 +286,8 @@ impl Row {
 
     /// Where nothing fails, all have UIDs in their order, and the index knows them.
     fn assert_usual(&self, store: &Store, results: &Results, case: &str) {
-        for at in 0..3 {
-            let published = results[at].as_ref().expect(case);
+        for (at, result) in results.iter().enumerate() {
+            let published = result.as_ref().expect(case);
             assert_eq!(published.remarks, [""; 0], "{case}");
             let lines = self.lines(store, self.control(at), case);
             let before = (0..at).filter(|&it| self.control(it) == self.control(at));
