@@ -345,7 +345,7 @@ impl Row {
             self.read_between(&id, &delivered, &case);
         }
         self.deliver_once_more(&format!("{id}-again"), &case);
-        self.assert_little_stays(&left, is_kill || call == "unlinkat", &case);
+        self.assert_little_stays(&left, is_kill, &case);
         // A folder that cannot be had is no reason to keep mail from its user.
         if self.place != INBOX && self.place != THREE {
             self.inbox.look(&self.store.path(INBOX.path), &case);
@@ -373,13 +373,13 @@ impl Row {
         is_met
     }
 
-    /// Behind the next delivery: nothing but a mailbox that was never finished, one of each kill or failure to remove.
-    fn assert_little_stays(&mut self, left: &[PathBuf], may_leave_one: bool, case: &str) {
+    /// Behind the next delivery: nothing but a mailbox that was never finished, one of each kill.
+    fn assert_little_stays(&mut self, left: &[PathBuf], is_kill: bool, case: &str) {
         let stays = self.unfinished();
         let is_known = |path: &PathBuf| left.contains(path) && is_left_by_a_kill(path);
         assert!(stays.iter().all(is_known), "{case}: {stays:?}");
         let new = stays.iter().filter(|it| !self.left.contains(it)).count();
-        assert!(new <= usize::from(may_leave_one), "{case}: {stays:?}");
+        assert!(new <= usize::from(is_kill), "{case}: {stays:?}");
         self.left = stays;
     }
 
