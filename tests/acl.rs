@@ -4,7 +4,6 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::time::UNIX_EPOCH;
 
 use support::peers::{Dovecot, Version};
 use support::random::Random;
@@ -390,16 +389,14 @@ fn verdicts_equal_those_of_dovecot_lda() {
     }
 }
 
-/// The same of files that nobody has thought of: another one of the users delivers to each.
+/// The same of files that nobody has thought of: another one of the users delivers to each. `POSTROOM_SEED`: other files.
 #[test]
 fn verdicts_of_random_files_equal_those_of_dovecot_lda() {
-    const COUNT: usize = 150;
+    const COUNT: usize = 50;
     if not_root() {
         return;
     }
-    let now = UNIX_EPOCH.elapsed().unwrap().as_secs();
-    let seed = std::env::var("POSTROOM_SEED").map_or(now, |it| it.parse().unwrap());
-    eprintln!("POSTROOM_SEED={seed}");
+    let seed = std::env::var("POSTROOM_SEED").map_or(1, |it| it.parse().unwrap());
     let mut random = Random(seed);
     let files: Vec<String> = (0..COUNT).map(|_| random_file(&mut random)).collect();
     // Bob, who has groups, twice as often.
