@@ -13,7 +13,7 @@ use support::places::{INBOX, KEYWORD, MBOX, NEW, PUBLIC};
 use support::random;
 use support::{installed, not_root, skip};
 
-const CALLS: [&str; 37] = [
+const CALLS: [&str; 36] = [
     "openat",
     "mkdirat",
     "read",
@@ -21,7 +21,6 @@ const CALLS: [&str; 37] = [
     "write",
     "writev",
     "pwrite64",
-    "pwritev2",
     "linkat",
     "rename",
     "renameat",

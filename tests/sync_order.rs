@@ -20,7 +20,7 @@ use support::{
     uid_of,
 };
 
-const TRACED: &str = "trace=openat,mkdirat,write,writev,pwrite64,pwritev,pwritev2,sendto,linkat,renameat,renameat2,unlinkat,fsync,\
+const TRACED: &str = "trace=openat,mkdirat,write,writev,pwrite64,pwritev,sendto,linkat,renameat,renameat2,unlinkat,fsync,\
                       sync_file_range,fdatasync,fallocate,fstat,newfstatat,fchmod,fchown,fchownat,ftruncate,fcntl,utimensat,fsetxattr,fremovexattr,\
                       exit_group";
 
@@ -66,7 +66,7 @@ impl Call {
     }
 
     fn is_write(&self) -> bool {
-        ["write", "writev", "pwrite64", "pwritev", "pwritev2"].contains(&self.name.as_str())
+        ["write", "writev", "pwrite64", "pwritev"].contains(&self.name.as_str())
     }
 
     /// An exit with 0, or a 250 for a recipient.

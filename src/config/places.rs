@@ -131,7 +131,7 @@ fn agent(section: &Section<'_>) -> Option<Agent> {
         .ok()
 }
 
-/// `[namespace.NAME]` in the order of the file, but for disabled ones. `above`: the `mail_*` settings outside of them.
+/// `[namespace.NAME]` in the order of the file, but for those that are disabled, or fail and may. `above`: the `mail_*` settings outside of them.
 pub fn namespaces(root: &Section<'_>, above: &Location) -> Vec<Namespace> {
     let sections = root.sections("namespace");
     let mut all: Vec<Namespace> = sections

@@ -16,12 +16,14 @@ use super::text::{Notes, Text, Uid};
 use super::torn::{self, Note};
 use crate::fault::Fault;
 use crate::message::{Body, Flags};
-use crate::sys::append::append;
+use crate::sys::append::Appending;
 use crate::sys::dir::{self, Stat};
 use crate::sys::fault_point::{self, pass};
 
 /// Bytes written at once, at most.
 const BUFFER: u64 = 128 * 1024;
+/// No size of a file: there are bytes of ours among those of others.
+const NOWHERE: u64 = u64::MAX;
 /// How much of the first message is looked at, bytes.
 const MAX_FIRST: usize = 4096;
 
@@ -171,14 +173,18 @@ impl<'a> Open<'a> {
         })
     }
 
-    /// A dotlock that was lost behind the last byte has done its work, where the kernel's lock is held and nobody has rewritten the file:
-    /// the messages are there, and sent again they would be there twice.
+    /// A dotlock that was lost behind the last byte has done its work, where the kernel's lock is held, nobody has another one, and nobody
+    /// has rewritten the file: the messages are there, and sent again they would be there twice.
     fn check_lock(&self, stat: &Stat) -> io::Result<()> {
         let checked = self.locked.check();
-        let is_there = |added: &Note| added.begins_in(&self.locked.file, stat.size);
-        match (&checked, &self.added) {
-            (Err(_), Some(added)) if self.locked.is_kernels && is_there(added)? => Ok(()),
-            _ => checked,
+        let Some(added) = self.added.as_ref().filter(|_| checked.is_err()) else {
+            return checked;
+        };
+        let other = self.mbox.dir.stat_name(format!("{}.lock", self.mbox.name));
+        let is_free = other.is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        match self.locked.is_kernels && is_free && added.stands_in(&self.locked.file, stat.size)? {
+            true => Ok(()),
+            false => checked,
         }
     }
 
@@ -186,11 +192,16 @@ impl<'a> Open<'a> {
     fn take_back(&mut self, to: u64) {
         let file = &self.locked.file;
         let size = self.locked.check().and_then(|()| dir::stat_file(file));
-        let is_back = size.is_ok_and(|stat| {
-            let is_ours = to < stat.size && stat.size == self.reach.get();
-            stat.size == to || is_ours && dir::set_file_size(file, to).is_ok()
-        });
-        if !is_back {
+        let size = size.map(|stat| stat.size);
+        let reach = self.reach.get();
+        let is_back = match size {
+            Ok(size) if size == to => true,
+            Ok(size) => to < size && size == reach && dir::set_file_size(file, to).is_ok(),
+            Err(_) => false,
+        };
+        // What others have added; nothing of ours is behind it.
+        let is_theirs = reach == to && size.is_ok_and(|size| size > to);
+        if !is_back && !is_theirs {
             // It goes with the next delivery.
             self.is_spoilt = true;
             return;
@@ -200,8 +211,10 @@ impl<'a> Open<'a> {
             Some(added) if to > self.before.size => added.write(file),
             _ => {
                 torn::forget(file);
-                let _ = dir::set_file_modified(file, self.before.modified);
-                let _ = dir::sync_data(file);
+                if is_back {
+                    let _ = dir::set_file_modified(file, self.before.modified);
+                    let _ = dir::sync_data(file);
+                }
                 (self.added, self.end) = (None, to);
             }
         }
@@ -289,6 +302,7 @@ impl<'a> Open<'a> {
         note.write(file);
         let checked = Checked {
             locked: &self.locked,
+            appending: Appending::to(file, self.end)?,
             reach: &self.reach,
             is_checked: true,
             has_failed: false,
@@ -344,18 +358,20 @@ fn gap(file: &File, size: u64) -> io::Result<&'static [u8]> {
 }
 
 impl Checked<'_> {
-    /// Where the end is not where it was, our bytes go again, and nobody else's.
+    /// Where the end is not where it was, our bytes go again, if nobody else's are behind them.
     fn append_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         let file = &self.locked.file;
         while !bytes.is_empty() {
-            let (written, end) = match append(file, bytes) {
+            let (written, end) = match self.appending.write(bytes) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 appended => appended?,
             };
             let begin = end - written as u64;
             if begin != self.reach.get() {
+                let reach = self.reach.replace(NOWHERE);
                 if dir::stat_file(file)?.size == end {
                     dir::set_file_size(file, begin)?;
+                    self.reach.set(reach);
                 }
                 let why = "somebody has added to it or cut it meanwhile, without its locks";
                 return Err(io::Error::other(why));
@@ -390,6 +406,7 @@ impl Write for Counted {
 /// again when it is dropped.
 struct Checked<'a> {
     locked: &'a Locked,
+    appending: Appending<'a>,
     /// Where the next byte goes.
     reach: &'a Cell<u64>,
     /// The dotlock, right now.

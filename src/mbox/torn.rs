@@ -135,13 +135,21 @@ impl Note {
         lengths.try_fold(self.offset, |end, length| end.checked_add(*length))
     }
 
-    /// Whether the first of them begins in the file as it was written, by its line `From `.
-    pub fn begins_in(&self, file: &File, size: u64) -> io::Result<bool> {
-        let line = match size > self.offset {
-            true => self.first_line(file, size)?,
-            false => None,
-        };
-        Ok(line.is_some())
+    /// Whether all of them begin in the file where they were written.
+    pub fn stands_in(&self, file: &File, size: u64) -> io::Result<bool> {
+        let mut at = self.offset;
+        for length in &self.lengths {
+            let mut from = [0; FROM.len()];
+            if at + FROM.len() as u64 > size {
+                return Ok(false);
+            }
+            read_exact_at(file, &mut from, at)?;
+            if from != *FROM {
+                return Ok(false);
+            }
+            at += length;
+        }
+        Ok(at <= size && self.first_line(file, size)?.is_some())
     }
 
     fn left(&self, file: &File, size: u64) -> io::Result<Left> {
@@ -369,6 +377,30 @@ mod tests {
             };
             assert_eq!(text, want, "{length}");
         }
+    }
+
+    #[test]
+    fn all_stand_where_they_were_written() {
+        let (all, starts, note) = batch();
+        let stands = |text: &str| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            note.stands_in(&file, text.len() as u64).unwrap()
+        };
+        let whole = format!("{OLD}{all}");
+        assert!(stands(&whole) && stands(&format!("{whole}{OLD}")));
+        for start in &starts[..3] {
+            let at = OLD.len() + start;
+            let mut holed = whole.clone();
+            holed.replace_range(at..at + 5, "\0\0\0\0\0");
+            assert!(!stands(&holed), "{start}");
+            assert!(!stands(&whole[..at + 3]), "{start}");
+        }
+        assert!(!stands(
+            &whole.replace(LINE, "From z@b  Mon Nov 02 07:02:09 2026")
+        ));
+        assert!(!stands(&whole[..whole.len() - 1]));
+        assert!(!stands(""));
     }
 
     /// What nobody can tell now is told by the next delivery.

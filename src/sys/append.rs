@@ -1,27 +1,48 @@
 //! Bytes behind the end of a file, wherever that is by now.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Seek};
-use std::os::fd::AsRawFd;
+use std::io::{self, ErrorKind, IoSlice, Seek, SeekFrom, Write};
 
-/// Writes at the end of the file, as with `O_APPEND`: never over the bytes of one who has added to it a moment ago, and never behind a
-/// hole where somebody has cut it. Answers how many bytes were written, and where they end.
-pub fn append(mut file: &File, bytes: &[u8]) -> io::Result<(usize, u64)> {
-    let piece = libc::iovec {
-        iov_base: bytes.as_ptr().cast_mut().cast(),
-        iov_len: bytes.len(),
-    };
-    // SAFETY: the one piece is `bytes`, which the call only reads and which outlives it. -1: the file's own offset, which then is the end.
-    let written = unsafe { libc::pwritev2(file.as_raw_fd(), &piece, 1, -1, libc::RWF_APPEND) };
-    match usize::try_from(written) {
-        Err(_) => Err(io::Error::last_os_error()),
-        Ok(0) if !bytes.is_empty() => Err(ErrorKind::WriteZero.into()),
-        Ok(written) => Ok((written, file.stream_position()?)),
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+/// A file whose writes go to its end (`O_APPEND`), until this is dropped: never over the bytes of one who has added to it a moment ago,
+/// and never behind a hole where somebody has cut it. A file server knows of no such end: there its locks have to do.
+#[derive(Debug)]
+pub struct Appending<'a> {
+    file: &'a File,
+    flags: OFlag,
+}
+
+impl<'a> Appending<'a> {
+    /// `end`: where it is expected, and where a file system writes that does not do what it is asked for.
+    pub fn to(mut file: &'a File, end: u64) -> io::Result<Appending<'a>> {
+        file.seek(SeekFrom::Start(end))?;
+        let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+        fcntl(file, FcntlArg::F_SETFL(flags | OFlag::O_APPEND))?;
+        Ok(Appending { file, flags })
+    }
+
+    /// How many bytes were written, and where they end.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<(usize, u64)> {
+        let mut file = self.file;
+        match file.write_vectored(&[IoSlice::new(bytes)])? {
+            0 if !bytes.is_empty() => Err(ErrorKind::WriteZero.into()),
+            written => Ok((written, file.stream_position()?)),
+        }
+    }
+}
+
+impl Drop for Appending<'_> {
+    fn drop(&mut self) {
+        // It cannot fail for an open file.
+        let _ = fcntl(self.file, FcntlArg::F_SETFL(self.flags));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     #[test]
@@ -30,11 +51,24 @@ mod tests {
         let path = root.path().join("file");
         std::fs::write(&path, "one ").unwrap();
         let file = File::options().write(true).open(&path).unwrap();
-        assert_eq!(append(&file, b"two ").unwrap(), (4, 8));
+        let appending = Appending::to(&file, 4).unwrap();
+        assert_eq!(appending.write(b"two ").unwrap(), (4, 8));
         std::fs::write(&path, "cut ").unwrap();
-        assert_eq!(append(&file, b"three").unwrap(), (5, 9));
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "cut three");
-        let read_only = File::open(&path).unwrap();
-        assert!(append(&read_only, b"x").is_err());
+        assert_eq!(appending.write(b"three").unwrap(), (5, 9));
+        drop(appending);
+        file.write_all_at(b"C", 0).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "Cut three");
+    }
+
+    /// Where the flag counts for nothing it is written where the end was expected, not over what is there.
+    #[test]
+    fn it_stands_at_the_end_that_is_expected() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("file");
+        std::fs::write(&path, "one ").unwrap();
+        let mut file = File::options().write(true).open(&path).unwrap();
+        drop(Appending::to(&file, 4).unwrap());
+        file.write_all(b"two").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one two");
     }
 }
