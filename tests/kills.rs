@@ -184,7 +184,7 @@ fn killed_in_every_kind_of_mailbox() {
     }
     let meddling = Meddling {
         agents: &[Agent::Lda, Agent::Lmtp, Agent::Running],
-        calls: &CHANGES,
+        calls: CHANGES.to_vec(),
         left_alone: |_| &[],
         how: &[KILL],
         others: Some(0),

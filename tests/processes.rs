@@ -879,6 +879,10 @@ fn a_thousand_users_and_a_few_processes() {
     assert!(pids.len() >= 3, "{pids:?}");
 }
 
+fn make_fifo(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
 /// What a user can do to his own home: u1, who has none but this.
 type Spoil = fn(&Site, &Path);
 const SPOILERS: [(&str, Spoil); 8] = [
@@ -892,22 +896,10 @@ const SPOILERS: [(&str, Spoil); 8] = [
         site.scratch
             .maildir("home/u1/Maildir", UID + 1, UID + 1, 0o700);
         fs::remove_dir(home.join("Maildir/new")).unwrap();
-        assert!(
-            Command::new("mkfifo")
-                .arg(home.join("Maildir/new"))
-                .status()
-                .unwrap()
-                .success()
-        );
+        make_fifo(&home.join("Maildir/new"));
     }),
     ("Maildir is a FIFO", |_, home| {
-        assert!(
-            Command::new("mkfifo")
-                .arg(home.join("Maildir"))
-                .status()
-                .unwrap()
-                .success()
-        );
+        make_fifo(&home.join("Maildir"));
     }),
     ("the list of UIDs is another's file", |site, home| {
         site.scratch

@@ -357,32 +357,6 @@ fn gap(file: &File, size: u64) -> io::Result<&'static [u8]> {
     })
 }
 
-impl Checked<'_> {
-    /// Where the end is not where it was, our bytes go again, if nobody else's are behind them.
-    fn append_all(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let file = &self.locked.file;
-        while !bytes.is_empty() {
-            let (written, end) = match self.appending.write(bytes) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                appended => appended?,
-            };
-            let begin = end - written as u64;
-            if begin != self.reach.get() {
-                let reach = self.reach.replace(NOWHERE);
-                if dir::stat_file(file)?.size == end {
-                    dir::set_file_size(file, begin)?;
-                    self.reach.set(reach);
-                }
-                let why = "somebody has added to it or cut it meanwhile, without its locks";
-                return Err(io::Error::other(why));
-            }
-            self.reach.set(end);
-            bytes = &bytes[written..];
-        }
-        Ok(())
-    }
-}
-
 /// How many bytes there would be.
 #[derive(Default)]
 struct Counted {
@@ -412,6 +386,34 @@ struct Checked<'a> {
     /// The dotlock, right now.
     is_checked: bool,
     has_failed: bool,
+}
+
+impl Checked<'_> {
+    /// Where the end is not where it was, our bytes go again, if nobody else's are behind them.
+    fn append_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let file = &self.locked.file;
+        while !bytes.is_empty() {
+            let written = match self.appending.write(bytes) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                written => written?,
+            };
+            // Until it is known where they are.
+            let reach = self.reach.replace(NOWHERE);
+            let end = self.appending.end()?;
+            let begin = end - written as u64;
+            if begin != reach {
+                if dir::stat_file(file)?.size == end {
+                    dir::set_file_size(file, begin)?;
+                    self.reach.set(reach);
+                }
+                let why = "somebody has added to it or cut it meanwhile, without its locks";
+                return Err(io::Error::other(why));
+            }
+            self.reach.set(end);
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
 }
 
 impl Write for Checked<'_> {

@@ -22,13 +22,19 @@ impl<'a> Appending<'a> {
         Ok(Appending { file, flags })
     }
 
-    /// How many bytes were written, and where they end.
-    pub fn write(&self, bytes: &[u8]) -> io::Result<(usize, u64)> {
+    /// How many bytes were written.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut file = self.file;
         match file.write_vectored(&[IoSlice::new(bytes)])? {
             0 if !bytes.is_empty() => Err(ErrorKind::WriteZero.into()),
-            written => Ok((written, file.stream_position()?)),
+            written => Ok(written),
         }
+    }
+
+    /// Where they end.
+    pub fn end(&self) -> io::Result<u64> {
+        let mut file = self.file;
+        file.stream_position()
     }
 }
 
@@ -52,9 +58,10 @@ mod tests {
         std::fs::write(&path, "one ").unwrap();
         let file = File::options().write(true).open(&path).unwrap();
         let appending = Appending::to(&file, 4).unwrap();
-        assert_eq!(appending.write(b"two ").unwrap(), (4, 8));
+        let append = |bytes| (appending.write(bytes).unwrap(), appending.end().unwrap());
+        assert_eq!(append(b"two "), (4, 8));
         std::fs::write(&path, "cut ").unwrap();
-        assert_eq!(appending.write(b"three").unwrap(), (5, 9));
+        assert_eq!(append(b"three"), (5, 9));
         drop(appending);
         file.write_all_at(b"C", 0).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "Cut three");

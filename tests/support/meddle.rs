@@ -87,7 +87,7 @@ pub const KILL: &str = "signal=KILL";
 /// Which calls, and what happens at each of them.
 pub struct Meddling {
     pub agents: &'static [Agent],
-    pub calls: &'static [&'static str],
+    pub calls: Vec<&'static str>,
     /// What an agent's threads wake each other by, too: there they are left alone.
     pub left_alone: fn(Agent) -> &'static [&'static str],
     pub how: &'static [&'static str],
@@ -259,7 +259,7 @@ impl Row {
         let trace = self.store.scratch.text("run/trace");
         let calls = format!("trace={}", meddling.calls.join(","));
         self.deliver("counted", &["-e", &calls, "-o", &trace]);
-        let mut found = calls_of(&fs::read_to_string(&trace).unwrap(), meddling.calls);
+        let mut found = calls_of(&fs::read_to_string(&trace).unwrap(), &meddling.calls);
         found.retain(|(call, _), _| !(meddling.left_alone)(self.agent).contains(call));
         found
     }

@@ -311,9 +311,8 @@ fn what_others_do_without_locks() {
     assert!(refusals[3] > refusals[2], "{refusals:?}");
 }
 
-/// One that has others before it, which are sure; the next one finds that somebody has added: only that one has to come again.
-#[test]
-fn others_add_between_two_of_a_batch() {
+/// What `test` makes of an mbox that is locked and has the first of three at its end, not yet sure.
+fn behind_one<T>(test: impl FnOnce(Open<'_>, &Path, &[Body; 3]) -> T) -> T {
     let (bodies, _) = three();
     let root = tempfile::tempdir_in("/var/tmp").unwrap();
     let path = root.path().join("box");
@@ -322,16 +321,24 @@ fn others_add_between_two_of_a_batch() {
     let demands = demands();
     let mut open = mbox.lock(&demands, Duration::MAX, |_| Ok(false)).unwrap();
     open.write(&[message(&bodies[0])]).unwrap();
-    let mut file = File::options().append(true).open(&path).unwrap();
-    file.write_all(OLD.as_bytes()).unwrap();
-    let before = fs::read_to_string(&path).unwrap();
-    let fault = open.write(&[message(&bodies[1])]).unwrap_err();
-    assert!(fault.why.contains("without its locks"), "{fault}");
-    let sure = open.make_sure().unwrap();
-    assert!(!sure.is_last);
-    drop(open);
-    assert_eq!(fs::read_to_string(&path).unwrap(), before);
-    assert!(!torn::is_noted(&file));
+    test(open, &path, &bodies)
+}
+
+/// One that has others before it, which are sure; the next one finds that somebody has added: only that one has to come again.
+#[test]
+fn others_add_between_two_of_a_batch() {
+    behind_one(|mut open, path, bodies| {
+        let mut file = File::options().append(true).open(path).unwrap();
+        file.write_all(OLD.as_bytes()).unwrap();
+        let before = fs::read_to_string(path).unwrap();
+        let fault = open.write(&[message(&bodies[1])]).unwrap_err();
+        assert!(fault.why.contains("without its locks"), "{fault}");
+        let sure = open.make_sure().unwrap();
+        assert!(!sure.is_last);
+        drop(open);
+        assert_eq!(fs::read_to_string(path).unwrap(), before);
+        assert!(!torn::is_noted(&file));
+    });
 }
 
 /// It is not touched, whatever was left in it.
@@ -460,37 +467,32 @@ fn every_step_of_a_batch_fails_once() {
 /// One that fails by itself is taken back, and those before it are made sure.
 #[test]
 fn one_behind_others_fails() {
-    let (bodies, _) = three();
     for failure in fault_point::FAILURES {
         for step in 0.. {
-            let root = tempfile::tempdir_in("/var/tmp").unwrap();
-            let path = root.path().join("box");
-            fs::write(&path, OLD).unwrap();
-            let mbox = Mbox::at(Dir::open(root.path()).unwrap(), path.clone()).unwrap();
-            let demands = demands();
-            let mut open = mbox.lock(&demands, Duration::MAX, |_| Ok(false)).unwrap();
-            open.write(&[message(&bodies[0])]).unwrap();
-            let first = fs::read_to_string(&path).unwrap();
-            fault_point::arm(step, failure);
-            let second = open.write(&[message(&bodies[1])]);
-            let fired = !fault_point::disarm();
-            let case = format!("step {step}, {failure:?}: {second:?}");
-            let after = fs::read_to_string(&path).unwrap();
-            assert!(second.is_ok() || after == first, "{case}");
-            open.write(&[message(&bodies[2])]).unwrap();
-            open.make_sure().unwrap();
-            drop(open);
-            let all = fs::read_to_string(&path).unwrap();
-            assert!(
-                all.starts_with(&after) && all.ends_with("From\0me\n\n"),
-                "{case}: {all}"
-            );
-            // Nothing of it goes later.
-            append(&path, "S: next\n\nn\n", None).unwrap();
-            assert!(
-                fs::read_to_string(&path).unwrap().starts_with(&all),
-                "{case}"
-            );
+            let fired = behind_one(|mut open, path, bodies| {
+                let first = fs::read_to_string(path).unwrap();
+                fault_point::arm(step, failure);
+                let second = open.write(&[message(&bodies[1])]);
+                let fired = !fault_point::disarm();
+                let case = format!("step {step}, {failure:?}: {second:?}");
+                let after = fs::read_to_string(path).unwrap();
+                assert!(second.is_ok() || after == first, "{case}");
+                open.write(&[message(&bodies[2])]).unwrap();
+                open.make_sure().unwrap();
+                drop(open);
+                let all = fs::read_to_string(path).unwrap();
+                assert!(
+                    all.starts_with(&after) && all.ends_with("From\0me\n\n"),
+                    "{case}: {all}"
+                );
+                // Nothing of it goes later.
+                append(path, "S: next\n\nn\n", None).unwrap();
+                assert!(
+                    fs::read_to_string(path).unwrap().starts_with(&all),
+                    "{case}"
+                );
+                fired
+            });
             if !fired {
                 assert!(failure.is_of_writes() || step > 3, "only {step} steps");
                 break;
@@ -502,56 +504,45 @@ fn one_behind_others_fails() {
 /// What cannot be taken back is behind nothing that is promised, and goes with the next delivery.
 #[test]
 fn what_cannot_be_taken_back() {
-    let (bodies, _) = three();
-    let root = tempfile::tempdir_in("/var/tmp").unwrap();
-    let path = root.path().join("box");
-    fs::write(&path, OLD).unwrap();
-    let mbox = Mbox::at(Dir::open(root.path()).unwrap(), path.clone()).unwrap();
-    let demands = demands();
-    let mut open = mbox.lock(&demands, Duration::MAX, |_| Ok(false)).unwrap();
-    open.write(&[message(&bodies[0])]).unwrap();
-    // A file system that goes off in the middle, and comes back.
-    fault_point::arm(0, fault_point::Failure::EndWithin);
-    assert!(open.write(&[message(&bodies[1])]).is_err());
-    fault_point::disarm();
-    for body in &bodies {
-        assert!(open.write(&[message(body)]).is_err());
-    }
-    assert!(open.make_sure().is_err());
-    drop(open);
-    append(&path, "S: next\n\nn\n", None).unwrap();
-    let next = format!("{FROM}\nR: p\nS: next\nContent-Length: 2\n\nn\n\n");
-    assert_eq!(fs::read_to_string(&path).unwrap(), format!("{OLD}{next}"));
+    behind_one(|mut open, path, bodies| {
+        // A file system that goes off in the middle, and comes back.
+        fault_point::arm(0, fault_point::Failure::EndWithin);
+        assert!(open.write(&[message(&bodies[1])]).is_err());
+        fault_point::disarm();
+        for body in bodies {
+            assert!(open.write(&[message(body)]).is_err());
+        }
+        assert!(open.make_sure().is_err());
+        drop(open);
+        append(path, "S: next\n\nn\n", None).unwrap();
+        let next = format!("{FROM}\nR: p\nS: next\nContent-Length: 2\n\nn\n\n");
+        assert_eq!(fs::read_to_string(path).unwrap(), format!("{OLD}{next}"));
+    });
 }
 
 /// A note that could not be taken away says nothing of a message that failed: what stands in its place is somebody else's.
 #[test]
 fn a_note_that_is_left() {
-    let (bodies, _) = three();
     for step in 0.. {
-        let root = tempfile::tempdir_in("/var/tmp").unwrap();
-        let path = root.path().join("box");
-        fs::write(&path, OLD).unwrap();
-        let mbox = Mbox::at(Dir::open(root.path()).unwrap(), path.clone()).unwrap();
-        let demands = demands();
-        let mut open = mbox.lock(&demands, Duration::MAX, |_| Ok(false)).unwrap();
-        open.write(&[message(&bodies[0])]).unwrap();
-        fault_point::arm(0, fault_point::FAILURES[7]);
-        assert!(open.write(&[message(&bodies[1])]).is_err());
-        fault_point::disarm();
-        fault_point::arm(step, fault_point::ERRNOS[0]);
-        let sure = open.make_sure();
-        let fired = !fault_point::disarm();
-        drop(open);
-        if sure.is_ok() {
-            let mut text = fs::read_to_string(&path).unwrap();
-            assert!(text.ends_with("\n\none\n\n"), "step {step}: {text}");
-            text.push_str("From z\n\n\0\0\n\n");
-            fs::write(&path, &text).unwrap();
-            append(&path, "S: next\n\nn\n", None).unwrap();
-            let after = fs::read_to_string(&path).unwrap();
-            assert!(after.starts_with(&text), "step {step}: {after}");
-        }
+        let fired = behind_one(|mut open, path, bodies| {
+            fault_point::arm(0, fault_point::FAILURES[7]);
+            assert!(open.write(&[message(&bodies[1])]).is_err());
+            fault_point::disarm();
+            fault_point::arm(step, fault_point::ERRNOS[0]);
+            let sure = open.make_sure();
+            let fired = !fault_point::disarm();
+            drop(open);
+            if sure.is_ok() {
+                let mut text = fs::read_to_string(path).unwrap();
+                assert!(text.ends_with("\n\none\n\n"), "step {step}: {text}");
+                text.push_str("From z\n\n\0\0\n\n");
+                fs::write(path, &text).unwrap();
+                append(path, "S: next\n\nn\n", None).unwrap();
+                let after = fs::read_to_string(path).unwrap();
+                assert!(after.starts_with(&text), "step {step}: {after}");
+            }
+            fired
+        });
         if !fired {
             assert!(step > 3, "only {step} steps");
             break;
