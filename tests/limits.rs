@@ -449,6 +449,80 @@ fn many_large_messages_at_once() {
     drop(clients);
 }
 
+/// A group of processes that the kernel gives so much memory (cgroups(7)), of either hierarchy.
+struct Group(PathBuf);
+
+impl Group {
+    fn with_memory(bytes: u64) -> Option<Group> {
+        let name = format!("postroom-test-{}", std::process::id());
+        [("memory", "memory.limit_in_bytes"), ("", "memory.max")]
+            .into_iter()
+            .find_map(|(hierarchy, limit)| {
+                let group = Group(PathBuf::from("/sys/fs/cgroup").join(hierarchy).join(&name));
+                fs::create_dir(&group.0).ok()?;
+                fs::write(group.0.join(limit), bytes.to_string()).ok()?;
+                Some(group)
+            })
+    }
+
+    fn take(&self, process: u32) {
+        fs::write(self.0.join("cgroup.procs"), process.to_string()).unwrap();
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Not before the kernel has done with its processes.
+        wait_until("the group of processes is empty", || {
+            fs::remove_dir(&self.0).is_ok()
+        });
+    }
+}
+
+/// The server asks how much memory the kernel leaves it: more large messages than that at once, among a thousand clients.
+#[test]
+fn memory_that_the_kernel_limits() {
+    const CLIENTS: usize = 1000;
+    if not_root() {
+        return;
+    }
+    let Some(group) = Group::with_memory(64 * 1024 * 1024) else {
+        skip("no group with a limit on memory can be made in /sys/fs/cgroup");
+        return;
+    };
+    let mut raise = Command::new("prlimit");
+    let files = format!("--nofile={}", 3 * CLIENTS);
+    raise.args(["--pid", &std::process::id().to_string(), &files]);
+    assert!(raise.status().unwrap().success());
+    let store = Store::with_inbox();
+    let room = format!("max_connections = {}", CLIENTS + 200);
+    let server = serve(&store, "", "", &room);
+    group.take(server.pid());
+    let silent: Vec<_> = (0..CLIENTS).map(|_| server.client()).collect();
+    let line = b"0123456789abcdef0123456789abcdef0123456789abcde\r\n";
+    let mut clients: Vec<_> = (0..60).map(|_| server.client()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.say("MAIL FROM:<s@x.test>");
+        client.say("RCPT TO:<alice@x.test>");
+        assert_eq!(client.say("DATA"), "354 OK");
+        client.send(format!("Subject: {number}\r\n\r\n").as_bytes());
+        client.send(&line.repeat(40_000));
+    }
+    let block = line.repeat(20_000);
+    let huge = &mut clients[0];
+    for _ in 0..1 << 10 {
+        huge.send(&block);
+    }
+    for client in &mut clients {
+        client.send(b".\r\n");
+        let reply = client.reply();
+        assert!(reply.starts_with("250 "), "{reply}");
+    }
+    assert_eq!(messages(&store.path("home/alice/Maildir")).len(), 60);
+    drop((clients, silent));
+    assert!(server.client().say("NOOP").starts_with("250"));
+}
+
 /// A number of `/proc/PID/status`.
 fn status(server: &Server, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();

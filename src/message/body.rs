@@ -9,11 +9,11 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use blake3::Hasher;
 use memchr::memchr2;
 
+use super::room::Room;
 use crate::sys::dir::Dir;
 use crate::sys::{fault_point, packet};
 
@@ -22,8 +22,6 @@ const SMALL: usize = 64 * 1024;
 /// Larger ones do so up to one of these sizes while there is room, bytes: to write a message to a spool and read it back costs
 /// more than its delivery.
 const LARGER: [usize; 2] = [256 * 1024, 2 * 1024 * 1024];
-/// The room for those in the process, bytes.
-const ROOM: usize = 128 * 1024 * 1024;
 /// How much of its start is kept for looking at header fields, bytes.
 const HEAD: usize = 64 * 1024;
 
@@ -227,26 +225,6 @@ impl BodyWriter {
     }
 }
 
-/// The right to hold so many bytes in memory.
-#[derive(Debug)]
-struct Room(usize);
-
-static TAKEN: AtomicUsize = AtomicUsize::new(0);
-
-impl Room {
-    fn find(size: usize) -> Option<Room> {
-        let taken = TAKEN.fetch_add(size, Ordering::Relaxed);
-        // Dropped, it gives back what was just counted.
-        Some(Room(size)).filter(|_| taken + size <= ROOM)
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        TAKEN.fetch_sub(self.0, Ordering::Relaxed);
-    }
-}
-
 impl Spool {
     pub fn of(dirs: Vec<PathBuf>) -> Spool {
         Spool { dirs, min_free: 0 }
@@ -429,6 +407,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::room;
     use super::*;
 
     fn stored(body: &Body) -> Vec<u8> {
@@ -501,7 +480,7 @@ mod tests {
         let [medium, large] = LARGER;
         assert!(writer(medium).0 && writer(medium + 1).0);
         assert!(!writer(large + 1).0);
-        let at_once = ROOM / large;
+        let at_once = room::of_all() / large;
         let bodies: Vec<_> = (0..at_once + 10).map(|_| writer(large)).collect();
         let held = bodies.iter().filter(|(in_memory, _)| *in_memory).count();
         // Other tests have some of it.

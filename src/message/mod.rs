@@ -5,6 +5,7 @@ pub mod body;
 pub mod flags;
 pub mod header;
 pub mod keywords;
+mod room;
 
 use serde::{Deserialize, Serialize};
 

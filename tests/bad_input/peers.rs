@@ -216,6 +216,23 @@ fn a_server_that_runs_out_of_files() {
     let found = support::messages_below(&store.path("home/alice/Maildir"));
     assert_eq!(found.len(), stored);
     assert!(unfinished(&store.path("home")).is_empty());
+    // Many more than can be connected at once take their turns.
+    limit("--nofile=64:");
+    let replies = thread::scope(|scope| {
+        let deliver = || server.client().deliver(&["alice@x.test"], MESSAGE);
+        let clients: Vec<_> = (0..200).map(|_| scope.spawn(deliver)).collect();
+        let replies = clients.into_iter().map(|it| it.join().unwrap());
+        replies.collect::<Vec<_>>().concat()
+    });
+    let stored = replies.iter().filter(|it| it.starts_with("250 2.0.0 "));
+    let later = replies
+        .iter()
+        .filter(|it| it.starts_with("451 4.") || it.starts_with("452 4."));
+    let (stored, later) = (stored.count(), later.count());
+    assert_eq!(stored + later, 200, "{replies:?}");
+    let inbox = support::messages(&store.path("home/alice/Maildir"));
+    assert_eq!(inbox.len(), stored);
+    assert!(stored > 0, "{replies:?}");
     limit("--nofile=1024:");
     let replies = at_once(&server, 4, 10);
     assert!(
