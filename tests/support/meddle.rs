@@ -1,6 +1,6 @@
 //! Deliveries of which one system call goes wrong, and what has to be true behind each.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -116,7 +116,15 @@ struct Seen {
 }
 
 impl Seen {
+    /// What was there before is there still.
     fn look(&mut self, path: &Path, case: &str) {
+        let before = self.count.clone();
+        self.count(path, case);
+        let gone = before.iter().find(|(id, count)| self.of(id) < **count);
+        assert_eq!(gone, None, "{case}");
+    }
+
+    fn count(&mut self, path: &Path, case: &str) {
         if path.is_dir() {
             self.count.clear();
             for part in ["new", "cur"] {
@@ -184,6 +192,8 @@ struct Row {
     /// Of each recipient.
     seen: Vec<Seen>,
     inbox: Seen,
+    /// What each of them was told to be stored.
+    told: Vec<Vec<String>>,
     /// A message that nobody was told of is there: it comes twice.
     unheard: usize,
     number: usize,
@@ -226,6 +236,7 @@ impl Row {
             place,
             seen: paths(&place).iter().map(|_| Seen::default()).collect(),
             inbox: Seen::default(),
+            told: paths(&place).iter().map(|_| Vec::new()).collect(),
             unheard: 0,
             number: 0,
             missed: Vec::new(),
@@ -352,7 +363,10 @@ impl Row {
         for (recipient, seen) in self.seen.iter().enumerate() {
             let count = seen.of(&id) + self.inbox.of(&id);
             match delivered.is_stored(recipient) {
-                true => assert_eq!(count, 1, "{case}"),
+                true => {
+                    assert_eq!(count, 1, "{case}");
+                    self.told[recipient].push(id.clone());
+                }
                 false => {
                     // Of three the others may have theirs; a kill may come when all is done; and a reply may get lost.
                     let is_of_several = self.agent == Agent::Lda && self.place == THREE;
@@ -421,6 +435,9 @@ impl Row {
         );
         self.look(case);
         assert!(self.seen.iter().all(|seen| seen.of(id) == 1), "{case}");
+        for told in &mut self.told {
+            told.push(id.to_owned());
+        }
     }
 
     fn is_made_anew(&self) -> bool {
@@ -468,10 +485,13 @@ impl Row {
         ids
     }
 
-    /// Everything that Dovecot shows of the mailboxes, which it opens without a complaint.
+    /// Dovecot shows all that was answered for, and opens the mailboxes without a complaint.
     fn read_all(&self, case: &str) {
-        for user in USERS {
-            self.read(user, |_| true, case);
+        for (number, user) in USERS.into_iter().enumerate() {
+            let shown: HashSet<_> = self.read(user, |_| true, case).into_iter().collect();
+            let told = self.told.get(number).into_iter().flatten();
+            let missing: Vec<_> = told.filter(|id| !shown.contains(*id)).collect();
+            assert_eq!(missing, Vec::<&String>::new(), "{case}: {user}");
         }
         assert_eq!(self.dovecot.complaints(), Vec::<String>::new(), "{case}");
     }
@@ -528,22 +548,27 @@ pub fn meddle_with(places: &[Place], meddling: &Meddling) -> Option<usize> {
         agents.map(move |(number, agent)| (*agent, *place, VERSIONS[(place_number + number) % 2]))
     });
     let rows = rows.zip(meddling.seed..);
-    let (rows, sum) = (Mutex::new(rows), Mutex::new(Some((0, Vec::new()))));
+    let (rows, sum, failures) = (
+        Mutex::new(rows),
+        Mutex::new(Some(0)),
+        Mutex::new(Vec::new()),
+    );
     let next = || rows.lock().unwrap().next();
     thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some(((agent, place, version), seed)) = next() {
                     let done = Row::new(agent, place, version).map(|row| row.run(meddling, seed));
-                    let mut sum = sum.lock().unwrap();
-                    *sum = sum.take().zip(done).map(|((count, failures), done)| {
-                        (count + done.0, [failures, done.1].concat())
+                    let points = done.map(|(points, failed)| {
+                        failures.lock().unwrap().extend(failed);
+                        points
                     });
+                    let mut sum = sum.lock().unwrap();
+                    *sum = sum.zip(points).map(|(sum, points)| sum + points);
                 }
             });
         }
     });
-    let (points, failures) = sum.into_inner().unwrap()?;
-    assert_eq!(failures, Vec::<String>::new());
-    Some(points)
+    assert_eq!(failures.into_inner().unwrap(), Vec::<String>::new());
+    sum.into_inner().unwrap()
 }
