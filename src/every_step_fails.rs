@@ -29,7 +29,7 @@ use crate::index::{Log, Pair, Walks, log};
 use crate::maildir::maildirsize;
 use crate::message::body::{BodyWriter, Spool};
 use crate::message::{Address, Envelope, Message, Recipient, ReversePath, Trace};
-use crate::sys::dir::Dir;
+use crate::sys::dir::{self, Dir};
 use crate::sys::{fault_point, write_back};
 
 const BODY: &[u8] = b"Subject: one\r\n\r\n.a line\r\nlast\r\n";
@@ -51,22 +51,23 @@ fn as_ordinary_user(test: &str) -> bool {
     assert!(copy.status().unwrap().success());
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let seed = seed();
-    // Where names are written behind their bytes, and where nobody knows.
-    let runs = ["", "1"].map(|ordered| {
+    // Where names are written behind their bytes, where nobody knows, and where files have names from the start.
+    let runs = [("", ""), ("1", ""), ("", "1")].map(|(ordered, named)| {
         let mut again = Command::new(&program);
         again
             .args(["--exact", test, "--nocapture"])
             .env("RUST_BACKTRACE", "0")
             .env(write_back::ORDERED, ordered)
+            .env(dir::NAMED, named)
             .env(SEED, seed.to_string())
             .current_dir("/")
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .gid(20001)
             .uid(20001);
-        (ordered, again.spawn().unwrap())
+        (ordered, named, again.spawn().unwrap())
     });
-    for (ordered, run) in runs {
+    for (ordered, named, run) in runs {
         // What a program says on stderr of each failure is of interest only when one of them is not as it should be.
         let done = run.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&done.stderr);
@@ -74,7 +75,7 @@ fn as_ordinary_user(test: &str) -> bool {
         let end = lines[lines.len().saturating_sub(30)..].join("\n");
         assert!(
             done.status.success(),
-            "{SEED}={seed} ordered={ordered}: {end}"
+            "{SEED}={seed} ordered={ordered} named={named}: {end}"
         );
     }
     false
@@ -445,6 +446,7 @@ fn copies_of_the_same_bytes_are_hard_links() {
         let outcome = core.deliver(&transaction, &recipient(address));
         assert!(matches!(outcome, Outcome::Saved(_)), "{outcome:?}");
     }
+    drop(transaction);
     let mut links: Vec<_> = messages(&store)
         .iter()
         .map(|(path, _)| fs::metadata(path).unwrap().nlink())

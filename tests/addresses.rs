@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use support::{MAIL, Store, messages, messages_below, replace_in, replaced};
+use support::{MAIL, Store, messages, messages_below, not_root, replace_in, replaced};
 
 const MAP: &str = r#"
 [[address]]
@@ -321,6 +321,67 @@ fn only_children_of_inbox_inherit_its_rights() {
         assert_eq!(messages(&store.path(place)).len(), 1, "{case}");
         let file = store.path(place).join("dovecot-acl");
         assert_eq!(file.exists(), inherits, "{case}");
+    }
+}
+
+/// Where the root of a namespace is gone nobody can say that a mailbox is not there: the store may not be mounted.
+#[test]
+fn a_store_that_is_not_mounted() {
+    if not_root() {
+        return;
+    }
+    const RULES: &str = r#"
+[[address]]
+match = "sales@example.test"
+mailbox = "Work"
+user = "alice"
+
+[[address]]
+match = "new@example.test"
+mailbox = "New"
+user = "alice"
+on_missing = "create"
+
+[[address]]
+match = "team@example.test"
+mailbox = "shared/alice/Work"
+user = "bob"
+"#;
+    let store = store();
+    for path in ["home/alice/Maildir", "home/alice/Maildir/.Work"] {
+        store.scratch.maildir(path, MAIL, MAIL, 0o700);
+    }
+    let acl = "home/alice/Maildir/.Work/dovecot-acl";
+    let lines = "owner lrwstipekxa\nuser=bob lrip\n";
+    store.scratch.file(acl, MAIL, MAIL, 0o600, lines);
+    let server = store.serve("on_missing = \"reject\"\non_denied = \"reject\"", RULES);
+    // An empty mount point is root's.
+    let (home, away) = (store.path("home/alice"), store.path("away"));
+    fs::rename(&home, &away).unwrap();
+    store.scratch.dir("home/alice", 0, 0, 0o755);
+    let recipients = ["sales", "new", "team", "alice+Work", "alice+None", "alice"];
+    let deliver = |recipient: &str| {
+        let address = format!("{recipient}@example.test");
+        server.client().deliver(&[&address], b"x\n").remove(0)
+    };
+    for recipient in recipients {
+        let reply = deliver(recipient);
+        assert!(reply.starts_with("451 "), "{recipient}: {reply}");
+    }
+    fs::remove_dir(&home).unwrap();
+    fs::rename(&away, &home).unwrap();
+    for recipient in recipients {
+        let reply = deliver(recipient);
+        let code = if recipient == "alice+None" {
+            "550 "
+        } else {
+            "250 "
+        };
+        assert!(
+            reply.starts_with(code),
+            "{recipient}: {reply} {}",
+            server.log()
+        );
     }
 }
 

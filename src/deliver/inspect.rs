@@ -152,7 +152,7 @@ impl Inspection<'_> {
     fn missing(&mut self, mailbox: &str, why: String) -> Result<Plan, Fault> {
         let fault = |code| Fault::new(code, format!("deliver to {mailbox}"), why.clone());
         let inbox = match self.targets.on_missing {
-            OnMissing::Reject => return self.end("mailbox", fault(Code::NoSuchMailbox)),
+            OnMissing::Reject => return self.refuse(fault(Code::NoSuchMailbox)),
             OnMissing::Defer => return self.end("mailbox", fault(Code::NotNow)),
             OnMissing::Create | OnMissing::Inbox => self.fall_back("on_missing", mailbox, &why)?,
             OnMissing::Parent => {
@@ -166,17 +166,31 @@ impl Inspection<'_> {
                 }
             }
         };
-        inbox.map_or_else(|| self.end("mailbox", fault(Code::NoSuchMailbox)), Ok)
+        inbox.map_or_else(|| self.refuse(fault(Code::NoSuchMailbox)), Ok)
     }
 
     fn denied(&mut self, mailbox: &str, why: String) -> Result<Plan, Fault> {
         let fault = |code| Fault::new(code, format!("deliver to {mailbox}"), why.clone());
         let inbox = match self.targets.on_denied {
-            OnDenied::Reject => return self.end("mailbox", fault(Code::Denied)),
+            OnDenied::Reject => return self.refuse(fault(Code::Denied)),
             OnDenied::Defer => return self.end("mailbox", fault(Code::NotNow)),
             OnDenied::Inbox => self.fall_back("on_denied", mailbox, &why)?,
         };
-        inbox.map_or_else(|| self.end("mailbox", fault(Code::Denied)), Ok)
+        inbox.map_or_else(|| self.refuse(fault(Code::Denied)), Ok)
+    }
+
+    /// A no for good; not where the root of the namespace is not there either: the store may not be mounted.
+    fn refuse<T>(&mut self, fault: Fault) -> Result<T, Fault> {
+        match &self.targets.wanted {
+            Wanted::Target(target) if !is_there(&target.paths.root) => self.without_root(target),
+            _ => self.end("mailbox", fault),
+        }
+    }
+
+    fn without_root<T>(&mut self, target: &Target) -> Result<T, Fault> {
+        let doing = format!("find the root {}", target.paths.root.display());
+        let fault = Fault::new(Code::NotNow, doing, "it is not there");
+        self.end("path", fault.with_advice("mount the store, or make it"))
     }
 
     /// The nearest parent that takes the message.
@@ -331,30 +345,28 @@ impl Inspection<'_> {
     fn check_links(&mut self, target: &Target) -> Result<Option<Finding>, Fault> {
         let paths = &target.paths;
         let checked = self.links(target).check(&paths.root, &paths.mailbox);
-        let refused = match checked {
+        let not_followed = match checked {
             Ok(real) => {
                 let shown = real.map(|real| Line::ok("symlink", format!("-> {}", real.display())));
                 self.lines.extend(shown);
                 return Ok(None);
             }
-            Err(refused) => refused,
+            Err(not_followed) => not_followed,
         };
         let doing = format!("look at {}", paths.mailbox.display());
-        if self.targets.by.is_strangers() && !target.own_inbox {
-            return Ok(Some(Finding::Denied(format!("{doing}: {refused}"))));
+        if self.targets.by.is_strangers() && !target.own_inbox && !not_followed.why.is_unknown() {
+            return Ok(Some(Finding::Denied(format!("{doing}: {not_followed}"))));
         }
         self.end(
             "path",
-            Fault::new(Code::Storage, doing, refused.to_string()),
+            Fault::new(Code::Storage, doing, not_followed.to_string()),
         )
     }
 
     /// What is gone with its root is not what is missing.
     fn missing_target(&mut self, target: &Target) -> Result<Finding, Fault> {
         if target.kind == Kind::Public && !is_there(&target.paths.root) {
-            let doing = format!("find the root {}", target.paths.root.display());
-            let fault = Fault::new(Code::NotNow, doing, "it is not there");
-            return self.end("path", fault.with_advice("mount the store, or make it"));
+            return self.without_root(target);
         }
         Ok(Finding::Missing("the mailbox does not exist".into()))
     }

@@ -531,6 +531,58 @@ mod tests {
         assert_eq!(unsynced, 1, "there is one sync of the list");
     }
 
+    /// The sync fails, or the mailbox gets another name, and a reader has moved the message to `cur/` by then: it goes from there too.
+    #[test]
+    fn what_a_reader_has_moved_is_taken_back() {
+        let mut taken_back = 0;
+        for is_renamed in [false, true] {
+            for step in 0.. {
+                let root = tempfile::tempdir().unwrap();
+                let (place, away) = (root.path().join("box"), root.path().join("away"));
+                let mailbox = maildir(&place);
+                list(&place, 7);
+                let read = {
+                    let (place, away) = (place.clone(), away.clone());
+                    move || {
+                        for entry in fs::read_dir(place.join("new")).unwrap() {
+                            let name = entry.unwrap().file_name().into_string().unwrap();
+                            let (from, to) =
+                                (place.join("new").join(&name), format!("cur/{name}:2,S"));
+                            fs::rename(from, place.join(to)).unwrap();
+                        }
+                        if is_renamed {
+                            fs::rename(&place, &away).unwrap();
+                        }
+                    }
+                };
+                let paths = Paths::for_tests(root.path(), &place);
+                let results =
+                    publish(
+                        &mailbox,
+                        &Busy::default(),
+                        vec![paths],
+                        move || match is_renamed {
+                            true => fault_point::meddle(step, read),
+                            false => fault_point::fail_behind(step, fault_point::ERRNOS[0], read),
+                        },
+                    );
+                if fault_point::disarm() {
+                    break;
+                }
+                let place = if is_renamed { &away } else { &place };
+                let count = |part: &str| fs::read_dir(place.join(part)).unwrap().count();
+                let (stored, case) = (
+                    count("new") + count("cur"),
+                    format!("step {step}: {results:?}"),
+                );
+                let is_saved = results[0].is_ok();
+                assert_eq!(stored, usize::from(is_saved), "{case}");
+                taken_back += usize::from(!is_saved);
+            }
+        }
+        assert!(taken_back > 4, "{taken_back}");
+    }
+
     /// A link led to the mailbox when the message was prepared, and leads to another one when its turn comes.
     #[test]
     fn another_path_of_the_mailbox() {

@@ -126,7 +126,12 @@ pub fn let_time_pass(store: &Store) {
     for (path, _) in files(store.0.path()) {
         if path.extension().is_some_and(|end| end == "lock") {
             let file = fs::File::options().write(true).open(path).unwrap();
-            let long_ago = SystemTime::now() - Duration::from_secs(10);
+            // Where a lock has its name before its content, it may name nobody, or half of somebody.
+            let age = match dir::has_names() {
+                true => 180,
+                false => 10,
+            };
+            let long_ago = SystemTime::now() - Duration::from_secs(age);
             file.set_modified(long_ago).unwrap();
         }
     }
@@ -330,8 +335,8 @@ impl Row {
             }
             assert_whole(&store, &case);
         }
-        if is_saved && !has_ended {
-            return fired;
+        if is_saved && !fired {
+            return false;
         }
         let_time_pass(&store);
         // What ends within a write to an mbox leaves a part of a message, until the next one comes.
@@ -350,7 +355,7 @@ impl Row {
             "{case}: {had}, {has}"
         );
         // Whoever has heard of no end sends it again: one that was there already is there twice.
-        assert!(has <= 1 + usize::from(has_ended), "{case}");
+        assert!(has <= 1 + usize::from(has_ended || is_saved), "{case}");
         if has_ended {
             self.sweep(&store);
         }

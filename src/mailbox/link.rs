@@ -14,7 +14,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use crate::sys::dir::{self, Dir, Stat};
-use crate::sys::is_no_directory;
+use crate::sys::{is_no_directory, is_no_way};
 
 /// The rule, for one user who delivers.
 #[derive(Debug)]
@@ -28,18 +28,42 @@ pub struct Links {
 }
 
 /// Why a symlink is not followed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[error("the symlink {} {why}", .link.display())]
-pub struct Refused {
+pub struct NotFollowed {
     link: PathBuf,
-    why: String,
+    pub why: Why,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Why {
+    /// By the rule.
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody can tell now what it leads to.
+    #[error("cannot be followed: {0}")]
+    Unknown(io::Error),
+}
+
+impl Why {
+    fn of(error: io::Error) -> Why {
+        match error.kind() {
+            ErrorKind::NotFound => Why::Refused("leads nowhere".into()),
+            _ if is_no_way(&error) => Why::Refused(format!("cannot be followed: {error}")),
+            _ => Why::Unknown(error),
+        }
+    }
+
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Why::Unknown(_))
+    }
 }
 
 impl Links {
     /// Looks at each symlink that is there on the way to `mailbox`, whose namespace has this `root`. A part that is missing or
     /// cannot be looked at is not judged. What is opened later is judged again: it may have changed. Answers what the last of them
     /// leads to.
-    pub fn check(&self, root: &Path, mailbox: &Path) -> Result<Option<PathBuf>, Refused> {
+    pub fn check(&self, root: &Path, mailbox: &Path) -> Result<Option<PathBuf>, NotFollowed> {
         let (base, components) = way(root, mailbox);
         let (mut path, mut real, mut own) = (base.to_owned(), None, None);
         for component in components {
@@ -59,7 +83,8 @@ impl Links {
         if let Some(link) = own
             && let Ok(end) = dir::stat(&path)
         {
-            self.judge_end(&end).map_err(|why| Refused { link, why })?;
+            self.judge_end(&end)
+                .map_err(|why| NotFollowed { link, why })?;
         }
         Ok(real)
     }
@@ -69,53 +94,54 @@ impl Links {
     }
 
     /// Whether a link of his own may be on the way to a mailbox, or to the directory that it would be in.
-    fn judge_end(&self, end: &Stat) -> Result<(), String> {
+    fn judge_end(&self, end: &Stat) -> Result<(), Why> {
         let is_lent = self.lent.contains(&end.gid) && end.mode & 0o002 == 0;
         match is_lent && end.uid != self.uid {
             false => Ok(()),
-            true => Err(format!(
+            true => Err(Why::Refused(format!(
                 "belongs to uid {}, who delivers, and only gid {} of mail_access_groups opens what it leads to: a link to that is root's, or its owner's",
                 self.uid, end.gid
-            )),
+            ))),
         }
     }
 
-    fn check_link(&self, link: &Path, own: &Stat) -> Result<PathBuf, Refused> {
-        let refused = |why: String| Refused {
+    fn check_link(&self, link: &Path, own: &Stat) -> Result<PathBuf, NotFollowed> {
+        let not_followed = |why: Why| NotFollowed {
             link: link.to_owned(),
             why,
         };
-        let target = dir::stat(link).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => refused("leads nowhere".into()),
-            _ => refused(format!("cannot be followed: {error}")),
-        })?;
-        let real = link.canonicalize();
-        let real = real.map_err(|error| refused(format!("cannot be followed: {error}")))?;
-        self.judge(own, &target, &real).map_err(refused)?;
+        let look = || Ok((dir::stat(link)?, link.canonicalize()?));
+        let (target, real) = look().map_err(|error| not_followed(Why::of(error)))?;
+        self.judge(own, &target, &real).map_err(not_followed)?;
         Ok(real)
     }
 
     /// Whether a symlink may lead to `real`.
-    fn judge(&self, link: &Stat, target: &Stat, real: &Path) -> Result<(), String> {
+    fn judge(&self, link: &Stat, target: &Stat, real: &Path) -> Result<(), Why> {
         let uid = self.uid;
         if ![0, uid, target.uid].contains(&link.uid) {
-            return Err(format!(
+            return Err(Why::Refused(format!(
                 "belongs to uid {}: not to root, nor to uid {uid}, who delivers, nor to uid {}, who has what it leads to",
                 link.uid, target.uid
-            ));
+            )));
         }
         if self.is_own(link) {
             self.judge_end(target)?;
         }
-        let mut roots = self.mail_roots.iter();
-        let is_below = |root: &PathBuf| root.canonicalize().is_ok_and(|it| real.starts_with(it));
-        match roots.any(is_below) {
-            true => Ok(()),
-            false => Err(format!(
-                "leads to {}, which is below none of delivery.mail_roots",
-                real.display()
-            )),
+        let mut unknown = None;
+        for root in &self.mail_roots {
+            match root.canonicalize() {
+                Ok(root) if real.starts_with(&root) => return Ok(()),
+                Err(error) => unknown = Some(Why::of(error)).filter(Why::is_unknown).or(unknown),
+                Ok(_) => {}
+            }
         }
+        Err(unknown.unwrap_or_else(|| {
+            let real = real.display();
+            Why::Refused(format!(
+                "leads to {real}, which is below none of delivery.mail_roots"
+            ))
+        }))
     }
 
     /// Opens the directory of a mailbox by this rule: step by step, and each symlink is judged by what has been opened.
@@ -199,13 +225,16 @@ fn is_still(dir: &Dir, name: &OsStr, link: &Stat, path: &Path) -> io::Result<()>
     // An inode number is soon another's; a time of change with it is not.
     match (now.identity(), now.changed) == (link.identity(), link.changed) {
         true => Ok(()),
-        false => Err(refused(path, "is another one by now".into())),
+        false => Err(refused(path, Why::Refused("is another one by now".into()))),
     }
 }
 
-fn refused(link: &Path, why: String) -> io::Error {
+fn refused(link: &Path, why: Why) -> io::Error {
     let link = link.to_owned();
-    io::Error::other(Refused { link, why }.to_string())
+    match why {
+        Why::Unknown(error) => error,
+        why => io::Error::other(NotFollowed { link, why }.to_string()),
+    }
 }
 
 /// Where the admin's part of the way ends, and the names behind it.
@@ -224,7 +253,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 
     use super::*;
-    use crate::sys::credentials;
+    use crate::sys::{credentials, fault_point};
 
     /// `link -> target`, by way of `link`, from `home/alice/Maildir` to `.Box`.
     #[test]
@@ -270,7 +299,7 @@ mod tests {
                 mail_roots: vec![path("home")],
             };
             let checked = links.check(&root, &mailbox);
-            let why = checked.map(drop).map_err(|refused| refused.why);
+            let why = checked.map(drop).map_err(|it| it.why.to_string());
             let opened = links.open(&root, &mailbox);
             assert_eq!(
                 opened.is_ok(),
@@ -291,8 +320,30 @@ mod tests {
                 mail_roots: Vec::new(),
                 ..links
             };
-            assert_eq!(links.check(&link, &link.join(".Other")), Ok(None));
+            assert_eq!(links.check(&link, &link.join(".Other")).unwrap(), None);
             links.open(&link, &link.join(".Other")).unwrap();
+        }
+    }
+
+    /// Whatever fails for now, the rule has said nothing.
+    #[test]
+    fn a_disk_that_fails_refuses_nothing() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (root, target) = (scratch.path().join("root"), scratch.path().join("target"));
+        fs::create_dir(&root).unwrap();
+        fs::create_dir(&target).unwrap();
+        symlink(&target, root.join(".Box")).unwrap();
+        let links = Links {
+            uid: credentials::effective().uid,
+            lent: Vec::new(),
+            mail_roots: vec![scratch.path().to_owned()],
+        };
+        // EIO, ESTALE, EACCES
+        for (errno, is_unknown) in [(5, true), (116, true), (13, false)] {
+            fault_point::arm(1, errno);
+            let error = links.check(&root, &root.join(".Box")).unwrap_err();
+            assert!(!fault_point::disarm());
+            assert_eq!(error.why.is_unknown(), is_unknown, "{error}");
         }
     }
 

@@ -7,6 +7,7 @@
 //! On an [ordered](write_back) file system a message is written back before it is linked, and whatever is synced behind that has it
 //! and its name; elsewhere it is synced first.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -299,15 +300,9 @@ impl Maildir {
     /// The same of a message that an earlier process has stored, perhaps without an answer. Err: it is not seen, for a reader may move it
     /// meanwhile; or it is, and what its sync says.
     pub fn sync_found(&self, name: &str) -> io::Result<io::Result<()>> {
-        let base = filename::base(name.as_bytes()).to_owned();
+        let base = filename::base(name.as_bytes());
         for part in [self.new.clone(), self.cur()?] {
-            let mut found = None;
-            part.each_raw_name(|name| {
-                if filename::base(name.as_bytes()) == base {
-                    found = Some(name.to_owned());
-                }
-            })?;
-            if let Some(name) = found {
+            if let Some(name) = find_in(&part, base)? {
                 let file = part.read(name)?;
                 return Ok(dir::sync_file(&file).and_then(|()| part.sync()));
             }
@@ -315,11 +310,19 @@ impl Maildir {
         Err(io::ErrorKind::NotFound.into())
     }
 
-    /// Takes a name back: the message was not made durable and will come again.
+    /// Takes a name back, also where a reader has moved it meanwhile: the message was not made durable and will come again.
     pub fn unlink(&self, name: &str) -> io::Result<()> {
-        match filename::has_flags(name) {
-            true => self.cur()?.unlink(name),
-            false => self.new.unlink(name),
+        let place = match filename::has_flags(name) {
+            true => self.cur()?,
+            false => self.new.clone(),
+        };
+        match place.unlink(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let cur = self.cur()?;
+                let moved = find_in(&cur, filename::base(name.as_bytes()))?.ok_or(error)?;
+                cur.unlink(moved)
+            }
+            done => done,
         }
     }
 
@@ -327,6 +330,17 @@ impl Maildir {
     pub fn device(&self) -> u64 {
         self.tmp_stat.dev
     }
+}
+
+/// The name in `part` that is this without its flags.
+fn find_in(part: &Dir, base: &[u8]) -> io::Result<Option<OsString>> {
+    let mut found = None;
+    part.each_raw_name(|name| {
+        if filename::base(name.as_bytes()) == base {
+            found = Some(name.to_owned());
+        }
+    })?;
+    Ok(found)
 }
 
 /// Moves a file of `tmp/`; once it has moved there is nothing left to remove.

@@ -470,7 +470,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join(FILE);
         let torn = format!("{HEADER}7 :x\n8 :t");
-        for failure in fault_point::FAILURES {
+        for failure in fault_point::FAILURES.into_iter().chain(fault_point::ENDS) {
             for step in 0.. {
                 fs::write(&path, &torn).unwrap();
                 fault_point::arm(step, failure);
@@ -484,6 +484,22 @@ mod tests {
                         let whole = list == torn || list.starts_with(&mended);
                         assert!(whole, "{step}: {list}");
                     }
+                }
+                if fired && fault_point::ENDS.contains(&failure) {
+                    // By then its lock is old.
+                    let _ = fs::remove_file(root.path().join("dovecot-uidlist.lock"));
+                    let uid = give(root.path(), &["b"]).unwrap()[0];
+                    let list = fs::read_to_string(&path).unwrap();
+                    let lines = list.split_once('\n').unwrap().1;
+                    let ours = format!("{uid} :b\n");
+                    let known = ["7 :x\n", "7 :x\n9 :a\n"];
+                    let before = lines.strip_suffix(&ours).unwrap();
+                    assert!(
+                        uid >= 9 && known.contains(&before),
+                        "{failure:?} {step}: {list}"
+                    );
+                    assert!(before.len() == 5 || uid > 9, "{failure:?} {step}: {list}");
+                    let _ = fs::remove_file(root.path().join(NEW_FILE));
                 }
                 let names = fs::read_dir(root.path()).unwrap().count();
                 assert_eq!(names, 1, "{step}: neither lock nor new list stays");

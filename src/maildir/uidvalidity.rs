@@ -78,7 +78,7 @@ fn from_markers(root: &Dir, now: u32) -> Option<u32> {
     match found {
         Some((least, most)) => {
             if least != most {
-                let _ = root.unlink(&marker(least));
+                let _ = root.unlink(marker(least));
             }
             advance(root, most)
         }

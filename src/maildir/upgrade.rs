@@ -149,6 +149,48 @@ mod tests {
         }
     }
 
+    /// The old list or the new one, whole, and its UIDs are the same also behind a process that has ended there.
+    #[test]
+    fn every_step_fails_once() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(FILE);
+        let old = "1 1795332733 9\n2 a\n7 b\n";
+        let open = || {
+            let dir = Dir::open(root.path()).map_err(|error| error.to_string())?;
+            let lock = Lock::take(dir, 0o600, TIMEOUT).map_err(|error| error.to_string())?;
+            lock.list()?.ok_or("none")?.next()
+        };
+        let is_new =
+            |list: &str| list.starts_with("3 V1795332733 N9 G") && list.ends_with("\n2 :a\n7 :b\n");
+        for failure in fault_point::FAILURES.into_iter().chain(fault_point::ENDS) {
+            for step in 0.. {
+                fs::write(&path, old).unwrap();
+                fault_point::arm(step, failure);
+                let opened = open();
+                let fired = !fault_point::disarm();
+                let list = fs::read_to_string(&path).unwrap();
+                let case = format!("{failure:?} at {step}: {opened:?}, {list}");
+                assert!(list == old || is_new(&list), "{case}");
+                assert!(
+                    opened.is_err() || opened == Ok(9) && is_new(&list),
+                    "{case}"
+                );
+                if fired && fault_point::ENDS.contains(&failure) {
+                    // By then its lock is old.
+                    let _ = fs::remove_file(root.path().join("dovecot-uidlist.lock"));
+                }
+                assert_eq!(open(), Ok(9), "{case}");
+                assert!(is_new(&fs::read_to_string(&path).unwrap()), "{case}");
+                let _ = fs::remove_file(root.path().join(NEW_FILE));
+                assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "{case}");
+                if !fired {
+                    assert!(failure.is_of_writes() || step > 8, "only {step} steps");
+                    break;
+                }
+            }
+        }
+    }
+
     /// Somebody without regard for locks puts the old list back, again and again: it ends.
     #[test]
     fn it_is_done_once() {

@@ -313,7 +313,8 @@ impl<'a> Open<'a> {
             writeln!(out, "{}", message.from_line)?;
             self.put(message, room.offset, room.content_length, &mut out)?;
         }
-        out.flush()
+        let checked = out.into_inner().map_err(|error| error.into_error())?;
+        checked.appending.stop()
     }
 
     /// The message as it stands in the file, and the length of its body.

@@ -31,6 +31,14 @@ impl<'a> Appending<'a> {
         }
     }
 
+    /// Writes are to where they say again. Until then one that says where would go to the end, too.
+    pub fn stop(self) -> io::Result<()> {
+        let (file, flags) = (self.file, self.flags);
+        std::mem::forget(self);
+        fcntl(file, FcntlArg::F_SETFL(flags))?;
+        Ok(())
+    }
+
     /// Where they end.
     pub fn end(&self) -> io::Result<u64> {
         let mut file = self.file;
@@ -40,7 +48,7 @@ impl<'a> Appending<'a> {
 
 impl Drop for Appending<'_> {
     fn drop(&mut self) {
-        // It cannot fail for an open file.
+        // Nothing more is written to it, but what takes back.
         let _ = fcntl(self.file, FcntlArg::F_SETFL(self.flags));
     }
 }
@@ -62,7 +70,7 @@ mod tests {
         assert_eq!(append(b"two "), (4, 8));
         std::fs::write(&path, "cut ").unwrap();
         assert_eq!(append(b"three"), (5, 9));
-        drop(appending);
+        appending.stop().unwrap();
         file.write_all_at(b"C", 0).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "Cut three");
     }

@@ -340,6 +340,26 @@ fn a_file_that_may_not_grow() {
 
 const MBOX: &str = "mail_driver = \"mbox\"\nmail_path = \"~/mail\"\n";
 
+/// Read-only for now is no "no": the mail waits, also where the name is a stranger's.
+#[test]
+fn an_mbox_that_is_read_only() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    store.scratch.dir("home/alice/mail", MAIL, MAIL, 0o700);
+    let before = "From x  Mon Nov 02 07:02:09 2026\n\nold\n\n";
+    let work = "home/alice/mail/Work";
+    store.scratch.file(work, MAIL, MAIL, 0o600, before);
+    let Some(_mount) = Mount::read_only(store.path("home/alice")) else {
+        return;
+    };
+    let server = serve(&store, MBOX, "on_denied = \"reject\"");
+    let got = deliver(&server, b"alice+Work@x.test");
+    assert!(got.starts_with("451 4.2.0 "), "{got}");
+    assert_eq!(fs::read_to_string(store.path(work)).unwrap(), before);
+}
+
 /// A quota, a full disk, a limit on the size of files: an mbox is as it was, and a Maildir too.
 #[test]
 fn no_room_behind_what_is_there() {

@@ -43,7 +43,7 @@ fn add_alike(core: &Core, batch: &[&Addition]) -> Vec<Result<Saved, Fault>> {
     let open = first
         .mbox
         .lock(&first.demands, patience.unwrap_or_default(), |size| {
-            has_seen(core, paths, size)
+            has_seen(&core.walks, paths, size)
         });
     let mut open = match open {
         Err(fault) => return batch.iter().map(|_| Err(fault.clone())).collect(),

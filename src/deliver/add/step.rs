@@ -4,27 +4,47 @@ use std::io::{self, ErrorKind};
 use std::time::Instant;
 
 use crate::deliver::Core;
-use crate::index::{self, Log, Pair, State, log};
+use crate::index::{self, Log, Pair, State, Walks, log};
 use crate::mailbox::path::Paths;
 use crate::mbox::append::{Open, Sure};
 use crate::message::{Flags, Keywords};
+use crate::sys;
 use crate::sys::dir::Dir;
 
 /// Whether Dovecot may know more than `size` bytes of the file. Err: nobody can tell now.
-pub fn has_seen(core: &Core, paths: &Paths, size: u64) -> io::Result<bool> {
-    let dir = match paths.index.as_deref().map(Dir::open) {
-        Some(Err(error)) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        // An index in memory: nobody can tell, ever.
-        None => return Ok(true),
-        Some(dir) => dir?,
+pub fn has_seen(walks: &Walks, paths: &Paths, size: u64) -> io::Result<bool> {
+    match known(walks, paths) {
+        Ok(Known::Size(known)) => Ok(known > size),
+        Ok(Known::Nothing) => Ok(false),
+        Ok(Known::Untold) => Ok(true),
+        // The index of somebody else, today and tomorrow.
+        Err(error) if sys::is_no_way(&error) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// How much of the file an index knows.
+enum Known {
+    Nothing,
+    Size(u64),
+    /// Nobody can tell, ever, and mail does not wait for it: it is in memory, of a later Dovecot, or broken.
+    Untold,
+}
+
+fn known(walks: &Walks, paths: &Paths) -> io::Result<Known> {
+    let Some(index) = paths.index.as_deref() else {
+        return Ok(Known::Untold);
     };
-    match Log::look(&dir, Pair::MAILBOX, &core.walks) {
-        Ok(None) => Ok(false),
-        Ok(Some(state)) => Ok(state.mbox.size() > size),
-        // Of a later Dovecot, or broken: mail does not wait for it.
+    let dir = match Dir::open(index) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Known::Nothing),
+        dir => dir?,
+    };
+    match Log::look(&dir, Pair::MAILBOX, walks) {
+        Ok(None) => Ok(Known::Nothing),
+        Ok(Some(state)) => Ok(Known::Size(state.mbox.size())),
         Err(error) if error.kind() == ErrorKind::InvalidData => {
             let torn = Log::look_at_torn(&dir, Pair::MAILBOX)?;
-            Ok(torn.is_none_or(|state| state.mbox.size() > size))
+            Ok(torn.map_or(Known::Untold, |state| Known::Size(state.mbox.size())))
         }
         Err(error) => Err(error),
     }
@@ -123,5 +143,77 @@ impl Step {
             transaction.keyword(keyword, with.map(|it| it.uid));
         }
         self.log.append(transaction).map_err(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::index::log::log_for_tests;
+    use crate::sys::{dir, fault_point};
+
+    /// An index that knows an mbox of 100 bytes.
+    fn log_of_a_hundred(root: &std::path::Path) -> Vec<u8> {
+        let mbox = root.join("box");
+        fs::write(&mbox, [b'x'; 100]).unwrap();
+        let mut transaction = index::Transaction::default();
+        transaction.mbox_for_tests(&dir::stat(&mbox).unwrap());
+        [log_for_tests(2, (0, 0), 5), transaction.into_bytes()].concat()
+    }
+
+    #[test]
+    fn what_a_reader_knows_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let whole = log_of_a_hundred(root.path());
+        let zeros = [&whole[..], &[0; 40]].concat();
+        let later = [&[2][..], &whole[1..]].concat();
+        let log = |bytes: &[u8]| Some(Some(bytes.to_vec()));
+        for (case, has_path, index, seen) in [
+            ("in memory", false, None, [true, true, true]),
+            ("no directory", true, None, [false, false, false]),
+            ("no log", true, Some(None), [false, false, false]),
+            ("a log", true, log(&whole), [true, false, false]),
+            ("a torn log", true, log(&zeros), [true, false, false]),
+            ("of a later Dovecot", true, log(&later), [true, true, true]),
+        ] {
+            let place = root.path().join("index");
+            let _ = fs::remove_dir_all(&place);
+            if let Some(log) = &index {
+                fs::create_dir(&place).unwrap();
+                if let Some(bytes) = log {
+                    fs::write(place.join("dovecot.index.log"), bytes).unwrap();
+                }
+            }
+            let paths = Paths {
+                index: has_path.then(|| place.clone()),
+                ..Paths::for_tests(root.path(), root.path())
+            };
+            let told =
+                [99, 100, 101].map(|size| has_seen(&Walks::default(), &paths, size).unwrap());
+            assert_eq!(told, seen, "{case}");
+        }
+    }
+
+    /// What cannot be read now is asked for again, what is not ours to read never will be.
+    #[test]
+    fn an_index_that_cannot_be_read() {
+        let root = tempfile::tempdir().unwrap();
+        let log = [log_of_a_hundred(root.path()), vec![0; 40]].concat();
+        fs::write(root.path().join("dovecot.index.log"), log).unwrap();
+        fs::write(root.path().join("dovecot.index"), "").unwrap();
+        let paths = Paths::for_tests(root.path(), root.path());
+        for (errno, is_told) in [(13, true), (5, false)] {
+            for step in 0.. {
+                fault_point::arm(step, errno);
+                let told = has_seen(&Walks::default(), &paths, 200);
+                if fault_point::disarm() {
+                    assert!(step > 4, "only {step} steps");
+                    break;
+                }
+                assert!(!is_told || told.is_ok(), "{errno} at {step}: {told:?}");
+            }
+        }
     }
 }

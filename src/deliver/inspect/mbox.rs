@@ -123,7 +123,7 @@ impl Inspection<'_> {
         }
     }
 
-    /// Read-only on purpose or not: where a stranger named it, that is a no.
+    /// What may not be written to: where a stranger named it, that is a no. A file system that is read-only for now is none.
     fn cannot_add(
         &mut self,
         target: &Target,
@@ -131,13 +131,12 @@ impl Inspection<'_> {
         error: std::io::Error,
     ) -> Result<Finding, Fault> {
         let doing = format!("write to {}", place.display());
-        let is_closed = sys::is_read_only(&error);
-        if is_closed && self.targets.by.is_strangers() && !target.own_inbox {
+        if sys::is_no_way(&error) && self.targets.by.is_strangers() && !target.own_inbox {
             return Ok(Finding::Denied(format!("{doing}: {error}")));
         }
         let uid = self.identity.uid;
         let mut fault = Fault::io(doing, &error);
-        if is_closed {
+        if sys::is_read_only(&error) {
             let place = place.display();
             let advice = match place.to_string() == target.paths.mailbox.display().to_string() {
                 true => {

@@ -455,6 +455,7 @@ fn every_step_of_a_batch_fails_once() {
                         && (starts.contains(&kept.len()) || kept.trim_end() == before.trim_end()),
                     "{case}: {text}"
                 );
+                assert!(added.is_err() || kept == all, "{case}: {text}");
                 if !fired {
                     assert!(failure.is_of_writes() || step > 12, "only {step} steps");
                     break;
