@@ -15,7 +15,7 @@ use crate::fault::{Code, Fault};
 /// A batch that takes longer hangs: not everybody waits for its end then.
 const STALLED: Duration = Duration::from_secs(5);
 /// How many still do.
-const MAX_WAITING: usize = 16;
+const MAX_WAITING: usize = 4;
 
 /// The queues of one process, by what tells their mailboxes apart: messages `M` become answers `A`.
 #[derive(Debug)]

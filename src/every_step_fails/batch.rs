@@ -1,6 +1,6 @@
 //! Three that wait for one mbox: whatever fails, each that is answered for is there once, whole, and the others come again.
 
-use super::one::{assert_whole, core, let_time_pass, seen, store};
+use super::one::{assert_whole, core, ends, let_time_pass, seen, store};
 use super::*;
 use crate::deliver::add::add_together;
 use crate::deliver::{Earlier, Retry, Saved, Transaction};
@@ -88,7 +88,7 @@ fn each_that_is_answered_for_is_there_once() {
     if !as_ordinary_user("every_step_fails::batch::each_that_is_answered_for_is_there_once") {
         return;
     }
-    for failure in FAILURES.into_iter().chain(ENDS) {
+    for failure in FAILURES.into_iter().chain(ends()) {
         for is_in_step in [true, false] {
             let mut steps = 0;
             while fails_well(is_in_step, failure, steps) {

@@ -3,7 +3,7 @@
 
 use std::iter;
 
-use super::one::{assert_whole, core, is_full, let_time_pass, seen, store, turning};
+use super::one::{assert_whole, core, ends, is_full, let_time_pass, seen, store, turning};
 use super::*;
 use crate::lda;
 use crate::lmtp::client::Client;
@@ -194,7 +194,7 @@ fn what_is_answered_for_is_there() {
                     assert!(steps > 0, "{face:?} {recipients:?}: no step can fail");
                 };
                 let one = |failure| fail(&mut iter::repeat(failure), false);
-                fault_point::ENDS.into_iter().for_each(one);
+                ends().for_each(one);
                 match is_full() {
                     true => fault_point::FAILURES.into_iter().for_each(one),
                     false => fail(&mut turning(begun), true),
