@@ -544,12 +544,8 @@ fn a_database_that_is_of_no_use() {
     }
 }
 
-/// The process that talks to clients asks, those that deliver are told.
-#[test]
-fn by_a_process_for_each_user() {
-    if not_root() {
-        return;
-    }
+/// A server with a process for the user `u`, whose own namespace says `more`.
+fn with_workers(more: &str) -> (Scratch, Server) {
     let scratch = Scratch::new();
     scratch.dir("run", 0, 0, 0o755);
     scratch.dir("home", 20001, 20001, 0o700);
@@ -559,11 +555,22 @@ fn by_a_process_for_each_user() {
         &format!("u::20001:20001::{root}/home::\n"),
     );
     let text = format!(
-        "mail_path = \"~/Maildir\"\nauth_username_format = \"%{{user | username}}\"\n[[userdb]]\npasswd-file = {{ path = \"{root}/users\" }}\n[lmtp]\nlisten = [{{ unix = \"{root}/run/lmtp\" }}]\n[delivery]\nspool_dir = \"/var/tmp\"\n"
+        "mail_path = \"~/Maildir\"\nauth_username_format = \"%{{user | username}}\"\n[[userdb]]\npasswd-file = {{ path = \"{root}/users\" }}\n[lmtp]\nlisten = [{{ unix = \"{root}/run/lmtp\" }}]\n[namespace.inbox]\ninbox = true\n{more}[delivery]\nspool_dir = \"/var/tmp\"\n"
     );
     fs::write(scratch.path("postroom.toml"), text).unwrap();
     let (config, socket) = (scratch.path("postroom.toml"), scratch.path("run/lmtp"));
     let server = Server::start_as_root(&config, &socket, &scratch.path("run/log"));
+    (scratch, server)
+}
+
+/// The process that talks to clients asks, those that deliver are told.
+#[test]
+fn by_a_process_for_each_user() {
+    if not_root() {
+        return;
+    }
+    let (scratch, server) = with_workers("");
+    let socket = scratch.path("run/lmtp");
     for number in 0..100 {
         let letter = String::from_utf8_lossy(LETTER).replace("<one@", &format!("<{number}@"));
         let mut stream = UnixStream::connect(&socket).unwrap();
@@ -585,6 +592,21 @@ fn by_a_process_for_each_user() {
         "{}",
         server.log()
     );
+}
+
+/// By Message-ID, too.
+#[test]
+fn message_ids_by_a_process_for_each_user() {
+    if not_root() {
+        return;
+    }
+    let (scratch, server) = with_workers("duplicate_message_ids = \"1d\"\n");
+    let other = [LETTER, b"a footer\r\n"].concat();
+    for (letter, end) in [(LETTER, " Saved"), (&other, " Saved before")] {
+        let reply = server.client().deliver(&["u@x.test"], letter).remove(0);
+        assert!(reply.ends_with(end), "{reply} {}", server.log());
+    }
+    assert_eq!(messages(&scratch.path("home/Maildir")).len(), 1);
 }
 
 /// Somebody holds the database: mail does not wait for him for long, and is stored.
