@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use support::{MAIL, Store, messages, messages_below, not_root, replace_in, replaced};
 
@@ -530,6 +531,13 @@ fn inserts() -> String {
     .concat()
 }
 
+/// Nobody has changed the file lately.
+fn aged(file: &Path) {
+    let long_ago = SystemTime::now() - Duration::from_secs(60);
+    let file = fs::File::options().write(true).open(file).unwrap();
+    file.set_modified(long_ago).unwrap();
+}
+
 #[test]
 fn addresses_from_a_file() {
     let store = store();
@@ -543,13 +551,31 @@ fn addresses_from_a_file() {
         0o600,
         &format!("# all\n\n{}", lines.concat()),
     );
+    aged(&file);
     let map = format!("[address_map.file]\npath = \"{}\"\n", file.display());
     check_table(&store, &map);
     let text = fs::read_to_string(&file).unwrap();
     let server = store.serve("", &map);
-    fs::write(&file, format!("{text}alice@exam")).unwrap();
-    let replies = server.client().deliver(&["alice@example.test"], b"x\n");
-    assert!(replies[0].starts_with("451 4.3.0"), "torn: {replies:?}");
+    let mut client = server.client();
+    let whole = "new@example.test\tPublic/Gone\tbob\t\treject\n";
+    let torn = |at: usize| format!("{text}{}", &whole[..at]);
+    #[rustfmt::skip]
+    let cases = [
+        ("in the address",          torn(8), "alice@example.test", "451 4.3.0"),
+        ("in the user",             torn(31), "new@example.test",   "451 4.3.0"),
+        ("behind the user",         torn(32), "new@example.test",   "451 4.3.0"),
+        ("before the line ends",    torn(whole.len()-1), "new@example.test",   "451 4.3.0"),
+        ("another one is whole",    torn(31), "sales@example.test", "250 2.0.0"),
+        ("nothing is there yet",    String::new(), "alice@example.test", "451 4.3.0"),
+        ("the whole of it",         torn(whole.len()), "new@example.test",   "550 5.1.1"),
+        ("whom it does not have",   torn(whole.len()), "alice@example.test", "250 2.0.0"),
+    ];
+    for (what, text, recipient, reply) in cases {
+        fs::write(&file, text).unwrap();
+        aged(&file);
+        let replies = client.deliver(&[recipient], b"x\n");
+        assert!(replies[0].starts_with(reply), "{what}: {replies:?}");
+    }
     drop(server);
     fs::remove_file(file).unwrap();
     let server = store.serve("", &map);

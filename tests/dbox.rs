@@ -747,6 +747,34 @@ fn the_same_message_is_handed_over_once() {
     }
 }
 
+/// It is full of what it was given: that is no bounce when it comes again.
+#[test]
+fn what_fills_dovecots_mailbox_is_sent_again() {
+    let store = Store::new();
+    let socket = answering(&store, "552 5.2.2 <a> full", "552 5.2.2 <a> full");
+    let agent = format!("lmtp:{}", socket.display());
+    let config = configure(
+        &store,
+        &format!("mail_driver = \"sdbox\"\nhand_over = \"{agent}\""),
+    );
+    let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    let takes = store.path("run/takes");
+    fs::write(&takes, "").unwrap();
+    let first = server.client().deliver(&["alice@example.test"], LETTER);
+    assert!(first[0].starts_with("250"), "{first:?} {}", server.log());
+    fs::remove_file(&takes).unwrap();
+    let again = server.client().deliver(&["alice@example.test"], LETTER);
+    assert!(
+        again[0].ends_with("Saved before"),
+        "{again:?} {}",
+        server.log()
+    );
+    let mut client = server.client();
+    client.say("MAIL FROM:<another@else.test>");
+    let reply = client.say("RCPT TO:<alice@example.test>");
+    assert!(reply.starts_with("552 5.2.2"), "{reply}");
+}
+
 /// Without lmtp_save_to_detail_mailbox Dovecot would put it into INBOX, and say nothing of that.
 #[test]
 fn over_lmtp_only_what_dovecot_can_be_told_has_a_name() {

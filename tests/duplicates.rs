@@ -407,6 +407,81 @@ fn what_a_route_sends_elsewhere_by_then() {
     assert!(again.ends_with(" Saved"), "{again}");
 }
 
+/// The last message that fits is stored, and its client has not heard of it: its retry is no bounce, others are, at RCPT.
+#[test]
+fn what_fills_a_mailbox_is_sent_again() {
+    let other = String::from_utf8_lossy(LETTER).replace("<one@", "<two@");
+    let other = other.as_bytes();
+    const AT_RCPT: (&str, &str) = ("552 5.2.2", "");
+    const AFTER_DATA: (&str, &str) = ("250 2.1.5", "552 5.2.2");
+    const BEFORE: (&str, &str) = ("250 2.1.5", "Saved before");
+    let sender = "s@x.test";
+    let ids = ["XFORWARD IDENT=4Xq1", "XFORWARD IDENT=4Xq2"];
+    // The first transaction's XFORWARD; the second's, its sender and its bytes; the answers to it
+    #[rustfmt::skip]
+    let cases = [
+        ("the same",                        None,         None,         sender,     LETTER, BEFORE),
+        ("another message",                 None,         None,         sender,     other,  AFTER_DATA),
+        ("another sender",                  None,         None,         "t@x.test", LETTER, AT_RCPT),
+        ("another server asks, or a bounce", None,        None,         "",         other,  AFTER_DATA),
+        ("the same, by its queue id",       Some(ids[0]), Some(ids[0]), sender,     LETTER, BEFORE),
+        ("another one, by its queue id",    Some(ids[0]), Some(ids[1]), sender,     LETTER, AT_RCPT),
+        ("one time no queue id",            Some(ids[0]), None,         sender,     LETTER, BEFORE),
+        ("killed before it has answered",   None,         None,         sender,     LETTER, BEFORE),
+    ];
+    for in_file in [false, true] {
+        for (what, first, second, from, letter, want) in cases {
+            let is_killed = what.starts_with("killed");
+            if is_killed && !in_file {
+                continue;
+            }
+            let store = Store::with_inbox();
+            support::own(&store.path("run"), MAIL, MAIL);
+            let db = store.path("run/retries.db");
+            let delivery = match in_file {
+                true => format!("duplicate_db = \"{}\"", db.display()),
+                false => String::new(),
+            };
+            let quota = "[quota]\ndriver = \"maildir\"\nmessage_count = 1\n";
+            let server = serve(&store, &delivery, quota);
+            let lines: Vec<&str> = first.into_iter().collect();
+            let reply = send(&server, &lines, sender, "<alice@x.test>", LETTER);
+            assert!(reply.ends_with(" Saved"), "{what}: {reply}");
+            if is_killed {
+                let db = rusqlite::Connection::open(&db).unwrap();
+                // Its end is not written down, the name that it was to have is.
+                let name = "substr(names, 1, instr(names || ',', ',') - 1)";
+                let forget = format!("UPDATE deliveries SET saved = NULL, names = {name}");
+                // The answer does not wait for the row.
+                while db
+                    .execute(&format!("{forget} WHERE saved NOT NULL"), [])
+                    .unwrap()
+                    == 0
+                {
+                    thread::sleep(Duration::from_millis(50));
+                }
+            }
+            let mut client = server.client();
+            if let Some(line) = second {
+                assert!(client.say(line).starts_with("250"), "{line}");
+            }
+            client.say(&format!("MAIL FROM:<{from}>"));
+            let at_rcpt = client.say("RCPT TO:<alice@x.test>");
+            let mut after_data = String::new();
+            if at_rcpt.starts_with("250") {
+                client.say("DATA");
+                client.send(&support::stuffed(letter));
+                after_data = client.reply();
+            }
+            let case = format!("{what} {in_file}: {at_rcpt} {after_data} {}", server.log());
+            assert!(at_rcpt.starts_with(want.0), "{case}");
+            assert!(after_data.contains(want.1), "{case}");
+            let inbox = store.path("home/alice/Maildir");
+            assert_eq!(messages(&inbox).len(), 1, "{case}");
+        }
+    }
+}
+
 /// By each of its names a mailbox is one: what its namespace says of Message-IDs holds by an alias too, which may say otherwise.
 #[test]
 fn message_ids_of_an_alias() {
@@ -469,12 +544,8 @@ fn a_database_that_is_of_no_use() {
     }
 }
 
-/// The process that talks to clients asks, those that deliver are told.
-#[test]
-fn by_a_process_for_each_user() {
-    if not_root() {
-        return;
-    }
+/// A server with a process for the user `u`, whose own namespace says `more`.
+fn with_workers(more: &str) -> (Scratch, Server) {
     let scratch = Scratch::new();
     scratch.dir("run", 0, 0, 0o755);
     scratch.dir("home", 20001, 20001, 0o700);
@@ -484,11 +555,22 @@ fn by_a_process_for_each_user() {
         &format!("u::20001:20001::{root}/home::\n"),
     );
     let text = format!(
-        "mail_path = \"~/Maildir\"\nauth_username_format = \"%{{user | username}}\"\n[[userdb]]\npasswd-file = {{ path = \"{root}/users\" }}\n[lmtp]\nlisten = [{{ unix = \"{root}/run/lmtp\" }}]\n[delivery]\nspool_dir = \"/var/tmp\"\n"
+        "mail_path = \"~/Maildir\"\nauth_username_format = \"%{{user | username}}\"\n[[userdb]]\npasswd-file = {{ path = \"{root}/users\" }}\n[lmtp]\nlisten = [{{ unix = \"{root}/run/lmtp\" }}]\n[namespace.inbox]\ninbox = true\n{more}[delivery]\nspool_dir = \"/var/tmp\"\n"
     );
     fs::write(scratch.path("postroom.toml"), text).unwrap();
     let (config, socket) = (scratch.path("postroom.toml"), scratch.path("run/lmtp"));
     let server = Server::start_as_root(&config, &socket, &scratch.path("run/log"));
+    (scratch, server)
+}
+
+/// The process that talks to clients asks, those that deliver are told.
+#[test]
+fn by_a_process_for_each_user() {
+    if not_root() {
+        return;
+    }
+    let (scratch, server) = with_workers("");
+    let socket = scratch.path("run/lmtp");
     for number in 0..100 {
         let letter = String::from_utf8_lossy(LETTER).replace("<one@", &format!("<{number}@"));
         let mut stream = UnixStream::connect(&socket).unwrap();
@@ -510,6 +592,21 @@ fn by_a_process_for_each_user() {
         "{}",
         server.log()
     );
+}
+
+/// By Message-ID, too.
+#[test]
+fn message_ids_by_a_process_for_each_user() {
+    if not_root() {
+        return;
+    }
+    let (scratch, server) = with_workers("duplicate_message_ids = \"1d\"\n");
+    let other = [LETTER, b"a footer\r\n"].concat();
+    for (letter, end) in [(LETTER, " Saved"), (&other, " Saved before")] {
+        let reply = server.client().deliver(&["u@x.test"], letter).remove(0);
+        assert!(reply.ends_with(end), "{reply} {}", server.log());
+    }
+    assert_eq!(messages(&scratch.path("home/Maildir")).len(), 1);
 }
 
 /// Somebody holds the database: mail does not wait for him for long, and is stored.

@@ -483,8 +483,9 @@ impl Inspection<'_> {
             Room::Unknown => format!("{}: to be counted, limits {limits}", quota.of),
             Room::Unreadable(why) => format!("{}: {why}, which costs no mail", quota.of),
         };
+        let is_left = self.targets.ignores_quota || self.targets.leaves_full;
         match full {
-            Some(why) if quotas.checks_at_rcpt && !self.targets.ignores_quota => {
+            Some(why) if quotas.checks_at_rcpt && !is_left => {
                 self.end("quota", quotas.full(quota, &why))
             }
             _ => {

@@ -1,10 +1,8 @@
 //! The address map: mailboxes with addresses of their own, from the configuration, a file or a database.
 
 use std::collections::HashMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::settings::Subject;
 use serde::{Deserialize, Serialize};
@@ -12,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::database::{Database, Row};
 use crate::fault::{Code, Fault};
 use crate::mailbox::namespace::OnMissing;
+use crate::text::line_file::{self, LineFile};
 
 /// What an address leads to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,13 +47,8 @@ pub enum Table {
 
 /// Lines of address, mailbox, user, subject and on_missing, with tabs between them; the last two may be missing.
 #[derive(Debug)]
-pub struct AddressFile {
-    path: PathBuf,
-    read: Mutex<Option<(Version, Arc<Lines>)>>,
-}
+pub struct AddressFile(LineFile<Lines>);
 
-/// Inode, size and modification time: what tells one version of the file from the next.
-type Version = (u64, u64, i64, i64);
 /// By address: the columns behind it, and the line's number.
 type Lines = HashMap<String, (Vec<String>, usize)>;
 
@@ -69,8 +63,7 @@ impl AddressMap {
 
     /// Why some of the rules cannot be had now.
     pub fn unavailable(&self) -> Vec<String> {
-        let asked = self.tables.iter().map(|table| table.rule(""));
-        asked.filter_map(Result::err).collect()
+        self.tables.iter().filter_map(Table::unavailable).collect()
     }
 
     /// The rule of `address`, in small letters. A table that cannot be asked is "cannot tell".
@@ -95,19 +88,31 @@ impl AddressMap {
 }
 
 impl Table {
+    /// Why it cannot answer, whatever is asked for.
+    fn unavailable(&self) -> Option<String> {
+        match self {
+            Table::File(file) => match file.lines() {
+                Ok(lines) => lines
+                    .unended()
+                    .map(|why| format!("{}: {why}", file.0.path().display())),
+                Err(why) => Some(why),
+            },
+            Table::Database { .. } => self.rule("").err(),
+        }
+    }
+
     fn rule(&self, address: &str) -> Result<Option<Rule>, String> {
         match self {
             Table::File(file) => {
                 let lines = file.lines()?;
-                let Some((columns, number)) = lines.get(address) else {
-                    return Ok(None);
+                let path = file.0.path().display();
+                let Some((columns, number)) = lines.content.get(address) else {
+                    // The next one would be asked, or the address be a user's: not while this one may be about to be written.
+                    let lacks = lines.may_lack().map(|why| format!("{path}: {why}"));
+                    return lacks.map_or(Ok(None), Err);
                 };
                 let columns = columns.iter().cloned().map(Some);
-                rule(
-                    columns.collect(),
-                    format!("{}:{number}", file.path.display()),
-                )
-                .map(Some)
+                rule(columns.collect(), format!("{path}:{number}")).map(Some)
             }
             Table::Database { database, query } => {
                 let rows = database
@@ -152,49 +157,69 @@ fn rule(columns: Vec<Option<String>>, from: String) -> Result<Rule, String> {
 impl AddressFile {
     /// Read when it is asked for the first time.
     pub fn new(path: PathBuf) -> AddressFile {
-        AddressFile {
-            path,
-            read: Mutex::default(),
-        }
+        AddressFile(LineFile::new(path))
     }
 
     /// The file as it is now.
-    fn lines(&self) -> Result<Arc<Lines>, String> {
-        let failed = |error: std::io::Error| format!("{}: {error}", self.path.display());
-        let meta = fs::metadata(&self.path).map_err(failed)?;
-        let version = (meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec());
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, lines)) = read.as_ref()
-            && *known == version
-        {
-            return Ok(Arc::clone(lines));
+    fn lines(&self) -> Result<Arc<line_file::Lines<Lines>>, String> {
+        let lines = self.0.read(split);
+        lines.map_err(|why| format!("{}: {why}", self.0.path().display()))
+    }
+}
+
+/// The first line of an address counts.
+fn split(bytes: &[u8]) -> Result<Lines, String> {
+    let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
+    if text.is_empty() {
+        // Truncated, or about to be written.
+        return Err("no line is in it: a comment says that this is meant".into());
+    }
+    let mut lines = Lines::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
         }
-        let text = fs::read_to_string(&self.path).map_err(failed)?;
-        if text.is_empty() {
-            // Truncated, or about to be written.
-            let path = self.path.display();
-            return Err(format!(
-                "{path}: it is empty: a comment says that this is meant"
-            ));
+        if !line.contains('\t') {
+            // Torn, or with blanks for tabs: whose line it was to be nobody knows.
+            return Err(format!("line {number}: no tab behind an address"));
         }
-        let mut lines = Lines::new();
-        for (number, line) in (1..).zip(text.lines()) {
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            if !line.contains('\t') {
-                // Torn, or with blanks for tabs: whose line it was to be nobody knows.
-                let path = self.path.display();
-                return Err(format!("{path}:{number}: no tab behind an address"));
-            }
-            let mut columns = line.split('\t').map(|column| column.trim().to_owned());
-            let address = columns.next().unwrap_or_default().to_lowercase();
-            lines
-                .entry(address)
-                .or_insert_with(|| (columns.collect(), number));
-        }
-        let lines = Arc::new(lines);
-        *read = Some((version, Arc::clone(&lines)));
-        Ok(lines)
+        let mut columns = line.split('\t').map(|column| column.trim().to_owned());
+        let address = columns.next().unwrap_or_default().to_lowercase();
+        lines
+            .entry(address)
+            .or_insert_with(|| (columns.collect(), number));
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    #[test]
+    fn who_is_not_in_a_file_that_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("addresses");
+        let file = AddressMap {
+            tables: vec![Table::File(AddressFile::new(path.clone()))],
+            ..AddressMap::default()
+        };
+        fs::write(&path, "info@x\tPublic/info\tbob\n").unwrap();
+        assert_eq!(file.rule("info@x").unwrap().unwrap().user, "bob");
+        let fault = file.rule("sales@x").unwrap_err();
+        assert_eq!(fault.code, Code::CannotTell);
+        assert!(fault.to_string().contains("just changed"), "{fault}");
+        // For an admin who has just written it.
+        assert_eq!(file.unavailable(), Vec::<String>::new());
+        let long_ago = SystemTime::now() - Duration::from_secs(4);
+        let written = fs::File::options().write(true).open(&path).unwrap();
+        written.set_modified(long_ago).unwrap();
+        assert_eq!(file.rule("sales@x").unwrap(), None);
+        fs::write(&path, "info@x\tPublic/info\tbob\nsales@x\tPublic/").unwrap();
+        written.set_modified(long_ago).unwrap();
+        assert!(file.unavailable()[0].contains("does not end"));
     }
 }

@@ -234,8 +234,13 @@ impl Core {
         retry: &Retry,
     ) -> Done {
         let head = transaction.message().body.head();
+        let earlier = retry.earlier.as_ref();
+        let leaves_full = earlier.is_some_and(|it| it.saved.is_none());
         let targets = match resolve::resolve(&self.settings, directory, recipient, Some(head)) {
-            Ok(targets) => targets,
+            Ok(targets) => Targets {
+                leaves_full,
+                ..targets
+            },
             Err(fault) => return Done::Outcome(Outcome::refused(fault)),
         };
         let plan = inspect::inspect(&self.settings, &targets, self.identity(), None).0;

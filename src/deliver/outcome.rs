@@ -64,7 +64,7 @@ impl Saved {
         Saved {
             instead_of: plan.instead_of.clone(),
             mailbox_id,
-            place: plan.target.paths.mailbox.display().to_string(),
+            place: plan.target.place(),
             ..Saved::empty(plan.target.mailbox.clone(), plan.user.clone())
         }
     }

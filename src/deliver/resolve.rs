@@ -108,6 +108,7 @@ pub fn resolve(
         route_flags: route.map_or_else(Flags::default, |it| it.flags),
         route_keywords: route.map_or_else(Keywords::default, |it| it.keywords.clone()),
         ignores_quota: recipient.ignore_quota,
+        leaves_full: false,
         announced: recipient.announced.filter(|_| head.is_none()),
         lines,
         user,

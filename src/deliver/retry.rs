@@ -92,7 +92,7 @@ impl Retry {
             return None;
         }
         let window = plan.target.alike_window;
-        let place = plan.target.paths.mailbox.display().to_string();
+        let place = plan.target.place();
         let is_there = |it: &&Alike| it.mailbox == mailbox && it.place == place && it.age < window;
         self.alike.iter().find(is_there).map(|_| {
             let why = "a message with its Message-ID is there already";

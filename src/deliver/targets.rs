@@ -47,6 +47,8 @@ pub struct Targets {
     pub route_keywords: Keywords,
     /// Somebody trusted says so.
     pub ignores_quota: bool,
+    /// Nobody knows whether the message is there: a full mailbox is looked into before it is refused.
+    pub leaves_full: bool,
     /// Bytes that the message will have; none: it is not announced, or here already.
     pub announced: Option<u64>,
     /// The decisions so far.
@@ -151,6 +153,19 @@ impl Targets {
         }
     }
 
+    /// Where it may be stored, and would not be beside another message with its Message-ID.
+    pub fn alike_places(&self) -> Vec<String> {
+        let wanted = match &self.wanted {
+            Wanted::Target(target) => Some(&**target),
+            Wanted::Missing { .. } | Wanted::Denied { .. } | Wanted::Elsewhere { .. } => None,
+        };
+        let targets = wanted.into_iter().chain(&self.parents).chain(&self.inbox);
+        targets
+            .filter(|it| it.alike_window > 0 && it.hand_over.is_none())
+            .map(|it| it.place())
+            .collect()
+    }
+
     /// The flags and keywords that the message is to have in `target`.
     pub fn marks_in(&self, target: &Target) -> (Flags, Keywords) {
         match &self.wanted {
@@ -189,6 +204,7 @@ impl Targets {
             route_flags: Flags::default(),
             route_keywords: Keywords::default(),
             ignores_quota: recipient.ignore_quota,
+            leaves_full: false,
             announced: None,
             lines,
         }
@@ -196,6 +212,11 @@ impl Targets {
 }
 
 impl Target {
+    /// Its path, as what was stored there has it.
+    pub fn place(&self) -> String {
+        self.paths.mailbox.display().to_string()
+    }
+
     /// The nearest mailbox above this one, whose rights a new one inherits. The root is none: where it is the INBOX, that
     /// is above its own children only.
     /// Err: nobody can tell now, and without a parent it would have other rights.

@@ -10,7 +10,7 @@ fn begin(ledger: &Arc<Ledger>, message: &Message, name: &str) -> Begun {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().build().unwrap();
     let recipient = recipient("alice");
-    let begun = ledger.begin(message, &recipient, name.into());
+    let begun = ledger.begin(message, &recipient, &[], name.into());
     runtime.block_on(begun).unwrap().unwrap()
 }
 
@@ -49,6 +49,7 @@ fn a_name_that_was_not_made_durable_proves_nothing() {
             let ledger = Ledger::open(Settings {
                 window: Duration::from_secs(1000),
                 alike: Duration::ZERO,
+                is_asked_at_rcpt: true,
                 path: in_file.then(|| store.path("home/ledger")),
             });
             let ledger = ledger.unwrap();
@@ -135,6 +136,7 @@ fn remembering() -> Arc<Ledger> {
     let ledger = Ledger::open(Settings {
         window: Duration::from_secs(1000),
         alike: Duration::ZERO,
+        is_asked_at_rcpt: true,
         path: None,
     });
     ledger.unwrap()

@@ -161,7 +161,12 @@ impl Server {
             return Err(Fault::new(Code::TooBig, "take over a message", why));
         }
         let recipient = self.recipient(uid, offer).await?;
-        let report = self.runner.inspect(recipient.clone()).await;
+        let envelope = Envelope {
+            sender: offer.sender.clone(),
+            queue_id: None,
+        };
+        let report = self.runner.inspect(recipient.clone(), Some(&envelope));
+        let report = report.await;
         if let Some(fault) = report.fault {
             return Err(fault);
         }
@@ -180,10 +185,7 @@ impl Server {
         let body = incoming.finish().await?;
         *message_id = header::message_id(body.head());
         let message = Message {
-            envelope: Envelope {
-                sender: offer.sender.clone(),
-                queue_id: None,
-            },
+            envelope,
             body,
             // No `received`: the MTA has written those fields.
             trace: Trace {

@@ -55,7 +55,11 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
 
 /// What a session delivers with: the [`Runner`](crate::run::Runner), or a test's.
 pub trait Deliveries: Clone + Send + Sync + 'static {
-    fn inspect(&self, recipient: Recipient) -> impl Future<Output = Report> + Send;
+    fn inspect(
+        &self,
+        recipient: Recipient,
+        envelope: &Envelope,
+    ) -> impl Future<Output = Report> + Send;
     fn deliver(&self, message: Arc<Message>, recipients: Vec<Recipient>) -> Outcomes;
 }
 
@@ -333,7 +337,8 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
     async fn check(&mut self, recipient: Recipient) -> Step {
         let began = Instant::now();
         // Boxed: else each command would move room for it.
-        let inspected = Box::pin(self.deliveries.inspect(recipient.clone()));
+        let envelope = self.session.envelope();
+        let inspected = Box::pin(self.deliveries.inspect(recipient.clone(), &envelope));
         let report = match timeout(self.settings.data_deadline, inspected).await {
             Ok(report) => report,
             Err(_) => {

@@ -53,7 +53,7 @@ use tokio_rustls::rustls::ServerConfig;
 
 use crate::deliver::Report;
 use crate::message::body::Spool;
-use crate::message::{Message, Recipient};
+use crate::message::{Envelope, Message, Recipient};
 use crate::run::{Outcomes, Runner, turns};
 pub use arrival::{Arrival, Door, Stream};
 use arrival::{is_among, welcome};
@@ -237,8 +237,8 @@ impl Settings {
 }
 
 impl Deliveries for Runner {
-    async fn inspect(&self, recipient: Recipient) -> Report {
-        Runner::inspect(self, recipient).await
+    async fn inspect(&self, recipient: Recipient, envelope: &Envelope) -> Report {
+        Runner::inspect(self, recipient, Some(envelope)).await
     }
 
     fn deliver(&self, message: Arc<Message>, recipients: Vec<Recipient>) -> Outcomes {

@@ -13,7 +13,7 @@ use super::parameters::{ERRAND, OfMail, OfRcpt};
 use super::reply::Reply;
 use crate::deliver::Report;
 use crate::fault::{Code, Fault};
-use crate::message::{Address, MAX_HOPS, Recipient, ReversePath};
+use crate::message::{Address, Envelope, MAX_HOPS, Recipient, ReversePath};
 pub use delivery::Delivery;
 use transaction::{Chunks, Transaction, too_big};
 
@@ -172,6 +172,15 @@ impl Session {
             .as_ref()
             .map(Transaction::sender_text)
             .unwrap_or_default()
+    }
+
+    /// Of the message that is to come, as far as it is known.
+    pub fn envelope(&self) -> Envelope {
+        let sender = self.transaction.as_ref().map(|it| it.sender.clone());
+        Envelope {
+            sender: sender.unwrap_or(ReversePath::Null),
+            queue_id: self.forwarded().queue_id.clone(),
+        }
     }
 
     /// The farewell for a client that is not the reason: `4.3.2` shutting down, `4.4.2` silent for too long.

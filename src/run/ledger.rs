@@ -6,25 +6,27 @@
 
 mod memory;
 mod rows;
+#[cfg(test)]
+mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{OwnedMutexGuard, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::deliver::{Alike, Earlier, Outcome, Retry, Saved};
 use crate::fault::{Code, Fault};
-use crate::message::{Message, Recipient, header};
+use crate::message::{Envelope, Message, Recipient, header};
 use memory::Memory;
 use rows::Rows;
 
 /// How long a retry waits for the end of the delivery before it.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The same, for another message with its Message-ID.
+/// The same, for other messages with its Message-ID, all of them.
 const ALIKE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the database may take: mail does not wait for it.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -36,6 +38,8 @@ pub struct Settings {
     pub window: Duration,
     /// The longest time that a namespace looks at Message-IDs for; zero: none does.
     pub alike: Duration,
+    /// RCPT says for good that a mailbox is full: asked whether it may be the message itself that fills it.
+    pub is_asked_at_rcpt: bool,
     /// SQLite. None: in memory, and a restart forgets.
     pub path: Option<PathBuf>,
 }
@@ -69,6 +73,7 @@ const MAX_NAMES: usize = 64;
 pub struct Begun {
     ledger: Arc<Ledger>,
     delivery: Option<Id>,
+    /// None: no namespace looks at it.
     message_id: Option<Key>,
     /// To be given to the delivery.
     pub retry: Retry,
@@ -93,10 +98,15 @@ impl Id {
 enum Request {
     Begin {
         delivery: Option<Id>,
-        message_id: Option<Key>,
+        /// Of the Message-ID at each place that it may go to.
+        alike: Vec<Key>,
+        /// What RCPT may ask of this delivery by.
+        rcpt: Vec<Key>,
         name: String,
         answer: oneshot::Sender<Known>,
     },
+    /// Whether there may be a delivery of what RCPT knows.
+    Asked(Id, oneshot::Sender<bool>),
     Saved(Option<Id>, Option<Key>, Box<Saved>),
     Forget(Id),
 }
@@ -122,12 +132,33 @@ impl Ledger {
         }))
     }
 
+    /// Whether some namespace looks at Message-IDs.
+    pub fn looks_at_ids(&self) -> bool {
+        !self.settings.alike.is_zero()
+    }
+
+    /// Whether the message that is to come may be one that was delivered: RCPT does not know its bytes. A database that does not
+    /// answer is no reason to say no.
+    pub async fn may_have(&self, envelope: &Envelope, recipient: &Recipient) -> bool {
+        if !self.settings.is_asked_at_rcpt {
+            return false;
+        }
+        let (answer, answered) = oneshot::channel();
+        let id = Id {
+            key: key_at_rcpt(&envelope.sender.to_string(), recipient),
+            queue_id: envelope.queue_id.clone().unwrap_or_default(),
+        };
+        self.rows.ask(Request::Asked(id, answer));
+        !matches!(timeout(ANSWER, answered).await, Ok(Ok(false)))
+    }
+
     /// Writes down that this message is about to be delivered to `recipient` as a file of this `name`. None: nothing tells it from
-    /// others like it.
+    /// others like it. `places`: where another one with its Message-ID would count.
     pub async fn begin(
         self: &Arc<Ledger>,
         message: &Message,
         recipient: &Recipient,
+        places: &[String],
         name: String,
     ) -> Result<Option<Begun>, Fault> {
         let head = message.body.head();
@@ -143,11 +174,13 @@ impl Ledger {
                 queue_id,
             });
         let message_id = header::raw_message_id(head)
-            .filter(|_| !self.settings.alike.is_zero())
+            .filter(|_| self.looks_at_ids())
             .map(|id| hash(&[b"Message-ID", &id]));
-        let mut keys: Vec<Key> = message_id.into_iter().collect();
-        keys.extend(delivery.as_ref().map(|it| it.key));
-        if keys.is_empty() {
+        let alike = message_id.iter();
+        let alike = alike.flat_map(|id| places.iter().map(|place| key_at(id, place)));
+        // In one order: no two wait for each other.
+        let alike: Vec<Key> = alike.collect::<BTreeSet<_>>().into_iter().collect();
+        if message_id.is_none() && delivery.is_none() {
             return Ok(None);
         }
         let mut begun = Begun {
@@ -157,25 +190,29 @@ impl Ledger {
             retry: Retry::default(),
             keys: Vec::new(),
         };
-        for key in keys {
-            let lock = Arc::clone(self.busy().entry(key).or_default());
-            begun.keys.push((key, None));
-            let is_alike = message_id == Some(key);
-            let patience = if is_alike { ALIKE_PATIENCE } else { PATIENCE };
-            match timeout(patience, lock.lock_owned()).await {
-                Ok(held) => drop(begun.keys.last_mut().map(|it| it.1.replace(held))),
-                // Another recipient's mailbox hangs: this one need not wait for it.
-                Err(_) if is_alike => begun.message_id = None,
-                Err(_) => {
-                    let why = "the same message is being delivered still";
-                    return Err(Fault::new(Code::Busy, "deliver a message again", why));
-                }
-            }
+        let patience = Instant::now() + ALIKE_PATIENCE;
+        for key in &alike {
+            // Another one's delivery hangs there: this one need not wait for it, and looks all the same.
+            begun.lock(*key, patience).await;
+        }
+        let key = begun.delivery.as_ref().map(|it| it.key);
+        if let Some(key) = key
+            && !begun.lock(key, Instant::now() + PATIENCE).await
+        {
+            let why = "the same message is being delivered still";
+            return Err(Fault::new(Code::Busy, "deliver a message again", why));
         }
         let (answer, answered) = oneshot::channel();
+        let is_asked = begun.delivery.is_some() && self.settings.is_asked_at_rcpt;
+        // Another server asks at RCPT with `<>`, whoever has sent it.
+        let senders = [message.envelope.sender.to_string(), String::new()];
+        let senders = senders.iter().filter(|_| is_asked);
+        let rcpt = senders.map(|sender| key_at_rcpt(sender, recipient));
+        let rcpt: Vec<Key> = rcpt.collect();
         let request = Request::Begin {
             delivery: begun.delivery.clone(),
-            message_id: begun.message_id,
+            alike,
+            rcpt,
             name: name.clone(),
             answer,
         };
@@ -226,12 +263,25 @@ impl Keeper {
 }
 
 impl Begun {
+    /// Whether nobody else has it now.
+    async fn lock(&mut self, key: Key, until: Instant) -> bool {
+        let lock = Arc::clone(self.ledger.busy().entry(key).or_default());
+        self.keys.push((key, None));
+        let held = timeout_at(until, lock.lock_owned()).await.ok();
+        let is_held = held.is_some();
+        if let Some(it) = self.keys.last_mut() {
+            it.1 = held;
+        }
+        is_held
+    }
+
     /// Writes down what became of it. Without it, because nobody knows, the row stays, and the file's name decides.
     pub fn end(self, outcome: &Outcome) {
         let request = match (outcome, &self.delivery) {
             (Outcome::Saved(saved), delivery) if !saved.is_again => {
+                let message_id = self.message_id.map(|id| key_at(&id, &saved.place));
                 let saved = Box::new(saved.clone());
-                Request::Saved(delivery.clone(), self.message_id, saved)
+                Request::Saved(delivery.clone(), message_id, saved)
             }
             // Found by the name of its file, which the next retry may not find any more.
             (Outcome::Saved(saved), Some(delivery)) if self.knows_no_end() => {
@@ -277,17 +327,30 @@ impl Drop for Begun {
 
 /// All that makes a delivery the same one.
 fn key_of(bytes: &[u8; 32], message: &Message, recipient: &Recipient) -> Key {
-    let sender = message.envelope.sender.to_string();
+    addressed(bytes, &message.envelope.sender.to_string(), recipient)
+}
+
+/// What RCPT knows of that.
+fn key_at_rcpt(sender: &str, recipient: &Recipient) -> Key {
+    addressed(b"RCPT", sender, recipient)
+}
+
+fn addressed(what: &[u8], sender: &str, recipient: &Recipient) -> Key {
     let original = recipient.original.as_deref().unwrap_or_default();
     let mailbox = recipient.mailbox.as_deref().unwrap_or_default();
     let shown = recipient.shown();
     hash(&[
-        bytes,
+        what,
         sender.as_bytes(),
         shown.as_bytes(),
         original.as_bytes(),
         mailbox.as_bytes(),
     ])
+}
+
+/// A Message-ID in one mailbox.
+fn key_at(message_id: &Key, place: &str) -> Key {
+    hash(&[message_id, place.as_bytes()])
 }
 
 fn hash(parts: &[&[u8]]) -> Key {

@@ -47,9 +47,11 @@ use futures_util::FutureExt;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::deliver::quota::Quotas;
 use crate::deliver::{self, Answers, Core, Done, Outcome, Report, Retry, Transaction};
 use crate::fault::{Code, Fault};
-use crate::message::{Message, Recipient};
+use crate::mailbox::namespace::Namespace;
+use crate::message::{Envelope, Message, Recipient};
 use crate::observe::snapshot;
 use crate::user::User;
 use asked::Asked;
@@ -126,7 +128,8 @@ impl Runner {
     }
 
     /// RCPT: resolve and inspect, nothing is opened for writing. A panic becomes a temporary fault.
-    pub async fn inspect(&self, recipient: Recipient) -> Report {
+    /// `envelope`: of the message that is to come.
+    pub async fn inspect(&self, recipient: Recipient, envelope: Option<&Envelope>) -> Report {
         let shown = recipient.shown();
         let turn = match self.turn(&recipient).await {
             Ok(turn) => turn,
@@ -158,9 +161,18 @@ impl Runner {
                 })
             }
         };
-        match report {
+        let report = match report {
             Ok(report) => dovecot::ask(&self.dovecot, self.core.settings(), &given, report).await,
-            Err(fault) => Report::failed(shown, fault),
+            Err(fault) => return Report::failed(shown, fault),
+        };
+        let is_full = report.fault.as_ref().map(|it| it.code) == Some(Code::OverQuota);
+        match (&self.ledger, envelope.filter(|_| is_full)) {
+            // It may be full of this message, whose client has not heard that it is stored: what DATA brings tells.
+            (Some(ledger), Some(envelope)) if ledger.may_have(envelope, &given).await => Report {
+                fault: None,
+                ..report
+            },
+            _ => report,
         }
     }
 
@@ -268,7 +280,8 @@ impl Runner {
             Next::Here(recipient) => *recipient,
             Next::Answered(outcome) => return Ok(outcome),
         };
-        let begun = self.begin(message, &recipient).await?;
+        let places = self.places(message, &recipient).await;
+        let begun = self.begin(message, &recipient, &places).await?;
         loop {
             let (core, retry) = (Arc::clone(&self.core), retry_of(&begun));
             let (work, to) = (Arc::clone(transaction), recipient.clone());
@@ -303,14 +316,16 @@ impl Runner {
             Next::Here(recipient) => *recipient,
             Next::Answered(outcome) => return Ok(outcome),
         };
-        let begun = self.begin(&dispatch.message, &recipient).await?;
-        let retry = retry_of(&begun);
         let (core, message) = (Arc::clone(&self.core), Arc::clone(&dispatch.message));
         let looked_up = self.blocking(move || {
             core.look_up(&recipient, Some(message.body.head()))
-                .map(|(targets, answers)| (targets.user, answers, recipient))
+                .map(|(targets, answers)| (targets, answers, recipient))
         });
-        let (user, answers, mut recipient) = looked_up.await??;
+        let (targets, answers, mut recipient) = looked_up.await??;
+        let places = targets.alike_places();
+        let begun = self.begin(&dispatch.message, &recipient, &places).await?;
+        let retry = retry_of(&begun);
+        let user = targets.user;
         let who = self.identity(user, &answers);
         let mut failures = 0;
         while failures < ATTEMPTS {
@@ -347,11 +362,32 @@ impl Runner {
     }
 
     /// Writes down that a delivery begins, and finds out whether it is a second one.
-    async fn begin(&self, message: &Message, to: &Recipient) -> Result<Option<Begun>, Fault> {
+    async fn begin(
+        &self,
+        message: &Message,
+        to: &Recipient,
+        places: &[String],
+    ) -> Result<Option<Begun>, Fault> {
         match &self.ledger {
-            Some(ledger) => ledger.begin(message, to, self.core.unique_name()).await,
+            Some(ledger) => {
+                let name = self.core.unique_name();
+                ledger.begin(message, to, places, name).await
+            }
             None => Ok(None),
         }
+    }
+
+    /// [`Targets::alike_places`]: none where nobody asks. What cannot be looked up the delivery says.
+    async fn places(&self, message: &Arc<Message>, to: &Recipient) -> Vec<String> {
+        if !self.ledger.as_ref().is_some_and(|it| it.looks_at_ids()) {
+            return Vec::new();
+        }
+        let (core, message, to) = (Arc::clone(&self.core), Arc::clone(message), to.clone());
+        let looked_up = self.blocking(move || {
+            let looked_up = core.look_up(&to, Some(message.body.head()));
+            looked_up.map(|(targets, _)| targets.alike_places())
+        });
+        looked_up.await.and_then(|it| it).unwrap_or_default()
     }
 
     /// Who does the rest.
@@ -409,8 +445,14 @@ impl Runner {
 fn ledger(core: &Core) -> Option<Arc<Ledger>> {
     let settings = core.settings();
     let namespaces = settings.namespaces.iter();
+    let refuses_full = |it: &Quotas| it.checks_at_rcpt && !it.full_is_temporary;
+    // Dovecot has its own.
+    let is_dovecots = |it: &Namespace| it.location.hand_over.is_some();
+    let is_asked_at_rcpt = settings.quotas.as_ref().is_some_and(refuses_full)
+        || settings.namespaces.iter().any(is_dovecots);
     Ledger::open(ledger::Settings {
         window: settings.duplicate_window,
+        is_asked_at_rcpt,
         alike: namespaces
             .filter_map(|it| it.duplicate_message_ids)
             .max()

@@ -73,7 +73,7 @@ async fn answer(request: &[u8], runner: &Runner) -> String {
     let Ok(address) = Address::parse(key) else {
         return "NOTFOUND ".into();
     };
-    let report = runner.inspect(Recipient::new(address)).await;
+    let report = runner.inspect(Recipient::new(address), None).await;
     match report.fault {
         None => "OK deliverable".into(),
         Some(fault) if fault.code.is_temporary() => format!("TEMP {}", fault.code.text()),

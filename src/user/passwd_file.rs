@@ -5,141 +5,87 @@
 //! line does not end.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
 
 use super::{Answer, Unavailable};
+use crate::text::line_file::{LineFile, Lines};
 use crate::text::template::{Template, Variables};
 
 /// `[[userdb]] passwd-file = { path = "/etc/postroom/users" }`
 #[derive(Debug)]
-pub struct PasswdFile {
-    path: PathBuf,
-    read: Mutex<Option<(Version, Arc<Lines>)>>,
-}
+pub struct PasswdFile(LineFile<Users>);
 
-/// Inode, size and modification time: what tells one version of the file from the next.
-type Version = (u64, u64, i64, i64);
-
-/// The file, read.
-#[derive(Debug, Default)]
-struct Lines {
-    /// By user name: the rest of his line.
-    users: HashMap<String, String>,
-    /// Its last line ends: nobody is writing it.
-    is_whole: bool,
-}
-
-const UNENDED: &str = "its last line does not end: it is being written, or the newline is missing";
-/// How long after a change somebody may be missing who is about to be written.
-const YOUNG: Duration = Duration::from_secs(2);
+/// By user name: the rest of his line.
+type Users = HashMap<String, String>;
 
 impl PasswdFile {
     pub fn new(path: PathBuf) -> PasswdFile {
-        PasswdFile {
-            path,
-            read: Mutex::default(),
-        }
+        PasswdFile(LineFile::new(path))
     }
 
     /// As [`Answer::origin`] has it.
     pub fn name(&self) -> String {
-        format!("passwd-file {}", self.path.display())
+        format!("passwd-file {}", self.0.path().display())
     }
 
     /// The file as it is now. A line that makes no sense is "cannot tell", and so is a file that may still be written.
     pub fn find(&self, name: &str) -> Result<Option<Answer>, Unavailable> {
-        let unavailable = |why: String| Unavailable {
-            userdb: self.name(),
-            why,
-        };
-        let lines = self
-            .lines()
-            .map_err(|error| unavailable(error.to_string()))?;
-        match lines.users.get(name) {
-            Some(line) => parse(name, line, self.name())
+        let lines = self.lines()?;
+        match (lines.content.get(name), lines.may_lack()) {
+            (Some(line), _) => parse(name, line, self.name())
                 .map(Some)
-                .map_err(unavailable),
-            None if !lines.is_whole => Err(unavailable(UNENDED.into())),
-            None if self.is_young() => {
-                let why = format!("it has just changed, and {name:?} is not in it yet");
-                Err(unavailable(why))
-            }
-            None => Ok(None),
+                .map_err(|why| self.cannot_tell(why)),
+            (None, Some(why)) => Err(self.cannot_tell(why.into())),
+            (None, None) => Ok(None),
         }
     }
 
     /// Why it cannot answer, whoever is asked for.
     pub fn unavailable(&self) -> Option<Unavailable> {
-        let why = match self.lines() {
-            Ok(lines) if lines.is_whole => return None,
-            Ok(_) => UNENDED.into(),
-            Err(error) => error.to_string(),
-        };
-        Some(Unavailable {
-            userdb: self.name(),
-            why,
-        })
-    }
-
-    fn is_young(&self) -> bool {
-        let modified = fs::metadata(&self.path).and_then(|meta| meta.modified());
-        let age = modified.map(|modified| SystemTime::now().duration_since(modified));
-        matches!(age, Ok(Ok(age)) if age < YOUNG)
+        match self.lines() {
+            Ok(lines) => lines.unended().map(|why| self.cannot_tell(why.into())),
+            Err(unavailable) => Some(unavailable),
+        }
     }
 
     pub fn names(&self) -> Result<Vec<String>, Unavailable> {
-        let lines = self.lines().map_err(|error| Unavailable {
-            userdb: self.name(),
-            why: error.to_string(),
-        })?;
-        Ok(lines.users.keys().cloned().collect())
+        Ok(self.lines()?.content.keys().cloned().collect())
     }
 
-    /// The file as it is now.
-    fn lines(&self) -> io::Result<Arc<Lines>> {
-        let meta = fs::metadata(&self.path)?;
-        let version = (meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec());
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, lines)) = read.as_ref()
-            && *known == version
-        {
-            return Ok(Arc::clone(lines));
+    fn lines(&self) -> Result<Arc<Lines<Users>>, Unavailable> {
+        let lines = self.0.read(|bytes| {
+            let users = split(&String::from_utf8_lossy(bytes));
+            match users.is_empty() {
+                // Truncated, or about to be written: nobody in it is no answer about anybody.
+                true => Err("nobody is in it".into()),
+                false => Ok(users),
+            }
+        });
+        lines.map_err(|why| self.cannot_tell(why))
+    }
+
+    fn cannot_tell(&self, why: String) -> Unavailable {
+        Unavailable {
+            userdb: self.name(),
+            why,
         }
-        let text = fs::read(&self.path)?;
-        let lines = Arc::new(split(&String::from_utf8_lossy(&text)));
-        if lines.users.is_empty() {
-            // Truncated, or about to be written: nobody in it is no answer about anybody.
-            return Err(io::Error::other("nobody is in it"));
-        }
-        *read = Some((version, Arc::clone(&lines)));
-        Ok(lines)
     }
 }
 
 /// The first line of a name counts.
-fn split(text: &str) -> Lines {
-    let mut lines = Lines {
-        is_whole: text.ends_with('\n'),
-        ..Lines::default()
-    };
-    // What does not end is not a line yet.
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    for line in whole
+fn split(text: &str) -> Users {
+    let mut users = Users::new();
+    for line in text
         .lines()
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
     {
         let (name, rest) = line.split_once(':').unwrap_or((line, ""));
-        lines
-            .users
+        users
             .entry(name.to_owned())
             .or_insert_with(|| rest.to_owned());
     }
-    lines
+    users
 }
 
 fn parse(name: &str, rest: &str, origin: String) -> Result<Answer, String> {
@@ -175,6 +121,9 @@ fn expanded(value: &str, user: &str, home: Option<&str>) -> Result<String, Strin
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::time::{Duration, SystemTime};
+
     use super::*;
     use proptest::prelude::*;
 
@@ -233,7 +182,8 @@ mod tests {
         .unwrap();
         let long_ago = || {
             let file = fs::File::options().write(true).open(&path).unwrap();
-            file.set_modified(SystemTime::now() - 2 * YOUNG).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(4))
+                .unwrap();
         };
         long_ago();
         let file = PasswdFile::new(path.clone());
@@ -259,7 +209,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_file_has_an_answer(text in "[a-z:=# \\n0-9]{0,80}") {
-            for (name, line) in split(&text).users {
+            for (name, line) in split(&text) {
                 let _ = parse(&name, &line, "t".into());
             }
         }

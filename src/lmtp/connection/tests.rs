@@ -34,7 +34,7 @@ impl Store {
 }
 
 impl Deliveries for Store {
-    async fn inspect(&self, recipient: Recipient) -> Report {
+    async fn inspect(&self, recipient: Recipient, _: &Envelope) -> Report {
         let fault = Fault::new(Code::NoSuchUser, "look up the user", "not found");
         let mut report = Report::failed(recipient.address.to_string(), fault);
         if recipient.address.local != "nobody" {

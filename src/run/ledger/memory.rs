@@ -14,9 +14,12 @@ pub struct Memory {
     settings: Settings,
     deliveries: HashMap<Key, Vec<Delivery>>,
     message_ids: HashMap<Key, Vec<Place>>,
+    /// By what RCPT knows: deliveries, and when they were begun.
+    rcpts: HashMap<Key, Vec<(Key, u64)>>,
     /// Each time that something was written down; seconds since 1970.
     written: VecDeque<(u64, Key)>,
     ids_written: VecDeque<(u64, Key)>,
+    rcpts_written: VecDeque<(u64, Key)>,
 }
 
 #[derive(Debug)]
@@ -39,8 +42,10 @@ impl Memory {
             settings,
             deliveries: HashMap::new(),
             message_ids: HashMap::new(),
+            rcpts: HashMap::new(),
             written: VecDeque::new(),
             ids_written: VecDeque::new(),
+            rcpts_written: VecDeque::new(),
         }
     }
 
@@ -50,16 +55,22 @@ impl Memory {
         match request {
             Request::Begin {
                 delivery,
-                message_id,
+                alike,
+                rcpt,
                 name,
                 answer,
             } => {
-                let known = self.begin(delivery.as_ref(), message_id.as_ref(), name, now);
+                let known = self.begin(delivery.as_ref(), &alike, &rcpt, name, now);
                 // Whoever asked may have given up.
                 let _ = answer.send(known);
             }
             Request::Saved(delivery, message_id, saved) => {
                 self.saved(delivery, message_id, *saved, now);
+            }
+            Request::Asked(id, answer) => {
+                let mut begun = self.rcpts.get(&id.key).into_iter().flatten();
+                let is_known = |key: Key| self.earlier(&Id { key, ..id.clone() }, now).is_some();
+                let _ = answer.send(begun.any(|(key, _)| is_known(*key)));
             }
             Request::Forget(id) => {
                 if let Some(known) = self.deliveries.get_mut(&id.key) {
@@ -72,7 +83,8 @@ impl Memory {
     fn begin(
         &mut self,
         delivery: Option<&Id>,
-        message_id: Option<&Key>,
+        keys: &[Key],
+        rcpt: &[Key],
         name: String,
         now: u64,
     ) -> Known {
@@ -84,10 +96,15 @@ impl Memory {
                 names.extend(earlier.iter().flat_map(|it| it.names.iter().cloned()));
                 names.truncate(MAX_NAMES);
                 self.write(id, Earlier { names, saved: None }, now);
+                for asked in rcpt {
+                    let begun = self.rcpts.entry(*asked).or_default();
+                    begun.push((id.key, now));
+                    self.rcpts_written.push_back((now, *asked));
+                }
             }
         }
-        let places = message_id.and_then(|key| self.message_ids.get(key));
-        let alike = places.into_iter().flatten().map(|it| Alike {
+        let places = keys.iter().filter_map(|key| self.message_ids.get(key));
+        let alike = places.flatten().map(|it| Alike {
             mailbox: it.mailbox,
             place: it.place.clone(),
             age: now.saturating_sub(it.at),
@@ -142,6 +159,9 @@ impl Memory {
         for (at, key) in due(&mut self.ids_written, now, alike.as_secs()) {
             forget(&mut self.message_ids, key, |it| it.at > at);
         }
+        for (at, key) in due(&mut self.rcpts_written, now, window.as_secs()) {
+            forget(&mut self.rcpts, key, |it| it.1 > at);
+        }
     }
 }
 
@@ -179,6 +199,7 @@ mod tests {
         Memory::new(Settings {
             window: Duration::from_secs(60),
             alike: Duration::from_secs(60),
+            is_asked_at_rcpt: true,
             path: None,
         })
     }
@@ -193,7 +214,8 @@ mod tests {
     fn begin(memory: &mut Memory, id: Id, name: &str, now: u64) -> Option<Earlier> {
         let (answer, mut answered) = oneshot::channel();
         let begin = Request::Begin {
-            message_id: Some(id.key),
+            alike: vec![id.key],
+            rcpt: vec![id.key],
             delivery: Some(id),
             name: name.into(),
             answer,
@@ -253,9 +275,13 @@ mod tests {
         }
         let sizes = [memory.deliveries.len(), memory.written.len()];
         let of_ids = [memory.message_ids.len(), memory.ids_written.len()];
+        let of_rcpts = [memory.rcpts.len(), memory.rcpts_written.len()];
         assert!(
-            [sizes, of_ids].as_flattened().iter().all(|it| *it <= 61),
-            "{sizes:?} {of_ids:?}"
+            [sizes, of_ids, of_rcpts]
+                .as_flattened()
+                .iter()
+                .all(|it| *it <= 61),
+            "{sizes:?} {of_ids:?} {of_rcpts:?}"
         );
         memory.answer(Request::Forget(id(249, "")), 1000);
         assert_eq!(begin(&mut memory, id(249, ""), "again", 1000), None);

@@ -56,6 +56,10 @@ CREATE TABLE IF NOT EXISTS message_ids (
   key BLOB NOT NULL, device INTEGER NOT NULL, inode INTEGER NOT NULL, place TEXT NOT NULL, at INTEGER NOT NULL,
   PRIMARY KEY (key, device, inode, place)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS message_ids_at ON message_ids (at);
+CREATE TABLE IF NOT EXISTS rcpts (
+  rcpt BLOB NOT NULL, key BLOB NOT NULL, queue_id TEXT NOT NULL, at INTEGER NOT NULL,
+  PRIMARY KEY (rcpt, key, queue_id)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS rcpts_at ON rcpts (at);
 ";
 
 impl Rows {
@@ -143,11 +147,12 @@ impl Rows {
             let done = match request {
                 Request::Begin {
                     delivery,
-                    message_id,
+                    alike,
+                    rcpt,
                     name,
                     answer,
                 } => {
-                    let known = self.begin(delivery.as_ref(), message_id.as_ref(), &name, now);
+                    let known = self.begin(delivery.as_ref(), &alike, &rcpt, &name, now);
                     answers.push((answer, known.map_err(|error| error.to_string())));
                     Ok(())
                 }
@@ -155,6 +160,10 @@ impl Rows {
                     self.saved(delivery.as_ref(), message_id.as_ref(), &saved, now)
                 }
                 Request::Forget(id) => self.forget(&id),
+                Request::Asked(id, answer) => self.may_have(&id, now).map(|may| {
+                    // Whoever asked may have given up.
+                    let _ = answer.send(may);
+                }),
             };
             warn(done);
         }
@@ -179,7 +188,8 @@ impl Rows {
     fn begin(
         &self,
         delivery: Option<&Id>,
-        message_id: Option<&Key>,
+        keys: &[Key],
+        rcpt: &[Key],
         name: &str,
         now: u64,
     ) -> rusqlite::Result<(Option<Earlier>, Vec<Alike>)> {
@@ -213,10 +223,17 @@ impl Rows {
                     names.join(" "),
                     now as i64
                 ])?;
+                for asked in rcpt {
+                    step()?;
+                    let insert = "INSERT OR REPLACE INTO rcpts VALUES (?1, ?2, ?3, ?4)";
+                    self.connection
+                        .prepare_cached(insert)?
+                        .execute(params![asked, key, queue_id, now as i64])?;
+                }
             }
         }
         let mut alike = Vec::new();
-        if let Some(key) = message_id {
+        for key in keys {
             step()?;
             let mut statement = self.connection.prepare_cached(
                 "SELECT device, inode, at, place FROM message_ids WHERE key = ?1",
@@ -229,7 +246,7 @@ impl Rows {
                     age: now.saturating_sub(at.max(0) as u64),
                 })
             })?;
-            alike = rows.collect::<rusqlite::Result<_>>()?;
+            alike.extend(rows.collect::<rusqlite::Result<Vec<_>>>()?);
         }
         Ok((earlier, alike))
     }
@@ -264,6 +281,15 @@ impl Rows {
         Ok(())
     }
 
+    fn may_have(&self, id: &Id, now: u64) -> rusqlite::Result<bool> {
+        let since = now.saturating_sub(self.settings.window.as_secs());
+        let mut statement = self.connection.prepare_cached(
+            "SELECT 1 FROM rcpts JOIN deliveries USING (key, queue_id) WHERE rcpt = ?1
+             AND (queue_id = ?2 OR queue_id = '' OR ?2 = '') AND deliveries.at > ?3",
+        )?;
+        statement.exists(params![id.key, id.queue_id, since as i64])
+    }
+
     fn forget(&self, id: &Id) -> rusqlite::Result<()> {
         step()?;
         let delete = "DELETE FROM deliveries
@@ -277,6 +303,7 @@ impl Rows {
     fn clean(&self, now: u64) -> rusqlite::Result<()> {
         for (table, keep) in [
             ("deliveries", self.settings.window),
+            ("rcpts", self.settings.window),
             ("message_ids", self.settings.alike),
         ] {
             let before = now.saturating_sub(keep.as_secs());
@@ -296,7 +323,7 @@ fn step() -> rusqlite::Result<()> {
 fn refused(batch: Vec<Request>, why: &str) -> Vec<(oneshot::Sender<Known>, Known)> {
     let asked = batch.into_iter().filter_map(|request| match request {
         Request::Begin { answer, .. } => Some((answer, Err(why.to_owned()))),
-        Request::Saved(..) | Request::Forget(_) => None,
+        Request::Saved(..) | Request::Forget(_) | Request::Asked(..) => None,
     });
     asked.collect()
 }
@@ -334,6 +361,7 @@ mod tests {
         let settings = Settings {
             window: ROUND,
             alike: ROUND,
+            is_asked_at_rcpt: true,
             path: None,
         };
         Rows::open(path, &settings).unwrap()
@@ -346,7 +374,8 @@ mod tests {
     fn begin_of(rows: &mut Rows, delivery: Option<Id>, name: &str) -> Known {
         let request = Request::Begin {
             delivery,
-            message_id: Some(KEY),
+            alike: vec![KEY],
+            rcpt: Vec::new(),
             name: name.into(),
             answer: oneshot::channel().0,
         };

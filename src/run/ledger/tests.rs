@@ -1,0 +1,99 @@
+use std::time::Instant;
+
+use super::*;
+use crate::message::body::{BodyWriter, Spool};
+use crate::message::{Address, ReversePath, Trace};
+use crate::run::wire::packed;
+
+const DAY: Duration = Duration::from_secs(86400);
+
+fn ledger(path: Option<PathBuf>) -> Arc<Ledger> {
+    let ledger = Ledger::open(Settings {
+        window: Duration::ZERO,
+        alike: DAY,
+        is_asked_at_rcpt: false,
+        path,
+    });
+    ledger.unwrap()
+}
+
+fn message() -> Message {
+    let mut body = BodyWriter::digesting(&Spool::default());
+    body.write(b"Message-ID: <one@x.test>\r\n\r\nbody\r\n")
+        .unwrap();
+    Message {
+        envelope: Envelope {
+            sender: ReversePath::Null,
+            queue_id: None,
+        },
+        body: body.finish().unwrap(),
+        trace: Trace {
+            session: "t".into(),
+            received: None,
+        },
+    }
+}
+
+async fn begin(ledger: &Arc<Ledger>, message: &Message, place: &str) -> Begun {
+    let recipient = Recipient::new(Address::parse("alice@x.test").unwrap());
+    let places = [place.to_owned()];
+    let begun = ledger.begin(message, &recipient, &places, "name".into());
+    begun.await.unwrap().unwrap()
+}
+
+fn stored(begun: Begun, place: &str) {
+    let saved = Saved {
+        place: place.into(),
+        ..Saved::empty("INBOX".into(), "alice".into())
+    };
+    begun.end(&Outcome::Saved(saved));
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_time().build().unwrap().block_on(test);
+}
+
+/// What is told of a delivery fits into a packet, however many mailboxes have a message with its Message-ID.
+#[test]
+fn a_message_id_in_many_mailboxes() {
+    let folder = tempfile::tempdir().unwrap();
+    for path in [None, Some(folder.path().join("ledger"))] {
+        let (ledger, message) = (ledger(path), message());
+        run(async {
+            let place = |user: usize| format!("/srv/mail/example.org/user{user}/Maildir/.Lists");
+            for user in 0..2000 {
+                let place = place(user);
+                stored(begin(&ledger, &message, &place).await, &place);
+            }
+            for (user, known) in [(7, 1), (1999, 1), (2000, 0)] {
+                let begun = begin(&ledger, &message, &place(user)).await;
+                let retry = &begun.retry;
+                let places: Vec<_> = retry.alike.iter().map(|it| it.place.clone()).collect();
+                let case = format!("{user}: {places:?}");
+                assert_eq!(places, vec![place(user); known], "{case}");
+                assert!(packed(retry).unwrap().len() < 1000, "{case}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_mailbox_that_hangs() {
+    let (ledger, message) = (ledger(None), message());
+    run(async {
+        let hangs = begin(&ledger, &message, "here").await;
+        let began = Instant::now();
+        // Another mailbox does not wait for it.
+        stored(begin(&ledger, &message, "there").await, "there");
+        assert!(began.elapsed() < ALIKE_PATIENCE);
+        // Who comes for the same one does, not for ever, and is remembered.
+        stored(begin(&ledger, &message, "here").await, "here");
+        assert!(began.elapsed() >= ALIKE_PATIENCE);
+        drop(hangs);
+        let third = begin(&ledger, &message, "here").await;
+        assert_eq!(third.retry.alike.len(), 1);
+        drop(third);
+        assert!(ledger.busy().is_empty());
+    });
+}

@@ -1,0 +1,86 @@
+//! A file of lines, read again when it has changed, also while somebody writes it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+/// A file, and what was made of its lines.
+#[derive(Debug)]
+pub struct LineFile<T> {
+    path: PathBuf,
+    read: Mutex<Option<(Version, Arc<Lines<T>>)>>,
+}
+
+/// Inode, size and modification time: what tells one version of the file from the next.
+type Version = (u64, u64, SystemTime);
+
+/// One version of it.
+#[derive(Debug)]
+pub struct Lines<T> {
+    pub content: T,
+    is_whole: bool,
+    modified: SystemTime,
+}
+
+const UNENDED: &str = "its last line does not end: it is being written, or the newline is missing";
+/// How long after a change something may be missing that is about to be written.
+const YOUNG: Duration = Duration::from_secs(2);
+
+impl<T> LineFile<T> {
+    /// Read when it is asked for the first time.
+    pub fn new(path: PathBuf) -> LineFile<T> {
+        LineFile {
+            path,
+            read: Mutex::default(),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file as it is now. `parse` gets the lines that end: what does not is not a line yet.
+    pub fn read(
+        &self,
+        parse: impl FnOnce(&[u8]) -> Result<T, String>,
+    ) -> Result<Arc<Lines<T>>, String> {
+        let failed = |error: io::Error| error.to_string();
+        let meta = fs::metadata(&self.path).map_err(failed)?;
+        let modified = meta.modified().map_err(failed)?;
+        let version = (meta.ino(), meta.size(), modified);
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, lines)) = read.as_ref()
+            && *known == version
+        {
+            return Ok(Arc::clone(lines));
+        }
+        let bytes = fs::read(&self.path).map_err(failed)?;
+        let end = bytes.iter().rposition(|byte| *byte == b'\n');
+        let ended = &bytes[..end.map_or(0, |end| end + 1)];
+        let lines = Arc::new(Lines {
+            content: parse(ended)?,
+            is_whole: ended.len() == bytes.len(),
+            modified,
+        });
+        *read = Some((version, Arc::clone(&lines)));
+        Ok(lines)
+    }
+}
+
+impl<T> Lines<T> {
+    /// Why something may be missing, whenever it is asked for.
+    pub fn unended(&self) -> Option<&'static str> {
+        (!self.is_whole).then_some(UNENDED)
+    }
+
+    /// Why what is not in it may be about to be written.
+    pub fn may_lack(&self) -> Option<&'static str> {
+        let age = SystemTime::now().duration_since(self.modified);
+        let is_young = matches!(age, Ok(age) if age < YOUNG);
+        self.unended()
+            .or_else(|| is_young.then_some("it has just changed, and more may follow"))
+    }
+}
