@@ -33,12 +33,15 @@ impl Header {
     pub fn with_next(&self, list: &[u8], next: u32) -> Result<String, String> {
         let line = list.get(..self.length).unwrap_or_default();
         let line = std::str::from_utf8(line).map_err(|_| "its header is not UTF-8")?;
-        let fields = line.trim_end_matches('\n').split(' ');
-        let fields = fields.map(|field| match field.starts_with('N') {
-            true => format!("N{next}"),
-            false => field.to_owned(),
-        });
-        Ok(fields.collect::<Vec<_>>().join(" ") + "\n")
+        let next = format!("N{next}");
+        let mut header = String::new();
+        for field in line.trim_end_matches('\n').split(' ') {
+            header.push_str(if field.starts_with('N') { &next } else { field });
+            header.push(' ');
+        }
+        header.pop();
+        header.push('\n');
+        Ok(header)
     }
 
     pub fn parse(bytes: &[u8]) -> Option<Header> {
