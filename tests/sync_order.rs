@@ -391,6 +391,7 @@ fn new_directories() {
             (NEW, "home/alice/Maildir", 5),
             (INBOX, "home/alice/Maildir", 4),
             (INBOX, "home/alice", 5),
+            (INBOX, "home/alice/Maildir/new", 1),
             (deep, "home/alice/mail/x", 2),
             (deep, "home/alice/mail", 3),
         ];
@@ -414,6 +415,20 @@ fn new_directories() {
                     is_between && it.is(("fsync", &[])) && it.path() == call.last_path()
                 });
                 assert!(is_synced, "{case}: {}\n{shown}", call.text);
+            }
+            // And none again where nothing has come meanwhile.
+            let synced: Vec<&Call> = calls.iter().filter(|it| it.is(("fsync", &[]))).collect();
+            for (at, call) in synced.iter().enumerate() {
+                let next = synced[at + 1..].iter().find(|it| it.path() == call.path());
+                let Some(next) = next else { continue };
+                let inside = format!("<{}>, \"", call.path());
+                let has_come = calls.iter().any(|it| {
+                    let is_between = it.began > call.ended && it.ended < next.began;
+                    let is_change = ["mkdirat", "linkat"].contains(&it.name.as_str())
+                        || it.name.starts_with("rename");
+                    is_between && is_change && it.text.contains(&inside)
+                });
+                assert!(has_come, "{case}: again {}\n{shown}", next.text);
             }
         }
     }
