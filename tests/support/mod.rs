@@ -34,10 +34,9 @@ pub fn skip(why: &str) -> bool {
     eprintln!("SKIPPED: {why}");
     if let Some(list) = std::env::var_os("POSTROOM_SKIPPED") {
         let file = fs::File::options().append(true).create(true).open(list);
-        let program = std::env::current_exe().unwrap();
-        let program = program.file_name().unwrap().to_string_lossy();
-        let test = thread::current().name().unwrap_or_default().to_owned();
-        let line = format!("SKIPPED: {program} {test}: {why}\n");
+        let (program, thread) = (env!("CARGO_CRATE_NAME"), thread::current());
+        let test = thread.name().unwrap_or_default();
+        let line = format!("SKIPPED: {program}::{test}: {why}\n");
         file.unwrap().write_all(line.as_bytes()).unwrap();
     }
     true
