@@ -12,10 +12,10 @@ use support::agent::{Agent, THREE};
 use support::imap::Imap;
 use support::meddle::{CHANGES, KILL, Meddling, calls_of, meddle_with};
 use support::peers::{Dovecot, VERSIONS};
-use support::places::{NEW_MBOX, PLACES};
+use support::places::{self, MBOX, NEW_MBOX, PLACES};
 use support::{
-    MAIL, Store, as_user, installed, let_time_pass, not_root, own, program, replaced,
-    run_with_input, skip, unfinished,
+    MAIL, Store, as_user, installed, let_time_pass, not_root, own, program, run_with_input, skip,
+    unfinished,
 };
 
 const MESSAGE: &[u8] = b"Subject: new\n\ntext\n";
@@ -71,11 +71,11 @@ fn deliver(store: &Store) {
 }
 
 /// UID, subject and flags of each message that Dovecot shows.
-fn shown(dovecot: &Dovecot) -> HashMap<u32, (String, String)> {
+fn shown(dovecot: &Dovecot, mailbox: &str) -> HashMap<u32, (String, String)> {
     let mut imap = Imap::login(dovecot.port, "alice");
-    imap.select("Work");
+    imap.select(mailbox);
     let messages = imap.fetch_all().into_iter();
-    messages
+    let shown = messages
         .map(|message| {
             let text = String::from_utf8_lossy(&message.bytes).into_owned();
             let mut flags: Vec<&str> = message.flags.split(' ').collect();
@@ -83,7 +83,9 @@ fn shown(dovecot: &Dovecot) -> HashMap<u32, (String, String)> {
             flags.sort_unstable();
             (message.uid, (text, flags.join(" ")))
         })
-        .collect()
+        .collect();
+    imap.logout();
+    shown
 }
 
 /// As one who was killed before us did.
@@ -118,7 +120,7 @@ fn killed_at_each_call_that_changes_a_file() {
         imap.select("Work");
         imap.command("STORE 2 +FLAGS ($Label1)");
         imap.command("LOGOUT");
-        let old = shown(&dovecot);
+        let old = shown(&dovecot, "Work");
         let mailbox = store.path("home/alice/Maildir/.Work");
         let template = store.path("template");
         let copy = |from: &Path, to: &Path| {
@@ -145,7 +147,7 @@ fn killed_at_each_call_that_changes_a_file() {
                     deliver(&store);
                     None
                 }
-                _ => Some(shown(&dovecot)),
+                _ => Some(shown(&dovecot, "Work")),
             };
             if let Some(before) = &before {
                 let new = before.len() - old.len();
@@ -153,7 +155,7 @@ fn killed_at_each_call_that_changes_a_file() {
                 stored += new;
                 deliver(&store);
             }
-            let after = shown(&dovecot);
+            let after = shown(&dovecot, "Work");
             for (uid, message) in old.iter().chain(before.iter().flatten()) {
                 assert_eq!(after.get(uid), Some(message), "{case}: {uid}");
             }
@@ -194,86 +196,122 @@ fn killed_in_every_kind_of_mailbox() {
     assert!(points.is_none_or(|it| it >= LEAST[1]), "{points:?} points");
 }
 
-/// An mbox is then the old one, with the whole message or with the beginning of it, which the next delivery removes.
+/// How much of an mbox Dovecot knows when the next delivery comes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Known {
+    Nothing,
+    /// What was there before the one that is killed.
+    Old,
+    /// What that has left, too.
+    Left,
+}
+
+/// An mbox is then the old one, with the whole message or with the beginning of it. That the next delivery removes, if Dovecot has not
+/// shown it: then it stays, and so does the UID of each message.
 #[test]
 fn an_mbox_killed_at_each_call() {
     if not_root() || !installed("strace") && skip("strace is not installed") {
         return;
     }
-    let big = format!("Subject: new\n\n{}", "more text\n".repeat(30_000));
+    for version in VERSIONS {
+        let store = places::store();
+        places::configure(&store, "", "", "");
+        let Some(dovecot) = places::dovecot(version, &store) else {
+            return;
+        };
+        for known in [Known::Nothing, Known::Old, Known::Left] {
+            kill_at_each_call(&store, &dovecot, known, &format!("{version:?} {known:?}"));
+        }
+        assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+    }
+}
+
+fn kill_at_each_call(store: &Store, dovecot: &Dovecot, known: Known, case: &str) {
     const OLD: &str = "From x  Mon Nov 02 07:02:09 2026\nSubject: old\n\nold\n\n";
-    let store = Store::new();
-    let folder = store.scratch.dir("home/alice/mail", MAIL, MAIL, 0o700);
-    let config = store.configure("", "");
-    let text = fs::read_to_string(&config).unwrap();
-    let driver = "mail_driver = \"mbox\"\nmail_path = \"~/mail\"\n";
-    let public = "[namespace.public]\n";
-    let text = replaced(
-        &text,
-        public,
-        &format!("{public}mail_driver = \"maildir\"\n"),
-    );
-    fs::write(&config, format!("{driver}{text}")).unwrap();
-    let file = folder.join("Work");
-    // The time in the line before a message has seconds.
-    let timeless = |text: &str| {
-        let is_from = |line: &&str| !line.starts_with("From s");
-        text.split_inclusive('\n')
-            .filter(is_from)
-            .collect::<String>()
-    };
+    let big = format!("Subject: new\n\n{}", "more text\n".repeat(30_000));
+    let file = store.path(MBOX.path);
+    let folder = file.parent().unwrap();
     let mut lda = program("postroom-lda");
-    lda.arg("-c").arg(&config);
-    lda.args(["-d", "alice", "-m", "Work", "-f", "s@else.test"]);
+    lda.arg("-c").arg(store.path("postroom.toml"));
+    lda.args(MBOX.arguments()).args(["-f", "s@else.test"]);
     let deliver = || {
-        let mut lda = program("postroom-lda");
-        lda.arg("-c").arg(&config);
-        lda.args(["-d", "alice", "-m", "Work", "-f", "s@else.test"]);
-        as_user(&mut lda, MAIL, MAIL, &[]);
-        let output = run_with_input(&mut lda, big.as_bytes());
+        let mut again = Command::new(lda.get_program());
+        again.args(lda.get_args());
+        as_user(&mut again, MAIL, MAIL, &[]);
+        let output = run_with_input(&mut again, big.as_bytes());
         assert_eq!(output.status.code(), Some(0), "{output:?}");
     };
+    let shown = || shown(dovecot, MBOX.mailbox);
+    // The line before a message has the time, and the last UID is written over.
+    let text = || {
+        let text = fs::read_to_string(&file).unwrap();
+        let lines = text.split_inclusive('\n');
+        let is_alike =
+            |line: &&str| !line.starts_with("From s") && !line.starts_with("X-IMAPbase: ");
+        lines.filter(is_alike).collect::<String>()
+    };
+    let is_new = |text: &str| text.replace("\r\n", "\n").trim_end() == big.trim_end();
     let reset = || {
-        let _ = fs::remove_file(&file);
-        store
-            .scratch
-            .file("home/alice/mail/Work", MAIL, MAIL, 0o600, OLD);
+        fs::remove_dir_all(folder).unwrap();
+        store.scratch.dir("home/alice/mail", MAIL, MAIL, 0o700);
+        store.scratch.file(MBOX.path, MAIL, MAIL, 0o600, OLD);
+        match known {
+            Known::Nothing => HashMap::new(),
+            _ => shown(),
+        }
     };
     reset();
+    let before = text();
     deliver();
-    let whole = timeless(&fs::read_to_string(&file).unwrap());
-    let one = whole.strip_prefix(OLD).unwrap();
+    let one = text().strip_prefix(&before).unwrap().to_owned();
     let (mut points, mut torn) = (0, 0);
     reset();
     let changes = changes(&lda, big.as_bytes(), &store.path("run/trace"));
     for (call, nth) in changes {
-        reset();
-        let case = format!("killed at {call} {nth}");
+        let old = reset();
+        let case = format!("{case}: killed at {call} {nth}");
+        let before = text();
         let is_over = killed(&lda, big.as_bytes(), call, nth) == Some(0);
-        let after = fs::read_to_string(&file).unwrap();
-        let shown = timeless(&after);
-        let is_whole = shown == whole;
-        let new = after
-            .strip_prefix(OLD)
-            .unwrap_or_else(|| panic!("{case}: {after:.200}"));
-        let is_start = one.starts_with(&timeless(new)) || "From s".starts_with(new);
-        assert!(is_start && (is_whole || !is_over), "{case}: {new:.200}");
-        torn += usize::from(!is_whole && !new.is_empty());
-        deliver();
-        let after = timeless(&fs::read_to_string(&file).unwrap());
-        let want = match is_whole {
-            true => format!("{whole}{one}"),
-            false => whole.clone(),
+        let left = text();
+        let left = left.strip_prefix(&before);
+        let left = left.unwrap_or_else(|| panic!("{case}: not what was there"));
+        let_time_pass(&unfinished(folder));
+        let is_whole = left == one;
+        let is_torn = !is_whole && !left.is_empty();
+        assert!(
+            one.starts_with(left) && (is_whole || !is_over),
+            "{case}: {left:.200}"
+        );
+        torn += usize::from(is_torn);
+        let before = match known {
+            Known::Left => shown(),
+            _ => old,
         };
-        assert!(after == want, "{case}: {} bytes", after.len());
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "{case}");
+        deliver();
+        let after = shown();
+        for (uid, (text, flags)) in &before {
+            let (there, of_it) = &after[uid];
+            assert_eq!(
+                (there.trim_end(), of_it),
+                (text.trim_end(), flags),
+                "{case}"
+            );
+        }
+        let count = after.values().filter(|(text, _)| is_new(text)).count();
+        assert_eq!(count, 1 + usize::from(is_whole), "{case}");
+        let stays = usize::from(is_torn && known == Known::Left);
+        assert_eq!(after.len(), 1 + stays + count, "{case}: {:?}", after.keys());
+        let behind = after.iter().filter(|(uid, _)| !before.contains_key(uid));
+        let last = before.keys().max();
+        assert!(behind.map(|it| Some(it.0)).all(|uid| uid > last), "{case}");
+        assert_eq!(unfinished(folder), Vec::<PathBuf>::new(), "{case}");
         points += usize::from(!is_over);
     }
     eprintln!(
-        "an mbox: killed at {points} points, {torn} times the beginning of the message was there"
+        "{case}: killed at {points} points, {torn} times the beginning of the message was there"
     );
     assert!(
         points >= LEAST[2] && torn > 1,
-        "{points} points, {torn} torn"
+        "{case}: {points} points, {torn} torn"
     );
 }

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use support::mount::Mount;
 use support::peers::Postfix;
 use support::{
-    Lmtp, MAIL, PATIENCE, Scratch, Server, Store, as_user, children_of, installed, messages,
-    messages_below, not_root, program, replace_in, run_with_input, signal, skip, unfinished,
-    wait_until, write_long_ago,
+    Lmtp, MAIL, PATIENCE, Scratch, Server, Store, as_user, children_of, installed, let_time_pass,
+    messages, messages_below, not_root, program, replace_in, run_with_input, signal, skip,
+    unfinished, wait_until, write_long_ago,
 };
 
 const LETTER: &[u8] = b"Subject: x\n\nhello\n";
@@ -694,8 +694,9 @@ fn a_worker_that_dies_while_it_stores() {
     }
     let site = Site::new(4);
     let server = site.serve("");
-    let mut told = 0;
-    for round in 0..20 {
+    let (mut told, mut wait) = (0, Duration::ZERO);
+    // The kills keep to the end of a delivery, before it and behind it.
+    for _ in 0..20 {
         let mut client = server.client();
         let mail = client.say("MAIL FROM:<a@b>");
         assert!(mail.starts_with("250"), "{mail}");
@@ -703,24 +704,36 @@ fn a_worker_that_dies_while_it_stores() {
         let pid = worker(&server, UID + 1).unwrap().pid;
         client.say("DATA");
         client.send(b"Subject: x\r\n\r\nhello\r\n.\r\n");
-        thread::sleep(Duration::from_micros(300 * round));
+        thread::sleep(wait);
         let _ = Command::new("kill")
             .args(["-KILL", &pid.to_string()])
             .stderr(Stdio::null())
             .status();
         let reply = client.reply();
-        told += usize::from(reply.starts_with("250"));
-        assert!(
-            reply.starts_with("250") || reply.starts_with("451 4.3.0"),
-            "{reply}"
-        );
+        let is_told = reply.starts_with("250");
+        assert!(is_told || reply.starts_with("451 4.3.0"), "{reply}");
+        told += usize::from(is_told);
+        wait = match is_told {
+            true => wait * 2 / 3,
+            false => wait * 3 / 2 + Duration::from_micros(500),
+        };
         wait_until("the worker is gone", || {
             Process::of(pid).is_none_or(|it| it.status["State"].starts_with('Z'))
         });
     }
-    let stored = messages(&site.home(1).join("Maildir"));
-    assert!(stored.len() >= told, "{} of {told}", stored.len());
+    let maildir = site.home(1).join("Maildir");
+    let stored = messages(&maildir);
+    assert!(
+        (told..=20).contains(&stored.len()),
+        "{} of {told}",
+        stored.len()
+    );
+    assert!(told > 0 && told < 20, "{told}");
     assert!(stored.iter().all(|(_, text)| text.ends_with(b"hello\n")));
+    let_time_pass(&unfinished(&maildir));
+    assert!(server.client().deliver(&["u1@x"], LETTER)[0].starts_with("250"));
+    assert_eq!(messages(&maildir).len(), stored.len() + 1);
+    assert_eq!(unfinished(&maildir), Vec::<PathBuf>::new());
 }
 
 #[test]

@@ -29,7 +29,9 @@ use support::{
 
 /// Deliveries to a mailbox that its first one makes.
 const TO_A_NEW_ONE: usize = 30;
+/// Messages of each run of smtp-source, and bytes of each body.
 const BATCH: usize = 20;
+const LENGTH: usize = 4000;
 
 /// A message that somebody was told is stored.
 struct Stored {
@@ -63,8 +65,8 @@ struct Load<'a> {
     socket: &'a Path,
     stored: Mutex<Vec<Stored>>,
     is_over: AtomicBool,
-    /// By smtp-source, whose messages have no names.
-    nameless: AtomicUsize,
+    /// The subject of each run of smtp-source, and whether all of it was answered for.
+    runs: Mutex<Vec<(String, bool)>>,
     /// How often each of [`LOCKS`] was held.
     held: [AtomicUsize; 2],
 }
@@ -153,12 +155,13 @@ impl Load<'_> {
             format!("RSET\r\nMAIL FROM:<s@else.test>\r\nRCPT TO:<{address}>\r\nDATA\r\n")
                 .as_bytes(),
         )?;
-        for _ in 0..3 {
-            client.try_reply()?;
-        }
-        let go = client.try_reply()?;
-        if !go.starts_with("354") {
-            return Ok(format!("4 {go}"));
+        for want in ["2", "2", "2", "354 "] {
+            let reply = client.try_reply()?;
+            if !reply.starts_with(want) {
+                // With the replies to the rest.
+                *connection = None;
+                return Ok(reply);
+            }
         }
         *is_sent = true;
         client.try_send(&stuffed(message))?;
@@ -178,7 +181,7 @@ impl Load<'_> {
             let place = [INBOX, KEYWORD, LINKED, PUBLIC, MBOX][number % 5];
             let id = format!("{}-lda{client}-{number}", place.kind);
             let message = message(&place, &id, number);
-            let mut unheard = 0;
+            let (mut unheard, mut refused) = (0, Vec::new());
             loop {
                 let mut command = program("postroom-lda");
                 command
@@ -189,7 +192,7 @@ impl Load<'_> {
                 command
                     .stdin(Stdio::piped())
                     .stdout(Stdio::null())
-                    .stderr(Stdio::null());
+                    .stderr(Stdio::piped());
                 let mut child = command.spawn().unwrap();
                 // One that is killed does not read everything.
                 let _ = io::Write::write_all(&mut child.stdin.take().unwrap(), &message);
@@ -197,10 +200,13 @@ impl Load<'_> {
                     pause(random.below(60));
                     let _ = child.kill();
                 }
-                if child.wait().unwrap().success() {
-                    break;
+                let output = child.wait_with_output().unwrap();
+                match output.status.code() {
+                    Some(0) => break,
+                    Some(75) => refused.push(String::from_utf8(output.stderr).unwrap()),
+                    None => unheard += 1,
+                    Some(_) => panic!("{id}: {output:?}"),
                 }
-                unheard += 1;
                 pause(30);
             }
             self.store_one(Stored {
@@ -208,7 +214,7 @@ impl Load<'_> {
                 user: "alice",
                 place: None,
                 unheard,
-                refused: Vec::new(),
+                refused,
                 by: By::Lda,
             });
         }
@@ -235,11 +241,16 @@ impl Load<'_> {
         }
     }
 
-    /// smtp-source, to bob: whole runs are counted.
+    /// smtp-source, to bob.
     fn smtp_source(&self) {
-        while !self.is_over() {
+        for number in 0.. {
+            if self.is_over() {
+                return;
+            }
+            let subject = format!("run-{number}");
+            let [count, length] = [BATCH, LENGTH].map(|it| it.to_string());
             let mut command = Command::new("smtp-source");
-            command.args(["-L", "-s", "4", "-m", &BATCH.to_string(), "-l", "4000"]);
+            command.args(["-L", "-s", "4", "-m", &count, "-l", &length, "-S", &subject]);
             command.args(["-f", "s@else.test", "-t", "bob@x"]);
             command.arg(format!("unix:{}", self.socket.display()));
             let ended = command
@@ -247,9 +258,7 @@ impl Load<'_> {
                 .stdout(Stdio::null())
                 .status()
                 .unwrap();
-            if ended.success() {
-                self.nameless.fetch_add(BATCH, Ordering::Relaxed);
-            }
+            self.runs.lock().unwrap().push((subject, ended.success()));
             pause(200);
         }
     }
@@ -364,20 +373,22 @@ fn start(store: &Store) -> Server {
     Server::start_as_root(&config, &store.path("run/lmtp"), &store.path("run/log"))
 }
 
-/// Kills one of its processes.
-fn kill_one(server: &mut Server, random: &mut Random) {
+/// Kills one of its processes, if there is one of the kind that chance wants.
+fn kill_one(server: &mut Server, random: &mut Random) -> bool {
     let children = children(server);
     let wanted = random.below(4);
     if wanted == 0 {
-        return server.kill();
+        server.kill();
+        return true;
     }
     let is_worker = wanted > 1;
-    if let Some((pid, _)) = children.iter().find(|(_, it)| *it == is_worker) {
+    let found = children.iter().find(|(_, it)| *it == is_worker);
+    found.is_some_and(|(pid, _)| {
         // It may end by itself meanwhile.
         let mut kill = Command::new("kill");
         kill.args(["-KILL", &pid.to_string()]);
-        let _ = kill.stderr(Stdio::null()).status();
-    }
+        kill.stderr(Stdio::null()).status().unwrap().success()
+    })
 }
 
 /// As an init system does it.
@@ -438,7 +449,7 @@ fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
         socket: &socket,
         stored: Mutex::new(Vec::new()),
         is_over: AtomicBool::new(false),
-        nameless: AtomicUsize::new(0),
+        runs: Mutex::new(Vec::new()),
         held: [const { AtomicUsize::new(0) }; 2],
     };
     let mut kills = 0;
@@ -469,8 +480,7 @@ fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
             |part: u64| began.elapsed() < Duration::from_millis(seconds * 1000 * part / 3);
         while so_long(2) {
             pause(500 + random.below(2500));
-            kill_one(&mut server, &mut random);
-            kills += 1;
+            kills += usize::from(kill_one(&mut server, &mut random));
             pause(100);
             supervise(&store, &mut server);
         }
@@ -493,7 +503,7 @@ fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
         one.unheard = tries.get(&one.id).copied().unwrap_or(0);
     }
     let held = load.held.map(AtomicUsize::into_inner);
-    let nameless = load.nameless.into_inner();
+    let runs = load.runs.into_inner().unwrap();
     let mut found: HashMap<(String, String), usize> = HashMap::new();
     let mut by_uid: HashMap<(String, String, u32), String> = HashMap::new();
     for user in ["alice", "bob", "carol"] {
@@ -507,7 +517,9 @@ fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
             for message in imap.fetch_all() {
                 let id = subject(&message.bytes);
                 if user == "bob" {
-                    *found.entry((user.into(), String::new())).or_default() += 1;
+                    let body = places::body_of(&message.bytes).replace('\n', "\r\n");
+                    assert_eq!(body.trim_end().len(), LENGTH, "{id}");
+                    *found.entry((user.into(), id)).or_default() += 1;
                     continue;
                 }
                 let number = id
@@ -561,20 +573,27 @@ fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
             }
         }
     }
-    let bobs = found
-        .get(&("bob".to_owned(), String::new()))
-        .copied()
-        .unwrap_or(0);
+    let of_runs = runs.iter().map(|(subject, is_whole)| {
+        let count = found.get(&("bob".to_owned(), subject.clone())).copied();
+        (subject, *is_whole, count.unwrap_or(0))
+    });
+    let of_runs: Vec<_> = of_runs.collect();
+    let wrong_runs = of_runs
+        .iter()
+        .filter(|(_, is_whole, count)| *count > BATCH || *is_whole && *count < BATCH)
+        .collect::<Vec<_>>();
+    let whole_runs = runs.iter().filter(|(_, is_whole)| *is_whole).count();
     let unheard: usize = stored.iter().map(|one| one.unheard).sum();
     let refused = stored.iter().flat_map(|one| &one.refused);
     let full = refused.filter(|reply| reply.starts_with("452 ")).count();
     let is_without_uid = |one: &&Stored| one.place == Some(("INBOX".to_owned(), None));
     let unlisted = stored.iter().filter(is_without_uid).count();
     eprintln!(
-        "duplicate_window = {window}, read by {version:?}: {seconds} s, {} messages and {nameless} of smtp-source, {kills} kills, {unheard} unheard, \
+        "duplicate_window = {window}, read by {version:?}: {seconds} s, {} messages and {whole_runs} whole runs of {} of smtp-source, {kills} kills, {unheard} unheard, \
          {} of Postfix, {full} times no room, locks held {held:?} times, {unlisted} without a UID: {} lost, \
          {} doubled, of those that are known again {}, {} too often, {} wrong UIDs; KiB and descriptors without kills, soon and at the end: {sizes:?}",
         stored.len(),
+        runs.len(),
         tries.values().sum::<usize>(),
         lost.len(),
         doubled[0] + doubled[1],
@@ -583,7 +602,12 @@ fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
         wrong_uids.len(),
     );
     assert_eq!(lost, Vec::<&String>::new());
-    assert!(bobs >= nameless, "{bobs} of {nameless}");
+    assert!(wrong_runs.is_empty(), "{wrong_runs:?}");
+    let of_bob = found.iter().filter(|((user, _), _)| user == "bob");
+    assert_eq!(
+        of_bob.map(|(_, count)| count).sum::<usize>(),
+        of_runs.iter().map(|(_, _, count)| count).sum()
+    );
     assert!(too_often.is_empty(), "{too_often:?}");
     assert!(wrong_uids.is_empty(), "{wrong_uids:?}");
     assert!(elsewhere.is_empty(), "{elsewhere:?}");

@@ -17,7 +17,7 @@ use support::peers::Version;
 use support::places::{self, INBOX, KEYWORD, LINKED, MBOX, NEW, Place};
 use support::{
     MAIL, Server, Store, children_of, installed, messages, not_root, own, program, signal, skip,
-    uid_of,
+    uid_of, wait_until,
 };
 
 const TRACED: &str = "trace=openat,mkdirat,write,writev,pwrite64,pwritev,sendto,linkat,renameat,renameat2,unlinkat,fsync,\
@@ -78,6 +78,12 @@ impl Call {
                 is_sent && self.text.contains("\"250 2.0.0 <")
             }
         }
+    }
+
+    /// The path of its last descriptor.
+    fn last_path(&self) -> &str {
+        let start = self.text.rfind("</").map_or(0, |at| at + 1);
+        self.text[start..].split('>').next().unwrap()
     }
 
     /// The path of its first descriptor.
@@ -360,6 +366,108 @@ fn each_rule_in_its_order() {
             let shown: Vec<&str> = calls.iter().map(|call| call.text.as_str()).collect();
             assert_eq!(missing, None, "{agent:?}: {rule}\n{}", shown.join("\n"));
             assert_nothing_behind_the_sync(&calls, &format!("{agent:?}: {rule}"));
+        }
+    }
+}
+
+/// C5: each directory on the way to a new mailbox, up to the first one that was there, has its name synced before the answer.
+#[test]
+fn new_directories() {
+    if !is_possible() {
+        return;
+    }
+    let deep = Place {
+        kind: "new mbox, two levels down",
+        mailbox: "mbox/x/y/New",
+        path: "home/alice/mail/x/y/New",
+    };
+    for on in [Mount::unordered, Mount::journaled] {
+        let Some((store, _disk)) = used_store("", "", on) else {
+            return;
+        };
+        // What is not there, and the least that is made.
+        let rows = [
+            (NEW, NEW.path, 4),
+            (NEW, "home/alice/Maildir", 5),
+            (INBOX, "home/alice/Maildir", 4),
+            (INBOX, "home/alice", 5),
+            (INBOX, "home/alice/Maildir/new", 1),
+            (deep, "home/alice/mail/x", 2),
+            (deep, "home/alice/mail", 3),
+        ];
+        for (agent, (place, gone, least)) in AGENTS.iter().flat_map(|it| rows.map(|row| (*it, row)))
+        {
+            let case = format!("{agent:?} {} without {gone}", place.kind);
+            let _ = fs::remove_dir_all(store.path(gone));
+            let (delivered, calls) = deliver(&store, agent, &place, &[]);
+            assert!(delivered.is_stored(0), "{case}: {delivered:?}");
+            let shown: Vec<&str> = calls.iter().map(|call| call.text.as_str()).collect();
+            let shown = shown.join("\n");
+            let answer = calls.iter().find(|call| call.is_answer()).unwrap();
+            // The first name of a new mailbox is hidden.
+            let makes_a_name =
+                |call: &&Call| call.name == "mkdirat" || call.is(("rename", &["\"postroom."]));
+            let made: Vec<&Call> = calls.iter().filter(makes_a_name).collect();
+            assert!(made.len() >= least, "{case}: {made:?}");
+            for call in made {
+                let is_synced = calls.iter().any(|it| {
+                    let is_between = it.began > call.ended && it.ended < answer.began;
+                    is_between && it.is(("fsync", &[])) && it.path() == call.last_path()
+                });
+                assert!(is_synced, "{case}: {}\n{shown}", call.text);
+            }
+            // And none again where nothing has come meanwhile.
+            let synced: Vec<&Call> = calls.iter().filter(|it| it.is(("fsync", &[]))).collect();
+            for (at, call) in synced.iter().enumerate() {
+                let next = synced[at + 1..].iter().find(|it| it.path() == call.path());
+                let Some(next) = next else { continue };
+                let inside = format!("<{}>, \"", call.path());
+                let has_come = calls.iter().any(|it| {
+                    let is_between = it.began > call.ended && it.ended < next.began;
+                    let is_change = ["mkdirat", "linkat"].contains(&it.name.as_str())
+                        || it.name.starts_with("rename");
+                    is_between && is_change && it.text.contains(&inside)
+                });
+                assert!(has_come, "{case}: again {}\n{shown}", next.text);
+            }
+        }
+    }
+}
+
+/// No sync more than there has to be, and none of a message by itself under the lock that others wait for.
+#[test]
+fn few_syncs() {
+    if !is_possible() {
+        return;
+    }
+    let rows: [(FileSystem, &[&str]); 2] = [
+        (Mount::journaled, &["Maildir/dovecot-uidlist"]),
+        (
+            Mount::unordered,
+            &["Maildir/tmp/#", "Maildir/dovecot-uidlist", "Maildir/new"],
+        ),
+    ];
+    for (on, want) in rows {
+        let Some((store, _disk)) = used_store("", "", on) else {
+            return;
+        };
+        for agent in AGENTS {
+            let (delivered, calls) = deliver(&store, agent, &INBOX, &[]);
+            assert!(delivered.is_stored(0), "{agent:?}: {delivered:?}");
+            let synced = calls.iter().filter(|call| call.is(("sync", &[])));
+            let paths: Vec<&str> = synced.map(Call::path).collect();
+            let is_wanted = paths
+                .iter()
+                .zip(want)
+                .all(|(path, want)| path.contains(want));
+            assert!(
+                is_wanted && paths.len() == want.len(),
+                "{agent:?}: {paths:?}"
+            );
+            let is_of_lock = |call: &&Call| call.is(("linkat", &["\"dovecot-uidlist.lock\""]));
+            let locked = calls.iter().find(is_of_lock).unwrap().began;
+            let mut of_message = calls.iter().filter(|call| call.is(("sync", MESSAGE)));
+            assert!(of_message.all(|call| call.ended < locked), "{agent:?}");
         }
     }
 }
@@ -781,16 +889,21 @@ fn eight_at_once() {
     }
 }
 
-/// Of each of `synced` one is, between the name and the answer.
-fn assert_eight_at_once(store: &Store, synced: &[&[&'static [&'static str]]]) {
+/// A server that is traced from its beginning.
+fn traced_server(store: &Store, trace: &Path) -> Server {
     let lmtp = program("postroom-lmtpd");
-    let trace = store.path("run/trace");
     let mut command = Command::new("strace");
     command.args(["-f", "-y", "-s", "300", "-qqq", "-e", TRACED, "-o"]);
-    command.arg(&trace).arg("--").args(AS_MAIL);
+    command.arg(trace).arg("--").args(AS_MAIL);
     command.arg(lmtp.get_program());
     command.arg("-c").arg(store.path("postroom.toml"));
-    let mut server = Server::spawn(command, &store.path("run/lmtp"), &store.path("run/log"));
+    Server::spawn(command, &store.path("run/lmtp"), &store.path("run/log"))
+}
+
+/// Of each of `synced` one is, between the name and the answer.
+fn assert_eight_at_once(store: &Store, synced: &[&[&'static [&'static str]]]) {
+    let trace = store.path("run/trace");
+    let mut server = traced_server(store, &trace);
     let replies: Vec<String> = thread::scope(|scope| {
         let clients: Vec<_> = (0..8)
             .map(|number| {
@@ -838,6 +951,55 @@ fn assert_eight_at_once(store: &Store, synced: &[&[&'static [&'static str]]]) {
         .filter(|it| it.is(("fsync", &["alice/Maildir/new>"])))
         .count();
     eprintln!("48 messages, {syncs} syncs of new/");
+}
+
+/// Those who wait for a list have one sync of it together.
+#[test]
+fn eight_behind_one_lock() {
+    if !is_possible() {
+        return;
+    }
+    for on in [Mount::unordered, Mount::journaled] {
+        let Some((store, _disk)) = used_store("", "", on) else {
+            return;
+        };
+        let trace = store.path("run/trace");
+        let mut server = traced_server(&store, &trace);
+        let lock = store.path(INBOX.path).join("dovecot-uidlist.lock");
+        fs::write(&lock, format!("{}:elsewhere", std::process::id())).unwrap();
+        own(&lock, MAIL, MAIL);
+        let replies: Vec<String> = thread::scope(|scope| {
+            let clients: Vec<_> = (0..8)
+                .map(|number| {
+                    let mut client = server.client();
+                    let message = INBOX.message(&number.to_string(), 1);
+                    scope.spawn(move || client.deliver(&["alice@x"], &message).remove(0))
+                })
+                .collect();
+            // All of them are written, and wait.
+            wait_until("eight messages", || {
+                let text = fs::read_to_string(&trace).unwrap();
+                let calls = parse(&text, Agent::Lmtp);
+                let heads = calls.iter().filter(|call| {
+                    let is_head = call.text.contains("Return-Path: ");
+                    is_head && call.is(("write", MESSAGE))
+                });
+                heads.count() == 8
+            });
+            fs::remove_file(&lock).unwrap();
+            clients.into_iter().map(|it| it.join().unwrap()).collect()
+        });
+        signal(children_of(server.pid())[0], "TERM");
+        assert_eq!(server.wait(), Some(0));
+        let uids: HashSet<u32> = replies.iter().filter_map(|reply| uid_of(reply)).collect();
+        assert_eq!(uids.len(), 8, "{replies:?}");
+        let calls = parse(&fs::read_to_string(&trace).unwrap(), Agent::Lmtp);
+        for name in ["Maildir/dovecot-uidlist", "Maildir/new"] {
+            let is_of_it = |call: &&Call| call.is(("sync", &[])) && call.path().ends_with(name);
+            let count = calls.iter().filter(is_of_it).count();
+            assert!(count < 8, "{count} syncs of {name}");
+        }
+    }
 }
 
 /// C11: nobody hears the answer, and the message comes again.

@@ -53,9 +53,6 @@ pub fn create(
         make_file(&mailbox, ACL_FILE, acl, &permission, &mut created)?;
     }
     make_parts(&mailbox, &permission, &paths.mailbox, &mut created)?;
-    mailbox
-        .sync()
-        .map_err(|error| Fault::io(format!("sync {}", paths.mailbox.display()), &error))?;
     if is_new {
         created.reveal(&hidden, &paths.mailbox, true)?;
     }
@@ -85,7 +82,7 @@ pub fn complete(mailbox: &Dir, permission: &Permission) -> Result<(), Fault> {
     Ok(())
 }
 
-/// `cur` first: Dovecot takes a mailbox without it as not there.
+/// `cur` first: Dovecot takes a mailbox without it as not there. Their names are synced, and whatever else has been made beside them.
 fn make_parts(
     mailbox: &Dir,
     permission: &Permission,
@@ -95,7 +92,8 @@ fn make_parts(
     for part in ["cur", "tmp", "new"] {
         make(mailbox, part, permission, &path.join(part), created)?;
     }
-    Ok(())
+    let failed = |error: io::Error| Fault::io(format!("sync {}", path.display()), &error);
+    mailbox.sync().map_err(failed)
 }
 
 /// What a root that does not exist yet will be: by the rules of the documents' "Permissions to New /domain/user Directories"
@@ -192,7 +190,7 @@ fn make_path(
     Ok(dir)
 }
 
-/// Makes one directory, with its mode and group exact; an existing one is opened as it is.
+/// Makes one directory, with its mode and group exact, whose name is not synced yet; an existing one is opened as it is.
 fn make(
     parent: &Dir,
     name: &str,
@@ -205,9 +203,6 @@ fn make(
         Ok(made) => {
             created.add(parent, name, true);
             settle(&made, permission, path)?;
-            parent.sync().map_err(|error| {
-                Fault::io(format!("sync the parent of {}", path.display()), &error)
-            })?;
             Ok(made)
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {

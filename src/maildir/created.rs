@@ -90,7 +90,8 @@ impl Created {
             }
             Err(error) if dir::is_taken(&error) => {
                 drop(std::mem::take(self));
-                Ok(())
+                // The other may not have come so far yet.
+                parent.sync().map_err(failed)
             }
             Err(error) => Err(failed(error)),
         }

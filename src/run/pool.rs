@@ -93,6 +93,8 @@ pub struct Worker {
     leases: AtomicUsize,
     deliveries: AtomicU64,
     is_retired: AtomicBool,
+    /// It takes nothing any more: it has ended, and what it answered before may still come in.
+    is_deaf: AtomicBool,
     last_used: Mutex<Instant>,
 }
 
@@ -201,18 +203,8 @@ impl Pool {
             (Forked::Refused(why), _) => return Err(why),
             (Forked::Worker(_), None) => return Err("its socket did not come".into()),
         };
-        let worker = Arc::new(Worker {
-            pid,
-            uid: who.credentials.uid,
-            channel: Channel::new(socket).map_err(text)?,
-            pending: Mutex::new(Some(HashMap::new())),
-            next: AtomicU64::new(0),
-            turns: Semaphore::new(AT_ONCE),
-            leases: AtomicUsize::new(0),
-            deliveries: AtomicU64::new(0),
-            is_retired: AtomicBool::new(false),
-            last_used: Mutex::new(Instant::now()),
-        });
+        let worker = Worker::new(pid, who, Channel::new(socket).map_err(text)?);
+        let worker = Arc::new(worker);
         tokio::spawn(listen(Arc::clone(self), Arc::clone(&worker)));
         self.table().workers.insert(who.clone(), worker);
         Ok(())
@@ -264,6 +256,22 @@ impl Table {
 }
 
 impl Worker {
+    fn new(pid: i32, who: &Identity, channel: Channel) -> Worker {
+        Worker {
+            pid,
+            uid: who.credentials.uid,
+            channel,
+            pending: Mutex::new(Some(HashMap::new())),
+            next: AtomicU64::new(0),
+            turns: Semaphore::new(AT_ONCE),
+            leases: AtomicUsize::new(0),
+            deliveries: AtomicU64::new(0),
+            is_retired: AtomicBool::new(false),
+            is_deaf: AtomicBool::new(false),
+            last_used: Mutex::new(Instant::now()),
+        }
+    }
+
     fn is_idle(&self) -> bool {
         self.leases.load(Ordering::Relaxed) == 0
     }
@@ -299,7 +307,7 @@ impl Lease {
 
     /// The process has ended: what was asked of it has no answer.
     pub fn is_gone(&self) -> bool {
-        self.worker.pending().is_none()
+        self.worker.is_deaf.load(Ordering::Relaxed) || self.worker.pending().is_none()
     }
 
     /// A packet that is not answered.
@@ -313,7 +321,11 @@ impl Lease {
         let sent = self.worker.channel.send(&packet, descriptor).await;
         sent.map_err(|error| match error.kind() {
             io::ErrorKind::InvalidInput => Fault::io("address a worker", &error),
-            _ => self.worker.ended(),
+            _ => {
+                self.worker.is_deaf.store(true, Ordering::Relaxed);
+                self.retire();
+                self.worker.ended()
+            }
         })
     }
 
@@ -399,11 +411,12 @@ async fn listen(pool: Arc<Pool>, worker: Arc<Worker>) {
             let _ = waiting.send(answer);
         }
     }
+    // First: who is told that it is gone gets another one.
+    pool.gone(Some(&worker));
     let unanswered = worker.pending().take();
     if unanswered.is_some_and(|it| !it.is_empty()) {
         tracing::warn!(uid = worker.uid, pid = worker.pid, "a worker process died");
     }
-    pool.gone(Some(&worker));
 }
 
 /// Ends the workers that nobody needs, and those that do not answer.
@@ -429,5 +442,33 @@ async fn look_after(pool: Arc<Pool>) {
                 let _ = pool.monitor.lock().await.send(&order, None).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::packet::pair;
+
+    /// Between the end of a process and the moment when that is seen.
+    #[tokio::test]
+    async fn one_that_has_just_ended_is_gone_and_gets_nothing_new() {
+        let who = Identity {
+            credentials: Credentials::new(20_000, 20_000, Vec::new()),
+            bases: BTreeSet::new(),
+        };
+        let (monitor, _its) = pair().unwrap();
+        let pool = Pool::new(monitor, Limits::default()).unwrap();
+        let (socket, its) = pair().unwrap();
+        let worker = Worker::new(1, &who, Channel::new(socket).unwrap());
+        pool.table().workers.insert(who.clone(), Arc::new(worker));
+        pool.table().alive = 1;
+        let lease = pool.lease(&who).await.unwrap();
+        assert!(!lease.is_gone());
+        drop(its);
+        assert!(lease.ask(|id| id).await.is_err());
+        assert!(lease.is_gone());
+        let table = pool.table();
+        assert!(table.workers.is_empty() && table.leaving.len() == 1);
     }
 }

@@ -24,13 +24,21 @@ pub const MAIL: u32 = 8;
 /// How long a server may take to come up or go down.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Skips a test, with the reason on stderr. Under CI nothing may be skipped: there it fails.
+/// Skips a test, with the reason on stderr, of which libtest shows nothing where a test passes, and in the file `POSTROOM_SKIPPED`. Under
+/// CI nothing may be skipped: there it fails.
 pub fn skip(why: &str) -> bool {
     assert!(
         std::env::var_os("CI").is_none(),
         "under CI nothing is skipped: {why}"
     );
     eprintln!("SKIPPED: {why}");
+    if let Some(list) = std::env::var_os("POSTROOM_SKIPPED") {
+        let file = fs::File::options().append(true).create(true).open(list);
+        let (program, thread) = (env!("CARGO_CRATE_NAME"), thread::current());
+        let test = thread.name().unwrap_or_default();
+        let line = format!("SKIPPED: {program}::{test}: {why}\n");
+        file.unwrap().write_all(line.as_bytes()).unwrap();
+    }
     true
 }
 
