@@ -387,6 +387,63 @@ fn copies_are_links_only_where_the_permissions_agree() {
     }
 }
 
+/// A file that is a link has the ACL of the directory that it was made in: readers of another one could not open it.
+#[test]
+fn copies_are_links_only_where_the_acls_agree() {
+    if not_root() {
+        return;
+    }
+    const READER: u32 = 7777;
+    let entry = |tag: u16, rights: u16, id: u32| {
+        [
+            &tag.to_le_bytes()[..],
+            &rights.to_le_bytes(),
+            &id.to_le_bytes(),
+        ]
+        .concat()
+    };
+    // acl(5), as the kernel keeps it: user::rw user:7777:r group::rw mask::rw other::-
+    let nobody = u32::MAX;
+    let acl = [
+        2_u32.to_le_bytes().to_vec(),
+        entry(0x01, 6, nobody),
+        entry(0x02, 4, READER),
+        entry(0x04, 6, nobody),
+        entry(0x10, 6, nobody),
+        entry(0x20, 0, nobody),
+    ];
+    let scratch = Scratch::new();
+    let row = Row {
+        config: STORE.into(),
+        has: ["a", "b", "c", "d"]
+            .iter()
+            .flat_map(|name| expanded(&format!("maildir 0770 6001:6001 mail/.{name}")))
+            .collect(),
+        ..Row::default()
+    };
+    lay(&scratch, "d0700 6001:6001 mail");
+    row.lay_out(&scratch);
+    for name in ["b", "d"] {
+        let tmp = scratch.path(&format!("store/mail/.{name}/tmp"));
+        xattr::set(tmp, "system.posix_acl_default", &acl.concat()).unwrap();
+    }
+    let mut command = program("postroom-lda");
+    command.arg("-c").arg(scratch.path("postroom.toml"));
+    command.args(["-o", "delivery.recipient_headers=single"]);
+    command.args(["a", "b", "c", "d"].map(|name| format!("u1+{name}@d.test")));
+    as_user(&mut command, U1, U1, &[]);
+    let output = run_with_input(&mut command, MESSAGE);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for (name, has_acl) in [("a", false), ("b", true), ("c", false), ("d", true)] {
+        let stored = support::messages(&scratch.path(&format!("store/mail/.{name}")));
+        let path = &stored[0].0;
+        let acl = xattr::get(path, "system.posix_acl_access").unwrap();
+        assert_eq!(acl.is_some(), has_acl, "{name}");
+        let meta = fs::metadata(path).unwrap();
+        assert_eq!((meta.mode() & 0o7777, meta.nlink()), (0o660, 2), "{name}");
+    }
+}
+
 /// The same truth over LMTP, told at RCPT.
 #[test]
 fn lmtp_refuses_at_rcpt_what_would_come_out_wrong() {

@@ -41,8 +41,8 @@ pub struct Heard {
     abandoned: Arc<AtomicBool>,
 }
 
-/// Device, mode, group: where these are the same, the same bytes can be one file with several links.
-type LinkKey = (u64, u32, Option<u32>);
+/// Device, mode, group, ACL: where these are the same, the same bytes can be one file with several links.
+type LinkKey = (u64, u32, Option<u32>, Option<Vec<u8>>);
 /// Empty until the first mailbox that needs it has written it; the others link to it.
 type SharedFile = Arc<Mutex<Option<Arc<Written>>>>;
 
@@ -281,7 +281,11 @@ impl Transaction {
         write: impl FnOnce() -> Result<Arc<Written>, Fault>,
     ) -> Result<Arc<Written>, Fault> {
         let permission = mailbox.permission();
-        let key = (mailbox.device(), permission.file_mode, permission.gid);
+        let acl = mailbox.acl_of_new().map_err(|error| {
+            let doing = format!("read the default ACL of {}/tmp", mailbox.path().display());
+            Fault::io(doing, &error)
+        })?;
+        let key = (mailbox.device(), permission.file_mode, permission.gid, acl);
         let file = {
             let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(shared.entry(key).or_default())

@@ -38,6 +38,7 @@ use crate::fault::{Code, Fault};
 use crate::mailbox::permission::Permission;
 use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::dotlock::{Claim, Spare};
+use crate::sys::{self, fault_point};
 use filename::Names;
 
 /// The names in `new/` and `cur/`, without their flags. A file that another reader renames meanwhile may be missed.
@@ -136,6 +137,16 @@ impl Maildir {
             permission,
             spare: Mutex::default(),
         })
+    }
+
+    /// The ACL that a new file has beside its mode (acl(5)), as the kernel keeps it.
+    pub fn acl_of_new(&self) -> io::Result<Option<Vec<u8>>> {
+        fault_point::pass()?;
+        match xattr::get(self.path.join("tmp"), "system.posix_acl_default") {
+            // The file system has none.
+            Err(error) if sys::is_unsupported(&error) => Ok(None),
+            acl => acl,
+        }
     }
 
     /// Opens the mailbox in `dir` as a delivery would, but makes nothing. Err: the part of it that cannot be used, and why.
