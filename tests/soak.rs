@@ -412,8 +412,9 @@ fn unheard_by_postfix(log: &str) -> HashMap<String, usize> {
         if let Some(id) = said.strip_prefix("message-id=<") {
             names.insert(queue_id, id.split('@').next().unwrap());
         }
-        let is_unheard =
-            said.contains("status=deferred") && UNHEARD.iter().any(|it| said.contains(it));
+        // One that was not even sent, for what another one met, says "delivery temporarily suspended" before that.
+        let is_sent = said.contains("status=deferred") && !said.contains("suspended: ");
+        let is_unheard = is_sent && UNHEARD.iter().any(|it| said.contains(it));
         if let Some(id) = names.get(queue_id).filter(|_| is_unheard) {
             *tries.entry((*id).to_owned()).or_default() += 1;
         }
