@@ -7,6 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
@@ -609,6 +610,19 @@ fn message_ids_by_a_process_for_each_user() {
     assert_eq!(messages(&scratch.path("home/Maildir")).len(), 1);
 }
 
+/// Nobody else can write to it, until the process is killed.
+fn hold(db: &Path) -> Child {
+    let script = "import sqlite3,sys
+d=sqlite3.connect(sys.argv[1],isolation_level=None); d.execute('BEGIN EXCLUSIVE'); print('held',flush=True); sys.stdin.read()";
+    let mut command = Command::new("python3");
+    command.args(["-c", script]).arg(db);
+    command.stdin(Stdio::piped());
+    let mut holder = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = [0; 4];
+    std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut said).unwrap();
+    holder
+}
+
 /// Somebody holds the database: mail does not wait for him for long, and is stored.
 #[test]
 fn a_database_that_somebody_holds() {
@@ -617,17 +631,7 @@ fn a_database_that_somebody_holds() {
     let db = store.path("run/held.db");
     let delivery = format!("duplicate_db = \"{}\"", db.display());
     let server = serve(&store, &delivery, "");
-    let script = "import sqlite3,sys
-d=sqlite3.connect(sys.argv[1],isolation_level=None); d.execute('BEGIN EXCLUSIVE'); print('held',flush=True); sys.stdin.read()";
-    let mut command = std::process::Command::new("python3");
-    command.args(["-c", script]).arg(&db);
-    command.stdin(std::process::Stdio::piped());
-    let mut holder = command
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = [0; 4];
-    std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut said).unwrap();
+    let mut holder = hold(&db);
     for _ in 0..2 {
         let reply = send(&server, &[], "s@x.test", "<alice@x.test>", LETTER);
         assert!(reply.ends_with(" Saved"), "{reply}");
@@ -652,4 +656,24 @@ d=sqlite3.connect(sys.argv[1],isolation_level=None); d.execute('BEGIN EXCLUSIVE'
     };
     assert!(send().ends_with(" Saved"));
     assert!(send().ends_with(" Saved before"));
+}
+
+/// Nobody can tell whether it is full of this message: its client asks again, in place of a bounce.
+#[test]
+fn a_full_mailbox_beside_a_database_that_is_held() {
+    let store = Store::with_inbox();
+    support::own(&store.path("run"), MAIL, MAIL);
+    let db = store.path("run/held.db");
+    let delivery = format!("duplicate_db = \"{}\"", db.display());
+    let quota = "[quota]\ndriver = \"maildir\"\nmessage_count = 1\n";
+    let server = serve(&store, &delivery, quota);
+    let send = || send(&server, &[], "s@x.test", "<alice@x.test>", LETTER);
+    assert!(send().ends_with(" Saved"));
+    let mut holder = hold(&db);
+    let reply = send();
+    assert!(reply.starts_with("452 4.2.2 "), "{reply}");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let reply = send();
+    assert!(reply.ends_with(" Saved before"), "{reply}");
 }

@@ -36,9 +36,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::fault::{Code, Fault};
 use crate::mailbox::permission::Permission;
+use crate::sys;
 use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::dotlock::{Claim, Spare};
-use crate::sys::{self, fault_point};
 use filename::Names;
 
 /// The names in `new/` and `cur/`, without their flags. A file that another reader renames meanwhile may be missed.
@@ -141,8 +141,7 @@ impl Maildir {
 
     /// The ACL that a new file has beside its mode (acl(5)), as the kernel keeps it.
     pub fn acl_of_new(&self) -> io::Result<Option<Vec<u8>>> {
-        fault_point::pass()?;
-        match xattr::get(self.path.join("tmp"), "system.posix_acl_default") {
+        match self.tmp.xattr("system.posix_acl_default") {
             // The file system has none.
             Err(error) if sys::is_unsupported(&error) => Ok(None),
             acl => acl,

@@ -288,7 +288,7 @@ impl Begun {
                 Request::Saved(Some(delivery.clone()), None, Box::new(saved.clone()))
             }
             (Outcome::Rejected(fault) | Outcome::Deferred(fault), Some(delivery))
-                if self.retry.name.is_some()
+                if self.is_known()
                     && fault.code != Code::Internal
                     && self.proves_nothing(fault) =>
             {
@@ -300,6 +300,11 @@ impl Begun {
     }
 
     /// Whether nobody knows what became of an earlier one.
+    /// Whether what was written down before has been told.
+    pub fn is_known(&self) -> bool {
+        self.retry.name.is_some()
+    }
+
     fn knows_no_end(&self) -> bool {
         let earlier = self.retry.earlier.as_ref();
         earlier.is_some_and(|it| it.saved.is_none())

@@ -294,8 +294,7 @@ impl Runner {
             match self.finish(done, &recipient, message, &heard).await {
                 Next::Here(again) => recipient = *again,
                 Next::Answered(outcome) => {
-                    end(begun, &outcome);
-                    return Ok(outcome);
+                    return Ok(end(begun, outcome));
                 }
             }
         }
@@ -341,8 +340,7 @@ impl Runner {
             {
                 Next::Here(again) => recipient = *again,
                 Next::Answered(outcome) => {
-                    end(begun, &outcome);
-                    return Ok(outcome);
+                    return Ok(end(begun, outcome));
                 }
             }
         }
@@ -487,9 +485,21 @@ fn retry_of(begun: &Option<Begun>) -> Retry {
         .unwrap_or_default()
 }
 
-fn end(begun: Option<Begun>, outcome: &Outcome) {
-    if let Some(begun) = begun {
-        begun.end(outcome);
+fn end(begun: Option<Begun>, outcome: Outcome) -> Outcome {
+    let Some(begun) = begun else {
+        return outcome;
+    };
+    let is_known = begun.is_known();
+    begun.end(&outcome);
+    match outcome {
+        // It may be full of this message, and be told better when it comes again.
+        Outcome::Rejected(fault) if fault.code == Code::OverQuota && !is_known => {
+            Outcome::Deferred(Fault {
+                code: Code::QuotaOfDisk,
+                ..fault
+            })
+        }
+        outcome => outcome,
     }
 }
 

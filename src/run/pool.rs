@@ -319,13 +319,14 @@ impl Lease {
         let packet = wire::packed(request);
         let packet = packet.map_err(|error| Fault::io("address a worker", &error))?;
         let sent = self.worker.channel.send(&packet, descriptor).await;
+        use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotConnected};
         sent.map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidInput => Fault::io("address a worker", &error),
-            _ => {
+            BrokenPipe | ConnectionRefused | ConnectionReset | NotConnected => {
                 self.worker.is_deaf.store(true, Ordering::Relaxed);
                 self.retire();
                 self.worker.ended()
             }
+            _ => Fault::io("address a worker", &error),
         })
     }
 

@@ -124,6 +124,12 @@ impl Dir {
         Ok(openat(&self.fd, name, flags, Mode::empty())?.into())
     }
 
+    /// An extended attribute. An error without /proc.
+    pub fn xattr(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        pass()?;
+        xattr::get_deref(format!("/proc/self/fd/{}", self.fd.as_raw_fd()), name)
+    }
+
     /// Where it is now. An error without /proc.
     pub fn real_path(&self) -> io::Result<PathBuf> {
         pass()?;

@@ -1,7 +1,7 @@
 //! A file of lines, read again when it has changed, also while somebody writes it.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,13 +57,17 @@ impl<T> LineFile<T> {
         {
             return Ok(Arc::clone(lines));
         }
-        let bytes = fs::read(&self.path).map_err(failed)?;
+        let mut file = File::open(&self.path).map_err(failed)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(failed)?;
+        // By now it may be one that somebody writes.
+        let read_at = file.metadata().and_then(|meta| meta.modified());
         let end = bytes.iter().rposition(|byte| *byte == b'\n');
         let ended = &bytes[..end.map_or(0, |end| end + 1)];
         let lines = Arc::new(Lines {
             content: parse(ended)?,
             is_whole: ended.len() == bytes.len(),
-            modified,
+            modified: modified.max(read_at.map_err(failed)?),
         });
         *read = Some((version, Arc::clone(&lines)));
         Ok(lines)
