@@ -179,12 +179,16 @@ impl Inspection<'_> {
         inbox.map_or_else(|| self.refuse(fault(Code::Denied)), Ok)
     }
 
-    /// A no for good; not where the root of the namespace is not there either: the store may not be mounted.
+    /// A no for good; not where the root of the namespace is not there either: the store may not be mounted. What a stranger hears of
+    /// others' mailboxes is one answer, whether they are hidden or missing.
     fn refuse<T>(&mut self, fault: Fault) -> Result<T, Fault> {
-        match &self.targets.wanted {
-            Wanted::Target(target) if !is_there(&target.paths.root) => self.without_root(target),
-            _ => self.end("mailbox", fault),
+        if let Wanted::Target(target) = &self.targets.wanted
+            && !(target.kind == Kind::Shared && self.targets.by.is_strangers())
+            && !is_there(&target.paths.root)
+        {
+            return self.without_root(target);
         }
+        self.end("mailbox", fault)
     }
 
     fn without_root<T>(&mut self, target: &Target) -> Result<T, Fault> {
