@@ -378,6 +378,13 @@ fn an_idle_connection_holds_little() {
     drop((first, all));
 }
 
+/// For the clients of all tests of this program.
+fn allow_many_files() {
+    let mut raise = Command::new("prlimit");
+    raise.args(["--pid", &std::process::id().to_string(), "--nofile=10000"]);
+    assert!(raise.status().unwrap().success());
+}
+
 /// Thousands that say nothing, and some whose message drips: the others are served, by threads that they do not take.
 #[test]
 fn many_who_say_nothing() {
@@ -385,10 +392,7 @@ fn many_who_say_nothing() {
     if not_root() {
         return;
     }
-    let mut raise = Command::new("prlimit");
-    let files = format!("--nofile={}", 3 * SILENT);
-    raise.args(["--pid", &std::process::id().to_string(), &files]);
-    assert!(raise.status().unwrap().success());
+    allow_many_files();
     let store = Store::with_inbox();
     let server = serve(
         &store,
@@ -490,10 +494,7 @@ fn memory_that_the_kernel_limits() {
         skip("no group with a limit on memory can be made in /sys/fs/cgroup");
         return;
     };
-    let mut raise = Command::new("prlimit");
-    let files = format!("--nofile={}", 3 * CLIENTS);
-    raise.args(["--pid", &std::process::id().to_string(), &files]);
-    assert!(raise.status().unwrap().success());
+    allow_many_files();
     let store = Store::with_inbox();
     let room = format!("max_connections = {}", CLIENTS + 200);
     let server = serve(&store, "", "", &room);

@@ -179,12 +179,13 @@ impl Inspection<'_> {
         inbox.map_or_else(|| self.refuse(fault(Code::Denied)), Ok)
     }
 
-    /// A no for good; not where the root of the namespace is not there either: the store may not be mounted. What a stranger hears of
-    /// others' mailboxes is one answer, whether they are hidden or missing.
+    /// A no for good; not where the root of the namespace is not there either, and cannot be made: the store may not be mounted. What a
+    /// stranger hears of others' mailboxes is one answer, whether they are hidden or missing.
     fn refuse<T>(&mut self, fault: Fault) -> Result<T, Fault> {
         if let Wanted::Target(target) = &self.targets.wanted
             && !(target.kind == Kind::Shared && self.targets.by.is_strangers())
             && !is_there(&target.paths.root)
+            && !can_be_made(&target.paths.root)
         {
             return self.without_root(target);
         }
@@ -554,6 +555,11 @@ impl Inspection<'_> {
 /// Or cannot be looked at: what follows tells why.
 fn is_there(path: &Path) -> bool {
     !dir::stat(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// As that of a user who has had no mail yet.
+fn can_be_made(path: &Path) -> bool {
+    dir::nearest_existing(path).is_ok_and(|(at, _)| dir::may_write(&at).is_ok())
 }
 
 fn kind(kind: Kind) -> &'static str {
