@@ -860,9 +860,9 @@ fn a_thousand_users_and_a_few_processes() {
         assert!(reply.starts_with("250 2.0.0"), "{address}: {reply}");
         most.fetch_max(children(&server).len(), Ordering::Relaxed);
     });
-    // The front, and one that has ended and is not buried yet.
+    // The front, and those that have ended and are not buried yet: some, where the machine is busy.
     assert!(
-        (12..=14).contains(&most.load(Ordering::Relaxed)),
+        (12..=20).contains(&most.load(Ordering::Relaxed)),
         "{most:?}"
     );
     for number in 0..site.users {
