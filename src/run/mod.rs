@@ -375,7 +375,7 @@ impl Runner {
         }
     }
 
-    /// [`Targets::alike_places`]: none where nobody asks. What cannot be looked up the delivery says.
+    /// `Targets::alike_places`: none where nobody asks. What cannot be looked up the delivery says.
     async fn places(&self, message: &Arc<Message>, to: &Recipient) -> Vec<String> {
         if !self.ledger.as_ref().is_some_and(|it| it.looks_at_ids()) {
             return Vec::new();
