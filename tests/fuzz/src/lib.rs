@@ -53,7 +53,10 @@ static MOST: AtomicUsize = AtomicUsize::new(0);
 // SAFETY: the system's, as it is.
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        MOST.fetch_max(HELD.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        MOST.fetch_max(
+            HELD.fetch_add(layout.size(), Relaxed) + layout.size(),
+            Relaxed,
+        );
         unsafe { System.alloc(layout) }
     }
 

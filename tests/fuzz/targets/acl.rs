@@ -17,7 +17,8 @@ fuzz_target!(|bytes: &[u8]| {
     let has = |word: &[u8]| bytes.windows(word.len()).any(|it| it == word);
     let named = [&b"anyone"[..], b"anonymous", b"authenticated", b"alice"];
     assert!(rights.is_none() || named.into_iter().any(has));
-    let again = Acl::parse(acl.stored().as_bytes(), "dovecot-acl").expect("what is written is read");
+    let again =
+        Acl::parse(acl.stored().as_bytes(), "dovecot-acl").expect("what is written is read");
     assert_eq!(again.stored(), acl.stored());
     assert_eq!(again.effective(&alice).map(|it| it.rights), rights);
 });

@@ -25,7 +25,10 @@ fuzz_target!(|text: &str| {
         let expanded = expand(named);
         // His bytes are others.
         if !text.contains("hex") && !text.contains('\u{e000}') {
-            assert_eq!(expanded, expand(plain).map(|it| it.replace('\u{e000}', "%")));
+            assert_eq!(
+                expanded,
+                expand(plain).map(|it| it.replace('\u{e000}', "%"))
+            );
         }
         let with_user = Template::parse(&format!("{text}%{{user}}")).expect("both are whole");
         let with_user = with_user.expand(&variables(named)).ok();

@@ -11,7 +11,8 @@ fn commands(input: &[u8], cut: usize) -> Vec<String> {
         waiting.extend_from_slice(piece);
         loop {
             let (taken, frame) = lines.next(&waiting);
-            let command = frame.map(|frame| format!("{:?}", command::parse(frame, Workarounds::default())));
+            let command =
+                frame.map(|frame| format!("{:?}", command::parse(frame, Workarounds::default())));
             waiting.drain(..taken);
             match command {
                 Some(command) => found.push(command),

@@ -16,8 +16,12 @@ fuzz_target!(|bytes: &[u8]| {
     let mut rest = bytes;
     if let Some(request) = ready(socketmap::request(&mut rest)) {
         let netstring = &bytes[..bytes.len() - rest.len()];
-        let (length, text) = netstring.split_at(netstring.iter().position(|it| *it == b':').unwrap());
-        assert_eq!(std::str::from_utf8(length).unwrap().parse(), Ok(request.len()));
+        let (length, text) =
+            netstring.split_at(netstring.iter().position(|it| *it == b':').unwrap());
+        assert_eq!(
+            std::str::from_utf8(length).unwrap().parse(),
+            Ok(request.len())
+        );
         assert_eq!(text, [b":", &request[..], b","].concat());
     }
     let mut rest = bytes;

@@ -24,11 +24,15 @@ fuzz_target!(|input: (&[u8], &str)| {
     };
     let text = std::str::from_utf8(bytes).unwrap();
     let has = |word: &str| text.contains(word);
-    let is_named = ["anyone", "anonymous", "authenticated", "alice"].into_iter().any(has);
+    let is_named = ["anyone", "anonymous", "authenticated", "alice"]
+        .into_iter()
+        .any(has);
     assert!(is_named || effective.rights == Rights::none());
     // Each line by itself: without one that matches there is no right.
     let pattern = |line: &str| match line.strip_prefix('"') {
-        Some(rest) => rest.split_once("\" ").map(|(pattern, _)| pattern.to_owned()),
+        Some(rest) => rest
+            .split_once("\" ")
+            .map(|(pattern, _)| pattern.to_owned()),
         None => line.split_once(' ').map(|(pattern, _)| pattern.to_owned()),
     };
     let mut patterns = text.lines().filter_map(pattern);

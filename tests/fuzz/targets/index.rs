@@ -14,7 +14,15 @@ fuzz_target!(|input: (&[u8], &[u8])| {
     postroom_fuzz::file("dovecot.index", index);
     let dir = Dir::open(path.parent().unwrap()).unwrap();
     let look = || Log::look(&dir, Pair::MAILBOX, &Walks::default());
-    let lock = || Log::lock(&dir, Pair::MAILBOX, LockMethod::Fcntl, &Walks::default(), TIMEOUT);
+    let lock = || {
+        Log::lock(
+            &dir,
+            Pair::MAILBOX,
+            LockMethod::Fcntl,
+            &Walks::default(),
+            TIMEOUT,
+        )
+    };
     let Ok(Some(mut locked)) = lock() else {
         assert_eq!(fs::read(&path).unwrap(), log);
         return;
@@ -31,5 +39,8 @@ fuzz_target!(|input: (&[u8], &[u8])| {
     drop(locked);
     assert!(fs::read(&path).unwrap().starts_with(log));
     let after = lock().unwrap().unwrap().state();
-    assert_eq!((after.validity, after.next_uid), (known.validity, known.next_uid + 1));
+    assert_eq!(
+        (after.validity, after.next_uid),
+        (known.validity, known.next_uid + 1)
+    );
 });

@@ -36,7 +36,10 @@ fuzz_target!(|input: (u8, &[u8])| {
         return;
     }
     let crlf = |at: &usize| bytes[*at] == b'\r' && bytes.get(at + 1) == Some(&b'\n');
-    let all: Vec<u8> = (0..bytes.len()).filter(|at| !crlf(at)).map(|at| bytes[at]).collect();
+    let all: Vec<u8> = (0..bytes.len())
+        .filter(|at| !crlf(at))
+        .map(|at| bytes[at])
+        .collect();
     assert_eq!(stored(bytes, 60_000, false), all);
     let whole = stored(bytes, 60_000, true);
     assert_eq!(stored(bytes, usize::from(cut).max(1), true), whole);
@@ -44,5 +47,8 @@ fuzz_target!(|input: (u8, &[u8])| {
     let taken = &all[..all.len() - whole.len()];
     assert!(taken.is_empty() || taken.starts_with(b"From "));
     let lines = taken.iter().filter(|byte| **byte == b'\n').count();
-    assert!(lines == 1 && taken.ends_with(b"\n") || lines == 0 && (taken.is_empty() || whole.is_empty()));
+    assert!(
+        lines == 1 && taken.ends_with(b"\n")
+            || lines == 0 && (taken.is_empty() || whole.is_empty())
+    );
 });

@@ -58,8 +58,13 @@ fuzz_target!(|both: (&[u8], &[u8])| {
     let after = fs::read(&path).unwrap();
     assert!(after.starts_with(&before));
     let end = appended[1].offset + appended[1].size;
-    assert_eq!((appended[0].offset + appended[0].size, end), (appended[1].offset, after.len() as u64));
-    appended.iter().for_each(|one| check(&after[one.offset as usize..][..one.size as usize]));
+    assert_eq!(
+        (appended[0].offset + appended[0].size, end),
+        (appended[1].offset, after.len() as u64)
+    );
+    appended
+        .iter()
+        .for_each(|one| check(&after[one.offset as usize..][..one.size as usize]));
 });
 
 fn check(text: &[u8]) {
@@ -67,7 +72,10 @@ fn check(text: &[u8]) {
     let end = memmem::find(text, b"\n\n").unwrap();
     let (header, body) = (&text[..end], &text[end + 2..]);
     let last = header.rsplit(|&byte| byte == b'\n').next().unwrap();
-    assert_eq!(last, format!("Content-Length: {}", body.len() - 1).as_bytes());
+    assert_eq!(
+        last,
+        format!("Content-Length: {}", body.len() - 1).as_bytes()
+    );
     for name in ["status:", "x-uid:", "x-imapbase:", "x-keywords:"] {
         let lines = header.split(|&byte| byte == b'\n');
         let mut names = lines.map(|line| line.to_ascii_lowercase());

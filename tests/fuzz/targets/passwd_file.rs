@@ -10,7 +10,11 @@ fuzz_target!(|input: (&[u8], &str)| {
     let file = PasswdFile::new(postroom_fuzz::file("users", bytes));
     let text = String::from_utf8_lossy(bytes);
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let has_line = |name: &str| whole.lines().any(|line| line.split(':').next() == Some(name));
+    let has_line = |name: &str| {
+        whole
+            .lines()
+            .any(|line| line.split(':').next() == Some(name))
+    };
     if let Ok(Some(answer)) = file.find(name) {
         assert!(has_line(name));
         assert!(!answer.extra.contains_key("uid") && !answer.extra.contains_key("home"));

@@ -54,7 +54,11 @@ fn dialogue(input: &[u8], cut: usize, trusted: bool) -> Seen {
     let mut session = Session::new(limits, Client::at(None), "ID".into());
     // How many RCPTs of the transaction had a 250.
     let (mut seen, mut body, mut accepted) = (Seen::default(), Vec::new(), 0);
-    let mut wire = Wire { rest: input, cut, waiting: Vec::new() };
+    let mut wire = Wire {
+        rest: input,
+        cut,
+        waiting: Vec::new(),
+    };
     let mut lines = Lines::default();
     loop {
         let (taken, frame) = lines.next(&wire.waiting);
@@ -67,7 +71,13 @@ fn dialogue(input: &[u8], cut: usize, trusted: bool) -> Seen {
             continue;
         };
         let is_rcpt = matches!(&command, Ok(Command::Rcpt { .. }));
-        let is_last = matches!(&command, Ok(Command::Bdat { marker: Marker::Last, .. }));
+        let is_last = matches!(
+            &command,
+            Ok(Command::Bdat {
+                marker: Marker::Last,
+                ..
+            })
+        );
         let was_open = session.in_transaction();
         let mut step = session.command(command);
         if !was_open {
@@ -94,13 +104,16 @@ fn dialogue(input: &[u8], cut: usize, trusted: bool) -> Seen {
                     report.fault = recipient.address.local.starts_with('n').then(fault);
                     session.checked(&report)
                 }
-                Step::Data { go_ahead, limit, .. } => {
+                Step::Data {
+                    go_ahead, limit, ..
+                } => {
                     say(&mut seen, vec![go_ahead]);
                     let mut decoder = DataDecoder::default();
                     let wanted = postroom_fuzz::decoded(&wire.left());
                     let (mut all, began) = (0, body.len());
                     loop {
-                        let taken = decoder.decode(&wire.waiting, |bytes| body.extend_from_slice(bytes));
+                        let taken =
+                            decoder.decode(&wire.waiting, |bytes| body.extend_from_slice(bytes));
                         wire.waiting.drain(..taken);
                         all += taken;
                         if decoder.is_done() {
@@ -113,7 +126,11 @@ fn dialogue(input: &[u8], cut: usize, trusted: bool) -> Seen {
                     }
                     assert_eq!(wanted, Some((body[began..].to_vec(), all)));
                     let fits = limit.is_none_or(|limit| body.len() as u64 <= limit);
-                    session.data_received(if fits { Intake::Complete } else { Intake::TooBig })
+                    session.data_received(if fits {
+                        Intake::Complete
+                    } else {
+                        Intake::TooBig
+                    })
                 }
                 Step::Chunk { octets, keep } => {
                     let mut chunk = Chunk::new(octets);

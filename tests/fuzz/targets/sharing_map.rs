@@ -21,7 +21,10 @@ fuzz_target!(|input: (&[u8], &str, &str)| {
         assert_eq!(fs::read(&path).unwrap(), bytes);
         return;
     }
-    let others = before.unwrap().into_iter().filter(|share| share.from != owner);
+    let others = before
+        .unwrap()
+        .into_iter()
+        .filter(|share| share.from != owner);
     let after = file::read(&path).unwrap();
     assert_eq!(after, others.chain(wanted.iter().cloned()).collect());
     let written = fs::read(&path).unwrap();

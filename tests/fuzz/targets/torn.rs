@@ -23,7 +23,9 @@ fuzz_target!(|input: (&[u8], u8, &[u8], bool, Vec<u16>)| {
         mark: torn::mark(FROM),
     };
     let mut starts = vec![note.offset];
-    note.lengths.iter().for_each(|length| starts.push(starts[starts.len() - 1] + length));
+    note.lengths
+        .iter()
+        .for_each(|length| starts.push(starts[starts.len() - 1] + length));
     note.write(&file);
     let stat = torn::remove(&file, dir::stat_file(&file).unwrap(), |_| Ok(is_seen)).unwrap();
     let after = fs::read(&path).unwrap();

@@ -42,7 +42,11 @@ fuzz_target!(|input: (bool, &[u8])| {
         list.append(list.next().ok()?, &["new"]).ok()
     };
     let (given, held) = most_held(append);
-    assert!(held <= BESIDE + TIMES[0] * bytes.len(), "{held} for {}", bytes.len());
+    assert!(
+        held <= BESIDE + TIMES[0] * bytes.len(),
+        "{held} for {}",
+        bytes.len()
+    );
     if let Some(given) = given {
         let after = fs::read(&path).unwrap();
         let all = uids(&after);
@@ -56,7 +60,11 @@ fuzz_target!(|input: (bool, &[u8])| {
     fs::write(&path, bytes).unwrap();
     let lock_held = lock();
     let (mended, held) = most_held(|| mend::mend(&lock_held, |_| true));
-    assert!(held <= BESIDE + TIMES[1] * bytes.len(), "{held} for {}", bytes.len());
+    assert!(
+        held <= BESIDE + TIMES[1] * bytes.len(),
+        "{held} for {}",
+        bytes.len()
+    );
     if mended.is_ok() {
         assert_eq!(mend::mend(&lock_held, |_| true), Ok(Vec::new()));
         let before = uids(bytes);
