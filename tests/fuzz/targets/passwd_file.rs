@@ -9,7 +9,7 @@ fuzz_target!(|input: (&[u8], &str)| {
     // Which names and numbers this machine knows is no part of the input.
     let file = PasswdFile::new(postroom_fuzz::file("users", bytes));
     let text = String::from_utf8_lossy(bytes);
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
     let has_line = |name: &str| {
         whole
             .lines()
