@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
@@ -610,6 +610,16 @@ fn message_ids_by_a_process_for_each_user() {
     assert_eq!(messages(&scratch.path("home/Maildir")).len(), 1);
 }
 
+/// What was delivered lately is in this file.
+fn with_database(more: &str) -> (Store, PathBuf, Server) {
+    let store = Store::with_inbox();
+    support::own(&store.path("run"), MAIL, MAIL);
+    let db = store.path("run/held.db");
+    let delivery = format!("duplicate_db = \"{}\"", db.display());
+    let server = serve(&store, &delivery, more);
+    (store, db, server)
+}
+
 /// Nobody else can write to it, until the process is killed.
 fn hold(db: &Path) -> Child {
     let script = "import sqlite3,sys
@@ -626,11 +636,7 @@ d=sqlite3.connect(sys.argv[1],isolation_level=None); d.execute('BEGIN EXCLUSIVE'
 /// Somebody holds the database: mail does not wait for him for long, and is stored.
 #[test]
 fn a_database_that_somebody_holds() {
-    let store = Store::with_inbox();
-    support::own(&store.path("run"), MAIL, MAIL);
-    let db = store.path("run/held.db");
-    let delivery = format!("duplicate_db = \"{}\"", db.display());
-    let server = serve(&store, &delivery, "");
+    let (_store, db, server) = with_database("");
     let mut holder = hold(&db);
     for _ in 0..2 {
         let reply = send(&server, &[], "s@x.test", "<alice@x.test>", LETTER);
@@ -661,12 +667,8 @@ fn a_database_that_somebody_holds() {
 /// Nobody can tell whether it is full of this message: its client asks again, in place of a bounce.
 #[test]
 fn a_full_mailbox_beside_a_database_that_is_held() {
-    let store = Store::with_inbox();
-    support::own(&store.path("run"), MAIL, MAIL);
-    let db = store.path("run/held.db");
-    let delivery = format!("duplicate_db = \"{}\"", db.display());
     let quota = "[quota]\ndriver = \"maildir\"\nmessage_count = 1\n";
-    let server = serve(&store, &delivery, quota);
+    let (_store, db, server) = with_database(quota);
     let send = || send(&server, &[], "s@x.test", "<alice@x.test>", LETTER);
     assert!(send().ends_with(" Saved"));
     let mut holder = hold(&db);
