@@ -5,6 +5,8 @@ use std::io::{self, ErrorKind, IoSlice, Seek, SeekFrom, Write};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::fault_point::pass;
+
 /// A file whose writes go to its end (`O_APPEND`), until this is dropped: never over the bytes of one who has added to it a moment ago,
 /// and never behind a hole where somebody has cut it. A file server knows of no such end: there its locks have to do.
 #[derive(Debug)]
@@ -33,9 +35,9 @@ impl<'a> Appending<'a> {
 
     /// Writes are to where they say again. Until then one that says where would go to the end, too.
     pub fn stop(self) -> io::Result<()> {
-        let (file, flags) = (self.file, self.flags);
+        pass()?;
+        fcntl(self.file, FcntlArg::F_SETFL(self.flags))?;
         std::mem::forget(self);
-        fcntl(file, FcntlArg::F_SETFL(flags))?;
         Ok(())
     }
 
@@ -48,7 +50,7 @@ impl<'a> Appending<'a> {
 
 impl Drop for Appending<'_> {
     fn drop(&mut self) {
-        // Nothing more is written to it, but what takes back.
+        // What was written before may still get its last UID.
         let _ = fcntl(self.file, FcntlArg::F_SETFL(self.flags));
     }
 }
