@@ -181,13 +181,15 @@ impl Monitor {
                 return;
             }
             Ok(Order::Fork(who)) => self.fork(at, &who),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(Forked::Refused(error.to_string())),
         };
         let (made, socket) = match made {
             Ok((worker, socket)) => (Forked::Worker(worker.pid()), Some(socket)),
-            Err(why) => {
-                tracing::warn!(why = why.as_str(), "no worker process");
-                (Forked::Refused(why), None)
+            Err(none) => {
+                if let Forked::Refused(why) = &none {
+                    tracing::warn!(why = why.as_str(), "no worker process");
+                }
+                (none, None)
             }
         };
         let socket = socket.as_ref().map(|it| it as &dyn AsRawFd);
@@ -197,18 +199,16 @@ impl Monitor {
         }
     }
 
-    fn fork(&mut self, at: usize, who: &Credentials) -> Result<(Child, Packets), String> {
-        let text = |error: io::Error| error.to_string();
+    fn fork(&mut self, at: usize, who: &Credentials) -> Result<(Child, Packets), Forked> {
+        let text = |error: io::Error| Forked::Refused(error.to_string());
         let running = &mut self.running[at];
         let Some(generation) = &running.generation else {
-            return Err("its configuration is gone".into());
+            return Err(Forked::Refused("its configuration is gone".into()));
         };
-        generation.settings.userdbs.limits.check_identity(who)?;
+        let limits = &generation.settings.userdbs.limits;
+        limits.check_identity(who).map_err(Forked::Refused)?;
         if running.workers.len() >= generation.max_workers + SLACK {
-            return Err(format!(
-                "there are {} workers already",
-                generation.max_workers
-            ));
+            return Err(Forked::Full);
         }
         let (here, there) = packet::pair().map_err(text)?;
         let kept = [there.as_raw_fd()];

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::{Notify, Semaphore, oneshot};
-use tokio::time::{interval, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 use super::AT_ONCE;
 use super::wire::{self, Answer, Forked, Order};
@@ -24,6 +24,8 @@ use crate::sys::packet::{Buffer, Packets};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A worker that has owed an answer for so long is ended: longer than any delivery waits.
 const STUCK: Duration = Duration::from_secs(330);
+/// How long processes may take to end before it is asked again for room.
+const ENDING: Duration = Duration::from_millis(20);
 /// How often idle and stuck workers are looked for.
 const ROUND: Duration = Duration::from_secs(1);
 
@@ -102,6 +104,8 @@ enum Made {
     Here,
     /// There are as many as may be; an idle one leaves, if there is one.
     NoRoom,
+    /// Too many have closed their sockets and not quite ended: nobody will say when they have.
+    NotYet,
 }
 
 /// A worker that stays until this is dropped.
@@ -166,6 +170,7 @@ impl Pool {
             match made.await.map_err(|error| error.to_string())?? {
                 Made::Here => {}
                 Made::NoRoom => changed.await,
+                Made::NotYet => sleep(ENDING).await,
             }
         }
     }
@@ -185,13 +190,13 @@ impl Pool {
             table.alive += 1;
         }
         let made = self.fork(&monitor, who).await;
-        if made.is_err() {
+        if !matches!(made, Ok(Made::Here)) {
             self.gone(None);
         }
-        made.map(|()| Made::Here)
+        made
     }
 
-    async fn fork(self: &Arc<Pool>, monitor: &Channel, who: &Identity) -> Result<(), String> {
+    async fn fork(self: &Arc<Pool>, monitor: &Channel, who: &Identity) -> Result<Made, String> {
         let text = |error: io::Error| error.to_string();
         let order = wire::packed(&Order::Fork(who.credentials.clone())).map_err(text)?;
         monitor.send(&order, None).await.map_err(text)?;
@@ -200,6 +205,7 @@ impl Pool {
         let made = wire::unpacked(packet.packet()).map_err(text)?;
         let (pid, socket) = match (made, received.flatten()) {
             (Forked::Worker(pid), Some(socket)) => (pid, Packets::from(socket)),
+            (Forked::Full, _) => return Ok(Made::NotYet),
             (Forked::Refused(why), _) => return Err(why),
             (Forked::Worker(_), None) => return Err("its socket did not come".into()),
         };
@@ -207,7 +213,7 @@ impl Pool {
         let worker = Arc::new(worker);
         tokio::spawn(listen(Arc::clone(self), Arc::clone(&worker)));
         self.table().workers.insert(who.clone(), worker);
-        Ok(())
+        Ok(Made::Here)
     }
 
     /// A process has ended, or was never made.
@@ -450,6 +456,33 @@ async fn look_after(pool: Arc<Pool>) {
 mod tests {
     use super::*;
     use crate::sys::packet::pair;
+
+    /// Those that end at once have closed their sockets before the monitor hears of their end.
+    #[tokio::test]
+    async fn where_the_monitor_has_no_room_yet_it_is_asked_again() {
+        let who = Identity {
+            credentials: Credentials::new(20_000, 20_000, Vec::new()),
+            bases: BTreeSet::new(),
+        };
+        let (here, monitor) = pair().unwrap();
+        let pool = Pool::new(here, Limits::default()).unwrap();
+        let (_its, socket) = pair().unwrap();
+        let asked = std::thread::spawn(move || {
+            let answers = [
+                (Forked::Full, None),
+                (Forked::Full, None),
+                (Forked::Worker(1), Some(&socket as &dyn AsRawFd)),
+            ];
+            for (answer, beside) in answers {
+                monitor.receive(&mut Buffer::default()).unwrap();
+                let packet = wire::packed(&answer).unwrap();
+                monitor.send(&packet, beside).unwrap();
+            }
+        });
+        assert_eq!(pool.lease(&who).await.unwrap().pid(), 1);
+        assert_eq!(pool.table().alive, 1);
+        asked.join().unwrap();
+    }
 
     /// Between the end of a process and the moment when that is seen.
     #[tokio::test]

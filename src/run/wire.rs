@@ -22,6 +22,8 @@ pub enum Order {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum Forked {
     Worker(i32),
+    /// As many as may be have not quite ended yet: later.
+    Full,
     Refused(String),
 }
 
