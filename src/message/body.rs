@@ -329,9 +329,20 @@ impl Body {
     pub fn copy_to(&self, header: &[u8], mut file: &File) -> io::Result<()> {
         let mut write = |bytes: &[u8]| fault_point::write(bytes, |bytes| file.write_all(bytes));
         match &self.storage {
-            // One call for both.
-            Storage::Memory(bytes) if bytes.len() <= SMALL => write(&[header, bytes].concat()),
-            _ => {
+            Storage::Memory(bytes) => {
+                // One call for both; of more, what follows begins at a whole page.
+                let first = match bytes.len() <= SMALL {
+                    true => bytes.len(),
+                    false => SMALL - header.len() % SMALL,
+                };
+                let (first, rest) = bytes.split_at(first);
+                write(&[header, first].concat())?;
+                match rest.is_empty() {
+                    true => Ok(()),
+                    false => write(rest),
+                }
+            }
+            Storage::File { .. } => {
                 write(header)?;
                 self.each_piece_behind(header.len(), write)
             }
