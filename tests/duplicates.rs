@@ -349,6 +349,36 @@ fn message_ids_of_a_namespace() {
     }
 }
 
+/// The first copy fills the mailbox that both addresses lead to, and another message does not fit any more.
+#[test]
+fn message_ids_in_a_mailbox_that_is_full() {
+    let store = Store::with_inbox();
+    let addresses = "[[address]]\nmatch = \"info@x.test\"\nuser = \"alice\"\nmailbox = \"Public/info\"\n[[address]]\nmatch = \"team@x.test\"\nuser = \"alice\"\nmailbox = \"Public/info\"\n";
+    let quota = "[namespace.public.quota]\nmessage_count = 1\n[quota]\ndriver = \"maildir\"\n";
+    let config = store.configure("", &format!("{quota}{addresses}"));
+    let once = "type = \"public\"\nduplicate_message_ids = \"1d\"";
+    replace_in(&config, "type = \"public\"", once);
+    let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    let mut early = server.client();
+    early.say("MAIL FROM:<t@x.test>");
+    assert!(early.say("RCPT TO:<team@x.test>").starts_with("250"));
+    let both = ["info@x.test", "team@x.test"];
+    let replies = server.client().deliver(&both, LETTER);
+    let case = format!("{replies:?} {}", server.log());
+    let ending = |end: &str| replies.iter().filter(|it| it.ends_with(end)).count();
+    assert_eq!(
+        (ending(" Saved"), ending(" Saved before")),
+        (1, 1),
+        "{case}"
+    );
+    let other = String::from_utf8_lossy(LETTER).replace("<one@", "<two@");
+    early.say("DATA");
+    early.send(&support::stuffed(other.as_bytes()));
+    let reply = early.reply();
+    assert!(reply.starts_with("552 5.2.2"), "{reply}");
+    assert_eq!(messages(&store.path("public/.info")).len(), 1, "{case}");
+}
+
 /// What a header route sends elsewhere by then was stored nevertheless, there or in INBOX, and is there once.
 #[test]
 fn what_a_route_sends_elsewhere_by_then() {

@@ -235,7 +235,7 @@ impl Core {
     ) -> Done {
         let head = transaction.message().body.head();
         let earlier = retry.earlier.as_ref();
-        let leaves_full = earlier.is_some_and(|it| it.saved.is_none());
+        let leaves_full = earlier.is_some_and(|it| it.saved.is_none()) || !retry.alike.is_empty();
         let targets = match resolve::resolve(&self.settings, directory, recipient, Some(head)) {
             Ok(targets) => Targets {
                 leaves_full,
