@@ -379,6 +379,26 @@ fn message_ids_in_a_mailbox_that_is_full() {
     assert_eq!(messages(&store.path("public/.info")).len(), 1, "{case}");
 }
 
+/// The folder that has it has another name by then, and INBOX, which stands in for it, no room for a second copy.
+#[test]
+fn what_no_longer_fits_where_it_would_go_now() {
+    let store = Store::with_inbox();
+    let folder = |name| store.path(&format!("home/alice/Maildir/.{name}"));
+    store
+        .scratch
+        .maildir("home/alice/Maildir/.Work", MAIL, MAIL, 0o700);
+    let quota = "[quota]\ndriver = \"maildir\"\nstorage_size = \"1k\"\nstorage_grace = \"0\"\n";
+    let server = serve(&store, "", quota);
+    let letter = [LETTER, "x".repeat(500).as_bytes(), b"\r\n"].concat();
+    let send = || send(&server, &[], "s@x.test", "<alice+Work@x.test>", &letter);
+    let first = send();
+    assert!(first.ends_with(" Saved"), "{first}");
+    fs::rename(folder("Work"), folder("Old")).unwrap();
+    let again = send();
+    assert!(again.ends_with(" Saved before"), "{again} {}", server.log());
+    assert_eq!(messages_below(&store.path("home")).len(), 1);
+}
+
 /// What a header route sends elsewhere by then was stored nevertheless, there or in INBOX, and is there once.
 #[test]
 fn what_a_route_sends_elsewhere_by_then() {

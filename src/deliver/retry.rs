@@ -9,8 +9,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::inspect::Plan;
-use super::outcome::Saved;
-use crate::fault::Fault;
+use super::outcome::{Outcome, Saved};
+use crate::fault::{Code, Fault};
 use crate::maildir::Maildir;
 use crate::sys;
 use crate::sys::dir;
@@ -59,10 +59,15 @@ pub struct Alike {
 }
 
 impl Retry {
-    /// What was stored before, wherever that was.
-    pub fn saved(&self) -> Option<Saved> {
-        let saved = self.earlier.as_ref()?.saved.clone()?;
-        Some(again(saved, "it was stored already, and is sent again"))
+    /// What comes of this fault: where there is no room for the message, what was stored before, wherever that was.
+    pub fn refused(&self, fault: Fault) -> Outcome {
+        let earlier = self.earlier.as_ref();
+        match earlier.and_then(|it| it.saved.clone()) {
+            Some(saved) if matches!(fault.code, Code::OverQuota | Code::QuotaOfDisk) => {
+                Outcome::Saved(again(saved, "it was stored already, and is sent again"))
+            }
+            _ => Outcome::refused(fault),
+        }
     }
 
     /// What Dovecot was given for this mailbox before, or what was stored elsewhere because it refused.
