@@ -283,9 +283,11 @@ impl Begun {
                 let saved = Box::new(saved.clone());
                 Request::Saved(delivery.clone(), message_id, saved)
             }
-            // Found by the name of its file, which the next retry may not find any more.
+            // Found by the name of its file, which the next retry may not find any more; or by its Message-ID, which is known.
             (Outcome::Saved(saved), Some(delivery)) if self.knows_no_end() => {
-                Request::Saved(Some(delivery.clone()), None, Box::new(saved.clone()))
+                let message_id = self.message_id.filter(|_| !saved.file.is_empty());
+                let message_id = message_id.map(|id| key_at(&id, &saved.place));
+                Request::Saved(Some(delivery.clone()), message_id, Box::new(saved.clone()))
             }
             (Outcome::Rejected(fault) | Outcome::Deferred(fault), Some(delivery))
                 if self.is_known()
