@@ -678,6 +678,62 @@ d=sqlite3.connect(sys.argv[1],isolation_level=None); d.execute('BEGIN EXCLUSIVE'
     holder
 }
 
+/// The file system is mounted anew, and its device has another number: the file's name tells that the mailbox is the same.
+#[test]
+fn a_device_that_has_another_number() {
+    let other = [LETTER, b"a footer\r\n"].concat();
+    type Change<'a> = &'a dyn Fn(&Path);
+    let only = |inbox: &Path| messages(inbox).remove(0).0;
+    let read = |inbox: &Path| {
+        let path = only(inbox);
+        let name = path.file_name().unwrap().to_str().unwrap();
+        fs::rename(&path, inbox.join(format!("cur/{name}:2,S"))).unwrap();
+    };
+    let make_anew = |inbox: &Path| fs::remove_file(only(inbox)).unwrap();
+    // what becomes of the mailbox in between, and whether the second message is stored
+    #[rustfmt::skip]
+    let cases: [(&str, &[u8], Change<'_>, &str); 6] = [
+        ("sent again",          LETTER, &|_| (),    " Saved before"),
+        ("read meanwhile",      LETTER, &read,      " Saved before"),
+        ("made anew",           LETTER, &make_anew, " Saved"),
+        ("its Message-ID",      &other, &|_| (),    " Saved before"),
+        ("it, read meanwhile",  &other, &read,      " Saved before"),
+        ("it, made anew",       &other, &make_anew, " Saved"),
+    ];
+    for (what, letter, between, end) in cases {
+        let store = Store::with_inbox();
+        support::own(&store.path("run"), MAIL, MAIL);
+        let db = store.path("run/retries.db");
+        let window = if letter == LETTER { "1h" } else { "0" };
+        let delivery = format!("duplicate_db = {db:?}\nduplicate_window = \"{window}\"");
+        let config = store.configure(&delivery, "");
+        let once = "inbox = true\nduplicate_message_ids = \"1d\"";
+        if letter != LETTER {
+            replace_in(&config, "inbox = true", once);
+        }
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let send = |letter| server.client().deliver(&["alice@x.test"], letter).remove(0);
+        let first = send(LETTER);
+        assert!(first.ends_with(" Saved"), "{what}: {first}");
+        let db = rusqlite::Connection::open(&db).unwrap();
+        let change = match letter == LETTER {
+            true => {
+                "UPDATE deliveries SET saved = json_replace(saved, '$.mailbox_id[0]', 1)
+                     WHERE saved NOT NULL"
+            }
+            false => "UPDATE message_ids SET device = 1",
+        };
+        // The answer does not wait for the row.
+        support::wait_until("it is written down", || db.execute(change, []).unwrap() > 0);
+        let inbox = store.path("home/alice/Maildir");
+        between(&inbox);
+        let again = send(letter);
+        let case = format!("{what}: {again} {}", server.log());
+        assert!(again.ends_with(end), "{case}");
+        assert_eq!(messages(&inbox).len(), 1, "{case}");
+    }
+}
+
 /// Somebody holds the database: mail does not wait for him for long, and is stored.
 #[test]
 fn a_database_that_somebody_holds() {

@@ -33,6 +33,7 @@ struct Delivery {
 struct Place {
     mailbox: (u64, u64),
     place: String,
+    file: String,
     at: u64,
 }
 
@@ -107,6 +108,7 @@ impl Memory {
         let alike = places.flatten().map(|it| Alike {
             mailbox: it.mailbox,
             place: it.place.clone(),
+            file: it.file.clone(),
             age: now.saturating_sub(it.at),
         });
         Ok((earlier, alike.collect()))
@@ -140,6 +142,7 @@ impl Memory {
             places.push(Place {
                 mailbox: saved.mailbox_id,
                 place: saved.place.clone(),
+                file: saved.file.clone(),
                 at: now,
             });
             self.ids_written.push_back((now, key));

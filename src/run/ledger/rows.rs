@@ -54,6 +54,7 @@ CREATE TABLE IF NOT EXISTS deliveries (
 CREATE INDEX IF NOT EXISTS deliveries_at ON deliveries (at);
 CREATE TABLE IF NOT EXISTS message_ids (
   key BLOB NOT NULL, device INTEGER NOT NULL, inode INTEGER NOT NULL, place TEXT NOT NULL, at INTEGER NOT NULL,
+  file TEXT NOT NULL DEFAULT '',
   PRIMARY KEY (key, device, inode, place)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS message_ids_at ON message_ids (at);
 CREATE TABLE IF NOT EXISTS rcpts (
@@ -61,6 +62,9 @@ CREATE TABLE IF NOT EXISTS rcpts (
   PRIMARY KEY (rcpt, key, queue_id)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS rcpts_at ON rcpts (at);
 ";
+
+/// What the table of an older server has not got.
+const FILE: &str = "ALTER TABLE message_ids ADD COLUMN file TEXT NOT NULL DEFAULT ''";
 
 impl Rows {
     /// Made where it is missing; one that is broken is put aside, and made anew.
@@ -90,6 +94,9 @@ impl Rows {
         let _: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
         connection.execute_batch("PRAGMA synchronous = OFF;")?;
         connection.execute_batch(TABLES)?;
+        if connection.prepare("SELECT file FROM message_ids").is_err() {
+            connection.execute_batch(FILE)?;
+        }
         let whole: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         match whole.as_str() {
             "ok" => Ok(Rows {
@@ -236,13 +243,14 @@ impl Rows {
         for key in keys {
             step()?;
             let mut statement = self.connection.prepare_cached(
-                "SELECT device, inode, at, place FROM message_ids WHERE key = ?1",
+                "SELECT device, inode, at, place, file FROM message_ids WHERE key = ?1",
             )?;
             let rows = statement.query_map([key], |row| {
                 let at: i64 = row.get(2)?;
                 Ok(Alike {
                     mailbox: (row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64),
                     place: row.get(3)?,
+                    file: row.get(4)?,
                     age: now.saturating_sub(at.max(0) as u64),
                 })
             })?;
@@ -269,13 +277,14 @@ impl Rows {
         if let Some(key) = message_id {
             step()?;
             let (device, inode) = saved.mailbox_id;
-            let insert = "INSERT OR REPLACE INTO message_ids VALUES (?1, ?2, ?3, ?4, ?5)";
+            let insert = "INSERT OR REPLACE INTO message_ids VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
             self.connection.prepare_cached(insert)?.execute(params![
                 key,
                 device as i64,
                 inode as i64,
                 saved.place,
-                now as i64
+                now as i64,
+                saved.file
             ])?;
         }
         Ok(())
