@@ -17,6 +17,9 @@ const BATCH: usize = 256;
 /// How often old rows are thrown away.
 const ROUND: Duration = Duration::from_secs(60);
 
+/// Rows that are further in the future are thrown away too.
+const AHEAD: Duration = Duration::from_secs(86400);
+
 /// Why there is no database.
 struct Failed {
     why: String,
@@ -120,13 +123,13 @@ impl Rows {
             {
                 batch.push(next);
             }
-            self.answer(batch);
+            self.answer(batch, now());
         }
     }
 
-    fn answer(&mut self, batch: Vec<Request>) {
-        let now = now();
-        let is_due = now.saturating_sub(self.cleaned) >= ROUND.as_secs();
+    fn answer(&mut self, batch: Vec<Request>, now: u64) {
+        // A clock that was ahead too.
+        let is_due = now < self.cleaned || now - self.cleaned >= ROUND.as_secs();
         let answers = self.together(batch, now, is_due);
         if is_due {
             self.cleaned = now;
@@ -316,8 +319,11 @@ impl Rows {
             ("message_ids", self.settings.alike),
         ] {
             let before = now.saturating_sub(keep.as_secs());
-            let delete = format!("DELETE FROM {table} WHERE at <= ?1");
-            self.connection.execute(&delete, [before as i64])?;
+            // The clock was ahead: nobody knows when that was.
+            let ahead = now + AHEAD.as_secs();
+            let delete = format!("DELETE FROM {table} WHERE at <= ?1 OR at > ?2");
+            let bounds = [before as i64, ahead as i64];
+            self.connection.execute(&delete, bounds)?;
         }
         Ok(())
     }
@@ -418,6 +424,23 @@ mod tests {
             let names = known.map(|it| it.names).unwrap_or_default();
             assert_eq!(names.len(), retry);
             assert!(retry == 0 || names.contains(&"name0".into()), "{names:?}");
+        }
+    }
+
+    /// The clock is ahead by two days for a while.
+    #[test]
+    fn a_clock_that_goes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rows = open(&dir.path().join("db"));
+        let day = AHEAD.as_secs();
+        // when it was written down, and whether it is still known later
+        for (at, is_known) in [(NOW, true), (NOW + 60, true), (NOW + 2 * day, false)] {
+            let saved = Box::new(Saved::empty("INBOX".into(), "alice".into()));
+            rows.answer(vec![Request::Saved(id(), Some(KEY), saved)], at);
+            rows.answer(Vec::new(), NOW);
+            let (earlier, alike) = begin(&mut rows, "two").unwrap();
+            let known = (earlier.is_some_and(|it| it.saved.is_some()), alike.len());
+            assert_eq!(known, (is_known, usize::from(is_known)), "{at}");
         }
     }
 
