@@ -780,3 +780,24 @@ fn a_full_mailbox_beside_a_database_that_is_held() {
     let reply = send();
     assert!(reply.ends_with(" Saved before"), "{reply}");
 }
+
+/// What was remembered is lost: nobody can tell, for as long as it would have been remembered.
+#[test]
+fn a_full_mailbox_beside_a_database_that_was_lost() {
+    let quota = "[quota]\ndriver = \"maildir\"\nmessage_count = 1\n";
+    for (is_torn, want) in [(false, "Saved before"), (true, "452 4.2.2 ")] {
+        let (store, db, server) = with_database(quota);
+        let delivery = format!("duplicate_db = \"{}\"", db.display());
+        let send = |server: &Server| send(server, &[], "s@x.test", "<alice@x.test>", LETTER);
+        assert!(send(&server).ends_with(" Saved"));
+        drop(server);
+        if is_torn {
+            fs::write(&db, [b'x'; 5000]).unwrap();
+            // It would have all of it.
+            let _ = fs::remove_file(db.with_extension("db-wal"));
+        }
+        let server = serve(&store, &delivery, quota);
+        let reply = send(&server);
+        assert!(reply.contains(want), "{reply} {}", server.log());
+    }
+}

@@ -65,7 +65,8 @@ impl Memory {
                 // Whoever asked may have given up.
                 let _ = answer.send(known);
             }
-            Request::Saved(delivery, message_id, saved) => {
+            // It has begun here, and RCPT may ask.
+            Request::Saved(delivery, message_id, saved, _) => {
                 self.saved(delivery, message_id, *saved, now);
             }
             Request::Asked(id, answer) => {
@@ -247,7 +248,7 @@ mod tests {
             assert_eq!(begin(&mut memory, id(1, first), "one", 100), None);
             if is_stored {
                 let key = Some([1; 32]);
-                let saved = Request::Saved(Some(id(1, first)), key, Box::new(saved()));
+                let saved = Request::Saved(Some(id(1, first)), key, Box::new(saved()), vec![]);
                 memory.answer(saved, 100);
             }
             let known = begin(&mut memory, id(1, second), "two", 100 + later);
@@ -272,6 +273,7 @@ mod tests {
                     None,
                     Some([key; 32]),
                     Box::new(Saved::empty("INBOX".into(), "a".into())),
+                    Vec::new(),
                 ),
                 second,
             );

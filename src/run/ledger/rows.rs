@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use tokio::sync::oneshot;
 
+use super::doubt::Doubt;
 use super::{Id, Key, Known, MAX_NAMES, Request, Settings, now};
 use crate::deliver::{Alike, Earlier, Saved};
-use crate::sys::fault_point;
+use crate::sys::{fault_point, process};
 
 /// Requests that become one transaction.
 const BATCH: usize = 256;
@@ -46,6 +47,7 @@ const BUSY: Duration = Duration::from_secs(1);
 pub struct Rows {
     connection: Connection,
     settings: Settings,
+    doubt: Doubt,
     /// When old rows were thrown away; seconds since 1970.
     cleaned: u64,
 }
@@ -64,6 +66,7 @@ CREATE TABLE IF NOT EXISTS rcpts (
   rcpt BLOB NOT NULL, key BLOB NOT NULL, queue_id TEXT NOT NULL, at INTEGER NOT NULL,
   PRIMARY KEY (rcpt, key, queue_id)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS rcpts_at ON rcpts (at);
+CREATE TABLE IF NOT EXISTS boot (id TEXT NOT NULL);
 ";
 
 /// What the table of an older server has not got.
@@ -71,8 +74,9 @@ const FILE: &str = "ALTER TABLE message_ids ADD COLUMN file TEXT NOT NULL DEFAUL
 
 impl Rows {
     /// Made where it is missing; one that is broken is put aside, and made anew.
-    pub fn open(path: &Path, settings: &Settings) -> Result<Rows, String> {
-        let rows = Rows::made(private(path), settings).or_else(|failed| {
+    pub fn open(path: &Path, settings: &Settings, doubt: &Doubt) -> Result<Rows, String> {
+        let made = || Rows::made(private(path), settings, doubt);
+        let rows = made().or_else(|failed| {
             if !failed.is_broken {
                 return Err(failed);
             }
@@ -85,12 +89,17 @@ impl Rows {
                 aside.push(".broken");
                 let _ = std::fs::rename(&name, &aside);
             }
-            Rows::made(private(path), settings)
+            doubt.raise();
+            made()
         });
         rows.map_err(|Failed { why, .. }| format!("{}: {why}", path.display()))
     }
 
-    fn made(connection: rusqlite::Result<Connection>, settings: &Settings) -> Result<Rows, Failed> {
+    fn made(
+        connection: rusqlite::Result<Connection>,
+        settings: &Settings,
+        doubt: &Doubt,
+    ) -> Result<Rows, Failed> {
         let connection = connection?;
         // Another generation of the server may be at its end.
         connection.busy_timeout(BUSY)?;
@@ -101,17 +110,22 @@ impl Rows {
             connection.execute_batch(FILE)?;
         }
         let whole: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        match whole.as_str() {
-            "ok" => Ok(Rows {
-                connection,
-                settings: settings.clone(),
-                cleaned: 0,
-            }),
-            _ => Err(Failed {
+        if whole != "ok" {
+            return Err(Failed {
                 why: whole,
                 is_broken: true,
-            }),
+            });
         }
+        // A power cut may have cost rows.
+        if is_of_another_boot(&connection)? {
+            doubt.raise();
+        }
+        Ok(Rows {
+            connection,
+            settings: settings.clone(),
+            doubt: doubt.clone(),
+            cleaned: 0,
+        })
     }
 
     /// Works until nobody can ask any more.
@@ -148,9 +162,13 @@ impl Rows {
         is_due: bool,
     ) -> Vec<(oneshot::Sender<Known>, Known)> {
         let mut answers: Vec<(_, Known)> = Vec::new();
+        let ends = batch.iter();
+        let ends = ends.filter(|it| matches!(it, Request::Saved(..) | Request::Forget(_)));
+        let ends = ends.count();
         if let Err(error) = self.run("BEGIN IMMEDIATE") {
             let why = error.to_string();
-            tracing::warn!(why, "retries may be stored twice");
+            tracing::warn!(why, ends, "retries may be stored twice");
+            self.doubt.raise();
             return refused(batch, &why);
         }
         for request in batch {
@@ -166,8 +184,10 @@ impl Rows {
                     answers.push((answer, known.map_err(|error| error.to_string())));
                     Ok(())
                 }
-                Request::Saved(delivery, message_id, saved) => {
-                    self.saved(delivery.as_ref(), message_id.as_ref(), &saved, now)
+                Request::Saved(delivery, message_id, saved, rcpt) => {
+                    let id = delivery.as_ref();
+                    let done = self.saved(id, message_id.as_ref(), &saved, &rcpt, now);
+                    done.inspect_err(|_| self.doubt.raise())
                 }
                 Request::Forget(id) => self.forget(&id),
                 Request::Asked(id, answer) => self.may_have(&id, now).map(|may| {
@@ -183,6 +203,8 @@ impl Rows {
         if let Err(error) = self.run("COMMIT") {
             let _ = self.run("ROLLBACK");
             let why = error.to_string();
+            tracing::warn!(why, ends, "retries may be stored twice");
+            self.doubt.raise();
             for (_, known) in &mut answers {
                 *known = known.clone().and(Err(why.clone()));
             }
@@ -233,13 +255,7 @@ impl Rows {
                     names.join(" "),
                     now as i64
                 ])?;
-                for asked in rcpt {
-                    step()?;
-                    let insert = "INSERT OR REPLACE INTO rcpts VALUES (?1, ?2, ?3, ?4)";
-                    self.connection
-                        .prepare_cached(insert)?
-                        .execute(params![asked, key, queue_id, now as i64])?;
-                }
+                self.may_be_asked(rcpt, key, queue_id, now)?;
             }
         }
         let mut alike = Vec::new();
@@ -262,11 +278,29 @@ impl Rows {
         Ok((earlier, alike))
     }
 
+    fn may_be_asked(
+        &self,
+        rcpt: &[Key],
+        key: &Key,
+        queue_id: &str,
+        now: u64,
+    ) -> rusqlite::Result<()> {
+        for asked in rcpt {
+            step()?;
+            let insert = "INSERT OR REPLACE INTO rcpts VALUES (?1, ?2, ?3, ?4)";
+            self.connection
+                .prepare_cached(insert)?
+                .execute(params![asked, key, queue_id, now as i64])?;
+        }
+        Ok(())
+    }
+
     fn saved(
         &self,
         delivery: Option<&Id>,
         message_id: Option<&Key>,
         saved: &Saved,
+        rcpt: &[Key],
         now: u64,
     ) -> rusqlite::Result<()> {
         if let Some(Id { key, queue_id }) = delivery {
@@ -276,6 +310,7 @@ impl Rows {
             self.connection
                 .prepare_cached(insert)?
                 .execute(params![key, queue_id, saved.file, text, now as i64])?;
+            self.may_be_asked(rcpt, key, queue_id, now)?;
         }
         if let Some(key) = message_id {
             step()?;
@@ -343,6 +378,21 @@ fn refused(batch: Vec<Request>, why: &str) -> Vec<(oneshot::Sender<Known>, Known
     asked.collect()
 }
 
+/// Whether the machine was started since the file was made, or since this was asked.
+fn is_of_another_boot(connection: &Connection) -> rusqlite::Result<bool> {
+    let Some(boot) = process::boot_id() else {
+        return Ok(false);
+    };
+    let known = connection.query_row("SELECT id FROM boot", [], |row| row.get(0));
+    let known: Option<String> = known.optional()?;
+    if known.as_ref() == Some(&boot) {
+        return Ok(false);
+    }
+    connection.execute("DELETE FROM boot", [])?;
+    connection.execute("INSERT INTO boot VALUES (?1)", [boot])?;
+    Ok(known.is_some())
+}
+
 /// It has names of users and mailboxes in it.
 fn private(path: &Path) -> rusqlite::Result<Connection> {
     let mut options = std::fs::OpenOptions::new();
@@ -379,7 +429,7 @@ mod tests {
             is_asked_at_rcpt: true,
             path: None,
         };
-        Rows::open(path, &settings).unwrap()
+        Rows::open(path, &settings, &Doubt::new(ROUND)).unwrap()
     }
 
     fn begin(rows: &mut Rows, name: &str) -> Known {
@@ -427,6 +477,68 @@ mod tests {
         }
     }
 
+    fn saved(rows: &mut Rows, rcpt: Vec<Key>) {
+        let saved = Box::new(Saved::empty("INBOX".into(), "alice".into()));
+        rows.together(
+            vec![Request::Saved(id(), Some(KEY), saved, rcpt)],
+            NOW,
+            false,
+        );
+    }
+
+    /// What costs a row makes "no" a "cannot tell", and nothing else does.
+    #[test]
+    fn what_makes_it_doubtful() {
+        type Change<'a> = &'a dyn Fn(&Path);
+        let torn = |path: &Path| std::fs::write(path, [b'x'; 5000]).unwrap();
+        let booted = |path: &Path| {
+            let db = Connection::open(path).unwrap();
+            db.execute("UPDATE boot SET id = 'another'", []).unwrap();
+        };
+        // what becomes of the file while no server runs
+        let cases: [(&str, Change<'_>, bool); 3] = [
+            ("nothing", &|_| (), false),
+            ("it is torn", &torn, true),
+            ("the machine is started anew", &booted, true),
+        ];
+        for (what, between, want) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("db");
+            let mut rows = open(&path);
+            saved(&mut rows, Vec::new());
+            assert!(!rows.doubt.holds(), "{what}: a new file");
+            drop(rows);
+            between(&path);
+            assert_eq!(open(&path).doubt.holds(), want, "{what}");
+            assert!(!open(&path).doubt.holds(), "{what}: once");
+        }
+        let mut lost = 0;
+        for step in 0.. {
+            let dir = tempfile::tempdir().unwrap();
+            let mut rows = open(&dir.path().join("db"));
+            fault_point::arm(step, fault_point::ERRNOS[0]);
+            saved(&mut rows, vec![KEY]);
+            let fired = !fault_point::disarm();
+            assert_eq!(rows.doubt.holds(), fired, "step {step}");
+            if !fired {
+                break;
+            }
+            lost += 1;
+        }
+        assert_eq!(lost, 5, "begin, three rows, commit");
+    }
+
+    /// Its beginning was refused, its end is not.
+    #[test]
+    fn rcpt_may_ask_of_what_was_only_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rows = open(&dir.path().join("db"));
+        for (rcpt, may) in [(Vec::new(), false), (vec![KEY], true)] {
+            saved(&mut rows, rcpt);
+            assert_eq!(rows.may_have(&id().unwrap(), NOW).unwrap(), may);
+        }
+    }
+
     /// The clock is ahead by two days for a while.
     #[test]
     fn a_clock_that_goes_back() {
@@ -436,7 +548,7 @@ mod tests {
         // when it was written down, and whether it is still known later
         for (at, is_known) in [(NOW, true), (NOW + 60, true), (NOW + 2 * day, false)] {
             let saved = Box::new(Saved::empty("INBOX".into(), "alice".into()));
-            rows.answer(vec![Request::Saved(id(), Some(KEY), saved)], at);
+            rows.answer(vec![Request::Saved(id(), Some(KEY), saved, Vec::new())], at);
             rows.answer(Vec::new(), NOW);
             let (earlier, alike) = begin(&mut rows, "two").unwrap();
             let known = (earlier.is_some_and(|it| it.saved.is_some()), alike.len());
@@ -458,7 +570,11 @@ mod tests {
                 let begun = begin(&mut rows, "one");
                 if begun.is_ok() {
                     let saved = Box::new(Saved::empty("INBOX".into(), "alice".into()));
-                    rows.together(vec![Request::Saved(id(), Some(KEY), saved)], NOW, false);
+                    rows.together(
+                        vec![Request::Saved(id(), Some(KEY), saved, Vec::new())],
+                        NOW,
+                        false,
+                    );
                 }
                 let fired = !fault_point::disarm();
                 // What has ended leaves no transaction that it has not committed.

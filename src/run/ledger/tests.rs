@@ -113,6 +113,30 @@ fn a_message_id_of_what_a_retry_has_found() {
     }
 }
 
+/// The disk of the database hangs: what waits for it is bounded, and nobody waits for more.
+#[test]
+fn a_queue_that_is_full() {
+    let (thread, requests) = mpsc::sync_channel(1);
+    let mut ledger = Arc::into_inner(remembering(DAY, None)).unwrap();
+    ledger.settings.is_asked_at_rcpt = true;
+    ledger.rows = Keeper::File(thread);
+    let ledger = Arc::new(ledger);
+    let id = || Id {
+        key: [1; 32],
+        queue_id: String::new(),
+    };
+    ledger.ask(Request::Forget(id()));
+    assert!(!ledger.doubt.holds());
+    run(async {
+        let begun = begin(&ledger, &message(), "here").await;
+        assert!(begun.is_doubtful());
+        let recipient = Recipient::new(Address::parse("bob@x.test").unwrap());
+        assert!(ledger.may_have(&message().envelope, &recipient).await);
+        stored(begun, "here");
+    });
+    assert_eq!(requests.try_iter().count(), 1);
+}
+
 #[test]
 fn a_mailbox_that_hangs() {
     let (ledger, message) = (ledger(None), message());
