@@ -243,6 +243,37 @@ fn the_account_of_a_quota_is_right_or_gone() {
     }
 }
 
+/// The client goes while the disk takes the bytes: only the name that is being made then is made nevertheless.
+#[test]
+fn a_client_that_goes_before_its_message_is_visible() {
+    if !as_ordinary_user("every_step_fails::a_client_that_goes_before_its_message_is_visible") {
+        return;
+    }
+    let mut stored = Vec::new();
+    for step in 0.. {
+        let store = Store::new(true);
+        let core = store.core("");
+        let transaction = core.transaction(message(), 1);
+        let was_visible = Rc::new(Cell::new(false));
+        fault_point::meddle(step, {
+            let (heard, was_visible) = (transaction.heard().clone(), Rc::clone(&was_visible));
+            let new = store.path("home/Maildir/new");
+            move || {
+                was_visible.set(fs::read_dir(new).unwrap().count() > 0);
+                heard.abandon();
+            }
+        });
+        let outcome = core.deliver(&transaction, &recipient("alice"));
+        if fault_point::disarm() {
+            break;
+        }
+        if matches!(outcome, Outcome::Saved(_)) && !was_visible.get() {
+            stored.push(step);
+        }
+    }
+    assert_eq!(stored.len(), 1, "{stored:?}");
+}
+
 /// Its mailbox is renamed or deleted at any moment, and another one gets its name: the message is in the mailbox that it was
 /// seen in before that, or in the one that has the name now, or it comes again. No list names a file that is elsewhere; one that
 /// was taken back is nowhere.

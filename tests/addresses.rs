@@ -694,7 +694,11 @@ fn postfix_asks_about_recipients() {
     let root = store.scratch.text("");
     let socketmap =
         format!("[socketmap]\nlisten = [{{ unix = \"{root}/run/map\", mode = \"0666\" }}]\n");
-    let _server = store.serve("on_missing = \"reject\"", &format!("{MAP}\n{socketmap}"));
+    let quota = "[quota]\ndriver = \"maildir\"\nmessage_count = 1\n";
+    let server = store.serve(
+        "on_missing = \"reject\"",
+        &format!("{MAP}\n{socketmap}{quota}"),
+    );
     let ask = |map: &str, key: &str| {
         let table = format!("socketmap:unix:{root}/run/map:{map}");
         let output = std::process::Command::new("postmap")
@@ -719,6 +723,11 @@ fn postfix_asks_about_recipients() {
         let (got, said, errors) = ask("recipient", key);
         assert_eq!((got, said.as_str()), (code, answer), "{key}: {errors}");
     }
+    // A user whose mailbox is full is no unknown one.
+    let replies = server.client().deliver(&["alice@example.test"], b"x\n");
+    assert!(replies[0].starts_with("250"), "{replies:?}");
+    let (code, said, errors) = ask("recipient", "alice@example.test");
+    assert_eq!((code, said.as_str()), (Some(0), "mailbox full"), "{errors}");
     let (code, _, errors) = ask("recipient", "broken@example.test");
     assert!(
         code == Some(1) && errors.contains("Cannot tell"),

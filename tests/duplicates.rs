@@ -349,6 +349,56 @@ fn message_ids_of_a_namespace() {
     }
 }
 
+/// The first copy fills the mailbox that both addresses lead to, and another message does not fit any more.
+#[test]
+fn message_ids_in_a_mailbox_that_is_full() {
+    let store = Store::with_inbox();
+    let addresses = "[[address]]\nmatch = \"info@x.test\"\nuser = \"alice\"\nmailbox = \"Public/info\"\n[[address]]\nmatch = \"team@x.test\"\nuser = \"alice\"\nmailbox = \"Public/info\"\n";
+    let quota = "[namespace.public.quota]\nmessage_count = 1\n[quota]\ndriver = \"maildir\"\n";
+    let config = store.configure("", &format!("{quota}{addresses}"));
+    let once = "type = \"public\"\nduplicate_message_ids = \"1d\"";
+    replace_in(&config, "type = \"public\"", once);
+    let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    let mut early = server.client();
+    early.say("MAIL FROM:<t@x.test>");
+    assert!(early.say("RCPT TO:<team@x.test>").starts_with("250"));
+    let both = ["info@x.test", "team@x.test"];
+    let replies = server.client().deliver(&both, LETTER);
+    let case = format!("{replies:?} {}", server.log());
+    let ending = |end: &str| replies.iter().filter(|it| it.ends_with(end)).count();
+    assert_eq!(
+        (ending(" Saved"), ending(" Saved before")),
+        (1, 1),
+        "{case}"
+    );
+    let other = String::from_utf8_lossy(LETTER).replace("<one@", "<two@");
+    early.say("DATA");
+    early.send(&support::stuffed(other.as_bytes()));
+    let reply = early.reply();
+    assert!(reply.starts_with("552 5.2.2"), "{reply}");
+    assert_eq!(messages(&store.path("public/.info")).len(), 1, "{case}");
+}
+
+/// The folder that has it has another name by then, and INBOX, which stands in for it, no room for a second copy.
+#[test]
+fn what_no_longer_fits_where_it_would_go_now() {
+    let store = Store::with_inbox();
+    let folder = |name| store.path(&format!("home/alice/Maildir/.{name}"));
+    store
+        .scratch
+        .maildir("home/alice/Maildir/.Work", MAIL, MAIL, 0o700);
+    let quota = "[quota]\ndriver = \"maildir\"\nstorage_size = \"1k\"\nstorage_grace = \"0\"\n";
+    let server = serve(&store, "", quota);
+    let letter = [LETTER, "x".repeat(500).as_bytes(), b"\r\n"].concat();
+    let send = || send(&server, &[], "s@x.test", "<alice+Work@x.test>", &letter);
+    let first = send();
+    assert!(first.ends_with(" Saved"), "{first}");
+    fs::rename(folder("Work"), folder("Old")).unwrap();
+    let again = send();
+    assert!(again.ends_with(" Saved before"), "{again} {}", server.log());
+    assert_eq!(messages_below(&store.path("home")).len(), 1);
+}
+
 /// What a header route sends elsewhere by then was stored nevertheless, there or in INBOX, and is there once.
 #[test]
 fn what_a_route_sends_elsewhere_by_then() {
@@ -450,15 +500,10 @@ fn what_fills_a_mailbox_is_sent_again() {
             assert!(reply.ends_with(" Saved"), "{what}: {reply}");
             if is_killed {
                 let db = rusqlite::Connection::open(&db).unwrap();
-                // Its end is not written down, the name that it was to have is.
-                let name = "substr(names, 1, instr(names || ',', ',') - 1)";
-                let forget = format!("UPDATE deliveries SET saved = NULL, names = {name}");
+                // Its end is not written down, a name that it may have is.
+                let forget = "UPDATE deliveries SET saved = NULL WHERE saved NOT NULL";
                 // The answer does not wait for the row.
-                while db
-                    .execute(&format!("{forget} WHERE saved NOT NULL"), [])
-                    .unwrap()
-                    == 0
-                {
+                while db.execute(forget, []).unwrap() == 0 {
                     thread::sleep(Duration::from_millis(50));
                 }
             }
@@ -633,6 +678,62 @@ d=sqlite3.connect(sys.argv[1],isolation_level=None); d.execute('BEGIN EXCLUSIVE'
     holder
 }
 
+/// The file system is mounted anew, and its device has another number: the file's name tells that the mailbox is the same.
+#[test]
+fn a_device_that_has_another_number() {
+    let other = [LETTER, b"a footer\r\n"].concat();
+    type Change<'a> = &'a dyn Fn(&Path);
+    let only = |inbox: &Path| messages(inbox).remove(0).0;
+    let read = |inbox: &Path| {
+        let path = only(inbox);
+        let name = path.file_name().unwrap().to_str().unwrap();
+        fs::rename(&path, inbox.join(format!("cur/{name}:2,S"))).unwrap();
+    };
+    let make_anew = |inbox: &Path| fs::remove_file(only(inbox)).unwrap();
+    // what becomes of the mailbox in between, and whether the second message is stored
+    #[rustfmt::skip]
+    let cases: [(&str, &[u8], Change<'_>, &str); 6] = [
+        ("sent again",          LETTER, &|_| (),    " Saved before"),
+        ("read meanwhile",      LETTER, &read,      " Saved before"),
+        ("made anew",           LETTER, &make_anew, " Saved"),
+        ("its Message-ID",      &other, &|_| (),    " Saved before"),
+        ("it, read meanwhile",  &other, &read,      " Saved before"),
+        ("it, made anew",       &other, &make_anew, " Saved"),
+    ];
+    for (what, letter, between, end) in cases {
+        let store = Store::with_inbox();
+        support::own(&store.path("run"), MAIL, MAIL);
+        let db = store.path("run/retries.db");
+        let window = if letter == LETTER { "1h" } else { "0" };
+        let delivery = format!("duplicate_db = {db:?}\nduplicate_window = \"{window}\"");
+        let config = store.configure(&delivery, "");
+        let once = "inbox = true\nduplicate_message_ids = \"1d\"";
+        if letter != LETTER {
+            replace_in(&config, "inbox = true", once);
+        }
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let send = |letter| server.client().deliver(&["alice@x.test"], letter).remove(0);
+        let first = send(LETTER);
+        assert!(first.ends_with(" Saved"), "{what}: {first}");
+        let db = rusqlite::Connection::open(&db).unwrap();
+        let change = match letter == LETTER {
+            true => {
+                "UPDATE deliveries SET saved = json_replace(saved, '$.mailbox_id[0]', 1)
+                     WHERE saved NOT NULL"
+            }
+            false => "UPDATE message_ids SET device = 1",
+        };
+        // The answer does not wait for the row.
+        support::wait_until("it is written down", || db.execute(change, []).unwrap() > 0);
+        let inbox = store.path("home/alice/Maildir");
+        between(&inbox);
+        let again = send(letter);
+        let case = format!("{what}: {again} {}", server.log());
+        assert!(again.ends_with(end), "{case}");
+        assert_eq!(messages(&inbox).len(), 1, "{case}");
+    }
+}
+
 /// Somebody holds the database: mail does not wait for him for long, and is stored.
 #[test]
 fn a_database_that_somebody_holds() {
@@ -678,4 +779,25 @@ fn a_full_mailbox_beside_a_database_that_is_held() {
     holder.wait().unwrap();
     let reply = send();
     assert!(reply.ends_with(" Saved before"), "{reply}");
+}
+
+/// What was remembered is lost: nobody can tell, for as long as it would have been remembered.
+#[test]
+fn a_full_mailbox_beside_a_database_that_was_lost() {
+    let quota = "[quota]\ndriver = \"maildir\"\nmessage_count = 1\n";
+    for (is_torn, want) in [(false, "Saved before"), (true, "452 4.2.2 ")] {
+        let (store, db, server) = with_database(quota);
+        let delivery = format!("duplicate_db = \"{}\"", db.display());
+        let send = |server: &Server| send(server, &[], "s@x.test", "<alice@x.test>", LETTER);
+        assert!(send(&server).ends_with(" Saved"));
+        drop(server);
+        if is_torn {
+            fs::write(&db, [b'x'; 5000]).unwrap();
+            // It would have all of it.
+            let _ = fs::remove_file(db.with_extension("db-wal"));
+        }
+        let server = serve(&store, &delivery, quota);
+        let reply = send(&server);
+        assert!(reply.contains(want), "{reply} {}", server.log());
+    }
 }

@@ -64,7 +64,7 @@ pub mod warning;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use crate::fault::{Code, Fault};
+use crate::fault::Fault;
 use crate::index::Walks;
 use crate::maildir::filename::Names;
 use crate::mbox::open::Key;
@@ -158,7 +158,7 @@ impl Core {
         match carry_out::carry_out(self, transaction, recipient, plan, retry) {
             // A sync that has failed is not asked again: the second one says that all is well.
             Err(fault) if !fault.is_not_durable && !look().is_ok_and(is_still) => deliver(),
-            stored => Done::Outcome(stored.map_or_else(Outcome::refused, Outcome::Saved)),
+            stored => Done::Outcome(stored.map_or_else(|it| retry.refused(it), Outcome::Saved)),
         }
     }
 
@@ -235,7 +235,7 @@ impl Core {
     ) -> Done {
         let head = transaction.message().body.head();
         let earlier = retry.earlier.as_ref();
-        let leaves_full = earlier.is_some_and(|it| it.saved.is_none());
+        let leaves_full = earlier.is_some_and(|it| it.saved.is_none()) || !retry.alike.is_empty();
         let targets = match resolve::resolve(&self.settings, directory, recipient, Some(head)) {
             Ok(targets) => Targets {
                 leaves_full,
@@ -244,12 +244,6 @@ impl Core {
             Err(fault) => return Done::Outcome(Outcome::refused(fault)),
         };
         let plan = inspect::inspect(&self.settings, &targets, self.identity(), None).0;
-        // It is full of what it has: the message is there.
-        if let (Err(fault), Some(saved)) = (&plan, retry.saved())
-            && matches!(fault.code, Code::OverQuota | Code::QuotaOfDisk)
-        {
-            return Done::Outcome(Outcome::Saved(saved));
-        }
         if let Ok(plan) = &plan
             && let Some(parcel) = Parcel::of(plan, targets.by)
             && size::check(plan.most, transaction.message().body.size()).is_ok()
@@ -279,7 +273,7 @@ impl Core {
                 let recipient = recipient.refused_at(mailbox, &fault);
                 self.deliver_with(directory, transaction, &recipient, retry)
             }
-            (Err(fault), _) => Done::Outcome(Outcome::refused(fault)),
+            (Err(fault), _) => Done::Outcome(retry.refused(fault)),
         }
     }
 }

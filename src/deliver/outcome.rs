@@ -22,8 +22,9 @@ pub enum Outcome {
     Rejected(Fault),
 }
 
-/// Where and how a message was stored: the facts of the log line.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Where and how a message was stored: the facts of the log line. What an older server has written down may have fewer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Saved {
     /// The final mailbox by its full name.
     pub mailbox: String,
@@ -43,7 +44,6 @@ pub struct Saved {
     /// The server that has stored it, where it was another one, or the way to Dovecot; of the rest only what it has said is known.
     pub node: Option<String>,
     /// Dovecot has it, and alone knows where: `mailbox` is what it was asked for.
-    #[serde(default)]
     pub is_handed_over: bool,
     /// Device and inode of the mailbox: of its `new/`, or of the mbox.
     pub mailbox_id: (u64, u64),
@@ -104,21 +104,8 @@ impl Saved {
     pub fn empty(mailbox: String, user: String) -> Saved {
         Saved {
             mailbox,
-            instead_of: None,
             user,
-            node: None,
-            is_handed_over: false,
-            mailbox_id: (0, 0),
-            place: String::new(),
-            uid: None,
-            file: String::new(),
-            size: 0,
-            mode: 0,
-            gid: 0,
-            locked: Duration::ZERO,
-            synced: Duration::ZERO,
-            is_again: false,
-            remarks: Vec::new(),
+            ..Saved::default()
         }
     }
 }
@@ -173,5 +160,16 @@ impl Outcome {
             Outcome::Saved(_) => None,
             Outcome::Deferred(fault) | Outcome::Rejected(fault) => Some(fault),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_older_server_has_written_down() {
+        let saved: Saved = serde_json::from_str(r#"{"mailbox":"INBOX","user":"alice"}"#).unwrap();
+        assert_eq!(saved, Saved::empty("INBOX".into(), "alice".into()));
     }
 }

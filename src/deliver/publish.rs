@@ -213,6 +213,9 @@ impl Publishing<'_> {
             keywords::Lettered::default()
         });
         let (flags, letters) = (message.flags, &lettered.letters);
+        // A disk may take its time.
+        self.mailbox.arrive(&message.written)?;
+        message.heard.check()?;
         let file = self.mailbox.link(
             self.names,
             message.name,

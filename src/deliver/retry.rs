@@ -9,8 +9,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::inspect::Plan;
-use super::outcome::Saved;
-use crate::fault::Fault;
+use super::outcome::{Outcome, Saved};
+use crate::fault::{Code, Fault};
 use crate::maildir::Maildir;
 use crate::sys;
 use crate::sys::dir;
@@ -54,15 +54,24 @@ pub struct Alike {
     /// Device and inode of its mailbox, and its path: inodes are given again.
     pub mailbox: (u64, u64),
     pub place: String,
+    /// The name of its file; empty where it has none of its own.
+    pub file: String,
     /// Seconds since then.
     pub age: u64,
 }
 
+const ALIKE: &str = "a message with its Message-ID is there already";
+
 impl Retry {
-    /// What was stored before, wherever that was.
-    pub fn saved(&self) -> Option<Saved> {
-        let saved = self.earlier.as_ref()?.saved.clone()?;
-        Some(again(saved, "it was stored already, and is sent again"))
+    /// What comes of this fault: where there is no room for the message, what was stored before, wherever that was.
+    pub fn refused(&self, fault: Fault) -> Outcome {
+        let earlier = self.earlier.as_ref();
+        match earlier.and_then(|it| it.saved.clone()) {
+            Some(saved) if matches!(fault.code, Code::OverQuota | Code::QuotaOfDisk) => {
+                Outcome::Saved(again(saved, "it was stored already, and is sent again"))
+            }
+            _ => Outcome::refused(fault),
+        }
     }
 
     /// What Dovecot was given for this mailbox before, or what was stored elsewhere because it refused.
@@ -94,10 +103,8 @@ impl Retry {
         let window = plan.target.alike_window;
         let place = plan.target.place();
         let is_there = |it: &&Alike| it.mailbox == mailbox && it.place == place && it.age < window;
-        self.alike.iter().find(is_there).map(|_| {
-            let why = "a message with its Message-ID is there already";
-            again(Saved::nothing(plan, mailbox), why)
-        })
+        let alike = self.alike.iter().find(is_there);
+        alike.map(|_| again(Saved::nothing(plan, mailbox), ALIKE))
     }
 
     /// [`Retry::find`] in a Maildir, where names decide what nobody knows. What is found is durable.
@@ -107,24 +114,48 @@ impl Retry {
         if let Some(saved) = self.find(plan, mailbox.identity()) {
             return is_there().map(|()| Some(saved));
         }
-        let Some(Earlier { names, saved: None }) = &self.earlier else {
-            return Ok(None);
-        };
         let failed = |error: io::Error| {
             let doing = format!("look for a message in {}", mailbox.path().display());
             Fault::io(doing, &error).in_doubt()
         };
-        let found = mailbox.find(names).map_err(failed)?;
-        if let Some(name) = &found {
-            let synced = mailbox.sync_found(name).map_err(failed)?;
-            synced.map_err(|error| failed(error).not_durable())?;
-            is_there()?;
+        let look = |names: &[String]| {
+            let found = mailbox.find(names).map_err(failed)?;
+            if let Some(name) = &found {
+                let synced = mailbox.sync_found(name).map_err(failed)?;
+                synced.map_err(|error| failed(error).not_durable())?;
+                is_there()?;
+            }
+            Ok(found)
+        };
+        let nothing = || Saved::nothing(plan, mailbox.identity());
+        let place = plan.target.place();
+        // A device may have another number since; a mailbox that was made anew has not got the file.
+        match &self.earlier {
+            Some(Earlier { names, saved: None }) => {
+                if let Some(file) = look(names)? {
+                    let saved = Saved { file, ..nothing() };
+                    let why = "it was stored already, before the server ended";
+                    return Ok(Some(again(saved, why)));
+                }
+            }
+            Some(Earlier {
+                saved: Some(it), ..
+            }) if it.user == plan.user && it.place == place && !it.file.is_empty() => {
+                if look(std::slice::from_ref(&it.file))?.is_some() {
+                    let why = "it was stored already, and is sent again";
+                    return Ok(Some(again(it.clone(), why)));
+                }
+            }
+            _ => {}
         }
-        let saved = found.map(|file| Saved {
-            file,
-            ..Saved::nothing(plan, mailbox.identity())
-        });
-        Ok(saved.map(|saved| again(saved, "it was stored already, before the server ended")))
+        let window = plan.target.alike_window;
+        let is_alike = |it: &&Alike| it.place == place && it.age < window && !it.file.is_empty();
+        let alike = self.alike.iter().filter(is_alike);
+        let names: Vec<String> = alike.map(|it| it.file.clone()).collect();
+        if !names.is_empty() && look(&names)?.is_some() {
+            return Ok(Some(again(nothing(), ALIKE)));
+        }
+        Ok(None)
     }
 }
 

@@ -47,7 +47,7 @@ pub struct Targets {
     pub route_keywords: Keywords,
     /// Somebody trusted says so.
     pub ignores_quota: bool,
-    /// Nobody knows whether the message is there: a full mailbox is looked into before it is refused.
+    /// Nobody knows whether the message, or one with its Message-ID, is there: a full mailbox is looked into before it is refused.
     pub leaves_full: bool,
     /// Bytes that the message will have; none: it is not announced, or here already.
     pub announced: Option<u64>,

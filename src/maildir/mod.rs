@@ -267,14 +267,16 @@ impl Maildir {
         Ok(self.new.is_empty()? && self.cur()?.is_empty()?)
     }
 
-    /// The whole name of a message whose name is one of these, before sizes and flags.
+    /// The whole name of a message whose name is one of these: with sizes or without them, whatever its flags are by now.
     pub fn find(&self, starts: &[String]) -> io::Result<Option<String>> {
         let mut found = None;
+        let starts = starts.iter().filter_map(|it| it.split(':').next());
+        let starts: Vec<&str> = starts.collect();
         // New ones first: a message moves from there to `cur/`.
         for part in [self.new.clone(), self.cur()?] {
             part.each_name(|name| {
-                let rest = starts.iter().find_map(|it| name.strip_prefix(it.as_str()));
-                if rest.is_some_and(|rest| rest.starts_with([',', ':'])) {
+                let rest = starts.iter().find_map(|it| name.strip_prefix(it));
+                if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with([',', ':'])) {
                     found = Some(name.to_owned());
                 }
             })?;
@@ -285,5 +287,47 @@ impl Maildir {
     /// Where messages with flags are; most deliveries have none.
     fn cur(&self) -> io::Result<Dir> {
         self.dir.open_dir("cur")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn which_message_has_a_name() {
+        // what is there; the names that are looked for; whether one of them is its
+        for (there, starts, is_found) in [
+            ("new/1.M1P1.mx,S=3,W=4", &["1.M1P1.mx"][..], true),
+            (
+                "cur/1.M1P1.mx,S=3,W=4:2,S",
+                &["2.M2P2.mx", "1.M1P1.mx"],
+                true,
+            ),
+            ("new/1.M1P1.mx,S=3,W=4", &["1.M1P1.mx,S=3,W=4"], true),
+            ("cur/1.M1P1.mx,S=3,W=4:2,S", &["1.M1P1.mx,S=3,W=4"], true),
+            (
+                "cur/1.M1P1.mx,S=3,W=4:2,FS",
+                &["1.M1P1.mx,S=3,W=4:2,F"],
+                true,
+            ),
+            ("cur/1.M1P1.mx:2,S", &["1.M1P1.mx"], true),
+            ("new/1.M1P11.mx,S=3,W=4", &["1.M1P1"], false),
+            ("new/1.M1P1.mx,S=33,W=4", &["1.M1P1.mx,S=3"], false),
+            ("new/1.M1P1.mx,S=3,W=4", &[""], false),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            for part in ["cur", "new", "tmp"] {
+                fs::create_dir(root.path().join(part)).unwrap();
+            }
+            fs::write(root.path().join(there), "").unwrap();
+            let mailbox = Maildir::at(Dir::open(root.path()).unwrap(), root.path()).unwrap();
+            let starts: Vec<String> = starts.iter().map(|&it| it.to_owned()).collect();
+            let found = mailbox.find(&starts).unwrap();
+            let want = is_found.then(|| there.split_once('/').unwrap().1);
+            assert_eq!(found.as_deref(), want, "{there} {starts:?}");
+        }
     }
 }

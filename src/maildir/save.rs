@@ -222,6 +222,16 @@ impl Maildir {
         Ok(())
     }
 
+    /// Waits until its bytes have arrived, for a name that is to be made at once.
+    pub fn arrive(&self, written: &Written) -> Result<(), Fault> {
+        written.arrive().map_err(|error| self.not_shown(&error))
+    }
+
+    fn not_shown(&self, error: &io::Error) -> Fault {
+        let doing = format!("make a message visible in {}", self.path.display());
+        Fault::io(doing, error)
+    }
+
     /// Gives the message a name in `new/`, or with flags or keywords (their letters) in `cur/`: from here on readers see it.
     /// Answers the name. `wanted`: what it is to be, without sizes and flags, where it is free.
     pub fn link(
@@ -232,10 +242,7 @@ impl Maildir {
         flags: Flags,
         keywords: &str,
     ) -> Result<String, Fault> {
-        let failed = |error: io::Error| {
-            let doing = format!("make a message visible in {}", self.path.display());
-            Fault::io(doing, &error)
-        };
+        let failed = |error: io::Error| self.not_shown(&error);
         let cur = match flags.is_empty() && keywords.is_empty() {
             true => None,
             false => Some(self.cur().map_err(failed)?),

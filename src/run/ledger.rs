@@ -4,6 +4,7 @@
 //! became of it. A process that is killed in between leaves the row, and the file's name decides. Nothing here is synced: after a
 //! power cut a retry may be stored twice, never not at all.
 
+mod doubt;
 mod memory;
 mod rows;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::deliver::{Alike, Earlier, Outcome, Retry, Saved};
 use crate::fault::{Code, Fault};
 use crate::message::{Envelope, Message, Recipient, header};
+use doubt::Doubt;
 use memory::Memory;
 use rows::Rows;
 
@@ -30,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ALIKE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the database may take: mail does not wait for it.
 const ANSWER: Duration = Duration::from_secs(3);
+/// Requests that wait for the database: of more it is told nothing.
+const QUEUE: usize = 8192;
 
 /// `delivery.duplicate_*`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +53,7 @@ pub struct Settings {
 pub struct Ledger {
     settings: Settings,
     rows: Keeper,
+    doubt: Doubt,
     busy: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -58,7 +63,7 @@ enum Keeper {
     /// Whoever asks does it himself.
     Memory(Box<Mutex<Memory>>),
     /// A thread, which makes one transaction of what many ask for.
-    File(mpsc::Sender<Request>),
+    File(mpsc::SyncSender<Request>),
 }
 
 type Key = [u8; 32];
@@ -75,6 +80,8 @@ pub struct Begun {
     delivery: Option<Id>,
     /// None: no namespace looks at it.
     message_id: Option<Key>,
+    /// What RCPT may ask of it by, where that is not written down.
+    rcpt: Vec<Key>,
     /// To be given to the delivery.
     pub retry: Retry,
     keys: Vec<(Key, Option<OwnedMutexGuard<()>>)>,
@@ -107,7 +114,8 @@ enum Request {
     },
     /// Whether there may be a delivery of what RCPT knows.
     Asked(Id, oneshot::Sender<bool>),
-    Saved(Option<Id>, Option<Key>, Box<Saved>),
+    /// With the key of the Message-ID, and with what RCPT may ask by where `Begin` has not told it.
+    Saved(Option<Id>, Option<Key>, Box<Saved>, Vec<Key>),
     Forget(Id),
 }
 
@@ -118,16 +126,19 @@ impl Ledger {
             return None;
         }
         let in_memory = || Keeper::Memory(Box::new(Mutex::new(Memory::new(settings.clone()))));
+        let doubt = Doubt::new(settings.window);
         let rows = match &settings.path {
             None => in_memory(),
-            Some(path) => in_file(path, &settings).unwrap_or_else(|why| {
+            Some(path) => in_file(path, &settings, &doubt).unwrap_or_else(|why| {
                 tracing::warn!(why, "retries are known until the server ends only");
+                doubt.raise();
                 in_memory()
             }),
         };
         Some(Arc::new(Ledger {
             settings,
             rows,
+            doubt,
             busy: Mutex::default(),
         }))
     }
@@ -143,12 +154,15 @@ impl Ledger {
         if !self.settings.is_asked_at_rcpt {
             return false;
         }
+        if self.doubt.holds() {
+            return true;
+        }
         let (answer, answered) = oneshot::channel();
         let id = Id {
             key: key_at_rcpt(&envelope.sender.to_string(), recipient),
             queue_id: envelope.queue_id.clone().unwrap_or_default(),
         };
-        self.rows.ask(Request::Asked(id, answer));
+        self.ask(Request::Asked(id, answer));
         !matches!(timeout(ANSWER, answered).await, Ok(Ok(false)))
     }
 
@@ -187,6 +201,7 @@ impl Ledger {
             ledger: Arc::clone(self),
             delivery,
             message_id,
+            rcpt: Vec::new(),
             retry: Retry::default(),
             keys: Vec::new(),
         };
@@ -212,13 +227,13 @@ impl Ledger {
         let request = Request::Begin {
             delivery: begun.delivery.clone(),
             alike,
-            rcpt,
+            rcpt: rcpt.clone(),
             name: name.clone(),
             answer,
         };
-        self.rows.ask(request);
+        self.ask(request);
         let known = match timeout(ANSWER, answered).await {
-            Ok(answered) => answered.unwrap_or_else(|_| Err("its thread has ended".into())),
+            Ok(answered) => answered.unwrap_or_else(|_| Err("it takes no more".into())),
             Err(_) => Err("it does not answer".into()),
         };
         match known {
@@ -229,9 +244,19 @@ impl Ledger {
                     alike,
                 };
             }
-            Err(why) => tracing::warn!(why, "a retry of this message may be stored twice"),
+            Err(why) => {
+                tracing::warn!(why, "a retry of this message may be stored twice");
+                self.doubt.raise();
+                begun.rcpt = rcpt;
+            }
         }
         Ok(Some(begun))
+    }
+
+    fn ask(&self, request: Request) {
+        if !self.rows.ask(request) {
+            self.doubt.raise();
+        }
     }
 
     fn busy(&self) -> MutexGuard<'_, HashMap<Key, Arc<tokio::sync::Mutex<()>>>> {
@@ -239,9 +264,9 @@ impl Ledger {
     }
 }
 
-fn in_file(path: &Path, settings: &Settings) -> Result<Keeper, String> {
-    let rows = Rows::open(path, settings)?;
-    let (thread, requests) = mpsc::channel();
+fn in_file(path: &Path, settings: &Settings, doubt: &Doubt) -> Result<Keeper, String> {
+    let rows = Rows::open(path, settings, doubt)?;
+    let (thread, requests) = mpsc::sync_channel(QUEUE);
     thread::Builder::new()
         .name("ledger".into())
         .spawn(move || rows.work(&requests))
@@ -250,14 +275,15 @@ fn in_file(path: &Path, settings: &Settings) -> Result<Keeper, String> {
 }
 
 impl Keeper {
-    /// Without a thread that lives nothing is remembered, and nothing answered.
-    fn ask(&self, request: Request) {
+    /// Without a thread that lives and has not too much to do nothing is remembered, and nothing answered. Whether it was told.
+    fn ask(&self, request: Request) -> bool {
         match self {
             Keeper::Memory(rows) => {
                 let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
                 rows.answer(request, now());
+                true
             }
-            Keeper::File(thread) => drop(thread.send(request)),
+            Keeper::File(thread) => thread.try_send(request).is_ok(),
         }
     }
 }
@@ -281,11 +307,14 @@ impl Begun {
             (Outcome::Saved(saved), delivery) if !saved.is_again => {
                 let message_id = self.message_id.map(|id| key_at(&id, &saved.place));
                 let saved = Box::new(saved.clone());
-                Request::Saved(delivery.clone(), message_id, saved)
+                Request::Saved(delivery.clone(), message_id, saved, self.rcpt.clone())
             }
-            // Found by the name of its file, which the next retry may not find any more.
+            // Found by the name of its file, which the next retry may not find any more; or by its Message-ID, which is known.
             (Outcome::Saved(saved), Some(delivery)) if self.knows_no_end() => {
-                Request::Saved(Some(delivery.clone()), None, Box::new(saved.clone()))
+                let message_id = self.message_id.filter(|_| !saved.file.is_empty());
+                let message_id = message_id.map(|id| key_at(&id, &saved.place));
+                let saved = Box::new(saved.clone());
+                Request::Saved(Some(delivery.clone()), message_id, saved, Vec::new())
             }
             (Outcome::Rejected(fault) | Outcome::Deferred(fault), Some(delivery))
                 if self.is_known()
@@ -296,15 +325,20 @@ impl Begun {
             }
             _ => return,
         };
-        self.ledger.rows.ask(request);
+        self.ledger.ask(request);
     }
 
-    /// Whether nobody knows what became of an earlier one.
     /// Whether what was written down before has been told.
-    pub fn is_known(&self) -> bool {
+    fn is_known(&self) -> bool {
         self.retry.name.is_some()
     }
 
+    /// Whether the message may be there though nothing says so.
+    pub fn is_doubtful(&self) -> bool {
+        !self.is_known() || self.delivery.is_some() && self.ledger.doubt.holds()
+    }
+
+    /// Whether nobody knows what became of an earlier one.
     fn knows_no_end(&self) -> bool {
         let earlier = self.retry.earlier.as_ref();
         earlier.is_some_and(|it| it.saved.is_none())

@@ -489,11 +489,11 @@ fn end(begun: Option<Begun>, outcome: Outcome) -> Outcome {
     let Some(begun) = begun else {
         return outcome;
     };
-    let is_known = begun.is_known();
+    let is_doubtful = begun.is_doubtful();
     begun.end(&outcome);
     match outcome {
         // It may be full of this message, and be told better when it comes again.
-        Outcome::Rejected(fault) if fault.code == Code::OverQuota && !is_known => {
+        Outcome::Rejected(fault) if fault.code == Code::OverQuota && is_doubtful => {
             Outcome::Deferred(Fault {
                 code: Code::QuotaOfDisk,
                 ..fault

@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::fault::Code;
 use crate::lmtp::{Bound, doors};
 use crate::message::{Address, Recipient};
 use crate::run::Runner;
@@ -76,6 +77,8 @@ async fn answer(request: &[u8], runner: &Runner) -> String {
     let report = runner.inspect(Recipient::new(address), None).await;
     match report.fault {
         None => "OK deliverable".into(),
+        // Who is asked about is there, and LMTP says that no mail fits.
+        Some(fault) if fault.code == Code::OverQuota => "OK mailbox full".into(),
         Some(fault) if fault.code.is_temporary() => format!("TEMP {}", fault.code.text()),
         Some(_) => "NOTFOUND ".into(),
     }

@@ -29,6 +29,11 @@ pub enum End {
     Signal(i32),
 }
 
+/// What is another one each time that the machine is started; none where the kernel does not say.
+pub fn boot_id() -> Option<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()
+}
+
 /// The machine's name, `localhost` where it has none; as it was when it was asked for first, as Dovecot has it too.
 pub fn hostname() -> &'static str {
     static NAME: OnceLock<String> = OnceLock::new();

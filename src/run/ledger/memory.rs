@@ -33,6 +33,7 @@ struct Delivery {
 struct Place {
     mailbox: (u64, u64),
     place: String,
+    file: String,
     at: u64,
 }
 
@@ -64,7 +65,8 @@ impl Memory {
                 // Whoever asked may have given up.
                 let _ = answer.send(known);
             }
-            Request::Saved(delivery, message_id, saved) => {
+            // It has begun here, and RCPT may ask.
+            Request::Saved(delivery, message_id, saved, _) => {
                 self.saved(delivery, message_id, *saved, now);
             }
             Request::Asked(id, answer) => {
@@ -107,6 +109,7 @@ impl Memory {
         let alike = places.flatten().map(|it| Alike {
             mailbox: it.mailbox,
             place: it.place.clone(),
+            file: it.file.clone(),
             age: now.saturating_sub(it.at),
         });
         Ok((earlier, alike.collect()))
@@ -140,6 +143,7 @@ impl Memory {
             places.push(Place {
                 mailbox: saved.mailbox_id,
                 place: saved.place.clone(),
+                file: saved.file.clone(),
                 at: now,
             });
             self.ids_written.push_back((now, key));
@@ -244,7 +248,7 @@ mod tests {
             assert_eq!(begin(&mut memory, id(1, first), "one", 100), None);
             if is_stored {
                 let key = Some([1; 32]);
-                let saved = Request::Saved(Some(id(1, first)), key, Box::new(saved()));
+                let saved = Request::Saved(Some(id(1, first)), key, Box::new(saved()), vec![]);
                 memory.answer(saved, 100);
             }
             let known = begin(&mut memory, id(1, second), "two", 100 + later);
@@ -269,6 +273,7 @@ mod tests {
                     None,
                     Some([key; 32]),
                     Box::new(Saved::empty("INBOX".into(), "a".into())),
+                    Vec::new(),
                 ),
                 second,
             );

@@ -5,17 +5,21 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use tokio::sync::oneshot;
 
+use super::doubt::Doubt;
 use super::{Id, Key, Known, MAX_NAMES, Request, Settings, now};
 use crate::deliver::{Alike, Earlier, Saved};
-use crate::sys::fault_point;
+use crate::sys::{fault_point, process};
 
 /// Requests that become one transaction.
 const BATCH: usize = 256;
 /// How often old rows are thrown away.
 const ROUND: Duration = Duration::from_secs(60);
+
+/// Rows that are further in the future are thrown away too.
+const AHEAD: Duration = Duration::from_secs(86400);
 
 /// Why there is no database.
 struct Failed {
@@ -43,6 +47,7 @@ const BUSY: Duration = Duration::from_secs(1);
 pub struct Rows {
     connection: Connection,
     settings: Settings,
+    doubt: Doubt,
     /// When old rows were thrown away; seconds since 1970.
     cleaned: u64,
 }
@@ -54,18 +59,24 @@ CREATE TABLE IF NOT EXISTS deliveries (
 CREATE INDEX IF NOT EXISTS deliveries_at ON deliveries (at);
 CREATE TABLE IF NOT EXISTS message_ids (
   key BLOB NOT NULL, device INTEGER NOT NULL, inode INTEGER NOT NULL, place TEXT NOT NULL, at INTEGER NOT NULL,
+  file TEXT NOT NULL DEFAULT '',
   PRIMARY KEY (key, device, inode, place)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS message_ids_at ON message_ids (at);
 CREATE TABLE IF NOT EXISTS rcpts (
   rcpt BLOB NOT NULL, key BLOB NOT NULL, queue_id TEXT NOT NULL, at INTEGER NOT NULL,
   PRIMARY KEY (rcpt, key, queue_id)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS rcpts_at ON rcpts (at);
+CREATE TABLE IF NOT EXISTS boot (id TEXT NOT NULL);
 ";
+
+/// What the table of an older server has not got.
+const FILE: &str = "ALTER TABLE message_ids ADD COLUMN file TEXT NOT NULL DEFAULT ''";
 
 impl Rows {
     /// Made where it is missing; one that is broken is put aside, and made anew.
-    pub fn open(path: &Path, settings: &Settings) -> Result<Rows, String> {
-        let rows = Rows::made(private(path), settings).or_else(|failed| {
+    pub fn open(path: &Path, settings: &Settings, doubt: &Doubt) -> Result<Rows, String> {
+        let made = || Rows::made(private(path), settings, doubt);
+        let rows = made().or_else(|failed| {
             if !failed.is_broken {
                 return Err(failed);
             }
@@ -78,30 +89,43 @@ impl Rows {
                 aside.push(".broken");
                 let _ = std::fs::rename(&name, &aside);
             }
-            Rows::made(private(path), settings)
+            doubt.raise();
+            made()
         });
         rows.map_err(|Failed { why, .. }| format!("{}: {why}", path.display()))
     }
 
-    fn made(connection: rusqlite::Result<Connection>, settings: &Settings) -> Result<Rows, Failed> {
+    fn made(
+        connection: rusqlite::Result<Connection>,
+        settings: &Settings,
+        doubt: &Doubt,
+    ) -> Result<Rows, Failed> {
         let connection = connection?;
         // Another generation of the server may be at its end.
         connection.busy_timeout(BUSY)?;
         let _: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
         connection.execute_batch("PRAGMA synchronous = OFF;")?;
         connection.execute_batch(TABLES)?;
+        if connection.prepare("SELECT file FROM message_ids").is_err() {
+            connection.execute_batch(FILE)?;
+        }
         let whole: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        match whole.as_str() {
-            "ok" => Ok(Rows {
-                connection,
-                settings: settings.clone(),
-                cleaned: 0,
-            }),
-            _ => Err(Failed {
+        if whole != "ok" {
+            return Err(Failed {
                 why: whole,
                 is_broken: true,
-            }),
+            });
         }
+        // A power cut may have cost rows.
+        if is_of_another_boot(&connection)? {
+            doubt.raise();
+        }
+        Ok(Rows {
+            connection,
+            settings: settings.clone(),
+            doubt: doubt.clone(),
+            cleaned: 0,
+        })
     }
 
     /// Works until nobody can ask any more.
@@ -113,13 +137,13 @@ impl Rows {
             {
                 batch.push(next);
             }
-            self.answer(batch);
+            self.answer(batch, now());
         }
     }
 
-    fn answer(&mut self, batch: Vec<Request>) {
-        let now = now();
-        let is_due = now.saturating_sub(self.cleaned) >= ROUND.as_secs();
+    fn answer(&mut self, batch: Vec<Request>, now: u64) {
+        // A clock that was ahead too.
+        let is_due = now < self.cleaned || now - self.cleaned >= ROUND.as_secs();
         let answers = self.together(batch, now, is_due);
         if is_due {
             self.cleaned = now;
@@ -138,9 +162,13 @@ impl Rows {
         is_due: bool,
     ) -> Vec<(oneshot::Sender<Known>, Known)> {
         let mut answers: Vec<(_, Known)> = Vec::new();
+        let ends = batch.iter();
+        let ends = ends.filter(|it| matches!(it, Request::Saved(..) | Request::Forget(_)));
+        let ends = ends.count();
         if let Err(error) = self.run("BEGIN IMMEDIATE") {
             let why = error.to_string();
-            tracing::warn!(why, "retries may be stored twice");
+            tracing::warn!(why, ends, "retries may be stored twice");
+            self.doubt.raise();
             return refused(batch, &why);
         }
         for request in batch {
@@ -156,8 +184,10 @@ impl Rows {
                     answers.push((answer, known.map_err(|error| error.to_string())));
                     Ok(())
                 }
-                Request::Saved(delivery, message_id, saved) => {
-                    self.saved(delivery.as_ref(), message_id.as_ref(), &saved, now)
+                Request::Saved(delivery, message_id, saved, rcpt) => {
+                    let id = delivery.as_ref();
+                    let done = self.saved(id, message_id.as_ref(), &saved, &rcpt, now);
+                    done.inspect_err(|_| self.doubt.raise())
                 }
                 Request::Forget(id) => self.forget(&id),
                 Request::Asked(id, answer) => self.may_have(&id, now).map(|may| {
@@ -173,6 +203,8 @@ impl Rows {
         if let Err(error) = self.run("COMMIT") {
             let _ = self.run("ROLLBACK");
             let why = error.to_string();
+            tracing::warn!(why, ends, "retries may be stored twice");
+            self.doubt.raise();
             for (_, known) in &mut answers {
                 *known = known.clone().and(Err(why.clone()));
             }
@@ -223,26 +255,21 @@ impl Rows {
                     names.join(" "),
                     now as i64
                 ])?;
-                for asked in rcpt {
-                    step()?;
-                    let insert = "INSERT OR REPLACE INTO rcpts VALUES (?1, ?2, ?3, ?4)";
-                    self.connection
-                        .prepare_cached(insert)?
-                        .execute(params![asked, key, queue_id, now as i64])?;
-                }
+                self.may_be_asked(rcpt, key, queue_id, now)?;
             }
         }
         let mut alike = Vec::new();
         for key in keys {
             step()?;
             let mut statement = self.connection.prepare_cached(
-                "SELECT device, inode, at, place FROM message_ids WHERE key = ?1",
+                "SELECT device, inode, at, place, file FROM message_ids WHERE key = ?1",
             )?;
             let rows = statement.query_map([key], |row| {
                 let at: i64 = row.get(2)?;
                 Ok(Alike {
                     mailbox: (row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64),
                     place: row.get(3)?,
+                    file: row.get(4)?,
                     age: now.saturating_sub(at.max(0) as u64),
                 })
             })?;
@@ -251,11 +278,29 @@ impl Rows {
         Ok((earlier, alike))
     }
 
+    fn may_be_asked(
+        &self,
+        rcpt: &[Key],
+        key: &Key,
+        queue_id: &str,
+        now: u64,
+    ) -> rusqlite::Result<()> {
+        for asked in rcpt {
+            step()?;
+            let insert = "INSERT OR REPLACE INTO rcpts VALUES (?1, ?2, ?3, ?4)";
+            self.connection
+                .prepare_cached(insert)?
+                .execute(params![asked, key, queue_id, now as i64])?;
+        }
+        Ok(())
+    }
+
     fn saved(
         &self,
         delivery: Option<&Id>,
         message_id: Option<&Key>,
         saved: &Saved,
+        rcpt: &[Key],
         now: u64,
     ) -> rusqlite::Result<()> {
         if let Some(Id { key, queue_id }) = delivery {
@@ -265,17 +310,19 @@ impl Rows {
             self.connection
                 .prepare_cached(insert)?
                 .execute(params![key, queue_id, saved.file, text, now as i64])?;
+            self.may_be_asked(rcpt, key, queue_id, now)?;
         }
         if let Some(key) = message_id {
             step()?;
             let (device, inode) = saved.mailbox_id;
-            let insert = "INSERT OR REPLACE INTO message_ids VALUES (?1, ?2, ?3, ?4, ?5)";
+            let insert = "INSERT OR REPLACE INTO message_ids VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
             self.connection.prepare_cached(insert)?.execute(params![
                 key,
                 device as i64,
                 inode as i64,
                 saved.place,
-                now as i64
+                now as i64,
+                saved.file
             ])?;
         }
         Ok(())
@@ -307,8 +354,11 @@ impl Rows {
             ("message_ids", self.settings.alike),
         ] {
             let before = now.saturating_sub(keep.as_secs());
-            let delete = format!("DELETE FROM {table} WHERE at <= ?1");
-            self.connection.execute(&delete, [before as i64])?;
+            // The clock was ahead: nobody knows when that was.
+            let ahead = now + AHEAD.as_secs();
+            let delete = format!("DELETE FROM {table} WHERE at <= ?1 OR at > ?2");
+            let bounds = [before as i64, ahead as i64];
+            self.connection.execute(&delete, bounds)?;
         }
         Ok(())
     }
@@ -326,6 +376,21 @@ fn refused(batch: Vec<Request>, why: &str) -> Vec<(oneshot::Sender<Known>, Known
         Request::Saved(..) | Request::Forget(_) | Request::Asked(..) => None,
     });
     asked.collect()
+}
+
+/// Whether the machine was started since the file was made, or since this was asked.
+fn is_of_another_boot(connection: &Connection) -> rusqlite::Result<bool> {
+    let Some(boot) = process::boot_id() else {
+        return Ok(false);
+    };
+    let known = connection.query_row("SELECT id FROM boot", [], |row| row.get(0));
+    let known: Option<String> = known.optional()?;
+    if known.as_ref() == Some(&boot) {
+        return Ok(false);
+    }
+    connection.execute("DELETE FROM boot", [])?;
+    connection.execute("INSERT INTO boot VALUES (?1)", [boot])?;
+    Ok(known.is_some())
 }
 
 /// It has names of users and mailboxes in it.
@@ -364,7 +429,7 @@ mod tests {
             is_asked_at_rcpt: true,
             path: None,
         };
-        Rows::open(path, &settings).unwrap()
+        Rows::open(path, &settings, &Doubt::new(ROUND)).unwrap()
     }
 
     fn begin(rows: &mut Rows, name: &str) -> Known {
@@ -412,6 +477,85 @@ mod tests {
         }
     }
 
+    fn saved(rows: &mut Rows, rcpt: Vec<Key>) {
+        let saved = Box::new(Saved::empty("INBOX".into(), "alice".into()));
+        rows.together(
+            vec![Request::Saved(id(), Some(KEY), saved, rcpt)],
+            NOW,
+            false,
+        );
+    }
+
+    /// What costs a row makes "no" a "cannot tell", and nothing else does.
+    #[test]
+    fn what_makes_it_doubtful() {
+        type Change<'a> = &'a dyn Fn(&Path);
+        let torn = |path: &Path| std::fs::write(path, [b'x'; 5000]).unwrap();
+        let booted = |path: &Path| {
+            let db = Connection::open(path).unwrap();
+            db.execute("UPDATE boot SET id = 'another'", []).unwrap();
+        };
+        // what becomes of the file while no server runs
+        let cases: [(&str, Change<'_>, bool); 3] = [
+            ("nothing", &|_| (), false),
+            ("it is torn", &torn, true),
+            ("the machine is started anew", &booted, true),
+        ];
+        for (what, between, want) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("db");
+            let mut rows = open(&path);
+            saved(&mut rows, Vec::new());
+            assert!(!rows.doubt.holds(), "{what}: a new file");
+            drop(rows);
+            between(&path);
+            assert_eq!(open(&path).doubt.holds(), want, "{what}");
+            assert!(!open(&path).doubt.holds(), "{what}: once");
+        }
+        let mut lost = 0;
+        for step in 0.. {
+            let dir = tempfile::tempdir().unwrap();
+            let mut rows = open(&dir.path().join("db"));
+            fault_point::arm(step, fault_point::ERRNOS[0]);
+            saved(&mut rows, vec![KEY]);
+            let fired = !fault_point::disarm();
+            assert_eq!(rows.doubt.holds(), fired, "step {step}");
+            if !fired {
+                break;
+            }
+            lost += 1;
+        }
+        assert_eq!(lost, 5, "begin, three rows, commit");
+    }
+
+    /// Its beginning was refused, its end is not.
+    #[test]
+    fn rcpt_may_ask_of_what_was_only_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rows = open(&dir.path().join("db"));
+        for (rcpt, may) in [(Vec::new(), false), (vec![KEY], true)] {
+            saved(&mut rows, rcpt);
+            assert_eq!(rows.may_have(&id().unwrap(), NOW).unwrap(), may);
+        }
+    }
+
+    /// The clock is ahead by two days for a while.
+    #[test]
+    fn a_clock_that_goes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rows = open(&dir.path().join("db"));
+        let day = AHEAD.as_secs();
+        // when it was written down, and whether it is still known later
+        for (at, is_known) in [(NOW, true), (NOW + 60, true), (NOW + 2 * day, false)] {
+            let saved = Box::new(Saved::empty("INBOX".into(), "alice".into()));
+            rows.answer(vec![Request::Saved(id(), Some(KEY), saved, Vec::new())], at);
+            rows.answer(Vec::new(), NOW);
+            let (earlier, alike) = begin(&mut rows, "two").unwrap();
+            let known = (earlier.is_some_and(|it| it.saved.is_some()), alike.len());
+            assert_eq!(known, (is_known, usize::from(is_known)), "{at}");
+        }
+    }
+
     /// Once it is said that a delivery is written down, a retry knows its end, or the name of its file.
     #[test]
     fn every_step_fails_once() {
@@ -426,7 +570,11 @@ mod tests {
                 let begun = begin(&mut rows, "one");
                 if begun.is_ok() {
                     let saved = Box::new(Saved::empty("INBOX".into(), "alice".into()));
-                    rows.together(vec![Request::Saved(id(), Some(KEY), saved)], NOW, false);
+                    rows.together(
+                        vec![Request::Saved(id(), Some(KEY), saved, Vec::new())],
+                        NOW,
+                        false,
+                    );
                 }
                 let fired = !fault_point::disarm();
                 // What has ended leaves no transaction that it has not committed.

@@ -8,8 +8,12 @@ use crate::run::wire::packed;
 const DAY: Duration = Duration::from_secs(86400);
 
 fn ledger(path: Option<PathBuf>) -> Arc<Ledger> {
+    remembering(Duration::ZERO, path)
+}
+
+fn remembering(window: Duration, path: Option<PathBuf>) -> Arc<Ledger> {
     let ledger = Ledger::open(Settings {
-        window: Duration::ZERO,
+        window,
         alike: DAY,
         is_asked_at_rcpt: false,
         path,
@@ -76,6 +80,61 @@ fn a_message_id_in_many_mailboxes() {
             }
         });
     }
+}
+
+/// Killed before it has answered; the retry finds the file, and another address leads to the same mailbox.
+#[test]
+fn a_message_id_of_what_a_retry_has_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger");
+    // the name that the retry finds it by, if it is not by its Message-ID
+    for (path, file, known) in [
+        (None, "name,S=1,W=2", 1),
+        (Some(path), "name,S=1,W=2", 1),
+        (None, "", 0),
+    ] {
+        let (ledger, message) = (remembering(DAY, path), message());
+        run(async {
+            drop(begin(&ledger, &message, "here").await);
+            let found = Saved {
+                place: "here".into(),
+                file: file.into(),
+                is_again: true,
+                ..Saved::empty("INBOX".into(), "alice".into())
+            };
+            let retry = begin(&ledger, &message, "here").await;
+            retry.end(&Outcome::Saved(found));
+            let other = Recipient::new(Address::parse("team@x.test").unwrap());
+            let places = ["here".to_owned()];
+            let begun = ledger.begin(&message, &other, &places, "other".into());
+            let begun = begun.await.unwrap().unwrap();
+            assert_eq!(begun.retry.alike.len(), known, "{file}: {begun:?}");
+        });
+    }
+}
+
+/// The disk of the database hangs: what waits for it is bounded, and nobody waits for more.
+#[test]
+fn a_queue_that_is_full() {
+    let (thread, requests) = mpsc::sync_channel(1);
+    let mut ledger = Arc::into_inner(remembering(DAY, None)).unwrap();
+    ledger.settings.is_asked_at_rcpt = true;
+    ledger.rows = Keeper::File(thread);
+    let ledger = Arc::new(ledger);
+    let id = || Id {
+        key: [1; 32],
+        queue_id: String::new(),
+    };
+    ledger.ask(Request::Forget(id()));
+    assert!(!ledger.doubt.holds());
+    run(async {
+        let begun = begin(&ledger, &message(), "here").await;
+        assert!(begun.is_doubtful());
+        let recipient = Recipient::new(Address::parse("bob@x.test").unwrap());
+        assert!(ledger.may_have(&message().envelope, &recipient).await);
+        stored(begun, "here");
+    });
+    assert_eq!(requests.try_iter().count(), 1);
 }
 
 #[test]
