@@ -140,11 +140,13 @@ impl Retry {
             }
             Some(Earlier {
                 saved: Some(it), ..
-            }) if it.user == plan.user && it.place == place && !it.file.is_empty() => {
-                if look(std::slice::from_ref(&it.file))?.is_some() {
-                    let why = "it was stored already, and is sent again";
-                    return Ok(Some(again(it.clone(), why)));
-                }
+            }) if it.user == plan.user
+                && it.place == place
+                && !it.file.is_empty()
+                && look(std::slice::from_ref(&it.file))?.is_some() =>
+            {
+                let why = "it was stored already, and is sent again";
+                return Ok(Some(again(it.clone(), why)));
             }
             _ => {}
         }
