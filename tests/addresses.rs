@@ -360,7 +360,15 @@ user = "bob"
     let (home, away) = (store.path("home/alice"), store.path("away"));
     fs::rename(&home, &away).unwrap();
     store.scratch.dir("home/alice", 0, 0, 0o755);
-    let recipients = ["sales", "new", "team", "alice+Work", "alice+None", "alice"];
+    let recipients = [
+        "sales",
+        "new",
+        "team",
+        "team+x",
+        "alice+Work",
+        "alice+None",
+        "alice",
+    ];
     let deliver = |recipient: &str| {
         let address = format!("{recipient}@example.test");
         server.client().deliver(&[&address], b"x\n").remove(0)

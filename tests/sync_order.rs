@@ -997,7 +997,8 @@ fn eight_behind_one_lock() {
         for name in ["Maildir/dovecot-uidlist", "Maildir/new"] {
             let is_of_it = |call: &&Call| call.is(("sync", &[])) && call.path().ends_with(name);
             let count = calls.iter().filter(is_of_it).count();
-            assert!(count < 8, "{count} syncs of {name}");
+            // The first of them, and all that wait.
+            assert!(count <= 2, "{count} syncs of {name}");
         }
     }
 }

@@ -179,15 +179,23 @@ impl Inspection<'_> {
         inbox.map_or_else(|| self.refuse(fault(Code::Denied)), Ok)
     }
 
-    /// A no for good; not where the root of the namespace is not there either, and cannot be made: the store may not be mounted. What a
-    /// stranger hears of others' mailboxes is one answer, whether they are hidden or missing.
+    /// A no for good; not where the root of the namespace is not there either, and cannot be made: the store may not be mounted. Nor
+    /// where the admin's mailbox is to be made on a disk that is read-only. What a stranger hears of others' mailboxes is one answer,
+    /// whether they are hidden or missing.
     fn refuse<T>(&mut self, fault: Fault) -> Result<T, Fault> {
-        if let Wanted::Target(target) = &self.targets.wanted
-            && !(target.kind == Kind::Shared && self.targets.by.is_strangers())
-            && !is_there(&target.paths.root)
-            && !can_be_made(&target.paths.root)
-        {
+        let Wanted::Target(target) = &self.targets.wanted else {
+            return self.end("mailbox", fault);
+        };
+        let by = self.targets.by;
+        let is_told = !(target.kind == Kind::Shared && by == By::Detail);
+        if is_told && !is_there(&target.paths.root) && !can_be_made(&target.paths.root) {
             return self.without_root(target);
+        }
+        let is_denied = fault.code == Code::Denied && !by.is_strangers();
+        if is_denied && is_on_read_only_disk(&target.paths.mailbox) {
+            let doing = format!("create {}", target.paths.mailbox.display());
+            let fault = Fault::new(Code::NotNow, doing, "its file system is read-only");
+            return self.end("path", fault.with_advice("mount it for writing"));
         }
         self.end("mailbox", fault)
     }
@@ -560,6 +568,13 @@ fn is_there(path: &Path) -> bool {
 /// As that of a user who has had no mail yet.
 fn can_be_made(path: &Path) -> bool {
     dir::nearest_existing(path).is_ok_and(|(at, _)| dir::may_write(&at).is_ok())
+}
+
+fn is_on_read_only_disk(path: &Path) -> bool {
+    dir::nearest_existing(path).is_ok_and(|(at, _)| {
+        let may = dir::may_write(&at);
+        may.is_err_and(|error| error.kind() == io::ErrorKind::ReadOnlyFilesystem)
+    })
 }
 
 fn kind(kind: Kind) -> &'static str {

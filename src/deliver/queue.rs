@@ -185,6 +185,41 @@ mod tests {
     use crate::message::{Flags, Keywords};
     use crate::sys::dir::Dir;
 
+    /// Behind a store that hangs four may wait; the others are told.
+    #[test]
+    fn so_many_wait_for_one_that_hangs() {
+        let queue: Queue<u32, u32> = Queue::default();
+        lock(&queue.state).leading = Some(Instant::now() - 2 * STALLED);
+        let join = |number| queue.join(number, |batch| batch.into_iter().map(Ok).collect());
+        let results: Vec<Result<u32, Fault>> = thread::scope(|scope| {
+            let waiting = (0..MAX_WAITING as u32 + 2).map(|number| {
+                let member = scope.spawn(move || join(number));
+                while lock(&queue.state).next <= u64::from(number) {
+                    thread::yield_now();
+                }
+                member
+            });
+            let waiting: Vec<_> = waiting.collect();
+            // These two have nobody to wait for.
+            while waiting.iter().filter(|it| it.is_finished()).count() < 2 {
+                thread::yield_now();
+            }
+            drop(Lead {
+                queue: &queue,
+                members: Vec::new(),
+            });
+            waiting.into_iter().map(|it| it.join().unwrap()).collect()
+        });
+        let told: Vec<Result<u32, Code>> = results
+            .into_iter()
+            .map(|it| it.map_err(|fault| fault.code))
+            .collect();
+        assert_eq!(
+            told,
+            [Ok(0), Ok(1), Ok(2), Ok(3), Err(Code::Busy), Err(Code::Busy)]
+        );
+    }
+
     /// Its client was answered 451 meanwhile and sends it again: stored now, it would be there twice.
     #[test]
     fn whoever_gives_up_while_he_waits_is_not_published() {

@@ -133,7 +133,7 @@ impl Log {
             }
             let state = walks
                 .walk(dir, pair, &file, &stat, MAX_WALK)
-                .map_err(io::Error::other)?;
+                .map_err(|error| io::Error::other(error.to_string()))?;
             return Ok(Some(Log {
                 file,
                 _lock: lock,
@@ -157,8 +157,7 @@ impl Log {
             let stat = dir::stat_file(&file)?;
             let state = walks.walk(dir, pair, &file, &stat, MAX_LOOK);
             if is_in_place(dir, pair, &stat)? {
-                let not_understood = |why| io::Error::new(ErrorKind::InvalidData, why);
-                return state.map(Some).map_err(not_understood);
+                return state.map(Some);
             }
         }
         Err(io::Error::other("a new one took its place"))

@@ -33,7 +33,7 @@ struct Walk {
 }
 
 impl Walks {
-    /// What the locked log in `dir` says at its end. Err: why it is left to Dovecot.
+    /// What the locked log in `dir` says at its end. Err: why it is left to Dovecot; [`ErrorKind::InvalidData`]: it is not understood.
     /// More than `limit` bytes behind the index are too many.
     pub fn walk(
         &self,
@@ -42,9 +42,9 @@ impl Walks {
         file: &File,
         stat: &Stat,
         limit: u64,
-    ) -> Result<State, String> {
-        let header = LogHeader::read(file).map_err(|error| error.to_string())?;
-        let header = header.ok_or("its header is not that of version 1")?;
+    ) -> io::Result<State> {
+        let header = LogHeader::read(file)?;
+        let header = header.ok_or_else(|| unknown("its header is not that of version 1"))?;
         let key = stat.identity();
         let known = self.lock().get(&key).copied();
         let known = known.filter(|walk| walk.header == header);
@@ -66,29 +66,33 @@ impl Walks {
     }
 }
 
+fn unknown(why: impl Into<String>) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, why.into())
+}
+
 impl Walk {
     /// Where the index ends and the log goes on.
-    fn begin(dir: &Dir, pair: Pair, log: &LogHeader) -> Result<Walk, String> {
-        let text = |error: io::Error| format!("{}: {error}", pair.index());
+    fn begin(dir: &Dir, pair: Pair, log: &LogHeader) -> io::Result<Walk> {
+        let of_index = |why: &str| unknown(format!("{} {why}", pair.index()));
         let (start, state) = match dir.read(pair.index()) {
             Err(error) if error.kind() == ErrorKind::NotFound && log.previous_seq == 0 => {
                 (log.size, State::EMPTY)
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Err("it goes on from an index that is gone".into());
+                return Err(unknown("it goes on from an index that is gone"));
             }
             other => {
-                let index = IndexHeader::read(&other.map_err(text)?).map_err(text)?;
-                let index = index.ok_or_else(|| format!("{} is of no known kind", pair.index()))?;
+                let index = IndexHeader::read(&other?)?;
+                let index = index.ok_or_else(|| of_index("is of no known kind"))?;
                 if index.id != log.id {
-                    return Err(format!("{} is not its index", pair.index()));
+                    return Err(of_index("is not its index"));
                 }
                 let start = if index.log_seq == log.seq {
                     index.log_head.max(log.size)
                 } else if (index.log_seq, index.log_head) == (log.previous_seq, log.previous_end) {
                     log.size
                 } else {
-                    return Err(format!("{} is of another log", pair.index()));
+                    return Err(of_index("is of another log"));
                 };
                 (start, index.state)
             }
@@ -103,26 +107,24 @@ impl Walk {
     }
 
     /// To the end of the log, which is `size` bytes long.
-    fn go_on(self, file: &File, size: u64, limit: u64) -> Result<Walk, String> {
-        let text = |error: io::Error| error.to_string();
+    fn go_on(self, file: &File, size: u64, limit: u64) -> io::Result<Walk> {
         if self.end > size {
-            return Err("it is shorter than the index says".into());
+            return Err(unknown("it is shorter than the index says"));
         }
         // However much of it is known here: whoever opens the mailbox has to read it.
         if size - self.start > limit {
-            return Err("Dovecot has not looked for too long".into());
+            return Err(unknown("Dovecot has not looked for too long"));
         }
         // Its last bytes again, to see that it is the same log.
         let mut bytes = vec![0; FINGERPRINT + (size - self.end) as usize];
-        fault_point::pass().map_err(text)?;
-        file.read_exact_at(&mut bytes, self.end - FINGERPRINT as u64)
-            .map_err(text)?;
+        fault_point::pass()?;
+        file.read_exact_at(&mut bytes, self.end - FINGERPRINT as u64)?;
         let (last, new) = bytes.split_at(FINGERPRINT);
         if self.fingerprint.is_some_and(|known| known != last) {
-            return Err("it has changed behind our back".into());
+            return Err(unknown("it has changed behind our back"));
         }
         let mut walk = self;
-        walk.state.replay(new)?;
+        walk.state.replay(new).map_err(unknown)?;
         walk.end = size;
         walk.fingerprint = bytes.last_chunk().copied();
         Ok(walk)

@@ -23,6 +23,8 @@ pub struct Lines<T> {
     pub content: T,
     is_whole: bool,
     modified: SystemTime,
+    /// It was read so soon after its change that another one of the same moment and size may have followed.
+    was_young: bool,
 }
 
 const UNENDED: &str = "its last line does not end: it is being written, or the newline is missing";
@@ -54,6 +56,7 @@ impl<T> LineFile<T> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, lines)) = read.as_ref()
             && *known == version
+            && !lines.was_young
         {
             return Ok(Arc::clone(lines));
         }
@@ -64,10 +67,12 @@ impl<T> LineFile<T> {
         let read_at = file.metadata().and_then(|meta| meta.modified());
         let end = bytes.iter().rposition(|byte| *byte == b'\n');
         let ended = &bytes[..end.map_or(0, |end| end + 1)];
+        let modified = modified.max(read_at.map_err(failed)?);
         let lines = Arc::new(Lines {
             content: parse(ended)?,
             is_whole: ended.len() == bytes.len(),
-            modified: modified.max(read_at.map_err(failed)?),
+            modified,
+            was_young: is_young(modified),
         });
         *read = Some((version, Arc::clone(&lines)));
         Ok(lines)
@@ -82,9 +87,72 @@ impl<T> Lines<T> {
 
     /// Why what is not in it may be about to be written.
     pub fn may_lack(&self) -> Option<&'static str> {
-        let age = SystemTime::now().duration_since(self.modified);
-        let is_young = matches!(age, Ok(age) if age < YOUNG);
+        let is_young = is_young(self.modified);
         self.unended()
             .or_else(|| is_young.then_some("it has just changed, and more may follow"))
+    }
+}
+
+/// Also where the clock of its file server is a little ahead. One that is far ahead tells nothing.
+fn is_young(modified: SystemTime) -> bool {
+    let age = SystemTime::now().duration_since(modified);
+    age.unwrap_or_else(|ahead| ahead.duration()) < YOUNG
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn aged(path: &Path, text: &str, age: i64) {
+        fs::write(path, text).unwrap();
+        let now = SystemTime::now();
+        let seconds = Duration::from_secs(age.unsigned_abs());
+        let modified = if age < 0 {
+            now + seconds
+        } else {
+            now - seconds
+        };
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_modified(modified).unwrap();
+    }
+
+    #[test]
+    fn what_may_be_about_to_be_written() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("map");
+        // what is in it, seconds since its change, whether something may be missing
+        for (text, age, may_lack) in [
+            ("a\n", 60, false),
+            ("a\n", 0, true),
+            ("a\n", -1, true),
+            ("a\n", -600, false),
+            ("a\nb", 60, true),
+        ] {
+            aged(&path, text, age);
+            let lines = LineFile::new(path.clone());
+            let lines = lines.read(|bytes| Ok(bytes.to_vec())).unwrap();
+            assert_eq!(lines.content, b"a\n");
+            assert_eq!(lines.may_lack().is_some(), may_lack, "{text:?} {age}");
+        }
+    }
+
+    /// Both within one tick of the clock, as long as the first: only what it says tells them apart.
+    #[test]
+    fn two_changes_at_once() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("map");
+        let file: LineFile<Vec<u8>> = LineFile::new(path.clone());
+        let read = || file.read(|bytes| Ok(bytes.to_vec())).unwrap();
+        fs::write(&path, "a\n").unwrap();
+        let moment = SystemTime::now();
+        for text in ["a\n", "b\n"] {
+            fs::write(&path, text).unwrap();
+            let times = File::options().write(true).open(&path).unwrap();
+            times.set_modified(moment).unwrap();
+            assert_eq!(read().content, text.as_bytes());
+        }
+        // An old one is read once.
+        aged(&path, "c\n", 60);
+        assert!(Arc::ptr_eq(&read(), &read()));
     }
 }
