@@ -519,12 +519,12 @@ fn many_writers() {
             wanted.extend((0..*count).map(|number| format!("{name}-{number}")));
         }
         for name in &wanted {
-            let in_file = headers_of(&text, name);
-            let gone = expunged.contains(name);
             assert_eq!(
                 all.get(name.as_str()),
                 Some(&1),
-                "{version:?}: {name}: taken out: {gone}, there: {in_file:?}"
+                "{version:?}: {name}: taken out: {}, there: {:?}",
+                expunged.contains(name),
+                headers_of(&text, name)
             );
         }
         assert_eq!(all.len(), wanted.len());
