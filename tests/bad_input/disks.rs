@@ -43,9 +43,13 @@ fn a_root_that_is_read_only() {
     let Some(_home) = Mount::read_only(store.path("home/carol")) else {
         return;
     };
-    let server = store.serve("", "");
+    // What the admin wants to be made waits for the disk too.
+    let rule = "[[address]]\nmatch = \"news@x.test\"\nuser = \"carol\"\nmailbox = \"News\"\non_missing = \"create\"\n";
+    let server = store.serve("", rule);
     let before = picture(&store);
     assert!(deliver(&server, b"carol@x.test").starts_with("451 4.2.0 "));
+    let reply = deliver(&server, b"news@x.test");
+    assert!(reply.starts_with("451 4.2.0 "), "{reply} {}", server.log());
     assert_eq!(lda(&store, &[os(b"carol@x.test")], MESSAGE).0, 75);
     assert_eq!(picture(&store), before);
 }
