@@ -192,7 +192,8 @@ impl Inspection<'_> {
             return self.without_root(target);
         }
         let is_denied = fault.code == Code::Denied && !by.is_strangers();
-        if is_denied && is_on_read_only_disk(&target.paths.mailbox) {
+        let mailbox = &target.paths.mailbox;
+        if is_denied && !is_there(mailbox) && is_on_read_only_disk(mailbox) {
             let doing = format!("create {}", target.paths.mailbox.display());
             let fault = Fault::new(Code::NotNow, doing, "its file system is read-only");
             return self.end("path", fault.with_advice("mount it for writing"));

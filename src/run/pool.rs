@@ -190,8 +190,11 @@ impl Pool {
             table.alive += 1;
         }
         let made = self.fork(&monitor, who).await;
-        if !matches!(made, Ok(Made::Here)) {
-            self.gone(None);
+        match &made {
+            Ok(Made::Here) => {}
+            // Nobody else gets further by that.
+            Ok(_) => self.table().alive -= 1,
+            Err(_) => self.gone(None),
         }
         made
     }

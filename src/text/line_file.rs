@@ -60,6 +60,7 @@ impl<T> LineFile<T> {
         {
             return Ok(Arc::clone(lines));
         }
+        let read_from = SystemTime::now();
         let mut file = File::open(&self.path).map_err(failed)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed)?;
@@ -72,7 +73,7 @@ impl<T> LineFile<T> {
             content: parse(ended)?,
             is_whole: ended.len() == bytes.len(),
             modified,
-            was_young: is_young(modified),
+            was_young: is_young(modified, read_from),
         });
         *read = Some((version, Arc::clone(&lines)));
         Ok(lines)
@@ -87,15 +88,15 @@ impl<T> Lines<T> {
 
     /// Why what is not in it may be about to be written.
     pub fn may_lack(&self) -> Option<&'static str> {
-        let is_young = is_young(self.modified);
+        let is_young = is_young(self.modified, SystemTime::now());
         self.unended()
             .or_else(|| is_young.then_some("it has just changed, and more may follow"))
     }
 }
 
 /// Also where the clock of its file server is a little ahead. One that is far ahead tells nothing.
-fn is_young(modified: SystemTime) -> bool {
-    let age = SystemTime::now().duration_since(modified);
+fn is_young(modified: SystemTime, now: SystemTime) -> bool {
+    let age = now.duration_since(modified);
     age.unwrap_or_else(|ahead| ahead.duration()) < YOUNG
 }
 
