@@ -612,10 +612,12 @@ fn parts_of_the_way_that_are_exchanged() {
         link(&store, &format!("ROOT/elsewhere/{part}"), &swap);
         let config = format.configure(&store);
         let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
-        let script = "import ctypes, sys\ncall = ctypes.CDLL(None).renameat2\n\
+        // Now and then it stays as it is for as long as a delivery takes: both states are met.
+        let script = "import ctypes, sys, time\ncall = ctypes.CDLL(None).renameat2\n\
              a, b = (it.encode() for it in sys.argv[1:])\n\
              if call(-100, a, -100, b, 2) != 0: sys.exit('nothing is exchanged')\n\
-             print('exchanged', flush=True)\nwhile True: call(-100, a, -100, b, 2)";
+             print('exchanged', flush=True)\nwhile True:\n  \
+             for _ in range(101): call(-100, a, -100, b, 2)\n  time.sleep(0.002)";
         let mut racer = std::process::Command::new("python3");
         racer.args(["-c", script]);
         racer.args([store.path(root).join(part), store.path(&swap)]);
