@@ -460,13 +460,17 @@ mod tests {
     use super::*;
     use crate::sys::packet::pair;
 
+    fn somebody() -> Identity {
+        Identity {
+            credentials: Credentials::new(20_000, 20_000, Vec::new()),
+            bases: BTreeSet::new(),
+        }
+    }
+
     /// Those that end at once have closed their sockets before the monitor hears of their end.
     #[tokio::test]
     async fn where_the_monitor_has_no_room_yet_it_is_asked_again() {
-        let who = Identity {
-            credentials: Credentials::new(20_000, 20_000, Vec::new()),
-            bases: BTreeSet::new(),
-        };
+        let who = somebody();
         let (here, monitor) = pair().unwrap();
         let pool = Pool::new(here, Limits::default()).unwrap();
         let (_its, socket) = pair().unwrap();
@@ -490,10 +494,7 @@ mod tests {
     /// Between the end of a process and the moment when that is seen.
     #[tokio::test]
     async fn one_that_has_just_ended_is_gone_and_gets_nothing_new() {
-        let who = Identity {
-            credentials: Credentials::new(20_000, 20_000, Vec::new()),
-            bases: BTreeSet::new(),
-        };
+        let who = somebody();
         let (monitor, _its) = pair().unwrap();
         let pool = Pool::new(monitor, Limits::default()).unwrap();
         let (socket, its) = pair().unwrap();
