@@ -11,7 +11,17 @@ use std::time::{Duration, SystemTime};
 #[derive(Debug)]
 pub struct LineFile<T> {
     path: PathBuf,
-    read: Mutex<Option<(Version, Arc<Lines<T>>)>>,
+    read: Mutex<Option<Last<T>>>,
+}
+
+/// What was read last.
+#[derive(Debug)]
+struct Last<T> {
+    version: Version,
+    /// It was read so soon after its change that another one of the same moment and size may have followed.
+    was_young: bool,
+    digest: blake3::Hash,
+    lines: Arc<Lines<T>>,
 }
 
 /// Inode, size and modification time: what tells one version of the file from the next.
@@ -23,8 +33,6 @@ pub struct Lines<T> {
     pub content: T,
     is_whole: bool,
     modified: SystemTime,
-    /// It was read so soon after its change that another one of the same moment and size may have followed.
-    was_young: bool,
 }
 
 const UNENDED: &str = "its last line does not end: it is being written, or the newline is missing";
@@ -54,11 +62,11 @@ impl<T> LineFile<T> {
         let modified = meta.modified().map_err(failed)?;
         let version = (meta.ino(), meta.size(), modified);
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, lines)) = read.as_ref()
-            && *known == version
-            && !lines.was_young
+        let last = read.as_mut().filter(|it| it.version == version);
+        if let Some(last) = &last
+            && !last.was_young
         {
-            return Ok(Arc::clone(lines));
+            return Ok(Arc::clone(&last.lines));
         }
         let read_from = SystemTime::now();
         let mut file = File::open(&self.path).map_err(failed)?;
@@ -66,16 +74,28 @@ impl<T> LineFile<T> {
         file.read_to_end(&mut bytes).map_err(failed)?;
         // By now it may be one that somebody writes.
         let read_at = file.metadata().and_then(|meta| meta.modified());
+        let modified = modified.max(read_at.map_err(failed)?);
+        let was_young = is_young(modified, read_from);
+        let digest = blake3::hash(&bytes);
+        if let Some(last) = last
+            && (last.digest, last.lines.modified) == (digest, modified)
+        {
+            last.was_young = was_young;
+            return Ok(Arc::clone(&last.lines));
+        }
         let end = bytes.iter().rposition(|byte| *byte == b'\n');
         let ended = &bytes[..end.map_or(0, |end| end + 1)];
-        let modified = modified.max(read_at.map_err(failed)?);
         let lines = Arc::new(Lines {
             content: parse(ended)?,
             is_whole: ended.len() == bytes.len(),
             modified,
-            was_young: is_young(modified, read_from),
         });
-        *read = Some((version, Arc::clone(&lines)));
+        *read = Some(Last {
+            version,
+            was_young,
+            digest,
+            lines: Arc::clone(&lines),
+        });
         Ok(lines)
     }
 }
@@ -151,6 +171,8 @@ mod tests {
             let times = File::options().write(true).open(&path).unwrap();
             times.set_modified(moment).unwrap();
             assert_eq!(read().content, text.as_bytes());
+            // As long as it says the same it is parsed once.
+            assert!(Arc::ptr_eq(&read(), &read()));
         }
         // An old one is read once.
         aged(&path, "c\n", 60);
