@@ -24,6 +24,9 @@ pub struct Fault {
     /// A sync has failed: its bytes may be gone while their name is there, and no later sync says so. Or they could not be taken back.
     #[serde(default)]
     pub is_not_durable: bool,
+    /// Whoever was to store it has not said that he has not: an answer that was lost, a link whose file server went away.
+    #[serde(default)]
+    pub may_be_stored: bool,
 }
 
 /// The kinds of failure that callers and senders can tell apart (README, "Replies and exit codes").
@@ -152,6 +155,7 @@ impl Fault {
             why: why.into(),
             advice: None,
             is_not_durable: false,
+            may_be_stored: false,
         }
     }
 
@@ -171,6 +175,22 @@ impl Fault {
     /// Of a sync, or where what was written may still be there.
     pub fn not_durable(mut self) -> Fault {
         self.is_not_durable = true;
+        self
+    }
+
+    /// Of what is not known to have failed.
+    pub fn perhaps_stored(mut self) -> Fault {
+        self.may_be_stored = true;
+        self
+    }
+
+    /// A no that may come of the message itself, which is there already: for now.
+    pub fn for_now(mut self) -> Fault {
+        self.code = match self.code {
+            Code::OverQuota => Code::QuotaOfDisk,
+            Code::Denied => Code::NotNow,
+            code => code,
+        };
         self
     }
 

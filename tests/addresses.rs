@@ -394,6 +394,38 @@ user = "bob"
     }
 }
 
+/// Nor behind a symlink that leads nowhere: what it leads to may not be mounted. The rule's mailbox stands in for a child of it.
+#[test]
+fn a_symlink_to_what_is_not_mounted() {
+    const RULE: &str =
+        "[[address]]\nmatch = \"sales@example.test\"\nmailbox = \"Work\"\nuser = \"alice\"\n";
+    // what is not mounted; the recipient; the answer begins with; and tells
+    for (away, recipient, reply, place) in [
+        (".Work.cold", "sales+cold", "250 ", "mailbox=\"Work\""),
+        (".Work.cold", "sales+warm", "250 ", "mailbox=\"Work\""),
+        (".Work.cold", "sales", "250 ", "mailbox=\"Work\""),
+        (".Work", "sales+warm", "451 ", ""),
+        (".Work", "sales", "451 ", ""),
+        // Whoever writes a detail is not to fill the queue.
+        (".Work.cold", "alice+Work/cold", "550 5.7.1", ""),
+    ] {
+        let store = store();
+        for path in ["", ".Work", ".Work.cold"] {
+            let below = format!("home/alice/Maildir/{path}");
+            store.scratch.maildir(&below, MAIL, MAIL, 0o700);
+        }
+        let link = store.path("home/alice/Maildir").join(away);
+        fs::remove_dir_all(&link).unwrap();
+        std::os::unix::fs::symlink(store.path("cold/store"), &link).unwrap();
+        let server = store.serve("on_missing = \"reject\"\non_denied = \"reject\"", RULE);
+        let address = format!("{recipient}@example.test");
+        let replies = server.client().deliver(&[&address], b"x\n");
+        let case = format!("{away} {recipient}: {replies:?} {}", server.log());
+        assert!(replies[0].starts_with(reply), "{case}");
+        assert!(replies[0].contains(place), "{case}");
+    }
+}
+
 /// A file that cannot be read costs a route its way, not the mail.
 #[test]
 fn a_route_that_fails_never_costs_the_mail() {

@@ -549,7 +549,7 @@ fn workers_run_the_program_as_the_user() {
 }
 
 /// Answers RCPT and the message with these lines, in the place of Dovecot; "" closes. It hears what it is told. It takes all once
-/// there is `run/takes`.
+/// there is `run/takes`, and is full once there is `run/full`.
 fn answering(store: &Store, rcpt: &'static str, data: &'static str) -> PathBuf {
     let path = store.path("run/dovecot");
     let (listener, log) = (UnixListener::bind(&path).unwrap(), store.path("run/heard"));
@@ -563,6 +563,7 @@ fn answering(store: &Store, rcpt: &'static str, data: &'static str) -> PathBuf {
                 lines.get_mut().write_all(b"220 x Dovecot ready.\r\n")?;
                 let mut is_message = false;
                 let takes = log_path.with_file_name("takes");
+                let full = log_path.with_file_name("full");
                 loop {
                     let mut line = String::new();
                     if lines.read_line(&mut line)? == 0 {
@@ -571,6 +572,7 @@ fn answering(store: &Store, rcpt: &'static str, data: &'static str) -> PathBuf {
                     log.write_all(line.as_bytes())?;
                     let answer = match (is_message, line.as_str()) {
                         (true, ".\r\n") if takes.exists() => "250 2.0.0 Saved",
+                        (true, ".\r\n") if full.exists() => "552 5.2.2 <a> full",
                         (true, ".\r\n") => data,
                         (true, _) => continue,
                         (false, line) if line.starts_with("RCPT") && takes.exists() => "250 OK",
@@ -773,6 +775,61 @@ fn what_fills_dovecots_mailbox_is_sent_again() {
     client.say("MAIL FROM:<another@else.test>");
     let reply = client.say("RCPT TO:<alice@example.test>");
     assert!(reply.starts_with("552 5.2.2"), "{reply}");
+}
+
+/// Its answer to the message is lost, and it refuses the message when that comes again: it may be full of it. That is no bounce; a
+/// route leads on to INBOX.
+#[test]
+fn what_dovecot_may_have_is_no_bounce() {
+    for (way, is_routed, later, another) in [
+        (Way::Lmtp, false, "452 4.2.2", "552 5.2.2"),
+        (Way::Lmtp, true, "250 2.0.0", "250 2.0.0"),
+        (Way::Lda, false, "451 4.2.0", "550 5.7.1"),
+        (Way::Lda, true, "250 2.0.0", "250 2.0.0"),
+    ] {
+        let store = Store::with_inbox();
+        let agent = match way {
+            Way::Lmtp => format!("lmtp:{}", answering(&store, "250 OK", "").display()),
+            Way::Lda => script(
+                &store,
+                "test ! -e $(dirname $0)/run/full || exit 77\nkill -9 $$",
+            ),
+        };
+        let config = match is_routed {
+            false => configure(
+                &store,
+                &format!("mail_driver = \"sdbox\"\nhand_over = \"{agent}\""),
+            ),
+            true => {
+                let config = configure(&store, "");
+                let archive = format!(
+                    "[namespace.archive]\nseparator = \"/\"\nprefix = \"Archive/\"\nmail_driver = \"mdbox\"\n\
+                     mail_path = \"~/mdbox\"\nhand_over = \"{agent}\"\nhand_over_detail = true\n\
+                     [[route]]\nheader = \"Message-ID\"\nmailbox = \"Archive/Old\"\n"
+                );
+                let text = fs::read_to_string(&config).unwrap();
+                fs::write(&config, text + &archive).unwrap();
+                config
+            }
+        };
+        let case = format!("{way:?} {is_routed}");
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let deliver = |letter: &[u8], want: &str| {
+            let replies = server.client().deliver(&["alice@example.test"], letter);
+            let reply = &replies[0];
+            assert!(reply.starts_with(want), "{case}: {reply} {}", server.log());
+        };
+        deliver(LETTER, "451 4.2.0");
+        fs::write(store.path("run/full"), "").unwrap();
+        for _ in 0..2 {
+            deliver(LETTER, later);
+        }
+        let stored = || messages(&store.path("home/alice/Maildir")).len();
+        assert_eq!(stored(), usize::from(is_routed), "{case}");
+        // Of another one nobody doubts that it is not there.
+        deliver(b"Message-ID: <2@x.test>\r\n\r\n", another);
+        assert_eq!(stored(), 2 * usize::from(is_routed), "{case}");
+    }
 }
 
 /// Without lmtp_save_to_detail_mailbox Dovecot would put it into INBOX, and say nothing of that.

@@ -199,7 +199,9 @@ pub fn carry_out(
     };
     let published = match publish(written) {
         // Too many links, or a file system that has none: a copy of its own.
-        Err(fault) if alike && fault.code == Code::NoLinks => publish(write()?)?,
+        Err(fault) if alike && fault.code == Code::NoLinks && !fault.may_be_stored => {
+            publish(write()?)?
+        }
         other => other?,
     };
     if let Some(created) = created {

@@ -19,7 +19,7 @@ use super::targets::{By, Target, Targets, Wanted};
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::Rights;
 use crate::mailbox::agent::{Agent, HandOver};
-use crate::mailbox::link::Links;
+use crate::mailbox::link::{Links, NotFollowed, Why};
 use crate::mailbox::location::Driver;
 use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
 use crate::mailbox::permission::{Permission, SETGID, how_to_inherit};
@@ -180,8 +180,8 @@ impl Inspection<'_> {
     }
 
     /// A no for good; not where the root of the namespace is not there either, and cannot be made: the store may not be mounted. Nor
-    /// where the admin's mailbox is to be made on a disk that is read-only. What a stranger hears of others' mailboxes is one answer,
-    /// whether they are hidden or missing.
+    /// where the rule's own mailbox would take it, and is behind a symlink that leads nowhere; nor where the admin's mailbox is to be made
+    /// on a disk that is read-only. What a stranger hears of others' mailboxes is one answer, whether they are hidden or missing.
     fn refuse<T>(&mut self, fault: Fault) -> Result<T, Fault> {
         let Wanted::Target(target) = &self.targets.wanted else {
             return self.end("mailbox", fault);
@@ -191,6 +191,18 @@ impl Inspection<'_> {
         if is_told && !is_there(&target.paths.root) && !can_be_made(&target.paths.root) {
             return self.without_root(target);
         }
+        let mut ways = self.targets.parents.iter();
+        if by == By::Child
+            && fault.code == Code::NoSuchMailbox
+            && let Some(not_followed) = ways.find_map(|it| self.nowhere(it))
+        {
+            let doing = format!("look at {}", target.paths.mailbox.display());
+            let fault = Fault::new(Code::NotNow, doing, not_followed.to_string());
+            return self.end(
+                "path",
+                fault.with_advice("mount what it leads to, or remove it"),
+            );
+        }
         let is_denied = fault.code == Code::Denied && !by.is_strangers();
         let mailbox = &target.paths.mailbox;
         if is_denied && !is_there(mailbox) && is_on_read_only_disk(mailbox) {
@@ -199,6 +211,13 @@ impl Inspection<'_> {
             return self.end("path", fault.with_advice("mount it for writing"));
         }
         self.end("mailbox", fault)
+    }
+
+    /// The symlink on the way whose end is not there.
+    fn nowhere(&self, target: &Target) -> Option<NotFollowed> {
+        let paths = &target.paths;
+        let checked = self.links(target).check(&paths.root, &paths.mailbox);
+        checked.err().filter(|it| matches!(it.why, Why::Nowhere))
     }
 
     fn without_root<T>(&mut self, target: &Target) -> Result<T, Fault> {
@@ -368,8 +387,16 @@ impl Inspection<'_> {
             Err(not_followed) => not_followed,
         };
         let doing = format!("look at {}", paths.mailbox.display());
-        if self.targets.by.is_strangers() && !target.own_inbox && !not_followed.why.is_unknown() {
-            return Ok(Some(Finding::Denied(format!("{doing}: {not_followed}"))));
+        let may_choose = self.targets.by.is_strangers() && !target.own_inbox;
+        match not_followed.why {
+            // What it leads to may not be mounted: the rule's own mailbox stands in.
+            Why::Nowhere if self.targets.by == By::Child => {
+                return Ok(Some(Finding::Missing(not_followed.to_string())));
+            }
+            Why::Nowhere | Why::Refused(_) if may_choose => {
+                return Ok(Some(Finding::Denied(format!("{doing}: {not_followed}"))));
+            }
+            _ => {}
         }
         self.end(
             "path",

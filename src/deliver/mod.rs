@@ -155,9 +155,11 @@ impl Core {
         let place = place_of(&plan);
         let is_still = |now: Plan| now.create.is_none() && place_of(&now) == place;
         let look = || self.look(directory, recipient, None).0;
+        let is_certain = |it: &Fault| !it.is_not_durable && !it.may_be_stored;
         match carry_out::carry_out(self, transaction, recipient, plan, retry) {
             // A sync that has failed is not asked again: the second one says that all is well.
-            Err(fault) if !fault.is_not_durable && !look().is_ok_and(is_still) => deliver(),
+            // Nor is it stored elsewhere where it may be there.
+            Err(fault) if is_certain(&fault) && !look().is_ok_and(is_still) => deliver(),
             stored => Done::Outcome(stored.map_or_else(|it| retry.refused(it), Outcome::Saved)),
         }
     }
@@ -234,8 +236,7 @@ impl Core {
         retry: &Retry,
     ) -> Done {
         let head = transaction.message().body.head();
-        let earlier = retry.earlier.as_ref();
-        let leaves_full = earlier.is_some_and(|it| it.saved.is_none()) || !retry.alike.is_empty();
+        let leaves_full = retry.is_unknown() || !retry.alike.is_empty();
         let targets = match resolve::resolve(&self.settings, directory, recipient, Some(head)) {
             Ok(targets) => Targets {
                 leaves_full,
@@ -268,7 +269,7 @@ impl Core {
             (Ok(saved), _) => Done::Outcome(Outcome::Saved(saved)),
             // Not where it may have the message.
             (Err(fault), Some((mailbox, has_refused)))
-                if recipient.refusal.is_none() && has_refused(&fault) =>
+                if recipient.refusal.is_none() && !fault.may_be_stored && has_refused(&fault) =>
             {
                 let recipient = recipient.refused_at(mailbox, &fault);
                 self.deliver_with(directory, transaction, &recipient, retry)

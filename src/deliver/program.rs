@@ -65,17 +65,23 @@ pub fn hand_over(
     let fault = |code, why: String| Fault::new(code, format!("run {}", program.display()), why);
     let started = program::start(program, &arguments, input);
     let started = started.map_err(|error| fault(Code::Unreachable, error.to_string()))?;
-    match started.end(PATIENCE) {
+    let failed = match started.end(PATIENCE) {
         Ok(ended) => match code_of(ended.end) {
-            None => Ok(Saved::handed_over(plan, hand_over)),
-            Some(code) => Err(fault(code, why(&ended))),
+            None => return Ok(Saved::handed_over(plan, hand_over)),
+            Some(code) => fault(code, why(&ended)),
         },
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(fault(
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => fault(
             Code::Storage,
             format!("it has not ended after {} s", PATIENCE.as_secs()),
-        )),
-        Err(error) => Err(fault(Code::Storage, error.to_string())),
-    }
+        ),
+        Err(error) => fault(Code::Storage, error.to_string()),
+    };
+    Err(match has_refused(&failed) {
+        false => failed.perhaps_stored(),
+        // A no may come of the message itself, which an earlier run that nobody knows the end of has stored.
+        true if retry.is_unknown() => failed.for_now(),
+        true => failed,
+    })
 }
 
 /// None: it has stored the message.

@@ -170,9 +170,12 @@ impl Publishing<'_> {
         }
         if let Err(fault) = synced.and_then(|()| place.check_name()) {
             let take_back = |result: Result<Member, Fault>| {
-                // A name that cannot be taken back is there twice after the retry: better than not at all.
-                let _ = self.mailbox.unlink(&result?.published.file);
-                Err(fault.clone())
+                match self.mailbox.unlink(&result?.published.file) {
+                    // Its bytes are there.
+                    Err(_) if !fault.is_not_durable => Err(fault.clone().perhaps_stored()),
+                    // A name that cannot be taken back is there twice after the retry: better than not at all.
+                    _ => Err(fault.clone()),
+                }
             };
             results = results.into_iter().map(take_back).collect();
         }

@@ -63,6 +63,11 @@ pub struct Alike {
 const ALIKE: &str = "a message with its Message-ID is there already";
 
 impl Retry {
+    /// Whether nobody knows what became of an earlier one.
+    pub fn is_unknown(&self) -> bool {
+        self.earlier.as_ref().is_some_and(|it| it.saved.is_none())
+    }
+
     /// What comes of this fault: where there is no room for the message, what was stored before, wherever that was.
     pub fn refused(&self, fault: Fault) -> Outcome {
         let earlier = self.earlier.as_ref();
@@ -145,8 +150,12 @@ impl Retry {
                 && !it.file.is_empty()
                 && look(std::slice::from_ref(&it.file))?.is_some() =>
             {
+                let saved = Saved {
+                    mailbox_id: mailbox.identity(),
+                    ..it.clone()
+                };
                 let why = "it was stored already, and is sent again";
-                return Ok(Some(again(it.clone(), why)));
+                return Ok(Some(again(saved, why)));
             }
             _ => {}
         }

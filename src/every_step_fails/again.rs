@@ -50,6 +50,7 @@ fn a_name_that_was_not_made_durable_proves_nothing() {
                 window: Duration::from_secs(1000),
                 alike: Duration::ZERO,
                 is_asked_at_rcpt: true,
+                is_durable: true,
                 path: in_file.then(|| store.path("home/ledger")),
             });
             let ledger = ledger.unwrap();
@@ -91,6 +92,38 @@ fn a_name_that_was_not_made_durable_proves_nothing() {
         }
         assert!(doubted > 1, "{is_there}: only {doubted} steps");
     }
+}
+
+/// A file server goes away while it makes the name: whether it has, the next try sees.
+#[test]
+fn a_name_that_may_have_been_made_is_looked_for() {
+    if !as_ordinary_user("every_step_fails::again::a_name_that_may_have_been_made_is_looked_for") {
+        return;
+    }
+    let mut unknown = 0;
+    for step in 0.. {
+        let store = Store::new(true);
+        let (core, message, ledger) = (store.core(""), message_of("Q"), remembering());
+        let first = begin(&ledger, &message, "first");
+        fault_point::arm(step, Failure::End);
+        let outcome = deliver(&core, &message, &first.retry);
+        if fault_point::disarm() {
+            break;
+        }
+        first.end(&outcome);
+        if outcome.fault().is_some_and(|it| it.may_be_stored) {
+            unknown += 1;
+            left_by_the_first(&store);
+            let second = begin(&ledger, &message, "second");
+            let again = deliver(&core, &message, &second.retry);
+            let is_again = matches!(&again, Outcome::Saved(saved) if saved.is_again);
+            assert!(
+                is_again,
+                "step {step}: {outcome:?}\nthe next try: {again:?}"
+            );
+        }
+    }
+    assert!(unknown > 1, "the name, and what is asked behind the sync: {unknown}");
 }
 
 /// A reader moves the message while a retry looks for it: it is there once, whoever has seen it where.
@@ -137,6 +170,7 @@ fn remembering() -> Arc<Ledger> {
         window: Duration::from_secs(1000),
         alike: Duration::ZERO,
         is_asked_at_rcpt: true,
+        is_durable: true,
         path: None,
     });
     ledger.unwrap()

@@ -567,7 +567,7 @@ impl Job {
             let settings = self.core.settings();
             let message = transaction.shared_message();
             let finished = with_dovecot(settings, async |relay| {
-                dovecot::finish(relay, settings, done, &recipient, message, &|| true).await
+                dovecot::finish(relay, settings, done, &recipient, message, &|| true, false).await
             });
             match finished {
                 Ok(Next::Here(again)) => recipient = *again,

@@ -40,6 +40,9 @@ pub enum Why {
     /// By the rule.
     #[error("{0}")]
     Refused(String),
+    /// What it leads to is gone, or not mounted.
+    #[error("leads nowhere")]
+    Nowhere,
     /// Nobody can tell now what it leads to.
     #[error("cannot be followed: {0}")]
     Unknown(io::Error),
@@ -48,7 +51,7 @@ pub enum Why {
 impl Why {
     fn of(error: io::Error) -> Why {
         match error.kind() {
-            ErrorKind::NotFound => Why::Refused("leads nowhere".into()),
+            ErrorKind::NotFound => Why::Nowhere,
             _ if is_no_way(&error) => Why::Refused(format!("cannot be followed: {error}")),
             _ => Why::Unknown(error),
         }

@@ -141,7 +141,12 @@ impl Maildir {
 
     /// The ACL that a new file has beside its mode (acl(5)), as the kernel keeps it.
     pub fn acl_of_new(&self) -> io::Result<Option<Vec<u8>>> {
-        match self.tmp.xattr("system.posix_acl_default") {
+        let mut acl = self.tmp.xattr("system.posix_acl_default");
+        if acl.as_ref().is_err_and(sys::is_unsupported) {
+            // Over NFS 4 files inherit from the directory's own.
+            acl = self.tmp.xattr("system.nfs4_acl");
+        }
+        match acl {
             // The file system has none.
             Err(error) if sys::is_unsupported(&error) => Ok(None),
             acl => acl,

@@ -266,12 +266,19 @@ impl Maildir {
                 Err(error) if sys::is_unsupported(&error) => place.link(&written.file, &name),
                 other => other,
             };
-            match linked {
+            let error = match linked {
                 Ok(()) => return Ok(name),
+                Err(error) => error,
+            };
+            match is_of(place, &name, &written.file) {
                 // A file server that has done it may be asked again, and answer that.
-                Err(_) if is_of(place, &name, &written.file) => return Ok(name),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(failed(error)),
+                Ok(true) => return Ok(name),
+                Ok(false) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                // It may have done it before it went away, or do it yet.
+                found if found.is_err() || Code::from_io(&error) == Code::Storage => {
+                    return Err(failed(error).perhaps_stored());
+                }
+                _ => return Err(failed(error)),
             }
         }
         Err(failed(io::ErrorKind::AlreadyExists.into()))
@@ -360,11 +367,12 @@ fn rename(named: &mut Option<(Dir, String)>, new: &Dir, name: &str) -> io::Resul
 }
 
 /// Whether `name` is one of `file`.
-fn is_of(place: &Dir, name: &str, file: &File) -> bool {
-    let (Ok(named), Ok(own)) = (place.stat_name(name), dir::stat_file(file)) else {
-        return false;
-    };
-    named.identity() == own.identity()
+fn is_of(place: &Dir, name: &str, file: &File) -> io::Result<bool> {
+    match place.stat_name(name) {
+        Ok(named) => Ok(named.identity() == dir::stat_file(file)?.identity()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Mode and group of a file that was just created, exact whatever the umask and the directory did. Answers what could not be

@@ -37,7 +37,8 @@ pub async fn ask(
     }
 }
 
-/// Takes there what is to be taken. What Dovecot refuses of a header route's goes on here.
+/// Takes there what is to be taken. What Dovecot refuses of a header route's goes on here. `may_be_there`: its answer to an earlier try
+/// was lost, so that a no may come of that very message.
 pub async fn finish(
     relay: &Relay,
     settings: &Settings,
@@ -45,6 +46,7 @@ pub async fn finish(
     recipient: &Recipient,
     message: &Arc<Message>,
     heard: Heard<'_>,
+    may_be_there: bool,
 ) -> Next<Outcome> {
     let parcel = match done {
         Done::Outcome(outcome) => return Next::Answered(outcome),
@@ -71,7 +73,11 @@ pub async fn finish(
     };
     match parcel.is_routed && recipient.refusal.is_none() && has_refused && heard() {
         true => Next::Here(Box::new(recipient.refused_at(parcel.saved.mailbox, &fault))),
-        false => Next::Answered(Outcome::refused(fault)),
+        false => Next::Answered(Outcome::refused(match has_refused {
+            false => fault.perhaps_stored(),
+            true if may_be_there => fault.for_now(),
+            true => fault,
+        })),
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Settings {
     pub alike: Duration,
     /// RCPT says for good that a mailbox is full: asked whether it may be the message itself that fills it.
     pub is_asked_at_rcpt: bool,
+    /// What was stored outlives a power cut (`mail_fsync`).
+    pub is_durable: bool,
     /// SQLite. None: in memory, and a restart forgets.
     pub path: Option<PathBuf>,
 }
@@ -60,8 +62,8 @@ pub struct Ledger {
 /// Who has the rows.
 #[derive(Debug)]
 enum Keeper {
-    /// Whoever asks does it himself.
-    Memory(Box<Mutex<Memory>>),
+    /// Whoever asks does it himself. Seconds count from when it was made: no clock is set back there.
+    Memory(Box<Mutex<Memory>>, Instant),
     /// A thread, which makes one transaction of what many ask for.
     File(mpsc::SyncSender<Request>),
 }
@@ -125,8 +127,12 @@ impl Ledger {
         if settings.window.is_zero() && settings.alike.is_zero() {
             return None;
         }
-        let in_memory = || Keeper::Memory(Box::new(Mutex::new(Memory::new(settings.clone()))));
-        let doubt = Doubt::new(settings.window);
+        let doubt = match &settings.path {
+            Some(path) => Doubt::recalled(settings.window, path),
+            None => Doubt::new(settings.window),
+        };
+        let memory = || Memory::new(settings.clone(), doubt.clone());
+        let in_memory = || Keeper::Memory(Box::new(Mutex::new(memory())), Instant::now());
         let rows = match &settings.path {
             None => in_memory(),
             Some(path) => in_file(path, &settings, &doubt).unwrap_or_else(|why| {
@@ -220,7 +226,7 @@ impl Ledger {
         let (answer, answered) = oneshot::channel();
         let is_asked = begun.delivery.is_some() && self.settings.is_asked_at_rcpt;
         // Another server asks at RCPT with `<>`, whoever has sent it.
-        let senders = [message.envelope.sender.to_string(), String::new()];
+        let senders = BTreeSet::from([message.envelope.sender.to_string(), String::new()]);
         let senders = senders.iter().filter(|_| is_asked);
         let rcpt = senders.map(|sender| key_at_rcpt(sender, recipient));
         let rcpt: Vec<Key> = rcpt.collect();
@@ -278,9 +284,9 @@ impl Keeper {
     /// Without a thread that lives and has not too much to do nothing is remembered, and nothing answered. Whether it was told.
     fn ask(&self, request: Request) -> bool {
         match self {
-            Keeper::Memory(rows) => {
+            Keeper::Memory(rows, since) => {
                 let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
-                rows.answer(request, now());
+                rows.answer(request, since.elapsed().as_secs());
                 true
             }
             Keeper::File(thread) => thread.try_send(request).is_ok(),
@@ -310,15 +316,21 @@ impl Begun {
                 Request::Saved(delivery.clone(), message_id, saved, self.rcpt.clone())
             }
             // Found by the name of its file, which the next retry may not find any more; or by its Message-ID, which is known.
-            (Outcome::Saved(saved), Some(delivery)) if self.knows_no_end() => {
+            (Outcome::Saved(saved), Some(delivery)) if self.retry.is_unknown() => {
                 let message_id = self.message_id.filter(|_| !saved.file.is_empty());
                 let message_id = message_id.map(|id| key_at(&id, &saved.place));
                 let saved = Box::new(saved.clone());
                 Request::Saved(Some(delivery.clone()), message_id, saved, Vec::new())
             }
+            // The next retry need not search for it.
+            (Outcome::Saved(saved), Some(delivery)) if self.has_moved(saved) => {
+                let saved = Box::new(saved.clone());
+                Request::Saved(Some(delivery.clone()), None, saved, Vec::new())
+            }
             (Outcome::Rejected(fault) | Outcome::Deferred(fault), Some(delivery))
                 if self.is_known()
                     && fault.code != Code::Internal
+                    && !fault.may_be_stored
                     && self.proves_nothing(fault) =>
             {
                 Request::Forget(delivery.clone())
@@ -338,16 +350,18 @@ impl Begun {
         !self.is_known() || self.delivery.is_some() && self.ledger.doubt.holds()
     }
 
-    /// Whether nobody knows what became of an earlier one.
-    fn knows_no_end(&self) -> bool {
+    /// Whether it was found where it was known to be, by the name of its file: the device has another number by now.
+    fn has_moved(&self, saved: &Saved) -> bool {
         let earlier = self.retry.earlier.as_ref();
-        earlier.is_some_and(|it| it.saved.is_none())
+        earlier.and_then(|it| it.saved.as_ref()).is_some_and(|it| {
+            it.place == saved.place && it.file == saved.file && it.mailbox_id != saved.mailbox_id
+        })
     }
 
     /// Whether no name is to be believed behind this failure.
     fn proves_nothing(&self, fault: &Fault) -> bool {
         // What an earlier one has left stays: this one may have failed before it looked. A sync that has failed tells it once.
-        self.retry.earlier.is_none() || self.knows_no_end() && fault.is_not_durable
+        self.retry.earlier.is_none() || self.retry.is_unknown() && fault.is_not_durable
     }
 }
 

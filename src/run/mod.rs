@@ -48,6 +48,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::deliver::quota::Quotas;
+use crate::deliver::settings::MailFsync;
 use crate::deliver::{self, Answers, Core, Done, Outcome, Report, Retry, Transaction};
 use crate::fault::{Code, Fault};
 use crate::mailbox::namespace::Namespace;
@@ -291,7 +292,7 @@ impl Runner {
             };
             let done;
             (done, turn) = self.blocking(work).await?;
-            match self.finish(done, &recipient, message, &heard).await {
+            match self.finish(done, &recipient, message, &heard, &begun).await {
                 Next::Here(again) => recipient = *again,
                 Next::Answered(outcome) => {
                     return Ok(end(begun, outcome));
@@ -330,12 +331,16 @@ impl Runner {
         while failures < ATTEMPTS {
             let retry = retry.clone();
             let asked = dispatch.deliver(&who, recipient.clone(), answers.clone(), retry);
-            let Some(done) = asked.await? else {
-                failures += 1;
-                continue;
+            let done = match asked.await {
+                Ok(Some(done)) => done,
+                Ok(None) => {
+                    failures += 1;
+                    continue;
+                }
+                Err(fault) => return Ok(end(begun, Outcome::refused(fault))),
             };
             match self
-                .finish(done, &recipient, &dispatch.message, &heard)
+                .finish(done, &recipient, &dispatch.message, &heard, &begun)
                 .await
             {
                 Next::Here(again) => recipient = *again,
@@ -354,9 +359,20 @@ impl Runner {
         recipient: &Recipient,
         message: &Arc<Message>,
         heard: relay::Heard<'_>,
+        begun: &Option<Begun>,
     ) -> Next<Outcome> {
-        let settings = self.core.settings();
-        dovecot::finish(&self.dovecot, settings, done, recipient, message, heard).await
+        let may_be_there = begun.as_ref().is_some_and(|it| it.retry.is_unknown());
+        let (relay, settings) = (&self.dovecot, self.core.settings());
+        dovecot::finish(
+            relay,
+            settings,
+            done,
+            recipient,
+            message,
+            heard,
+            may_be_there,
+        )
+        .await
     }
 
     /// Writes down that a delivery begins, and finds out whether it is a second one.
@@ -451,6 +467,7 @@ fn ledger(core: &Core) -> Option<Arc<Ledger>> {
     Ledger::open(ledger::Settings {
         window: settings.duplicate_window,
         is_asked_at_rcpt,
+        is_durable: settings.mail_fsync != MailFsync::Never,
         alike: namespaces
             .filter_map(|it| it.duplicate_message_ids)
             .max()
@@ -494,10 +511,7 @@ fn end(begun: Option<Begun>, outcome: Outcome) -> Outcome {
     match outcome {
         // It may be full of this message, and be told better when it comes again.
         Outcome::Rejected(fault) if fault.code == Code::OverQuota && is_doubtful => {
-            Outcome::Deferred(Fault {
-                code: Code::QuotaOfDisk,
-                ..fault
-            })
+            Outcome::Deferred(fault.for_now())
         }
         outcome => outcome,
     }

@@ -144,8 +144,15 @@ impl Pool {
     /// A worker of this identity.
     pub async fn lease(self: &Arc<Pool>, who: &Identity) -> Result<Lease, Fault> {
         let doing = || format!("find a worker of uid {}", who.credentials.uid);
-        let worker = match timeout(PATIENCE, self.find(who)).await {
+        let are_ending = AtomicBool::new(false);
+        let worker = match timeout(PATIENCE, self.find(who, &are_ending)).await {
             Ok(found) => found.map_err(|why| Fault::new(Code::Resources, doing(), why))?,
+            Err(_) if are_ending.load(Ordering::Relaxed) => {
+                let why = "workers that are to end do not end";
+                return Err(
+                    Fault::new(Code::Resources, doing(), why).with_advice("does a disk hang?")
+                );
+            }
             Err(_) => {
                 let why = format!("all {} workers are busy", self.limits.max);
                 return Err(Fault::new(Code::Resources, doing(), why)
@@ -158,7 +165,12 @@ impl Pool {
         })
     }
 
-    async fn find(self: &Arc<Pool>, who: &Identity) -> Result<Arc<Worker>, String> {
+    /// `are_ending`: whether those that end are what it waits for.
+    async fn find(
+        self: &Arc<Pool>,
+        who: &Identity,
+        are_ending: &AtomicBool,
+    ) -> Result<Arc<Worker>, String> {
         loop {
             if let Some(worker) = self.table().take(who) {
                 return Ok(worker);
@@ -167,7 +179,9 @@ impl Pool {
             // To its end, whoever gives up: half an exchange with the monitor would be the next one's.
             let (pool, who) = (Arc::clone(self), who.clone());
             let made = tokio::spawn(async move { pool.make(&who).await });
-            match made.await.map_err(|error| error.to_string())?? {
+            let made = made.await.map_err(|error| error.to_string())??;
+            are_ending.store(matches!(made, Made::NotYet), Ordering::Relaxed);
+            match made {
                 Made::Here => {}
                 Made::NoRoom => changed.await,
                 Made::NotYet => sleep(ENDING).await,

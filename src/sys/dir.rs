@@ -136,8 +136,8 @@ impl Dir {
         std::fs::read_link(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
 
-    /// A file without a name, to be [linked](Dir::link) when it is complete. EOPNOTSUPP, EISDIR or ENOENT where the
-    /// file system has none.
+    /// A file without a name, to be [linked](Dir::link) when it is complete. EOPNOTSUPP or EISDIR where the file
+    /// system has none.
     pub fn unnamed_file(&self, mode: u32) -> io::Result<File> {
         pass()?;
         #[cfg(test)]

@@ -76,7 +76,7 @@ pub fn is_no_file(error: &io::Error) -> bool {
 pub fn is_unsupported(error: &io::Error) -> bool {
     let raw = matches!(
         error.raw_os_error(),
-        Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT | libc::EINVAL)
+        Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)
     );
     raw || error.kind() == io::ErrorKind::Unsupported
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::doubt::Doubt;
 use super::{Id, Key, Known, MAX_NAMES, Request, Settings};
 use crate::deliver::{Alike, Earlier, Saved};
 
@@ -12,11 +13,12 @@ const MOST: usize = 400_000;
 #[derive(Debug)]
 pub struct Memory {
     settings: Settings,
+    doubt: Doubt,
     deliveries: HashMap<Key, Vec<Delivery>>,
     message_ids: HashMap<Key, Vec<Place>>,
     /// By what RCPT knows: deliveries, and when they were begun.
     rcpts: HashMap<Key, Vec<(Key, u64)>>,
-    /// Each time that something was written down; seconds since 1970.
+    /// Each time that something was written down.
     written: VecDeque<(u64, Key)>,
     ids_written: VecDeque<(u64, Key)>,
     rcpts_written: VecDeque<(u64, Key)>,
@@ -38,9 +40,10 @@ struct Place {
 }
 
 impl Memory {
-    pub fn new(settings: Settings) -> Memory {
+    pub fn new(settings: Settings, doubt: Doubt) -> Memory {
         Memory {
             settings,
+            doubt,
             deliveries: HashMap::new(),
             message_ids: HashMap::new(),
             rcpts: HashMap::new(),
@@ -50,7 +53,7 @@ impl Memory {
         }
     }
 
-    /// `now`: seconds since 1970.
+    /// `now`: seconds, never fewer than before.
     pub fn answer(&mut self, request: Request, now: u64) {
         self.forget_old(now);
         match request {
@@ -158,12 +161,18 @@ impl Memory {
     fn forget_old(&mut self, now: u64) {
         let (window, alike) = (&self.settings.window, &self.settings.alike);
         for (at, key) in due(&mut self.written, now, window.as_secs()) {
+            if now.saturating_sub(at) < window.as_secs() {
+                self.doubt.raise();
+            }
             forget(&mut self.deliveries, key, |it| it.at > at);
         }
         for (at, key) in due(&mut self.ids_written, now, alike.as_secs()) {
             forget(&mut self.message_ids, key, |it| it.at > at);
         }
         for (at, key) in due(&mut self.rcpts_written, now, window.as_secs()) {
+            if now.saturating_sub(at) < window.as_secs() {
+                self.doubt.raise();
+            }
             forget(&mut self.rcpts, key, |it| it.1 > at);
         }
     }
@@ -199,13 +208,17 @@ mod tests {
 
     use super::*;
 
+    const MINUTE: Duration = Duration::from_secs(60);
+
     fn memory() -> Memory {
-        Memory::new(Settings {
-            window: Duration::from_secs(60),
-            alike: Duration::from_secs(60),
+        let settings = Settings {
+            window: MINUTE,
+            alike: MINUTE,
             is_asked_at_rcpt: true,
+            is_durable: true,
             path: None,
-        })
+        };
+        Memory::new(settings, Doubt::new(MINUTE))
     }
 
     fn id(key: u8, queue_id: &str) -> Id {
@@ -290,5 +303,16 @@ mod tests {
         );
         memory.answer(Request::Forget(id(249, "")), 1000);
         assert_eq!(begin(&mut memory, id(249, ""), "again", 1000), None);
+    }
+
+    /// More than is kept: nobody knows any more what is not there.
+    #[test]
+    fn what_is_forgotten_before_its_time() {
+        let mut memory = memory();
+        memory.written = VecDeque::from(vec![(100, [9; 32]); MOST]);
+        begin(&mut memory, id(1, ""), "name", 100);
+        assert!(!memory.doubt.holds());
+        begin(&mut memory, id(2, ""), "name", 100);
+        assert!(memory.doubt.holds());
     }
 }

@@ -72,6 +72,11 @@ CREATE TABLE IF NOT EXISTS boot (id TEXT NOT NULL);
 /// What the table of an older server has not got.
 const FILE: &str = "ALTER TABLE message_ids ADD COLUMN file TEXT NOT NULL DEFAULT ''";
 
+/// Files prove by their names that they are there; what Dovecot has taken is its own care.
+const UNPROVEN: &str = "
+UPDATE deliveries SET saved = NULL WHERE json_extract(saved, '$.is_handed_over') IS NOT 1;
+DELETE FROM message_ids";
+
 impl Rows {
     /// Made where it is missing; one that is broken is put aside, and made anew.
     pub fn open(path: &Path, settings: &Settings, doubt: &Doubt) -> Result<Rows, String> {
@@ -117,7 +122,7 @@ impl Rows {
             });
         }
         // A power cut may have cost rows.
-        if is_of_another_boot(&connection)? {
+        if is_of_another_boot(&connection, settings.is_durable)? {
             doubt.raise();
         }
         Ok(Rows {
@@ -248,7 +253,7 @@ impl Rows {
                 let mut names = vec![name];
                 names.extend(earlier.iter().flat_map(|it| &it.names).map(String::as_str));
                 names.truncate(MAX_NAMES);
-                let insert = "INSERT OR REPLACE INTO deliveries VALUES (?1, ?2, ?3, NULL, ?4)";
+                let insert = "INSERT OR REPLACE INTO deliveries (key, queue_id, names, at) VALUES (?1, ?2, ?3, ?4)";
                 self.connection.prepare_cached(insert)?.execute(params![
                     key,
                     queue_id,
@@ -287,7 +292,8 @@ impl Rows {
     ) -> rusqlite::Result<()> {
         for asked in rcpt {
             step()?;
-            let insert = "INSERT OR REPLACE INTO rcpts VALUES (?1, ?2, ?3, ?4)";
+            let insert = "INSERT OR REPLACE INTO rcpts (rcpt, key, queue_id, at)
+                          VALUES (?1, ?2, ?3, ?4)";
             self.connection
                 .prepare_cached(insert)?
                 .execute(params![asked, key, queue_id, now as i64])?;
@@ -306,7 +312,8 @@ impl Rows {
         if let Some(Id { key, queue_id }) = delivery {
             step()?;
             let text = serde_json::to_string(saved).unwrap_or_default();
-            let insert = "INSERT OR REPLACE INTO deliveries VALUES (?1, ?2, ?3, ?4, ?5)";
+            let insert = "INSERT OR REPLACE INTO deliveries (key, queue_id, names, saved, at)
+                          VALUES (?1, ?2, ?3, ?4, ?5)";
             self.connection
                 .prepare_cached(insert)?
                 .execute(params![key, queue_id, saved.file, text, now as i64])?;
@@ -315,7 +322,8 @@ impl Rows {
         if let Some(key) = message_id {
             step()?;
             let (device, inode) = saved.mailbox_id;
-            let insert = "INSERT OR REPLACE INTO message_ids VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            let insert = "INSERT OR REPLACE INTO message_ids (key, device, inode, place, at, file)
+                          VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
             self.connection.prepare_cached(insert)?.execute(params![
                 key,
                 device as i64,
@@ -380,7 +388,8 @@ fn refused(batch: Vec<Request>, why: &str) -> Vec<(oneshot::Sender<Known>, Known
 }
 
 /// Whether the machine was started since the file was made, or since this was asked.
-fn is_of_another_boot(connection: &Connection) -> rusqlite::Result<bool> {
+/// Mail that was not synced may have gone since then, and its rows prove nothing.
+fn is_of_another_boot(connection: &Connection, is_durable: bool) -> rusqlite::Result<bool> {
     let Some(boot) = process::boot_id() else {
         return Ok(false);
     };
@@ -388,6 +397,9 @@ fn is_of_another_boot(connection: &Connection) -> rusqlite::Result<bool> {
     let known: Option<String> = known.optional()?;
     if known.as_ref() == Some(&boot) {
         return Ok(false);
+    }
+    if known.is_some() && !is_durable {
+        connection.execute_batch(UNPROVEN)?;
     }
     // One statement: whoever is killed here leaves the old one, or the new one.
     let tell = match known {
@@ -432,6 +444,7 @@ mod tests {
             window: ROUND,
             alike: ROUND,
             is_asked_at_rcpt: true,
+            is_durable: true,
             path: None,
         };
         Rows::open(path, &settings, &Doubt::new(ROUND)).unwrap()
@@ -531,6 +544,32 @@ mod tests {
             lost += 1;
         }
         assert_eq!(lost, 5, "begin, three rows, commit");
+    }
+
+    /// With `mail_fsync = never` what was stored before a power cut may be gone: only its name proves it.
+    #[test]
+    fn what_was_not_synced_and_another_boot() {
+        for (is_durable, is_cut) in [(false, true), (false, false), (true, true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("db");
+            let mut rows = open(&path);
+            saved(&mut rows, Vec::new());
+            if is_cut {
+                let another = "UPDATE boot SET id = 'another'";
+                rows.connection.execute(another, []).unwrap();
+            }
+            let settings = Settings {
+                is_durable,
+                ..rows.settings.clone()
+            };
+            drop(rows);
+            let mut rows = Rows::open(&path, &settings, &Doubt::new(ROUND)).unwrap();
+            let (earlier, alike) = begin(&mut rows, "two").unwrap();
+            let is_proven = is_durable || !is_cut;
+            let case = format!("{is_durable} {is_cut}: {earlier:?} {alike:?}");
+            assert_eq!(earlier.unwrap().saved.is_some(), is_proven, "{case}");
+            assert_eq!(alike.len(), usize::from(is_proven), "{case}");
+        }
     }
 
     /// Its beginning was refused, its end is not.

@@ -16,6 +16,7 @@ fn remembering(window: Duration, path: Option<PathBuf>) -> Arc<Ledger> {
         window,
         alike: DAY,
         is_asked_at_rcpt: false,
+        is_durable: true,
         path,
     });
     ledger.unwrap()
