@@ -123,7 +123,10 @@ fn a_name_that_may_have_been_made_is_looked_for() {
             );
         }
     }
-    assert!(unknown > 1, "the name, and what is asked behind the sync: {unknown}");
+    assert!(
+        unknown > 1,
+        "the name, and what is asked behind the sync: {unknown}"
+    );
 }
 
 /// A reader moves the message while a retry looks for it: it is there once, whoever has seen it where.
