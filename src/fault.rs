@@ -148,6 +148,7 @@ impl Code {
 }
 
 impl Fault {
+    /// One that is certain: nothing of the message is stored. `doing`: a verb and its object, `open /srv/mail/x`.
     pub fn new(code: Code, doing: impl Into<String>, why: impl Into<String>) -> Fault {
         Fault {
             code,
@@ -194,6 +195,7 @@ impl Fault {
         self
     }
 
+    /// The command or setting that mends it, for an admin. It takes the place of one that was there.
     pub fn with_advice(mut self, advice: impl Into<String>) -> Fault {
         self.advice = Some(advice.into());
         self

@@ -19,6 +19,7 @@ const NO_USER: u8 = 67;
 const NO_MAILBOX: u8 = 68;
 const TEMPFAIL: u8 = 75;
 
+/// What is asked: the subcommands of `doveadm acl` but for `recalc`, which is `postroom share rebuild` here.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// The entries of a mailbox
@@ -67,6 +68,7 @@ pub struct Of {
     mailbox: String,
 }
 
+/// What `set`, `add` and `remove` take, as it was typed: a wrong identifier or right is exit code 64, before anything is looked up.
 #[derive(Debug, clap::Args)]
 pub struct Change {
     #[command(flatten)]

@@ -12,6 +12,7 @@ use crate::sharing::{Difference, Map, Share, SharingMap, rebuild};
 use crate::sys::credentials::{self, Credentials};
 use crate::sys::{dir, process};
 
+/// What is asked. Only `Rebuild` writes.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Who shares to whom, as the map has it
@@ -22,6 +23,7 @@ pub enum Command {
     Rebuild(Users),
 }
 
+/// Users, by any name that the userdbs take; one who is no more, by the name that the map has. Anybody else is exit code 67.
 #[derive(Debug, clap::Args)]
 pub struct Users {
     /// Those whose shares are meant [default: everybody's]

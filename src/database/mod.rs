@@ -46,8 +46,12 @@ impl IntoIterator for Rows {
 
 /// What can be done within one transaction. Parameters stand as `$1`, `$2`.
 pub trait Transaction {
+    /// `parameters` are bound as text. Err, for the log: what the database says, or a column of PostgreSQL's that is neither text, integer
+    /// nor boolean.
     fn rows(&mut self, query: &str, parameters: &[&str]) -> Result<Rows, String>;
+    /// A statement that answers no rows; how many it has changed is not told. Err, for the log: what the database says.
     fn execute(&mut self, statement: &str, parameters: &[&str]) -> Result<(), String>;
+    /// Whether a statement here finds a table of this name; PostgreSQL looks along its `search_path`.
     fn has_table(&mut self, name: &str) -> Result<bool, String>;
 }
 

@@ -47,6 +47,8 @@ type LinkKey = (u64, u32, Option<u32>, Option<Vec<u8>>);
 type SharedFile = Arc<Mutex<Option<Arc<Written>>>>;
 
 impl Transaction {
+    /// Its time is that of [`Heard::from_now`]. `recipients`: how many the server has for it, all workers together; in the LDA, how many
+    /// one process delivers to.
     pub fn new(message: Arc<Message>, recipients: usize) -> Transaction {
         Transaction {
             message,
@@ -56,22 +58,27 @@ impl Transaction {
         }
     }
 
+    /// As it came: what a delivery writes on top is not in it.
     pub fn message(&self) -> &Message {
         &self.message
     }
 
+    /// As [`Transaction::new`] was told. With more than one, `recipient_headers = "single"` names nobody.
     pub fn recipients(&self) -> usize {
         self.recipients
     }
 
+    /// A clone has the same deadline, and hears of [`Transaction::abandon`] too.
     pub fn heard(&self) -> &Heard {
         &self.heard
     }
 
+    /// [`Transaction::message`], for whoever keeps it beside the transaction.
     pub fn shared_message(&self) -> &Arc<Message> {
         &self.message
     }
 
+    /// [`Heard::check`]: [`Code::NotNow`] when nobody will hear the answer any more.
     pub fn check_heard(&self) -> Result<(), Fault> {
         self.heard.check()
     }
@@ -83,6 +90,7 @@ impl Transaction {
 }
 
 impl Heard {
+    /// [`DEADLINE`] counts from here: to be called when the whole message is there.
     pub fn from_now() -> Heard {
         Heard {
             begun: Instant::now(),
@@ -99,6 +107,7 @@ impl Heard {
         }
     }
 
+    /// The peer is gone: for all clones, and for good.
     pub fn abandon(&self) {
         self.abandoned.store(true, Ordering::Relaxed);
     }

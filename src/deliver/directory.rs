@@ -15,9 +15,11 @@ use crate::user::User;
 
 /// Three answers each: found, no such thing, and a fault for "cannot tell".
 pub trait Directory {
+    /// `name`: before `auth_username_format`, which [`Userdbs::find`](crate::user::Userdbs::find) applies; the user has the canonical one.
     fn user(&self, name: &str) -> Result<Option<User>, Fault>;
     /// `address`: in small letters.
     fn rule(&self, address: &str) -> Result<Option<Rule>, Fault>;
+    /// For `acl_groups`, where UNIX groups count as such (`acl.unix_groups`). None: the gid has no name.
     fn group_name(&self, gid: u32) -> Result<Option<String>, Fault>;
     /// What the table of placements says of a user or owner, or of a public mailbox: the name of a node.
     fn node(&self, user: &str, mailbox: &str) -> Result<Option<String>, Fault>;
@@ -145,6 +147,7 @@ pub struct Recorder<'a> {
 }
 
 impl<'a> Recorder<'a> {
+    /// `asked` is asked once for each user, and each time for the rest; a fault is not kept.
     pub fn new(asked: &'a dyn Directory) -> Recorder<'a> {
         Recorder {
             asked,

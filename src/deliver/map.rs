@@ -57,6 +57,7 @@ pub const QUERY: &str =
     "SELECT mailbox, user_name, subject, on_missing FROM addresses WHERE address = $1";
 
 impl AddressMap {
+    /// Neither rules in the configuration nor a table: no address needs to be looked up.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty() && self.tables.is_empty()
     }

@@ -102,6 +102,7 @@ pub struct Core {
 }
 
 impl Core {
+    /// Names of files get the host name, and the pid of the process that calls this: one that delivers beside its parent makes its own.
     pub fn new(settings: Settings) -> Core {
         let names = Names::new(sys::process::hostname(), std::process::id());
         Core {
@@ -120,6 +121,7 @@ impl Core {
         self.identity.get_or_init(credentials::effective)
     }
 
+    /// A reload makes another core: these stay as they are.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }

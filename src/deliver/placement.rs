@@ -61,6 +61,7 @@ pub enum Tls {
 }
 
 impl Tls {
+    /// The words of `starttls`, in `[node.NAME]` as in a userdb's field; `no` where nothing is said.
     pub const WORDS: [(&str, Tls); 3] = [
         ("no", Tls::No),
         ("yes", Tls::Verified),
@@ -174,6 +175,7 @@ impl Placement {
 }
 
 impl Node {
+    /// 24, where Dovecot's examples let LMTP listen: for a node of which nobody says more.
     pub const PORT: u16 = PORT;
     /// Seconds.
     pub const TIMEOUT: u64 = 30;

@@ -34,6 +34,8 @@ pub struct Line {
 }
 
 impl Line {
+    /// A step that lets the delivery go on. `label`: at most 12 characters, the width of the table. `text` may hold anything: the table
+    /// makes it printable.
     pub fn ok(label: &str, text: impl Into<String>) -> Line {
         Line {
             label: label.into(),
@@ -42,6 +44,7 @@ impl Line {
         }
     }
 
+    /// The step that ends the delivery; the report has the same fault. `label` and `text` as in [`Line::ok`].
     pub fn fail(label: &str, text: impl Into<String>) -> Line {
         Line {
             label: label.into(),

@@ -184,6 +184,7 @@ pub struct OwnNamespaces {
 const KNOWN: usize = 1000;
 
 impl OwnNamespaces {
+    /// `make` gets the fields sorted by name, and is asked again for those whose answer was an error or is no longer kept ([`KNOWN`]).
     pub fn new(make: MakeOwn) -> OwnNamespaces {
         OwnNamespaces {
             make,
@@ -230,6 +231,7 @@ pub enum Detail {
 }
 
 impl Detail {
+    /// As the configuration spells them; `private` where it says nothing.
     pub const WORDS: [(&str, Detail); 3] = [
         ("private", Detail::Private),
         ("mailbox", Detail::Mailbox),
@@ -247,6 +249,7 @@ pub enum Permissions {
 }
 
 impl Permissions {
+    /// As the configuration spells them; where it says nothing the kind of the namespace decides ([`Settings::permissions`]).
     pub const WORDS: [(&str, Permissions); 2] = [
         ("verified", Permissions::Verified),
         ("best-effort", Permissions::BestEffort),
@@ -263,6 +266,7 @@ pub enum NewMailboxPermissions {
 }
 
 impl NewMailboxPermissions {
+    /// As the configuration spells them; `root` where it says nothing.
     pub const WORDS: [(&str, NewMailboxPermissions); 2] = [
         ("root", NewMailboxPermissions::Root),
         ("parent", NewMailboxPermissions::Parent),
@@ -279,6 +283,7 @@ pub enum RecipientHeaders {
 }
 
 impl RecipientHeaders {
+    /// As the configuration spells them; `each` where it says nothing.
     pub const WORDS: [(&str, RecipientHeaders); 2] = [
         ("each", RecipientHeaders::Each),
         ("single", RecipientHeaders::Single),
@@ -296,6 +301,7 @@ pub enum DeliveryAddress {
 }
 
 impl DeliveryAddress {
+    /// As the configuration spells them; `final` where it says nothing.
     pub const WORDS: [(&str, DeliveryAddress); 3] = [
         ("final", DeliveryAddress::Final),
         ("original", DeliveryAddress::Original),
@@ -325,6 +331,7 @@ pub enum MailFsync {
 }
 
 impl MailFsync {
+    /// As the configuration spells them; `optimized` where it says nothing.
     pub const WORDS: [(&str, MailFsync); 3] = [
         ("optimized", MailFsync::Optimized),
         ("always", MailFsync::Always),
@@ -366,6 +373,7 @@ pub enum Subject {
 }
 
 impl Subject {
+    /// As the configuration, tables of addresses and errands to other servers ([`Errand`](crate::message::Errand)) spell them.
     pub const WORDS: [(&str, Subject); 4] = [
         ("recipient", Subject::Recipient),
         ("owner", Subject::Owner),
@@ -373,6 +381,7 @@ impl Subject {
         ("authenticated-sender", Subject::AuthenticatedSender),
     ];
 
+    /// One of [`Subject::WORDS`], in small letters. None: another word.
     pub fn parse(word: &str) -> Option<Subject> {
         let found = Subject::WORDS.iter().find(|(known, _)| *known == word);
         found.map(|(_, subject)| *subject)
@@ -404,6 +413,7 @@ pub enum DeliveryRight {
 }
 
 impl DeliveryRight {
+    /// `rights`: what is left of them when all entries have counted. `lookup` is not needed to store.
     pub fn is_given_by(self, rights: &Rights) -> bool {
         match self {
             DeliveryRight::InsertOrPost => rights.insert() || rights.post(),

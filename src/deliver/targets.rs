@@ -244,6 +244,7 @@ impl By {
         matches!(self, By::Detail | By::Child)
     }
 
+    /// For people, behind the mailbox in `explain`'s line `wanted`.
     pub fn text(self) -> &'static str {
         match self {
             By::Default => "default",

@@ -69,6 +69,7 @@ pub enum LockMethod {
 }
 
 impl LockMethod {
+    /// As Dovecot spells them; `fcntl` where nothing is said.
     pub const WORDS: [(&str, LockMethod); 3] = [
         ("fcntl", LockMethod::Fcntl),
         ("flock", LockMethod::Flock),

@@ -153,6 +153,7 @@ impl Chunk {
         taken
     }
 
+    /// What follows are commands. True at once for a chunk of 0 octets, as in `BDAT 0 LAST` (RFC 3030).
     pub fn is_done(&self) -> bool {
         self.left == 0
     }

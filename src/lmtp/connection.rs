@@ -55,11 +55,13 @@ pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
 
 /// What a session delivers with: the [`Runner`](crate::run::Runner), or a test's.
 pub trait Deliveries: Clone + Send + Sync + 'static {
+    /// RCPT: what a delivery would come to, its fault included. Writes nothing, and may be given up.
     fn inspect(
         &self,
         recipient: Recipient,
         envelope: &Envelope,
     ) -> impl Future<Output = Report> + Send;
+    /// The whole message, to those whom RCPT has accepted: each outcome has the recipient's index in `recipients`.
     fn deliver(&self, message: Arc<Message>, recipients: Vec<Recipient>) -> Outcomes;
 }
 
@@ -116,6 +118,8 @@ pub struct Connection<S, D> {
 }
 
 impl<S: Wire, D: Deliveries> Connection<S, D> {
+    /// A client that was let in, to whom nothing has been said yet. `stream`: behind its PROXY header, where one is due, and in TLS where
+    /// its listener begins with it.
     pub fn new(
         stream: impl Into<Channel<S>>,
         peer: Peer,

@@ -216,6 +216,7 @@ pub fn number(digits: &str) -> Option<u64> {
     is_number.then(|| digits.parse().ok()).flatten()
 }
 
+/// 501 5.5.4, invalid command arguments (RFC 3463 section 3.6), with `why` for the client. It counts as a protocol error.
 pub fn parameters_refused(why: &str) -> Reply {
     Reply::new(501, "5.5.4", why)
 }

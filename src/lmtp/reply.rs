@@ -124,6 +124,7 @@ impl Reply {
         Reply::new(code, enhanced, text)
     }
 
+    /// Three digits, the same on each of its lines (RFC 5321 section 4.2.1).
     pub fn code(&self) -> u16 {
         self.code
     }

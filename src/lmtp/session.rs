@@ -129,6 +129,7 @@ impl Session {
         }
     }
 
+    /// 220, for a client that has just come, and for one that has said by XCLIENT for whom it speaks.
     pub fn greeting(&self) -> Reply {
         Reply::bare(220, format!("{} Postroom LMTP", self.limits.hostname))
     }

@@ -35,6 +35,7 @@ pub struct NotFollowed {
     pub why: Why,
 }
 
+/// For `Refused` and `Nowhere` a stranger's name may be denied; `Unknown` says nothing of the link, and is always for now.
 #[derive(Debug, thiserror::Error)]
 pub enum Why {
     /// By the rule.
@@ -57,6 +58,7 @@ impl Why {
         }
     }
 
+    /// The rule has said nothing: an error of the system was in the way.
     pub fn is_unknown(&self) -> bool {
         matches!(self, Why::Unknown(_))
     }

@@ -145,6 +145,7 @@ pub enum OnMissing {
 }
 
 impl OnMissing {
+    /// As the configuration and tables of addresses spell them. Where nothing is said: `inbox` in `[delivery]`, `parent` for an address.
     pub const WORDS: [(&str, OnMissing); 5] = [
         ("inbox", OnMissing::Inbox),
         ("create", OnMissing::Create),
@@ -153,6 +154,7 @@ impl OnMissing {
         ("parent", OnMissing::Parent),
     ];
 
+    /// One of [`OnMissing::WORDS`], in small letters. None: another word.
     pub fn parse(word: &str) -> Option<OnMissing> {
         let found = OnMissing::WORDS.iter().find(|(known, _)| *known == word);
         found.map(|(_, on_missing)| *on_missing)
@@ -169,6 +171,7 @@ pub enum OnDenied {
 }
 
 impl OnDenied {
+    /// As the configuration spells them; `inbox` where it says nothing.
     pub const WORDS: [(&str, OnDenied); 3] = [
         ("inbox", OnDenied::Inbox),
         ("reject", OnDenied::Reject),

@@ -136,6 +136,7 @@ impl Limits {
         Some(())
     }
 
+    /// Neither bytes nor messages are limited: nothing is counted. Rules of single mailboxes limit nothing.
     pub fn are_none(&self) -> bool {
         self.storage_limit() == 0 && self.messages == 0
     }

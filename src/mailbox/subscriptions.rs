@@ -40,6 +40,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
+    /// In the control root. Neither of the two needs to be there yet.
     pub fn file(&self) -> PathBuf {
         self.paths.control_root.join(&self.filename)
     }
@@ -68,6 +69,7 @@ pub fn holder<'a>(all: &'a [Namespace], namespace: &'a Namespace) -> Option<&'a 
 }
 
 impl Name {
+    /// `text`: the whole line of version 1. `separator`: what divides its levels, for which version 2 has a TAB.
     pub fn new(text: String, separator: char) -> Name {
         Name { text, separator }
     }

@@ -14,6 +14,7 @@ use crate::message::Keywords;
 use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::fault_point;
 
+/// In the control directory; written under the [`Lock`] of the list of UIDs.
 pub const FILE: &str = "dovecot-keywords";
 /// The new content: no lock against anybody, that is the one of `dovecot-uidlist`.
 pub(super) const NEW_FILE: &str = "dovecot-keywords.lock";

@@ -31,6 +31,7 @@ pub enum In {
 }
 
 impl Place {
+    /// Some or all of the three may be one directory.
     pub fn directory(&self, which: In) -> &Path {
         match which {
             In::Mailbox => &self.mailbox,

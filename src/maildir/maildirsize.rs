@@ -20,6 +20,7 @@ use crate::mailbox::quota::{Quota, Tree, Usage};
 use crate::sys::dir::{self, Dir};
 use crate::sys::fault_point;
 
+/// In [`Quota::directory`]: one for all mailboxes of a quota.
 pub const FILE: &str = "maildirsize";
 /// A longer one is made anew (Courier's and Dovecot's limit).
 const MAX_SIZE: u64 = 5120;

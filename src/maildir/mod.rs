@@ -212,6 +212,7 @@ impl Maildir {
         self.new_stat.identity()
     }
 
+    /// The name that it was opened by. Another mailbox may have it by now: [`Maildir::check_name`].
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -22,6 +22,7 @@ use crate::sys::dir::{self, Dir, Stat};
 use crate::sys::dotlock::{Claim, Dotlock, Holds, Patience};
 use crate::sys::fault_point;
 
+/// In the control directory. Its lock is that of the other control files too.
 pub const FILE: &str = "dovecot-uidlist";
 /// Where Dovecot writes a list anew, too.
 pub(super) const NEW_FILE: &str = "dovecot-uidlist.tmp";
@@ -93,6 +94,7 @@ impl Lock {
         Ok(Lock { control, lock })
     }
 
+    /// Open, for the files that the lock guards.
     pub fn control(&self) -> &Dir {
         &self.control
     }
@@ -261,6 +263,7 @@ impl<'l> List<'l> {
         dir::sync_file(&self.file)
     }
 
+    /// Where it is the mailbox's too, a sync of the list may stand for one of the messages: [`Maildir::sync`](super::Maildir::sync).
     pub fn device(&self) -> u64 {
         self.stat.dev
     }

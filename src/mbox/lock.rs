@@ -31,6 +31,7 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// As Dovecot spells them (`mbox_write_locks`). Of two words for one kind the first is shown.
     pub const WORDS: [(&'static str, Kind); 5] = [
         ("dotlock", Kind::Dotlock),
         ("dotlock_try", Kind::DotlockTry),

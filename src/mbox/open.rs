@@ -60,10 +60,12 @@ impl Mbox {
         Ok(Mbox { path, dir, name })
     }
 
+    /// The real one: that of the file, not of a symlink to it.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// The same by whatever path the directory was opened. Err: it cannot be looked at, with the code of that error.
     pub fn key(&self) -> Result<Key, Fault> {
         let stat = self.dir.stat().map_err(|error| self.failed(error))?;
         Ok((stat.dev, stat.ino, self.name.clone()))

@@ -36,6 +36,7 @@ pub enum Quoting {
 }
 
 impl Quoting {
+    /// As the configuration spells them (`mbox_quoting`); `mboxrd` where it says nothing.
     pub const WORDS: [(&'static str, Quoting); 2] =
         [("mboxrd", Quoting::Mboxrd), ("none", Quoting::None)];
 }
@@ -119,6 +120,7 @@ enum State {
 }
 
 impl<'a, W: Write> Text<'a, W> {
+    /// `out` gets no line `From `: that is the caller's. `notes` hold the length that [`Text::finish`] answers: each text is made twice.
     pub fn new(out: W, quoting: Quoting, notes: Notes<'a>) -> Text<'a, W> {
         Text {
             out,

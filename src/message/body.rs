@@ -68,6 +68,7 @@ pub struct BodyWriter {
 }
 
 impl BodyWriter {
+    /// A file is made in `spool` when there is no more room in memory, not before. The body has no [digest](Body::digest).
     pub fn new(spool: &Spool) -> BodyWriter {
         BodyWriter {
             spool: spool.clone(),
@@ -228,6 +229,7 @@ impl BodyWriter {
 }
 
 impl Spool {
+    /// `dirs` in the order in which they are tried. No space has to stay free in them.
     pub fn of(dirs: Vec<PathBuf>) -> Spool {
         Spool { dirs, min_free: 0 }
     }

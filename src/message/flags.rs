@@ -18,6 +18,7 @@ const KNOWN: [(&str, char, char, u8); 5] = [
 pub struct Flags(u8);
 
 impl Flags {
+    /// `\Seen`: a delivery does not set it where each user has one of his own (`mail_index_private_path`).
     pub const SEEN: Flags = Flags(1 << 3);
 
     /// `\Seen`, in any case. None: no system flag.
@@ -28,14 +29,17 @@ impl Flags {
         Some(Flags(1 << at))
     }
 
+    /// Keywords are not among them. A message without either is stored in `new/`.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
+    /// Those of either.
     pub fn with(self, more: Flags) -> Flags {
         Flags(self.0 | more.0)
     }
 
+    /// These but those of `less`, which may have others too.
     pub fn without(self, less: Flags) -> Flags {
         Flags(self.0 & !less.0)
     }

@@ -23,18 +23,22 @@ impl Keywords {
         (is_atom && fits).then(|| Keywords(vec![name.to_owned()]))
     }
 
+    /// System flags are not among them. A message without either is stored in `new/`.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
+    /// In the order in which they came, each in its first spelling.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }
 
+    /// In any case of its ASCII letters.
     pub fn contains(&self, name: &str) -> bool {
         self.iter().any(|known| known.eq_ignore_ascii_case(name))
     }
 
+    /// These, and behind them those of `more` that are not here in any case.
     pub fn with(mut self, more: &Keywords) -> Keywords {
         for name in more.iter() {
             if !self.contains(name) {
@@ -44,6 +48,7 @@ impl Keywords {
         self
     }
 
+    /// These but those of `less`, in any case. They keep their order.
     pub fn without(self, less: &Keywords) -> Keywords {
         self.only(|name| !less.contains(name))
     }

@@ -184,6 +184,7 @@ impl Metrics {
         }
     }
 
+    /// Since the process began, of deliveries that have stored something: one that has found its message there is not in it.
     pub fn lock_waits(&self) -> LockWaits {
         *self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -43,6 +43,7 @@ struct Told {
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
 impl Dispatch {
+    /// No worker is told yet. `recipients`: how many the message has, all workers together.
     pub fn new(pool: Arc<Pool>, message: Arc<Message>, recipients: usize) -> Dispatch {
         Dispatch {
             pool,
@@ -147,6 +148,7 @@ impl Dispatch {
             .await;
     }
 
+    /// From [`Dispatch::abandon`] on, for good: nothing is begun any more.
     pub fn is_abandoned(&self) -> bool {
         self.is_abandoned.load(Ordering::Relaxed)
     }

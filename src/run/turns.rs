@@ -60,6 +60,7 @@ pub struct Turn {
 }
 
 impl Turns {
+    /// `limits`: for each user alone.
     pub fn new(limits: Limits) -> Arc<Turns> {
         Arc::new(Turns {
             limits,

@@ -93,6 +93,7 @@ impl Request {
 }
 
 impl Answer {
+    /// That of the [`Request`] that it answers. Each worker has numbers of its own.
     pub fn id(&self) -> u64 {
         match self {
             Answer::Report { id, .. } | Answer::Done { id, .. } | Answer::Elsewhere { id } => *id,
@@ -105,6 +106,7 @@ pub fn packed(value: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(serde_json::to_vec(value)?)
 }
 
+/// The other way. Err: the bytes are no JSON, or that of something else.
 pub fn unpacked<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
     Ok(serde_json::from_slice(bytes)?)
 }

@@ -100,6 +100,7 @@ impl Map {
         }
     }
 
+    /// Everybody's rows. A file that is not there has none; a database that is not there is an error.
     pub fn read(&self) -> Result<BTreeSet<Share>, MapError> {
         match self {
             Map::File(path) => file::read(path),

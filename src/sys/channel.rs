@@ -12,6 +12,7 @@ use super::packet::{Buffer, Packets};
 pub struct Channel(AsyncFd<Packets>);
 
 impl Channel {
+    /// Makes the socket non-blocking. To be called within a runtime: elsewhere it panics.
     pub fn new(socket: Packets) -> io::Result<Channel> {
         socket.set_nonblocking()?;
         // SAFETY: the channel owns the socket and never gives it away: it stays open until the reactor has let it go.

@@ -130,6 +130,7 @@ impl Parent {
 }
 
 impl Child {
+    /// Its own until [`Parent::ended`] has told of it; then another process may get it.
     pub fn pid(self) -> i32 {
         self.0.as_raw()
     }
@@ -139,6 +140,7 @@ impl Child {
         let _ = kill(self.0, Signal::SIGTERM);
     }
 
+    /// SIGKILL. To be asked when [`Child::stop`] may be.
     pub fn kill(self) {
         let _ = kill(self.0, Signal::SIGKILL);
     }

@@ -19,6 +19,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
+    /// Without a privileged group. Nothing is checked: [`become_forever`] decides what a process may become.
     pub fn new(uid: u32, gid: u32, groups: Vec<u32>) -> Credentials {
         Credentials {
             uid,

@@ -311,6 +311,7 @@ impl Dir {
         }
     }
 
+    /// A symlink goes itself; a directory does not (EISDIR). The privileged group is borrowed for it where there is one.
     pub fn unlink(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
         pass()?;
         let _group = self.borrow_group()?;
@@ -321,6 +322,7 @@ impl Dir {
         )?)
     }
 
+    /// Only an empty directory (ENOTEMPTY), and no symlink to one (ENOTDIR). The privileged group is not borrowed for it.
     pub fn rmdir(&self, name: &str) -> io::Result<()> {
         pass()?;
         Ok(unlinkat(
@@ -351,16 +353,19 @@ impl Dir {
         }
     }
 
+    /// Of the directory that was opened, whatever has its name by now.
     pub fn stat(&self) -> io::Result<Stat> {
         pass()?;
         Ok(fstat(&self.fd)?.into())
     }
 
+    /// All bits of `0o7777`, whatever the umask. The kernel leaves setgid out, without an error, where the group is none of this process's.
     pub fn set_mode(&self, mode: u32) -> io::Result<()> {
         pass()?;
         Ok(fchmod(&self.fd, mode_bits(mode))?)
     }
 
+    /// The owner stays. EPERM where the group is none of this process's. Before [`Dir::set_mode`]: it may take setgid away.
     pub fn set_group(&self, gid: u32) -> io::Result<()> {
         pass()?;
         Ok(fchown(&self.fd, None, Some(Gid::from_raw(gid)))?)
@@ -452,11 +457,13 @@ pub fn stat_file(file: &File) -> io::Result<Stat> {
     Ok(fstat(file)?.into())
 }
 
+/// All bits of `0o7777`, whatever the umask. The kernel leaves setgid out, without an error, where the group is none of this process's.
 pub fn set_file_mode(file: &File, mode: u32) -> io::Result<()> {
     pass()?;
     Ok(fchmod(file, mode_bits(mode))?)
 }
 
+/// The owner stays. EPERM where the group is none of this process's. Before [`set_file_mode`]: it may take set-ID bits away.
 pub fn set_file_group(file: &File, gid: u32) -> io::Result<()> {
     pass()?;
     Ok(fchown(file, None, Some(Gid::from_raw(gid)))?)

@@ -80,6 +80,7 @@ impl AsRawFd for Packets {
 }
 
 impl Packets {
+    /// For good, and for every copy of the descriptor: [`Packets::send`] and [`Packets::receive`] do not wait but fail with `WouldBlock`.
     pub fn set_nonblocking(&self) -> io::Result<()> {
         fcntl(&self.0, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         Ok(())

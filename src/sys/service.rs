@@ -62,6 +62,7 @@ pub fn reloading() {
     }
 }
 
+/// The way down begins (`STOPPING=1`). Told by the monitor where there is one, else by the server; twice does no harm.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }

@@ -21,6 +21,7 @@ impl Owner for TcpStream {}
 
 /// A client's; it does not block.
 pub trait Socket: Owner + Send + Sync + Unpin {
+    /// For one write, which does not wait: `WouldBlock` where the other side leaves no room.
     fn writer(&self) -> impl Write;
 
     /// Appends what is there to read, as far as there is room; none: the other side is closed.

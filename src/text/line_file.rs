@@ -48,6 +48,7 @@ impl<T> LineFile<T> {
         }
     }
 
+    /// As it was given: nothing is resolved, and it may be missing.
     pub fn path(&self) -> &Path {
         &self.path
     }

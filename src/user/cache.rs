@@ -31,6 +31,7 @@ impl Cache {
         (now < known.until).then(|| known.answer.clone())
     }
 
+    /// From `now` on a user is kept for 30 s, "no such user" for 2 s. Where 10000 are kept those go whose time is over, or else all.
     pub fn put(&self, userdb: usize, name: &str, answer: &Option<Answer>, now: Instant) {
         let life = if answer.is_some() { FOUND } else { MISSING };
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -52,6 +52,7 @@ pub enum Reply {
 }
 
 impl DovecotAuth {
+    /// `socket`: the path of `auth-userdb`, which is connected to when somebody is asked for.
     pub fn new(socket: PathBuf) -> DovecotAuth {
         DovecotAuth {
             socket,

@@ -17,6 +17,7 @@ pub struct Static {
 }
 
 impl Static {
+    /// As [`Answer::origin`] has it.
     pub const NAME: &'static str = "static";
 
     /// Never none: a template without a value is "cannot tell".

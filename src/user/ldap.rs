@@ -39,16 +39,20 @@ mod client {
     pub struct Ldap;
 
     impl Ldap {
+        /// False: the feature `ldap` is off, and the configuration refuses such a userdb.
         pub const IS_BUILT: bool = false;
 
+        /// For code that is the same with the feature: nothing is kept.
         pub fn new(_: Directory) -> Ldap {
             Ldap
         }
 
+        /// Always "cannot tell".
         pub fn find(&self, _: &str, _: &str) -> Result<Option<Answer>, Unavailable> {
             Err(self.unavailable())
         }
 
+        /// Always "cannot tell".
         pub fn names(&self) -> Result<Vec<String>, Unavailable> {
             Err(self.unavailable())
         }
@@ -87,8 +91,10 @@ mod client {
     }
 
     impl Ldap {
+        /// True: the feature `ldap` is on.
         pub const IS_BUILT: bool = true;
 
+        /// Connects when somebody is asked for.
         pub fn new(directory: Directory) -> Ldap {
             Ldap {
                 directory,
@@ -100,6 +106,7 @@ mod client {
             format!("ldap {}", self.directory.uri)
         }
 
+        /// None: no entry. Several entries are "cannot tell", and so are several values of uid, gid, home or user. `name` is escaped here.
         pub fn find(&self, name: &str, hostname: &str) -> Result<Option<Answer>, Unavailable> {
             let expand = |template: &Template, user: &str| {
                 let variables = Variables {
@@ -138,6 +145,7 @@ mod client {
             Ok(Some(answer))
         }
 
+        /// In no order, by `iterate_filter`: without it, "cannot tell".
         pub fn names(&self) -> Result<Vec<String>, Unavailable> {
             let Some((filter, attribute)) = &self.directory.iterate else {
                 return Err(self.unavailable("it has no iterate_filter: name the users".into()));

@@ -13,8 +13,10 @@ use crate::sys::nss;
 pub struct Passwd;
 
 impl Passwd {
+    /// As [`Answer::origin`] has it.
     pub const NAME: &'static str = "passwd";
 
+    /// Any account: daemons are left out by [`Userdbs::find`](super::Userdbs::find). "Cannot tell": the name service has failed.
     pub fn find(&self, name: &str) -> Result<Option<Answer>, Unavailable> {
         let unavailable = |error: std::io::Error| Unavailable {
             userdb: Self::NAME.into(),

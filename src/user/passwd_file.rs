@@ -20,6 +20,7 @@ pub struct PasswdFile(LineFile<Users>);
 type Users = HashMap<String, String>;
 
 impl PasswdFile {
+    /// The file is read when somebody is asked for. One that is missing then is "cannot tell".
     pub fn new(path: PathBuf) -> PasswdFile {
         PasswdFile(LineFile::new(path))
     }
@@ -49,6 +50,7 @@ impl PasswdFile {
         }
     }
 
+    /// In no order. A last line that does not end is left out, which is no error; a file without any user is one.
     pub fn names(&self) -> Result<Vec<String>, Unavailable> {
         Ok(self.lines()?.content.keys().cloned().collect())
     }

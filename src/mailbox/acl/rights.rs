@@ -30,6 +30,7 @@ pub struct Rights {
 }
 
 impl Rights {
+    /// Each of [`KNOWN`] and no other name: what `all` stands for, and what an owner has of whom nothing is said.
     pub fn all() -> Rights {
         Rights {
             letters: (1 << KNOWN.len()) - 1,
@@ -37,6 +38,7 @@ impl Rights {
         }
     }
 
+    /// Not the same as nothing said, for which defaults count. Shown as `none`.
     pub fn none() -> Rights {
         Rights::default()
     }
@@ -58,35 +60,43 @@ impl Rights {
         }
     }
 
+    /// `letter`: one of [`KNOWN`]. False for any other, and for rights that have names only.
     pub fn has(&self, letter: char) -> bool {
         bit(letter).is_some_and(|bit| self.letters & bit != 0)
     }
 
+    /// `l`: the mailbox may be seen. Without it a refused delivery goes by `on_missing`, not by `on_denied`.
     pub fn lookup(&self) -> bool {
         self.has('l')
     }
 
+    /// `i`: messages may be added, by APPEND and COPY (RFC 4314 section 2.1). `acl.delivery_right`: whether a delivery needs it.
     pub fn insert(&self) -> bool {
         self.has('i')
     }
 
+    /// `p`: mail may be sent to it; IMAP does not ask for it (RFC 4314 section 2.1). `acl.delivery_right`: whether a delivery needs it.
     pub fn post(&self) -> bool {
         self.has('p')
     }
 
+    /// `k`: mailboxes may be made below it (RFC 4314 section 2.1). A delivery looks for it in what a new mailbox would inherit.
     pub fn create(&self) -> bool {
         self.has('k')
     }
 
+    /// Neither a letter nor a name without one.
     pub fn is_empty(&self) -> bool {
         self.letters == 0 && self.others.is_empty()
     }
 
+    /// Those of `more` too, letters and other names.
     pub fn add(&mut self, more: &Rights) {
         self.letters |= more.letters;
         self.others.extend(more.others.iter().cloned());
     }
 
+    /// These but those of `less`; other names go where they are spelt the same.
     pub fn without(&self, less: &Rights) -> Rights {
         Rights {
             letters: self.letters & !less.letters,
