@@ -50,9 +50,14 @@ impl PasswdFile {
         }
     }
 
-    /// In no order. A last line that does not end is left out, which is no error; a file without any user is one.
+    /// In no order. "Cannot tell": nobody is in the file, or its last line does not end.
     pub fn names(&self) -> Result<Vec<String>, Unavailable> {
-        Ok(self.lines()?.content.keys().cloned().collect())
+        let lines = self.lines()?;
+        match lines.unended() {
+            None => Ok(lines.content.keys().cloned().collect()),
+            // Whoever is not among them would be taken for one who is no more.
+            Some(why) => Err(self.cannot_tell(why.into())),
+        }
     }
 
     fn lines(&self) -> Result<Arc<Lines<Users>>, Unavailable> {
@@ -197,6 +202,7 @@ mod tests {
         assert!(why.contains("just changed"), "{why}");
         long_ago();
         assert_eq!(file.find("bob").unwrap(), None);
+        assert_eq!(file.names().unwrap(), ["carl"]);
         fs::write(&path, "carl:x:5000:5000::/h::\nbob:x:5000:5000::/h").unwrap();
         long_ago();
         for name in ["bob", "dora"] {
@@ -204,6 +210,8 @@ mod tests {
             assert!(why.contains("does not end"), "{why}");
         }
         assert!(file.find("carl").unwrap().is_some());
+        let why = file.names().unwrap_err().why;
+        assert!(why.contains("does not end"), "{why}");
         fs::remove_file(&path).unwrap();
         assert!(file.find("carl").is_err());
     }
