@@ -389,16 +389,18 @@ fn verdicts_equal_those_of_dovecot_lda() {
     }
 }
 
-/// The same of files that nobody has thought of: another one of the users delivers to each. `POSTROOM_SEED`: other files.
+/// The same of files that nobody has thought of: another one of the users delivers to each. `POSTROOM_SEED`: other files;
+/// `POSTROOM_ACL_FILES`: how many.
 #[test]
 fn verdicts_of_random_files_equal_those_of_dovecot_lda() {
-    const COUNT: usize = 50;
     if not_root() {
         return;
     }
-    let seed = std::env::var("POSTROOM_SEED").map_or(1, |it| it.parse().unwrap());
+    let number = |name, usual| std::env::var(name).map_or(usual, |it| it.parse().unwrap());
+    let seed = number("POSTROOM_SEED", 1);
     let mut random = Random(seed);
-    let files: Vec<String> = (0..COUNT).map(|_| random_file(&mut random)).collect();
+    let files = 0..number("POSTROOM_ACL_FILES", 50);
+    let files: Vec<String> = files.map(|_| random_file(&mut random)).collect();
     // Bob, who has groups, twice as often.
     let users = [USERS[0], USERS[1], USERS[1], USERS[2], USERS[3]];
     let users: Vec<_> = files

@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::io::Write;
 
-use support::agent::{AGENTS, Agent};
+use support::agent::{AGENTS, Agent, Tracer};
 use support::places::{self, INBOX, KEYWORD, MBOX, NEW, Place};
 use support::{MAIL, Store, installed, not_root, own, skip};
 
@@ -84,6 +84,40 @@ fn a_large_mailbox_costs_no_more() {
         );
         assert!(large.1 <= small.1 + 64 * 1024, "{case}");
     }
+}
+
+/// A client that is busy, and a mailbox that somebody has come to a moment ago: 38 calls where the client sends its commands at once and
+/// the file system has a journal (contrib/PERFORMANCE.md). Here it waits for each reply, there may be two syncs more, and `TZ` is looked at.
+#[test]
+fn a_delivery_takes_few_calls() {
+    const LETTERS: usize = 20;
+    const MOST: usize = 46;
+    if !is_possible() {
+        return;
+    }
+    let store = Store::with_inbox();
+    let server = store.serve("", "");
+    let mut client = server.client();
+    let mut deliver = |number| {
+        let letter = format!("Message-ID: <{number}@x.test>\r\n\r\nx\r\n");
+        let replies = client.deliver(&["alice@example.test"], letter.as_bytes());
+        assert!(replies[0].starts_with("250 "), "{replies:?}");
+    };
+    (0..LETTERS).for_each(&mut deliver);
+    let trace = store.scratch.text("run/trace");
+    let tracer = Tracer::of(&server, &["-o", &trace]);
+    (LETTERS..2 * LETTERS).for_each(&mut deliver);
+    tracer.leave();
+    let text = fs::read_to_string(&trace).unwrap();
+    let calls: Vec<String> = text.lines().map(str::to_owned).collect();
+    // How often threads meet depends on the machine, and on strace.
+    let is_work = |it: &&String| !["futex", "epoll_wait", "sched_yield", ""].contains(&name(it));
+    let count = calls.iter().filter(is_work).count();
+    assert!(
+        count > 20 * LETTERS && count <= MOST * LETTERS,
+        "{count} for {LETTERS}: {:#?}",
+        &calls[..calls.len().min(200)]
+    );
 }
 
 /// A message, and a terabyte of nothing behind it.
