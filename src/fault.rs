@@ -148,7 +148,7 @@ impl Code {
 }
 
 impl Fault {
-    /// One that is certain: nothing of the message is stored. `doing`: a verb and its object, `open /srv/mail/x`.
+    /// Nothing of the message is stored, but where the code is [`Code::Internal`]. `doing`: a verb and its object, `open /srv/mail/x`.
     pub fn new(code: Code, doing: impl Into<String>, why: impl Into<String>) -> Fault {
         Fault {
             code,

@@ -397,8 +397,23 @@ user = "bob"
 /// Nor behind a symlink that leads nowhere: what it leads to may not be mounted. The rule's mailbox stands in for a child of it.
 #[test]
 fn a_symlink_to_what_is_not_mounted() {
-    const RULE: &str =
-        "[[address]]\nmatch = \"sales@example.test\"\nmailbox = \"Work\"\nuser = \"alice\"\n";
+    const RULES: &str = r#"
+[[address]]
+match = "sales@example.test"
+mailbox = "Work"
+user = "alice"
+
+[[address]]
+match = "cold@example.test"
+mailbox = "Work/cold"
+user = "alice"
+
+[[address]]
+match = "strict@example.test"
+mailbox = "Work"
+user = "alice"
+on_missing = "reject"
+"#;
     // what is not mounted; the recipient; the answer begins with; and tells
     for (away, recipient, reply, place) in [
         (".Work.cold", "sales+cold", "250 ", "mailbox=\"Work\""),
@@ -406,6 +421,11 @@ fn a_symlink_to_what_is_not_mounted() {
         (".Work.cold", "sales", "250 ", "mailbox=\"Work\""),
         (".Work", "sales+warm", "451 ", ""),
         (".Work", "sales", "451 ", ""),
+        // What is above the rule's own mailbox is for others.
+        (".Work.cold", "cold", "451 ", ""),
+        (".Work.cold", "cold+x", "451 ", ""),
+        (".Work", "cold+x", "250 ", "mailbox=\"Work/cold\""),
+        (".Work.cold", "strict+cold", "550 5.7.1", ""),
         // Whoever writes a detail is not to fill the queue.
         (".Work.cold", "alice+Work/cold", "550 5.7.1", ""),
     ] {
@@ -417,7 +437,7 @@ fn a_symlink_to_what_is_not_mounted() {
         let link = store.path("home/alice/Maildir").join(away);
         fs::remove_dir_all(&link).unwrap();
         std::os::unix::fs::symlink(store.path("cold/store"), &link).unwrap();
-        let server = store.serve("on_missing = \"reject\"\non_denied = \"reject\"", RULE);
+        let server = store.serve("on_missing = \"reject\"\non_denied = \"reject\"", RULES);
         let address = format!("{recipient}@example.test");
         let replies = server.client().deliver(&[&address], b"x\n");
         let case = format!("{away} {recipient}: {replies:?} {}", server.log());

@@ -131,7 +131,7 @@ impl Heard {
     }
 }
 
-/// Stores the message as planned. On any failure nothing of it stays.
+/// Stores the message as planned. On any failure nothing of it stays, but where the fault says that it may.
 pub fn carry_out(
     core: &Core,
     transaction: &Transaction,

@@ -19,7 +19,7 @@ use super::targets::{By, Target, Targets, Wanted};
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::Rights;
 use crate::mailbox::agent::{Agent, HandOver};
-use crate::mailbox::link::{Links, NotFollowed, Why};
+use crate::mailbox::link::{Links, Why};
 use crate::mailbox::location::Driver;
 use crate::mailbox::namespace::{Kind, OnDenied, OnMissing};
 use crate::mailbox::permission::{Permission, SETGID, how_to_inherit};
@@ -180,8 +180,8 @@ impl Inspection<'_> {
     }
 
     /// A no for good; not where the root of the namespace is not there either, and cannot be made: the store may not be mounted. Nor
-    /// where the rule's own mailbox would take it, and is behind a symlink that leads nowhere; nor where the admin's mailbox is to be made
-    /// on a disk that is read-only. What a stranger hears of others' mailboxes is one answer, whether they are hidden or missing.
+    /// where the admin's mailbox is to be made on a disk that is read-only. What a stranger hears of others' mailboxes is one answer,
+    /// whether they are hidden or missing.
     fn refuse<T>(&mut self, fault: Fault) -> Result<T, Fault> {
         let Wanted::Target(target) = &self.targets.wanted else {
             return self.end("mailbox", fault);
@@ -190,18 +190,6 @@ impl Inspection<'_> {
         let is_told = !(target.kind == Kind::Shared && by == By::Detail);
         if is_told && !is_there(&target.paths.root) && !can_be_made(&target.paths.root) {
             return self.without_root(target);
-        }
-        let mut ways = self.targets.parents.iter();
-        if by == By::Child
-            && fault.code == Code::NoSuchMailbox
-            && let Some(not_followed) = ways.find_map(|it| self.nowhere(it))
-        {
-            let doing = format!("look at {}", target.paths.mailbox.display());
-            let fault = Fault::new(Code::NotNow, doing, not_followed.to_string());
-            return self.end(
-                "path",
-                fault.with_advice("mount what it leads to, or remove it"),
-            );
         }
         let is_denied = fault.code == Code::Denied && !by.is_strangers();
         let mailbox = &target.paths.mailbox;
@@ -213,22 +201,27 @@ impl Inspection<'_> {
         self.end("mailbox", fault)
     }
 
-    /// The symlink on the way whose end is not there.
-    fn nowhere(&self, target: &Target) -> Option<NotFollowed> {
-        let paths = &target.paths;
-        let checked = self.links(target).check(&paths.root, &paths.mailbox);
-        checked.err().filter(|it| matches!(it.why, Why::Nowhere))
-    }
-
     fn without_root<T>(&mut self, target: &Target) -> Result<T, Fault> {
         let doing = format!("find the root {}", target.paths.root.display());
         let fault = Fault::new(Code::NotNow, doing, "it is not there");
         self.end("path", fault.with_advice("mount the store, or make it"))
     }
 
-    /// The nearest parent that takes the message.
+    /// The nearest parent that takes the message. Not beyond the rule's own mailbox where a symlink to it leads nowhere: what that leads to
+    /// may not be mounted.
     fn parent(&mut self, mailbox: &str, why: &str) -> Result<Option<Plan>, Fault> {
         for parent in &self.targets.parents {
+            let paths = &parent.paths;
+            if self.targets.by == By::Child
+                && self.targets.rule_mailbox.as_ref() == Some(&parent.mailbox)
+                && let Err(not_followed) = self.links(parent).check(&paths.root, &paths.mailbox)
+                && matches!(not_followed.why, Why::Nowhere)
+            {
+                let doing = format!("look at {}", paths.mailbox.display());
+                let fault = Fault::new(Code::NotNow, doing, not_followed.to_string());
+                let advice = "mount what it leads to, or remove it";
+                return self.end("path", fault.with_advice(advice));
+            }
             if let Finding::Usable(mut plan) = self.examine(parent)? {
                 plan.instead_of = Some((mailbox.into(), why.into()));
                 return Ok(Some(*plan));
@@ -388,9 +381,10 @@ impl Inspection<'_> {
         };
         let doing = format!("look at {}", paths.mailbox.display());
         let may_choose = self.targets.by.is_strangers() && !target.own_inbox;
+        let is_child = self.targets.by == By::Child;
         match not_followed.why {
             // What it leads to may not be mounted: the rule's own mailbox stands in.
-            Why::Nowhere if self.targets.by == By::Child => {
+            Why::Nowhere if is_child && self.targets.on_missing == OnMissing::Parent => {
                 return Ok(Some(Finding::Missing(not_followed.to_string())));
             }
             Why::Nowhere | Why::Refused(_) if may_choose => {

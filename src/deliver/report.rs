@@ -44,7 +44,7 @@ impl Line {
         }
     }
 
-    /// The step that ends the delivery; the report has the same fault. `label` and `text` as in [`Line::ok`].
+    /// The step that ends the delivery, but on the way of a route; the report has the same fault. `label` and `text` as in [`Line::ok`].
     pub fn fail(label: &str, text: impl Into<String>) -> Line {
         Line {
             label: label.into(),

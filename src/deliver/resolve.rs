@@ -100,6 +100,7 @@ pub fn resolve(
         subject: resolver.subject,
         wanted,
         parents,
+        rule_mailbox: rule.map(|it| address::normalised(&namespaces, &it.mailbox)),
         inbox,
         on_missing,
         on_denied,

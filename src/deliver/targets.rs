@@ -31,6 +31,8 @@ pub struct Targets {
     pub wanted: Wanted,
     /// The parents of the wanted mailbox, nearest first, where a parent may take its mail.
     pub parents: Vec<Target>,
+    /// That of the rule, where one of the address map has the address.
+    pub rule_mailbox: Option<String>,
     /// Another server has all mailboxes of the user, and decides: nothing of the rest counts.
     pub node: Option<Node>,
     /// Whose rights count.
@@ -194,6 +196,7 @@ impl Targets {
                 why: format!("{node} has it"),
             },
             parents: Vec::new(),
+            rule_mailbox: None,
             node: Some(node),
             subject: settings::Subject::Recipient,
             inbox: None,

@@ -35,7 +35,7 @@ pub struct NotFollowed {
     pub why: Why,
 }
 
-/// For `Refused` and `Nowhere` a stranger's name may be denied; `Unknown` says nothing of the link, and is always for now.
+/// For `Refused` and `Nowhere` a stranger's name may be denied; `Unknown` says nothing of the link.
 #[derive(Debug, thiserror::Error)]
 pub enum Why {
     /// By the rule.

@@ -60,7 +60,7 @@ impl Mbox {
         Ok(Mbox { path, dir, name })
     }
 
-    /// The real one: that of the file, not of a symlink to it.
+    /// That of the file, where a symlink has its name; directories on the way may be symlinks.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -55,6 +55,8 @@ pub struct Settings {
 pub struct Ledger {
     settings: Settings,
     rows: Keeper,
+    /// There is a database, and it does not have the rows: the next server will not know them.
+    is_beside_database: bool,
     doubt: Doubt,
     busy: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -133,17 +135,20 @@ impl Ledger {
         };
         let memory = || Memory::new(settings.clone(), doubt.clone());
         let in_memory = || Keeper::Memory(Box::new(Mutex::new(memory())), Instant::now());
+        let mut is_beside_database = false;
         let rows = match &settings.path {
             None => in_memory(),
             Some(path) => in_file(path, &settings, &doubt).unwrap_or_else(|why| {
                 tracing::warn!(why, "retries are known until the server ends only");
                 doubt.raise();
+                is_beside_database = true;
                 in_memory()
             }),
         };
         Some(Arc::new(Ledger {
             settings,
             rows,
+            is_beside_database,
             doubt,
             busy: Mutex::default(),
         }))
@@ -260,6 +265,9 @@ impl Ledger {
     }
 
     fn ask(&self, request: Request) {
+        if self.is_beside_database {
+            self.doubt.mark();
+        }
         if !self.rows.ask(request) {
             self.doubt.raise();
         }

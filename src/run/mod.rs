@@ -349,7 +349,7 @@ impl Runner {
                 }
             }
         }
-        Err(out_of_reach())
+        Ok(end(begun, Outcome::refused(out_of_reach())))
     }
 
     /// Takes to Dovecot what is for it.

@@ -64,6 +64,11 @@ impl Doubt {
     /// One may have been lost now, or before.
     pub fn raise(&self) {
         *self.until() = Instant::now().checked_add(self.window);
+        self.mark();
+    }
+
+    /// The next server has it raised now.
+    pub fn mark(&self) {
         if let Some(marker) = &self.marker {
             // Full: it is about to be marked.
             let _ = marker.try_send(());
@@ -132,7 +137,9 @@ mod tests {
         let first = Doubt::recalled(MINUTE, &path);
         (0..1000).for_each(|_| first.raise());
         assert!(first.holds());
+        let began = Instant::now();
         while !Doubt::recalled(MINUTE, &path).holds() {
+            assert!(began.elapsed() < MINUTE, "nothing is marked");
             thread::sleep(Duration::from_millis(1));
         }
     }

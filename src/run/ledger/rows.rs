@@ -72,7 +72,7 @@ CREATE TABLE IF NOT EXISTS boot (id TEXT NOT NULL);
 /// What the table of an older server has not got.
 const FILE: &str = "ALTER TABLE message_ids ADD COLUMN file TEXT NOT NULL DEFAULT ''";
 
-/// Files prove by their names that they are there; what Dovecot has taken is its own care.
+/// A file proves by its name that it is there, and of an mbox nobody knows; what Dovecot has taken is its own care.
 const UNPROVEN: &str = "
 UPDATE deliveries SET saved = NULL WHERE json_extract(saved, '$.is_handed_over') IS NOT 1;
 DELETE FROM message_ids";

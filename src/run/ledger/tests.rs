@@ -114,6 +114,38 @@ fn a_message_id_of_what_a_retry_has_found() {
     }
 }
 
+/// The database cannot be had: the next server, which has it, cannot know what this one has stored.
+#[test]
+fn what_was_stored_beside_the_database() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger");
+    std::fs::create_dir(&path).unwrap();
+    let open = || remembering(DAY, Some(path.clone()));
+    let (first, mark) = (open(), folder.path().join("ledger.doubt"));
+    assert!(first.doubt.holds());
+    let long_ago = || {
+        let mark = std::fs::File::options().append(true).open(&mark).unwrap();
+        mark.set_modified(UNIX_EPOCH).unwrap();
+    };
+    let is_marked = || {
+        let changed = std::fs::metadata(&mark).unwrap().modified().unwrap();
+        changed.elapsed().unwrap() < DAY
+    };
+    let began = Instant::now();
+    let wait = || {
+        while !is_marked() {
+            assert!(began.elapsed() < DAY / 1440, "nothing is marked");
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    wait();
+    long_ago();
+    run(async { stored(begin(&first, &message(), "here").await, "here") });
+    wait();
+    std::fs::remove_dir(&path).unwrap();
+    assert!(open().doubt.holds());
+}
+
 /// The disk of the database hangs: what waits for it is bounded, and nobody waits for more.
 #[test]
 fn a_queue_that_is_full() {
