@@ -9,7 +9,7 @@ mod support;
 
 use support::agent::{Agent, THREE};
 use support::meddle::{CHANGES, Meddling, meddle_with};
-use support::places::{INBOX, KEYWORD, MBOX, NEW, PUBLIC};
+use support::places::{INBOX, KEYWORD, LINKED, MBOX, NEW, PUBLIC};
 use support::random;
 use support::{installed, not_root, skip};
 
@@ -84,7 +84,7 @@ fn each_call_fails_once() {
         others: wanted.is_none().then_some(OTHERS),
         seed: random::seed(),
     };
-    let points = meddle_with(&[INBOX, NEW, KEYWORD, MBOX, PUBLIC, THREE], &meddling);
+    let points = meddle_with(&[INBOX, NEW, KEYWORD, LINKED, MBOX, PUBLIC, THREE], &meddling);
     let least = if only { 0 } else { 300 };
     assert!(points.is_none_or(|it| it > least), "{points:?} points");
 }
