@@ -301,7 +301,9 @@ fn look(dovecot: &Dovecot, case: &str, is_first: bool, ledger: &mut Ledger, figu
         for stored in ledger.stored.iter().filter(|it| it.mailbox == mailbox) {
             match there.get(&stored.id) {
                 None => {
-                    eprintln!("{case}: lost: {stored:?}");
+                    // It may be there with something behind it.
+                    let damaged = ledger.torn.values().find(|it| it.contains(&stored.id));
+                    eprintln!("{case}: lost: {stored:?}: {damaged:?}");
                     figures.lost += 1;
                 }
                 Some(uid) if stored.uid.is_some_and(|told| told != *uid) => {

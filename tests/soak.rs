@@ -427,7 +427,7 @@ fn soak(seconds: u64, window: &str, version: Version, mut random: Random) {
     fs::remove_dir_all(store.path("home")).unwrap();
     store.scratch.dir("home", MAIL, MAIL, 0o755);
     let at = store.scratch.dir("home/carol", MAIL, MAIL, 0o700);
-    let Some(_disk) = Disk::new(FileSystem::Ext4, 320, store.path("disk"), at) else {
+    let Some(_disk) = Disk::new(FileSystem::Ext4, 4096, store.path("disk"), at) else {
         return;
     };
     places::furnish(&store.scratch);
