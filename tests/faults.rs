@@ -84,7 +84,10 @@ fn each_call_fails_once() {
         others: wanted.is_none().then_some(OTHERS),
         seed: random::seed(),
     };
-    let points = meddle_with(&[INBOX, NEW, KEYWORD, LINKED, MBOX, PUBLIC, THREE], &meddling);
+    let points = meddle_with(
+        &[INBOX, NEW, KEYWORD, LINKED, MBOX, PUBLIC, THREE],
+        &meddling,
+    );
     let least = if only { 0 } else { 300 };
     assert!(points.is_none_or(|it| it > least), "{points:?} points");
 }

@@ -43,6 +43,8 @@ struct Ledger {
     validities: HashMap<String, u32>,
     /// Of the mbox: what Dovecot has shown of a message that was never whole, by its UID.
     torn: HashMap<u32, String>,
+    /// And those with the zeros of another one behind them.
+    with_zeros: BTreeSet<String>,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +59,8 @@ struct Figures {
     unlisted: usize,
     /// Of an mbox, shown by a Dovecot that came before the next delivery.
     torn: usize,
+    /// Messages of an mbox with zeros behind them.
+    with_zeros: usize,
     twice: usize,
     /// Cuts behind which Dovecot had something to say.
     complaints: usize,
@@ -240,6 +244,17 @@ fn look(dovecot: &Dovecot, case: &str, is_first: bool, ledger: &mut Ledger, figu
         let mut torn = HashMap::new();
         for message in imap.fetch_all() {
             let (uid, id) = (message.uid, subject(&message.bytes));
+            // The length of one that was never answered, without its bytes: a Dovecot that comes before the next delivery takes it for
+            // the end of the one before, and so it stays.
+            let mut bytes = &message.bytes[..];
+            if mailbox == MBOX.mailbox && (is_first || ledger.with_zeros.contains(&id)) {
+                while let [rest @ .., 0x80] = bytes {
+                    bytes = rest;
+                }
+                if bytes.len() < message.bytes.len() && ledger.with_zeros.insert(id.clone()) {
+                    figures.with_zeros += 1;
+                }
+            }
             let number = id
                 .rsplit('-')
                 .next()
@@ -247,7 +262,7 @@ fn look(dovecot: &Dovecot, case: &str, is_first: bool, ledger: &mut Ledger, figu
                 .unwrap_or(0);
             let place = PLACES.iter().find(|it| id.contains(it.kind));
             let is_whole =
-                places::body_of(&message.bytes).trim_end() == places::body(&id, number).trim_end();
+                places::body_of(bytes).trim_end() == places::body(&id, number).trim_end();
             let is_torn = !is_whole || place.is_none();
             if is_torn && mailbox == MBOX.mailbox {
                 let text = String::from_utf8_lossy(&message.bytes);
@@ -301,9 +316,7 @@ fn look(dovecot: &Dovecot, case: &str, is_first: bool, ledger: &mut Ledger, figu
         for stored in ledger.stored.iter().filter(|it| it.mailbox == mailbox) {
             match there.get(&stored.id) {
                 None => {
-                    // It may be there with something behind it.
-                    let damaged = ledger.torn.values().find(|it| it.contains(&stored.id));
-                    eprintln!("{case}: lost: {stored:?}: {damaged:?}");
+                    eprintln!("{case}: lost: {stored:?}");
                     figures.lost += 1;
                 }
                 Some(uid) if stored.uid.is_some_and(|told| told != *uid) => {
@@ -397,6 +410,8 @@ fn nothing_that_had_a_250_is_lost() {
         let most = (cuts / 100).max(2);
         assert!(figures.opened_twice <= most, "{figures:?}");
         assert!(figures.complaints <= most, "{figures:?}");
+        // One in a thousand cuts of an ext4, beside much other work.
+        assert!(figures.with_zeros <= most, "{figures:?}");
         assert!(figures.unlisted * 2 < figures.stored, "{figures:?}");
     }
 }

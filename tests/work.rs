@@ -112,10 +112,17 @@ fn a_delivery_takes_few_calls() {
     let calls: Vec<String> = text.lines().map(str::to_owned).collect();
     // How often threads meet depends on the machine, and on strace.
     let is_work = |it: &&String| !["futex", "epoll_wait", "sched_yield", ""].contains(&name(it));
-    let count = calls.iter().filter(is_work).count();
+    let deliveries = calls.split(|it| it.contains("\"MAIL FROM:")).skip(1);
+    let mut counts: Vec<usize> = deliveries
+        .map(|calls| calls.iter().filter(is_work).count())
+        .collect();
+    counts.sort_unstable();
+    assert_eq!(counts.len(), LETTERS, "{counts:?}");
+    // One that comes late on a busy machine opens the mailbox again.
+    let median = counts[LETTERS / 2];
     assert!(
-        count > 20 * LETTERS && count <= MOST * LETTERS,
-        "{count} for {LETTERS}: {:#?}",
+        median > 20 && median <= MOST,
+        "{counts:?}: {:#?}",
         &calls[..calls.len().min(200)]
     );
 }
