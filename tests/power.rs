@@ -244,25 +244,25 @@ fn look(dovecot: &Dovecot, case: &str, is_first: bool, ledger: &mut Ledger, figu
         let mut torn = HashMap::new();
         for message in imap.fetch_all() {
             let (uid, id) = (message.uid, subject(&message.bytes));
-            // The length of one that was never answered, without its bytes: a Dovecot that comes before the next delivery takes it for
-            // the end of the one before, and so it stays.
-            let mut bytes = &message.bytes[..];
-            if mailbox == MBOX.mailbox && (is_first || ledger.with_zeros.contains(&id)) {
-                while let [rest @ .., 0x80] = bytes {
-                    bytes = rest;
-                }
-                if bytes.len() < message.bytes.len() && ledger.with_zeros.insert(id.clone()) {
-                    figures.with_zeros += 1;
-                }
-            }
             let number = id
                 .rsplit('-')
                 .next()
                 .and_then(|it| it.parse().ok())
                 .unwrap_or(0);
             let place = PLACES.iter().find(|it| id.contains(it.kind));
-            let is_whole =
-                places::body_of(bytes).trim_end() == places::body(&id, number).trim_end();
+            let is_whole_in = |bytes: &[u8]| {
+                places::body_of(bytes).trim_end() == places::body(&id, number).trim_end()
+            };
+            let mut is_whole = is_whole_in(&message.bytes);
+            // The length of one that was never answered, without its bytes: a Dovecot that comes before the next delivery takes it for
+            // the end of the one before, and so it stays.
+            if !is_whole && mailbox == MBOX.mailbox && (is_first || ledger.with_zeros.contains(&id))
+            {
+                let zeros = message.bytes.iter().rev().take_while(|&&byte| byte == 0x80);
+                let end = message.bytes.len() - zeros.count();
+                is_whole = is_whole_in(&message.bytes[..end]);
+                figures.with_zeros += usize::from(is_whole && ledger.with_zeros.insert(id.clone()));
+            }
             let is_torn = !is_whole || place.is_none();
             if is_torn && mailbox == MBOX.mailbox {
                 let text = String::from_utf8_lossy(&message.bytes);
