@@ -477,6 +477,8 @@ fn behind_dovecot() {
         }) else {
             return;
         };
+        let listens = || TcpStream::connect(("127.0.0.1", theirs)).is_ok();
+        support::wait_until("Dovecot's LMTP server listens", listens);
         let found = said(theirs, LETTER.as_bytes());
         assert!(
             found.contains("250 2.0.0 "),
