@@ -777,6 +777,19 @@ fn what_fills_dovecots_mailbox_is_sent_again() {
     assert!(reply.starts_with("552 5.2.2"), "{reply}");
 }
 
+/// INBOX is ours, and a header route leads to a mailbox that `agent` gets.
+fn with_a_route(store: &Store, agent: &str) -> PathBuf {
+    let config = configure(store, "");
+    let archive = format!(
+        "[namespace.archive]\nseparator = \"/\"\nprefix = \"Archive/\"\nmail_driver = \"mdbox\"\n\
+         mail_path = \"~/mdbox\"\nhand_over = \"{agent}\"\nhand_over_detail = true\n\
+         [[route]]\nheader = \"Message-ID\"\nmailbox = \"Archive/Old\"\n"
+    );
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text + &archive).unwrap();
+    config
+}
+
 /// Its answer to the message is lost, and it refuses the message when that comes again: it may be full of it. That is no bounce; a
 /// route leads on to INBOX.
 #[test]
@@ -800,17 +813,7 @@ fn what_dovecot_may_have_is_no_bounce() {
                 &store,
                 &format!("mail_driver = \"sdbox\"\nhand_over = \"{agent}\""),
             ),
-            true => {
-                let config = configure(&store, "");
-                let archive = format!(
-                    "[namespace.archive]\nseparator = \"/\"\nprefix = \"Archive/\"\nmail_driver = \"mdbox\"\n\
-                     mail_path = \"~/mdbox\"\nhand_over = \"{agent}\"\nhand_over_detail = true\n\
-                     [[route]]\nheader = \"Message-ID\"\nmailbox = \"Archive/Old\"\n"
-                );
-                let text = fs::read_to_string(&config).unwrap();
-                fs::write(&config, text + &archive).unwrap();
-                config
-            }
+            true => with_a_route(&store, &agent),
         };
         let case = format!("{way:?} {is_routed}");
         let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
@@ -985,14 +988,7 @@ fn what_dovecot_refuses_of_a_route() {
             Way::Lmtp => format!("lmtp:{}", answering(&store, rcpt, data).display()),
             Way::Lda => script(&store, rcpt),
         };
-        let config = configure(&store, "");
-        let archive = format!(
-            "[namespace.archive]\nseparator = \"/\"\nprefix = \"Archive/\"\nmail_driver = \"mdbox\"\n\
-             mail_path = \"~/mdbox\"\nhand_over = \"{agent}\"\nhand_over_detail = true\n\
-             [[route]]\nheader = \"Message-ID\"\nmailbox = \"Archive/Old\"\n"
-        );
-        let text = fs::read_to_string(&config).unwrap();
-        fs::write(&config, text + &archive).unwrap();
+        let config = with_a_route(&store, &agent);
         let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
         let replies = server.client().deliver(&["alice@example.test"], LETTER);
         assert!(
@@ -1077,14 +1073,7 @@ fn a_route_to_dovecots_inbox() {
 fn what_dovecot_has_refused_is_not_stored_twice() {
     let store = Store::with_inbox();
     let socket = answering(&store, "550 5.7.1 <a> refused", "");
-    let config = configure(&store, "");
-    let archive = format!(
-        "[namespace.archive]\nseparator = \"/\"\nprefix = \"Archive/\"\nmail_driver = \"mdbox\"\nmail_path = \"~/mdbox\"\n\
-         hand_over = \"lmtp:{}\"\nhand_over_detail = true\n[[route]]\nheader = \"Message-ID\"\nmailbox = \"Archive/Old\"\n",
-        socket.display()
-    );
-    let text = fs::read_to_string(&config).unwrap();
-    fs::write(&config, text + &archive).unwrap();
+    let config = with_a_route(&store, &format!("lmtp:{}", socket.display()));
     let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
     for is_again in [false, true] {
         let replies = server.client().deliver(&["alice@example.test"], LETTER);
