@@ -446,6 +446,36 @@ on_missing = "reject"
     }
 }
 
+/// The mail of a rule is not for the user who delivers it, also where his INBOX has the name above the rule's mailbox.
+#[test]
+fn no_inbox_stands_in_for_a_rules_mailbox() {
+    const RULES: &str = r#"
+[[address]]
+match = "gone@example.test"
+mailbox = "INBOX/Gone"
+user = "alice"
+
+[[address]]
+match = "inbox@example.test"
+mailbox = "INBOX"
+user = "alice"
+"#;
+    let store = store();
+    let server = store.serve("", RULES);
+    for (recipient, reply) in [
+        ("gone", "550 5.1.1"),
+        ("gone+x", "550 5.1.1"),
+        ("inbox", "250 "),
+        ("inbox+x", "250 "),
+    ] {
+        let address = format!("{recipient}@example.test");
+        let replies = server.client().deliver(&[&address], b"x\n");
+        let case = format!("{recipient}: {replies:?} {}", server.log());
+        assert!(replies[0].starts_with(reply), "{case}");
+    }
+    assert_eq!(messages(&store.path("home/alice/Maildir")).len(), 2);
+}
+
 /// A file that cannot be read costs a route its way, not the mail.
 #[test]
 fn a_route_that_fails_never_costs_the_mail() {

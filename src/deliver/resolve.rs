@@ -81,7 +81,7 @@ pub fn resolve(
         }
         None => (by, wanted, on_missing, on_denied, None),
     };
-    let parents = match (&wanted, on_missing) {
+    let mut parents = match (&wanted, on_missing) {
         // That it is missing is not seen here.
         (Wanted::Target(target), OnMissing::Parent) if target.hand_over.is_none() => {
             resolver.parents(&target.mailbox, by)?
@@ -89,6 +89,12 @@ pub fn resolve(
         _ => Vec::new(),
     };
     // Mail for an address of a mailbox is not for the user who delivers it.
+    let rule_mailbox = rule
+        .as_ref()
+        .map(|it| address::normalised(&namespaces, &it.mailbox));
+    if let Some(own) = &rule_mailbox {
+        parents.retain(|parent| !parent.own_inbox || parent.mailbox == *own);
+    }
     let inbox = match route.is_none() && (wants_inbox || rule.is_some()) {
         true => None,
         false => Some(resolver.inbox()?),
@@ -100,7 +106,7 @@ pub fn resolve(
         subject: resolver.subject,
         wanted,
         parents,
-        rule_mailbox: rule.map(|it| address::normalised(&namespaces, &it.mailbox)),
+        rule_mailbox,
         inbox,
         on_missing,
         on_denied,
