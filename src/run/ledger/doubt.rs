@@ -32,10 +32,10 @@ impl Doubt {
     }
 
     /// That of the last server, which an empty file beside the database tells: it was raised last when that was changed. Where nobody can
-    /// tell it is raised.
+    /// tell it is raised. To be asked before the database is made.
     pub fn recalled(window: Duration, database: &Path) -> Doubt {
         let mut doubt = Doubt::new(window);
-        let marked = open_mark(database).and_then(|mark| {
+        let marked = open_mark(database).and_then(|(mark, is_lone)| {
             let raised = mark.metadata()?.modified()?;
             let (marker, raises) = mpsc::sync_channel(1);
             let mark_each = move || {
@@ -48,10 +48,14 @@ impl Doubt {
                 .name("doubt".into())
                 .spawn(mark_each)?;
             doubt.marker = Some(marker);
-            Ok(raised)
+            Ok((raised, is_lone))
         });
         // Where the clock has gone back nobody knows how long ago that was.
-        match marked.ok().and_then(|raised| raised.elapsed().ok()) {
+        let age = match marked {
+            Ok((raised, false)) => raised.elapsed().ok(),
+            _ => None,
+        };
+        match age {
             None => doubt.raise(),
             Some(age) => {
                 let left = window.checked_sub(age);
@@ -84,17 +88,20 @@ impl Doubt {
     }
 }
 
-/// There before it is needed: a disk that is full still takes its time of change.
-fn open_mark(database: &Path) -> io::Result<File> {
+/// There before it is needed: a disk that is full still takes its time of change. Whether the one of mark and database is there without
+/// the other: then that one was removed since, with what it told.
+fn open_mark(database: &Path) -> io::Result<(File, bool)> {
+    let has_database = database.try_exists()?;
     let mut path = database.as_os_str().to_owned();
     path.push(MARK);
     let mut options = OpenOptions::new();
     options.append(true).mode(0o600);
-    options.open(&path).or_else(|_| {
-        let made = options.create_new(true).open(&path)?;
-        made.set_modified(SystemTime::UNIX_EPOCH)?;
-        Ok(made)
-    })
+    if let Ok(mark) = options.open(&path) {
+        return Ok((mark, !has_database));
+    }
+    let mark = options.create_new(true).open(&path)?;
+    mark.set_modified(SystemTime::UNIX_EPOCH)?;
+    Ok((mark, has_database))
 }
 
 #[cfg(test)]
@@ -122,10 +129,31 @@ mod tests {
             let path = dir.path().join("db");
             let first = Doubt::recalled(MINUTE, &path);
             assert!(!first.holds(), "{case}: the first server");
-            open_mark(&path).unwrap().set_modified(raised).unwrap();
+            File::create(&path).unwrap();
+            open_mark(&path).unwrap().0.set_modified(raised).unwrap();
             let next = Doubt::recalled(MINUTE, &path);
             assert_eq!(next.holds(), want, "{case}");
             assert!(!Doubt::recalled(Duration::ZERO, &path).holds(), "{case}");
+        }
+    }
+
+    /// An administrator, or a backup that has one of them.
+    #[test]
+    fn one_of_the_files_is_removed() {
+        let path = |dir: &tempfile::TempDir| dir.path().join("db");
+        for (case, removed, want) in [
+            ("neither", None, false),
+            ("the database", Some("db"), true),
+            ("the mark", Some("db.doubt"), true),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            assert!(!Doubt::recalled(MINUTE, &path(&dir)).holds(), "{case}");
+            File::create(path(&dir)).unwrap();
+            if let Some(name) = removed {
+                std::fs::remove_file(dir.path().join(name)).unwrap();
+            }
+            let next = Doubt::recalled(MINUTE, &path(&dir));
+            assert_eq!(next.holds(), want, "{case} is removed");
         }
     }
 
@@ -135,6 +163,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let first = Doubt::recalled(MINUTE, &path);
+        File::create(&path).unwrap();
         (0..1000).for_each(|_| first.raise());
         assert!(first.holds());
         let began = Instant::now();
