@@ -198,7 +198,7 @@ pub fn shares_of(config: &Config, name: &str) -> Answer<BTreeSet<Share>> {
     };
     let roots = deliver::roots_of(&config.delivery, &user).map_err(text)?;
     let identity = credentials::is_root().then(|| user.credentials.clone());
-    let read = move |out: &mut std::fs::File| {
+    let read = move |out: &mut io::BufWriter<std::fs::File>| {
         let (mut shares, mut problems) = (BTreeSet::new(), Vec::new());
         for (paths, layout) in roots {
             match dir::stat(&paths.root) {
@@ -235,7 +235,7 @@ fn write(map: &Map, owners: &BTreeSet<String>, wanted: &BTreeSet<Share>) -> Answ
         return map.replace(owners, wanted).map_err(text);
     };
     let identity = Credentials::new(owner.uid, owner.gid, Vec::new());
-    let write = |out: &mut std::fs::File| {
+    let write = |out: &mut io::BufWriter<std::fs::File>| {
         let difference = map
             .replace(owners, wanted)
             .map_err(|error| io::Error::other(error.to_string()))?;

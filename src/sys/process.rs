@@ -1,7 +1,7 @@
 //! This process, and the children that work for it.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
@@ -124,11 +124,12 @@ pub fn in_child(identity: Option<&Credentials>, work: impl FnOnce() -> u8) -> io
 /// Asks a child, as `identity` for good, and takes what it writes. An error where it ends in any other way than well.
 pub fn ask_child(
     identity: Option<&Credentials>,
-    work: impl FnOnce(&mut File) -> io::Result<()>,
+    work: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> io::Result<Vec<u8>> {
     let mut answer = File::from(memfd_create("answer", MFdFlags::MFD_CLOEXEC)?);
-    let mut written = answer.try_clone()?;
-    let end = in_child(identity, move || match work(&mut written) {
+    let mut written = BufWriter::new(answer.try_clone()?);
+    let write = move || work(&mut written).and_then(|()| written.flush());
+    let end = in_child(identity, move || match write() {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!(error = error.to_string().as_str(), "no answer");
