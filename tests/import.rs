@@ -326,7 +326,8 @@ fn check_against_a_dovecot() {
         namespace old {\n  prefix = Old/\n  separator = /\n  location = mbox:~/mail:INBOX=/var/mail/%n\n}\n\
         namespace public {\n  type = public\n  prefix = Public/\n  separator = /\n  subscriptions = no\n  location = maildir:/srv/public:INDEX=/srv/index\n}\n\
         plugin {\n  acl = vfile\n}\n\
-        userdb {\n  driver = static\n  args = uid=5000 gid=5000 home=/srv/home/%d/%n allow_all_users=yes\n}\n";
+        userdb {\n  driver = static\n  args = uid=5000 gid=5000 home=/srv/home/%d/%n allow_all_users=yes\n}\n\
+        namespace compat {\n  prefix = ~%u/mail/\n  separator = /\n  hidden = yes\n  list = no\n  alias_for =\n}\n";
     fs::write(&theirs, text).unwrap();
     let output = program("postroom")
         .args(["config", "import"])
@@ -340,6 +341,8 @@ fn check_against_a_dovecot() {
         ("\"~/Maildir\"", "\"%{home}/Maildir/\""),
         ("\"/srv/home/%n\"", "\"/srv/home/%{user | username}\""),
         ("\"/srv/home/%d/%n\"", "\"/srv/home/%{user | domain}/%n\""),
+        ("\"~%u/mail/\"", "\"~%{user}/mail/\""),
+        ("[delivery]", "[delivery]\nindex_log = \"off\""),
     ];
     for (from, to) in same {
         let found = against(&scratch, &replaced(&toml, from, to), &theirs);

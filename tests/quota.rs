@@ -6,7 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use support::peers::{Dovecot, VERSIONS};
-use support::{MAIL, Server, Store, messages, messages_below, replaced, write_long_ago};
+use support::{
+    MAIL, Server, Store, messages, messages_below, replace_in, replaced, write_long_ago,
+};
 
 const LIMIT: &str = "[quota]\ndriver = \"maildir\"\nstorage_grace = \"0\"\n";
 
@@ -276,6 +278,49 @@ fn whose_limits() {
             found.last().unwrap(),
             want,
             "{fields} {change}: {}",
+            server.log()
+        );
+    }
+}
+
+/// Of 2.3, in a userdb: by full names, with wildcards. Spam holds more than all that is allowed.
+#[test]
+fn rules_of_mailboxes() {
+    for (prefix, rule, rcpt, want) in [
+        ("", "*:messages=1000", "<alice@x>", "552 5.2.2"),
+        ("", "Spam:ignore", "<alice@x>", "250 2.0.0"),
+        ("", "Sp*:ignore", "<alice@x>", "250 2.0.0"),
+        ("", "INBOX/Spam:ignore", "<alice@x>", "552 5.2.2"),
+        ("INBOX/", "INBOX/Spam:ignore", "<alice@x>", "250 2.0.0"),
+        ("INBOX/", "Spam:ignore", "<alice@x>", "552 5.2.2"),
+        ("INBOX/", "INBOX/Spam:ignore", "<alice+Spam@x>", "250 2.0.0"),
+        ("", "Spam:storage=+100%%", "<alice+Spam@x>", "250 2.0.0"),
+        ("", "Spam:storage=+10%%", "<alice+Spam@x>", "552 5.2.2"),
+        ("", "Sent:storage=10M", "<alice@x>", "552 5.2.2"),
+        ("", "Spam:storage=10M", "<alice+Spam@x>", "451 4.3.0"),
+    ] {
+        let store = Store::with_inbox();
+        let config = store.configure("", LIMIT);
+        let inbox = format!("[namespace.inbox]\nseparator = \"/\"\nprefix = \"{prefix}\"");
+        replace_in(&config, "[namespace.inbox]\nseparator = \"/\"", &inbox);
+        let users = fs::read_to_string(store.path("users")).unwrap();
+        let fields = format!("userdb_quota_rule=*:bytes=4000 userdb_quota_rule2={rule}");
+        let alice = users.lines().next().unwrap();
+        write_long_ago(
+            &store.path("users"),
+            &users.replace(alice, &format!("{alice}{fields}")),
+        );
+        let spam = "home/alice/Maildir/.Spam";
+        store.scratch.maildir(spam, MAIL, MAIL, 0o700);
+        let text = "x".repeat(5_000);
+        let message = format!("{spam}/new/1.M1P1.mx,S=5000");
+        store.scratch.file(&message, MAIL, MAIL, 0o600, &text);
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let found = answers(&server, rcpt, &letter(500));
+        assert_eq!(
+            found.last().unwrap(),
+            want,
+            "{prefix} {rule} {rcpt}: {}",
             server.log()
         );
     }

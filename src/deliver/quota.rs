@@ -47,10 +47,8 @@ impl Quotas {
     fn limits_of(&self, user: &User) -> Result<Limits, Fault> {
         let mut limits = self.limits.clone();
         for (field, value) in &user.extra {
-            limits.set(field, value).map_err(|why| {
-                let doing = format!("use what the userdb says of the quota of {}", user.name);
-                Fault::new(Code::CannotTell, doing, why)
-            })?;
+            let set = limits.set(field, value);
+            set.map_err(|why| unclear(user, why))?;
         }
         Ok(limits)
     }
@@ -82,6 +80,11 @@ impl Quotas {
     }
 }
 
+fn unclear(user: &User, why: String) -> Fault {
+    let doing = format!("use what the userdb says of the quota of {}", user.name);
+    Fault::new(Code::CannotTell, doing, why)
+}
+
 /// The quota that a mailbox counts for; `user` is its user or owner, none for a public one.
 pub fn of(
     settings: &Settings,
@@ -109,12 +112,15 @@ pub fn of(
     let (of, limits, trees, directory) = match (namespace.kind, user) {
         (Kind::Private | Kind::Shared, Some(user)) => {
             let limits = quotas.limits_of(user)?;
-            let mut rules = limits.rules.iter();
-            if let Some(rule) = rules.find(|it| it.mailbox == found.rest) {
-                if rule.ignore {
-                    return Ok(None);
-                }
-                extra = extra.max(rule.extra);
+            // A shared mailbox is meant by the name that its owner knows.
+            let name = match namespace.kind {
+                Kind::Shared => found.rest.clone(),
+                _ => found.full_name(),
+            };
+            match limits.beside(&name) {
+                Ok(Some(beside)) => extra = extra.max(beside),
+                Ok(None) => return Ok(None),
+                Err(why) => return Err(unclear(user, why)),
             }
             let (trees, directory) = trees_of(settings, user, &limits)?;
             (user.name.clone(), limits, trees, directory)
@@ -126,7 +132,7 @@ pub fn of(
             let tree = Tree {
                 paths: paths.clone(),
                 layout: namespace.location.layout,
-                ignored: ignored(namespace, &[]),
+                ignored: ignored(namespace, "", &[]),
             };
             let directory = paths.control_root.clone();
             let of = format!("namespace {}", namespace.name);
@@ -173,20 +179,23 @@ fn trees_of(
         let tree = Tree {
             paths,
             layout: namespace.location.layout,
-            ignored: ignored(namespace, &rules),
+            ignored: ignored(namespace, &namespace.prefix_for(&user.name), &rules),
         };
         trees.insert(at, tree);
     }
     Ok((trees, directory))
 }
 
-/// The storage names of mailboxes that do not count.
-fn ignored(namespace: &Namespace, rules: &[&str]) -> Vec<String> {
+/// The storage names of mailboxes that do not count; in those of rules `*` and `?` stand for any.
+fn ignored(namespace: &Namespace, prefix: &str, rules: &[&str]) -> Vec<String> {
     let blocks = namespace.mailboxes.iter();
     let blocks = blocks.filter(|it: &&MailboxBlock| it.quota_ignore);
-    let names = blocks
-        .map(|it| it.name.as_str())
-        .chain(rules.iter().copied());
+    // Rules have full names.
+    let of_rules = rules.iter().filter_map(|rule| match *rule {
+        "INBOX" => Some("INBOX"),
+        rule => rule.strip_prefix(prefix),
+    });
+    let names = blocks.map(|it| it.name.as_str()).chain(of_rules);
     let storage = names.filter_map(|name| StorageName::parse(name, namespace).ok());
     let separator = namespace.location.layout.separator();
     storage

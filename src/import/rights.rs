@@ -319,7 +319,16 @@ impl Import<'_> {
     fn old_map(&mut self, entry: &Entry) {
         let (driver, rest) = entry.value.split_once(':').unwrap_or((&entry.value, ""));
         match driver {
-            "file" => self.map_file(rest, entry),
+            "file" => {
+                let (path, options) = rest.split_once(':').unwrap_or((rest, ""));
+                if !options.is_empty() {
+                    self.out.mend(format!(
+                        "{} ({}): {options:?}: Postroom locks a map by a file beside it, as Dovecot does without this: take it out",
+                        entry.key, entry.place
+                    ));
+                }
+                self.map_file(path, entry);
+            }
             "proxy" => {
                 let name = rest.rsplit(':').next().unwrap_or_default();
                 let root = self.root;

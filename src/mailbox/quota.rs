@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::acl::sources::matches;
+
 /// What may be over the limit by a little, so that one large message does not bounce from a mailbox with some room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Grace {
@@ -31,12 +33,18 @@ pub struct Limits {
     pub rules: Vec<Rule>,
 }
 
-/// `Trash:storage=+100M`, `Junk:ignore`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// `Trash:storage=+100M`, `Junk*:ignore`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
+    /// A full name, in which `*` and `?` stand for any.
     pub mailbox: String,
+    /// Bytes beside the limit.
     pub extra: u64,
+    /// The same, of `storage`.
+    pub percent: u64,
     pub ignore: bool,
+    /// The limit that nobody understands: whether there is room in these mailboxes cannot be told.
+    pub unclear: Option<String>,
 }
 
 impl Default for Limits {
@@ -84,6 +92,24 @@ pub struct Tree {
     pub ignored: Vec<String>,
 }
 
+impl Rule {
+    /// One of its limits. None: it is not understood.
+    fn set(&mut self, key: &str, value: &str) -> Option<()> {
+        match (key, value.strip_prefix('+')) {
+            ("storage", Some(more)) if more.ends_with('%') => {
+                self.percent = more.trim_end_matches('%').parse().ok()?;
+            }
+            // Without a unit: kilobytes.
+            ("storage", Some(more)) => self.extra = size(more, 1 << 10)?,
+            ("bytes", Some(more)) => self.extra = size(more, 1)?,
+            ("messages" | "noenforcing", _) => {}
+            ("ignore", _) => self.ignore = true,
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
 impl Limits {
     /// Takes a field of a userdb; false: it is not about quotas. An error: its value makes no sense.
     pub fn set(&mut self, field: &str, value: &str) -> Result<bool, String> {
@@ -110,30 +136,46 @@ impl Limits {
     /// `MAILBOX:LIMIT[:LIMIT…]`, 2.3's `quota_rule`. `*` stands for all.
     fn set_rule(&mut self, text: &str) -> Option<()> {
         let (mailbox, limits) = text.split_once(':')?;
+        let is_of_all = ["*", "?"].contains(&mailbox);
         let mut rule = Rule {
             mailbox: mailbox.to_owned(),
-            extra: 0,
-            ignore: false,
+            ..Rule::default()
         };
         for limit in limits.split(':') {
             let (key, value) = limit.split_once('=').unwrap_or((limit, ""));
-            match (mailbox, key) {
+            if !is_of_all {
+                if rule.set(key, value).is_none() {
+                    rule.unclear = Some(text.to_owned());
+                }
+                continue;
+            }
+            match key {
                 // Without a unit: kilobytes.
-                ("*" | "?", "storage") => self.storage = size(value, 1 << 10)?,
-                ("*" | "?", "bytes") => self.storage = size(value, 1)?,
-                ("*" | "?", "messages") => self.messages = count(value)?,
-                (_, "storage") => rule.extra = size(value.strip_prefix('+')?, 1 << 10)?,
-                (_, "bytes") => rule.extra = size(value.strip_prefix('+')?, 1)?,
-                (_, "messages") => {}
-                (_, "ignore") => rule.ignore = true,
-                (_, "noenforcing") => {}
+                "storage" => self.storage = size(value, 1 << 10)?,
+                "bytes" => self.storage = size(value, 1)?,
+                "messages" => self.messages = count(value)?,
+                "ignore" | "noenforcing" => {}
                 _ => return None,
             }
         }
-        if !["*", "?"].contains(&mailbox) {
+        if !is_of_all {
             self.rules.push(rule);
         }
         Some(())
+    }
+
+    /// What a mailbox of this full name may hold beside, in bytes. None: it does not count. An error: nobody can tell.
+    pub fn beside(&self, mailbox: &str) -> Result<Option<u64>, String> {
+        let mut rules = self.rules.iter();
+        let Some(rule) = rules.find(|it| matches(&it.mailbox, mailbox)) else {
+            return Ok(Some(0));
+        };
+        if let Some(unclear) = &rule.unclear {
+            return Err(format!("quota_rule is {unclear:?}"));
+        }
+        let share = (self.storage / 100).saturating_mul(rule.percent);
+        let share = share.saturating_add((self.storage % 100).saturating_mul(rule.percent) / 100);
+        Ok((!rule.ignore).then(|| rule.extra.saturating_add(share)))
     }
 
     /// Neither bytes nor messages are limited: nothing is counted. Rules of single mailboxes limit nothing.
@@ -275,7 +317,6 @@ mod tests {
             "quota_storage_size=99999999999T",
             "quota_rule=*",
             "quota_rule=*:storage",
-            "quota_rule=Trash:storage=10",
             "quota_grace=x%",
         ] {
             assert!(limits(fields).is_err(), "{fields}");
@@ -283,6 +324,36 @@ mod tests {
         let mut others = Limits::default();
         for field in ["quota", "quota_over_flag", "quotas", "uid", "quota_warning"] {
             assert_eq!(others.set(field, "x"), Ok(false), "{field}");
+        }
+    }
+
+    #[test]
+    fn what_mailboxes_may_hold_beside() {
+        for (rules, mailbox, want) in [
+            ("", "Trash", Ok(Some(0))),
+            ("quota_rule2=Trash:storage=+1", "Trash", Ok(Some(1024))),
+            ("quota_rule2=Trash:storage=+1", "INBOX.Trash", Ok(Some(0))),
+            ("quota_rule2=Trash:bytes=+7", "Trash", Ok(Some(7))),
+            ("quota_rule2=Trash:storage=+10%", "Trash", Ok(Some(105))),
+            ("quota_rule2=Trash:storage=+10%%", "Trash", Ok(Some(105))),
+            ("quota_rule2=Trash*:ignore", "Trash/old", Ok(None)),
+            ("quota_rule2=Trash*:ignore", "Old Trash", Ok(Some(0))),
+            (
+                "quota_rule2=T*:bytes=+7 quota_rule3=Trash:ignore",
+                "Trash",
+                Ok(Some(7)),
+            ),
+            ("quota_rule2=Trash:storage=10", "INBOX", Ok(Some(0))),
+            (
+                "quota_rule2=Trash:storage=10",
+                "Trash",
+                Err("quota_rule is \"Trash:storage=10\"".to_owned()),
+            ),
+        ] {
+            let fields = format!("quota_rule=*:bytes=1050 {rules}");
+            let limits = limits(fields.trim_end()).unwrap();
+            assert_eq!(limits.line(), "1050S", "{rules}");
+            assert_eq!(limits.beside(mailbox), want, "{rules}: {mailbox}");
         }
     }
 

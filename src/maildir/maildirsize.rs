@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime};
 
 use super::filename::field;
+use crate::mailbox::acl::sources::matches;
 use crate::mailbox::acl::store;
 use crate::mailbox::permission::Permission;
 use crate::mailbox::quota::{Quota, Tree, Usage};
@@ -196,7 +197,7 @@ fn mailboxes(tree: &Tree) -> io::Result<Vec<std::path::PathBuf>> {
     };
     let counts = found
         .into_iter()
-        .filter(|(name, _)| !tree.ignored.contains(name));
+        .filter(|(name, _)| !tree.ignored.iter().any(|it| matches(it, name)));
     Ok(counts.map(|(_, path)| path).collect())
 }
 

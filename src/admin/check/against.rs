@@ -49,7 +49,12 @@ impl<W: Write> Findings<'_, W> {
     }
 
     fn compare(&mut self, ours: &Config, theirs: &Config, imported: &Imported) -> io::Result<()> {
-        let general = values(ours).into_iter().zip(values(theirs));
+        let mut general: Vec<_> = values(ours).into_iter().zip(values(theirs)).collect();
+        if ours.delivery.index_log.is_none() {
+            // We lock nothing of theirs.
+            general.retain(|((setting, _), _)| *setting != "lock_method");
+        }
+        let general = general.into_iter();
         for ((setting, value), (_, other)) in general.filter(|(one, other)| one != other) {
             self.difference(ours, theirs, imported, setting, (&value, &other))?;
         }
@@ -57,8 +62,12 @@ impl<W: Write> Findings<'_, W> {
             self.difference(ours, theirs, imported, &it.setting, (&it.ours, &it.theirs))?;
         }
         let namespaces = &ours.delivery.namespaces;
+        // Two ways to write one variable are one prefix.
+        let is_same = |own: &Namespace, other: &Namespace| {
+            own.prefix_for(SOMEBODY.user) == other.prefix_for(SOMEBODY.user)
+        };
         for other in theirs.delivery.namespaces.iter() {
-            let same = |it: &&Namespace| it.prefix == other.prefix;
+            let same = |it: &&Namespace| is_same(it, other);
             let Some(own) = namespaces.iter().find(same) else {
                 let what = format!(
                     "against: Dovecot has a namespace with the prefix {:?} ({:?}), and Postroom has none",
@@ -87,7 +96,7 @@ impl<W: Write> Findings<'_, W> {
         }
         let without = |own: &&Namespace| {
             let others = &theirs.delivery.namespaces;
-            !others.iter().any(|it| it.prefix == own.prefix)
+            !others.iter().any(|it| is_same(own, it))
         };
         for own in namespaces.iter().filter(without) {
             let what = format!(

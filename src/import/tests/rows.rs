@@ -189,6 +189,13 @@ pub const ROWS: &[Row] = &[
         lines: &["dovecot = { socket = \"/run/dovecot/auth-userdb\" }"],
         said: &["remote 10.0.0.0/8 (dovecot.conf:2): what it says of mail holds for some clients"],
     },
+    Row {
+        conf: "mail_location = maildir:~/Maildir\nmail_plugins = acl\nplugin {\n  acl = vfile\n  acl_shared_dict = file:/var/lib/shared.db:lock=fcntl\n}\n",
+        lines: &["path = \"/var/lib/shared.db\""],
+        said: &[
+            "acl_shared_dict (dovecot.conf:5): \"lock=fcntl\": Postroom locks a map by a file beside it",
+        ],
+    },
     // Rights.
     Row {
         conf: "mail_location = maildir:~/Maildir\nmail_plugins = acl\nplugin {\n  acl = vfile:/etc/dovecot/global-acls:cache_secs=300\n  acl_shared_dict = file:/var/lib/dovecot/shared-mailboxes.db\n  acl_ignore_namespace = private/*\n}\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\nnamespace p {\n  separator = /\n  prefix = private/\n  location = maildir:~/other\n}\n",
