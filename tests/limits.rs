@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -15,8 +16,8 @@ use support::agent::Tracer;
 use support::mount::Mount;
 use support::peers::free_port;
 use support::{
-    MAIL, PATIENCE, Server, Store, as_user, installed, messages, not_root, own, program,
-    replace_in, skip, wait_until, write_long_ago,
+    MAIL, PATIENCE, Server, Store, as_user, installed, messages, messages_below, not_root, own,
+    program, replace_in, skip, wait_until, write_long_ago,
 };
 
 /// A server with this in place of the usual listener, and with `more` behind.
@@ -116,6 +117,69 @@ fn a_mailbox_that_hangs_leaves_room_for_others() {
             .count(),
         7
     );
+}
+
+/// A thousand recipients of a client that does not listen to what has become of them: others have their turn.
+#[test]
+fn whoever_does_not_listen() {
+    const USERS: usize = 100;
+    if not_root() {
+        return;
+    }
+    for isolation in ["none", "process"] {
+        let store = Store::with_inbox();
+        let config = store.configure("", "");
+        let mut users = fs::read_to_string(store.path("users")).unwrap();
+        for number in 0..USERS {
+            let home = format!("home/u{number}");
+            let inbox = format!("{home}/Maildir");
+            store.scratch.maildir(&inbox, MAIL, MAIL, 0o700);
+            let home = store.scratch.text(&home);
+            writeln!(users, "u{number}:x:{MAIL}:{MAIL}::{home}::").unwrap();
+        }
+        write_long_ago(&store.path("users"), &users);
+        let text = fs::read_to_string(&config).unwrap();
+        let text = format!("{text}[workers]\nisolation = \"{isolation}\"\n");
+        fs::write(&config, text).unwrap();
+        let (socket, log) = (store.path("run/lmtp"), store.path("run/log"));
+        let server = match isolation {
+            "none" => Server::start(&config, &socket, &log),
+            _ => Server::start_as_root(&config, &socket, &log),
+        };
+        // Their answers are more than the socket takes.
+        let domain = ["d".repeat(60), "e".repeat(60), "f".repeat(60)].join(".");
+        let rcpts = (0..1000).map(|number| {
+            let user = number % USERS;
+            format!("RCPT TO:<u{user}@{domain}.x{number}>\r\n")
+        });
+        let mut deaf = server.client();
+        deaf.say("MAIL FROM:<s@x.test>");
+        for rcpt in rcpts {
+            let answer = deaf.say(rcpt.trim_end());
+            assert!(answer.starts_with("250 "), "{answer}");
+        }
+        assert_eq!(deaf.say("DATA"), "354 OK");
+        deaf.send(b"Subject: x\r\n\r\nx\r\n.\r\n");
+        let home = store.path("home");
+        let stored = || messages_below(&home).len();
+        wait_until("a few are stored", || stored() > 20);
+        for user in ["alice", "bob"] {
+            let answers = server
+                .client()
+                .deliver(&[&format!("{user}@x.test")], b"Subject: y\r\n\r\ny\r\n");
+            assert!(
+                answers[0].starts_with("250 2.0.0"),
+                "{isolation}: {answers:?}"
+            );
+        }
+        wait_until("all are stored", || stored() == 1002);
+        let answers: Vec<String> = (0..1000).map(|_| deaf.reply()).collect();
+        let odd: Vec<_> = answers
+            .iter()
+            .filter(|it| !it.starts_with("250 "))
+            .collect();
+        assert_eq!(odd, Vec::<&String>::new(), "{isolation}");
+    }
 }
 
 /// What is announced as too large for its user, or for the disk, is not sent at all.

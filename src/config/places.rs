@@ -216,6 +216,15 @@ fn namespace(name: &str, section: &Section<'_>, above: &Location) -> Namespace {
     }
     // Names are asked for in NFC.
     let mut prefix: String = section.text_or("prefix", String::new).nfc().collect();
+    if let Some((first, rest)) = prefix.split_at_checked(5)
+        && first.eq_ignore_ascii_case("INBOX")
+        && first != "INBOX"
+        && (rest.is_empty() || rest.starts_with(&separator))
+    {
+        // So it is for Dovecot.
+        let advice = format!("write \"INBOX{rest}\"");
+        section.error("prefix", "INBOX is looked for in capitals", advice);
+    }
     if kind == Kind::Shared {
         prefix = owner_variables(&prefix);
     } else if let Some(error) = namespace::bad_prefix(&prefix) {

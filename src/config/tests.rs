@@ -218,6 +218,11 @@ fn what_dovecot_refuses_to_start_with() {
             "must end with the separator",
         ),
         (
+            "[namespace.a]\nprefix = \"Inbox/\"\nseparator = \"/\"",
+            7,
+            "INBOX is looked for in capitals",
+        ),
+        (
             "[namespace.a]\nprefix = \"/A/\"\nseparator = \"/\"",
             7,
             "must not begin with the separator",

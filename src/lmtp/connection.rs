@@ -3,12 +3,13 @@
 //! Memory does not depend on the size of a message. A client that goes away before the end of its message leaves nothing
 //! behind; one that goes away later loses only its answers.
 
+use std::collections::VecDeque;
 use std::future::{Future, pending, poll_fn};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::Duration;
@@ -468,10 +469,16 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             "the delivery ended without an outcome",
         );
         let deadline = began + self.patience_of_client();
+        let mut arrived = VecDeque::new();
         loop {
             let next = tokio::select! {
                 biased;
-                next = outcomes.recv() => next,
+                next = async {
+                    match arrived.pop_front() {
+                        Some(next) => Some(next),
+                        None => outcomes.recv().await,
+                    }
+                } => next,
                 () = sleep(LISTEN) => {
                     if Instant::now() > deadline {
                         // A store that hangs: the client hears so while it still listens.
@@ -494,7 +501,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
             );
             self.queue(delivery.settle(index, outcome));
             if sent.is_ok() {
-                sent = self.flush().await;
+                sent = self.flush_meanwhile(&mut outcomes, &mut arrived).await;
             }
             left = left.saturating_sub(1);
             // What the client will not hear of it sends again. Each recipient has his log line all the same.
@@ -506,6 +513,22 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
         self.show(State::Idle);
         self.give_up(&mut delivery, message_id.as_deref(), began, fault)?;
         sent
+    }
+
+    /// Deliveries go on while the client takes his time to listen: what they hold, others wait for.
+    async fn flush_meanwhile(
+        &mut self,
+        outcomes: &mut Outcomes,
+        arrived: &mut VecDeque<(usize, Outcome)>,
+    ) -> Result<(), End> {
+        let mut sending = pin!(self.flush());
+        loop {
+            tokio::select! {
+                biased;
+                sent = &mut sending => return sent,
+                Some(next) = outcomes.recv() => arrived.push_back(next),
+            }
+        }
     }
 
     /// Whoever has no answer yet gets this one.

@@ -17,11 +17,13 @@ pub struct Found<'a> {
 }
 
 impl Found<'_> {
-    /// The whole name, as the accessing user sees it.
+    /// The whole name, as the accessing user sees it: another user's INBOX is `shared/bob`.
     pub fn full_name(&self) -> String {
-        match self.rest == "INBOX" && self.namespace.inbox {
-            true => "INBOX".into(),
-            false => format!("{}{}", self.prefix, self.rest),
+        let owners = self.prefix.strip_suffix(self.namespace.separator);
+        match (self.rest == "INBOX", &self.owner, owners) {
+            (true, Some(_), Some(name)) => name.into(),
+            (true, None, _) if self.namespace.inbox => "INBOX".into(),
+            _ => format!("{}{}", self.prefix, self.rest),
         }
     }
 }
@@ -44,21 +46,15 @@ pub fn find<'a>(
     name: &str,
     user: &str,
 ) -> Result<Found<'a>, NotFound> {
-    if name == "INBOX"
-        || namespaces
-            .iter()
-            .any(|namespace| namespace.inbox && namespace.prefix_for(user) == name)
-    {
-        let namespace = namespaces
-            .iter()
-            .find(|namespace| namespace.inbox)
-            .ok_or(NotFound::NoNamespace)?;
-        return Ok(Found {
-            namespace,
-            rest: "INBOX".into(),
-            owner: None,
-            prefix: namespace.prefix_for(user).into_owned(),
-        });
+    let inbox = |namespace: &'a Namespace| Found {
+        namespace,
+        rest: "INBOX".into(),
+        owner: None,
+        prefix: namespace.prefix_for(user).into_owned(),
+    };
+    let owns_inbox = || namespaces.iter().find(|namespace| namespace.inbox);
+    if name == "INBOX" || owns_inbox().is_some_and(|it| it.prefix_for(user) == name) {
+        return owns_inbox().map(inbox).ok_or(NotFound::NoNamespace);
     }
     let mut best: Option<&Namespace> = None;
     for namespace in namespaces
@@ -74,6 +70,13 @@ pub fn find<'a>(
     let namespace = best.ok_or(NotFound::NoNamespace)?;
     let prefix = static_prefix(namespace, user);
     let rest = name.strip_prefix(&*prefix).unwrap_or("");
+    // The INBOX by the name that an alias has for it; Dovecot 2.3 makes a mailbox of `mail/INBOX` that no client lists.
+    if let Some(original) = owns_inbox()
+        && namespace.alias_for.as_ref() == Some(&original.name)
+        && (rest.is_empty() || rest.eq_ignore_ascii_case("INBOX"))
+    {
+        return Ok(inbox(original));
+    }
     if rest.is_empty() {
         return Err(NotFound::PrefixOnly(namespace.name.clone()));
     }
@@ -235,6 +238,52 @@ mod tests {
                 )
             });
             assert_eq!(got, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_alias_of_the_inbox() {
+        let mut namespaces = all();
+        namespaces.push(Namespace {
+            alias_for: Some("inbox".into()),
+            ..namespace("compat", Kind::Private, "mail/")
+        });
+        namespaces.push(Namespace {
+            alias_for: Some("public".into()),
+            ..namespace("old", Kind::Public, "Old/")
+        });
+        for (name, want) in [
+            ("mail/INBOX", Some(("inbox", "INBOX"))),
+            ("mail/Inbox", Some(("inbox", "INBOX"))),
+            ("mail/", Some(("inbox", "INBOX"))),
+            ("mail", Some(("inbox", "INBOX"))),
+            ("mail/INBOX/Kid", Some(("compat", "INBOX/Kid"))),
+            ("mail/Work", Some(("compat", "Work"))),
+            ("Old/INBOX", Some(("old", "INBOX"))),
+            ("Old", None),
+        ] {
+            let found = find(&namespaces, name, "alice").ok();
+            let got = found
+                .as_ref()
+                .map(|it| (it.namespace.name.as_str(), it.rest.as_str()));
+            assert_eq!(got, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_that_users_see() {
+        for (name, want) in [
+            ("INBOX", "INBOX"),
+            ("Work", "Work"),
+            ("Public/info", "Public/info"),
+            ("shared/bob", "shared/bob"),
+            ("shared/bob/", "shared/bob"),
+            ("shared/bob/INBOX", "shared/bob"),
+            ("shared/bob/Work", "shared/bob/Work"),
+        ] {
+            let namespaces = all();
+            let found = find(&namespaces, name, "alice@home.test").unwrap();
+            assert_eq!(found.full_name(), want, "{name}");
         }
     }
 

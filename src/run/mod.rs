@@ -265,7 +265,7 @@ impl Runner {
 
     async fn deliver_here(self, transaction: Arc<Transaction>, recipient: Recipient) -> Outcome {
         let outcome = self.store(&transaction, recipient).await;
-        outcome.unwrap_or_else(Outcome::Deferred)
+        outcome.unwrap_or_else(Outcome::refused)
     }
 
     async fn store(
@@ -417,16 +417,20 @@ impl Runner {
         }
     }
 
-    /// The turn of the user that this address seems to mean: nobody has been asked yet.
+    /// The turn of the user that this address seems to mean: no userdb has been asked yet.
     async fn turn(&self, recipient: &Recipient) -> Result<Turn, Fault> {
-        let delimiter = &self.core.settings().recipient_delimiter;
+        let settings = self.core.settings();
+        let delimiter = &settings.recipient_delimiter;
         let shown = recipient.shown().to_lowercase();
         let (local, domain) = shown.rsplit_once('@').unwrap_or((&shown, ""));
         let user = local
             .split(|c| delimiter.contains(c))
             .next()
             .unwrap_or(local);
-        self.turns.take(format!("{user}@{domain}")).await
+        let name = format!("{user}@{domain}");
+        // Many domains may mean one user.
+        let user = settings.userdbs.username(&name);
+        self.turns.take(user.unwrap_or(name)).await
     }
 
     /// The turn lasts until the work is done, also where nobody waits for it any more.
