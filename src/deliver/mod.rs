@@ -64,7 +64,7 @@ pub mod warning;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use crate::fault::Fault;
+use crate::fault::{Code, Fault};
 use crate::index::Walks;
 use crate::maildir::filename::Names;
 use crate::mbox::open::Key;
@@ -157,7 +157,8 @@ impl Core {
         let place = place_of(&plan);
         let is_still = |now: Plan| now.create.is_none() && place_of(&now) == place;
         let look = || self.look(directory, recipient, None).0;
-        let is_certain = |it: &Fault| !it.is_not_durable && !it.may_be_stored;
+        let is_certain =
+            |it: &Fault| !it.is_not_durable && !it.may_be_stored && it.code != Code::Internal;
         match carry_out::carry_out(self, transaction, recipient, plan, retry) {
             // A sync that has failed is not asked again: the second one says that all is well.
             // Nor is it stored elsewhere where it may be there.
