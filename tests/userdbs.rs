@@ -67,8 +67,9 @@ INSERT INTO users VALUES ('carol', 8, NULL, 'ROOT/home/carol', NULL, NULL);
 INSERT INTO users VALUES ('twice', 8, 8, 'ROOT/home/bob', NULL, NULL);
 INSERT INTO users VALUES ('twice', 8, 8, 'ROOT/home/carol', NULL, NULL);
 INSERT INTO users VALUES ('root', 0, 0, '/root', NULL, NULL);
+INSERT INTO users VALUES ('noname', 8, 8, 'ROOT/home/alice', NULL, NULL);
 ";
-const QUERY: &str = r#"query = "SELECT uid, gid, home, acl_groups, location AS \"namespace/inbox/location\" FROM users WHERE name = '%n'", iterate_query = "SELECT name AS user FROM users WHERE name <> 'twice'""#;
+const QUERY: &str = r#"query = "SELECT uid, gid, home, acl_groups, CASE name WHEN 'noname' THEN '' END AS \"user\", location AS \"namespace/inbox/location\" FROM users WHERE name = '%n'", iterate_query = "SELECT name AS user FROM users WHERE name <> 'twice'""#;
 
 /// What both databases answer.
 fn answers(store: &Store) {
@@ -84,6 +85,8 @@ fn answers(store: &Store) {
         assert!(said.contains(line), "{line}: {said}");
     }
     assert!(!said.contains("namespace/"), "{said}");
+    let (code, said) = user(store, "noname");
+    assert!(code == 0 && said.contains("noname"), "{said}");
     for name in NOBODY {
         assert_eq!(user(store, name).0, 67, "{name}");
     }
@@ -204,6 +207,7 @@ fn postgresql() {
         server.log()
     );
     assert!(!check(&store).contains("postgresql"), "{}", check(&store));
+    odd_columns(&store, &postgresql);
     // A table that somebody holds: its users wait, others do not.
     let mut holder = postgresql.session("BEGIN; LOCK TABLE users; SELECT 1");
     let slow = thread::scope(|scope| {
@@ -216,6 +220,20 @@ fn postgresql() {
     assert!(slow.starts_with("451 4.3.0"), "{slow}");
     holder.kill().unwrap();
     holder.wait().unwrap();
+}
+
+/// Of types that are no text and no number: what is not known is left alone, what is is text.
+fn odd_columns(store: &Store, postgresql: &Postgresql) {
+    postgresql.run("ALTER TABLE users ADD made timestamptz DEFAULT now(), ADD quota numeric DEFAULT 12.5, ADD id uuid DEFAULT gen_random_uuid();");
+    let connection = postgresql.parameters();
+    let query = "SELECT *, quota AS \\\"quota_x\\\" FROM users WHERE name = '%n' ORDER BY name; ";
+    configure(
+        store,
+        &format!("postgresql = {{ connection = \"{connection}\", query = \"{query}\" }}"),
+    );
+    let (code, said) = user(store, "alice");
+    assert!(code == 0 && said.contains("quota_x = 12.5"), "{said}");
+    assert!(said.contains("made = 20"), "{said}");
 }
 
 #[test]

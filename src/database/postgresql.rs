@@ -19,6 +19,9 @@ const STATEMENT: u32 = 10_000;
 /// How long we wait for that: longer, a connection that broke without a word must not hold a delivery.
 const ANSWER: Duration = Duration::from_secs(15);
 
+/// Connections that are kept: the server has a number of them for everybody.
+const IDLE: usize = 16;
+
 /// A server, with the connections that are idle.
 #[derive(Clone)]
 pub struct Postgresql(Arc<Server>);
@@ -88,9 +91,11 @@ impl Postgresql {
         if client.client.is_closed() && ended.is_err() {
             return done.and(ended).map(Ok);
         }
-        if ended.is_ok() {
-            self.idle().push(client);
+        let mut idle = self.idle();
+        if ended.is_ok() && idle.len() < IDLE {
+            idle.push(client);
         }
+        drop(idle);
         Ok(done.and(ended))
     }
 
@@ -135,13 +140,18 @@ impl fmt::Debug for Postgresql {
 
 impl super::Transaction for Client {
     fn rows(&mut self, query: &str, parameters: &[&str]) -> Result<Rows, String> {
-        let statement = self.wait(ANSWER, self.client.prepare(query))?;
+        let mut statement = self.wait(ANSWER, self.client.prepare(query))?;
+        let columns = statement.columns().iter();
+        let columns: Vec<String> = columns.map(|it| it.name().to_owned()).collect();
+        if !statement.columns().iter().all(|it| is_read(it.type_())) {
+            let query = as_text(query, statement.columns());
+            statement = self.wait(ANSWER, self.client.prepare(&query))?;
+        }
         let parameters = as_sql(parameters);
         let rows = self.wait(ANSWER, self.client.query(&statement, &parameters))?;
-        let name = |column: &tokio_postgres::Column| column.name().to_owned();
         let row = |row: &tokio_postgres::Row| (0..row.len()).map(|at| cell(row, at)).collect();
         Ok(Rows {
-            columns: statement.columns().iter().map(name).collect(),
+            columns,
             rows: rows.iter().map(row).collect::<Result<Vec<Row>, String>>()?,
         })
     }
@@ -157,6 +167,28 @@ impl super::Transaction for Client {
         let found = self.wait(ANSWER, self.client.query_one(QUERY, &[&name]))?;
         found.try_get(0).map_err(text)
     }
+}
+
+/// Whether [`cell`] reads it.
+fn is_read(kind: &Type) -> bool {
+    let numbers = [Type::INT2, Type::INT4, Type::INT8, Type::OID, Type::BOOL];
+    numbers.contains(kind) || <String as FromSql>::accepts(kind)
+}
+
+/// The query with its other columns as text: a date, a UUID.
+fn as_text(query: &str, columns: &[tokio_postgres::Column]) -> String {
+    // Whatever they are called, also twice the same.
+    let names: Vec<String> = (0..columns.len()).map(|at| format!("c{at}")).collect();
+    let shown = names.iter().zip(columns);
+    let shown: Vec<String> = shown
+        .map(|(name, column)| match is_read(column.type_()) {
+            true => name.clone(),
+            false => format!("{name}::text"),
+        })
+        .collect();
+    let query = query.trim_end().trim_end_matches(';');
+    let (shown, names) = (shown.join(", "), names.join(", "));
+    format!("SELECT {shown} FROM ({query}) AS postroom ({names})")
 }
 
 /// A column as text, as psql shows it.

@@ -31,8 +31,8 @@ impl Query {
             rest = match first {
                 '\'' => query.string(rest)?,
                 '"' => query.name(rest)?,
-                '-' if rest.starts_with("--") => skip(rest, "\n"),
-                '/' if rest.starts_with("/*") => skip(rest, "*/"),
+                '-' if rest.starts_with("--") => query.comment(rest, "\n"),
+                '/' if rest.starts_with("/*") => query.comment(rest, "*/"),
                 '%' => query.variable(rest)?,
                 '$' => {
                     let advice = "write a variable: %{user}, %{user | username}, %{user | domain}";
@@ -57,6 +57,12 @@ impl Query {
         self.parameters.push(template);
         self.statement
             .push_str(&format!("${}", self.parameters.len()));
+    }
+
+    /// A comment is not sent, and divides what stands on both sides. Answers what is behind it.
+    fn comment<'a>(&mut self, text: &'a str, end: &str) -> &'a str {
+        self.statement.push(' ');
+        text.find(end).map_or("", |at| &text[at + end.len()..])
     }
 
     /// `'…'` at the start of `text`. Answers what is behind it.
@@ -132,11 +138,6 @@ fn quoted(text: &str, quote: char) -> Result<(String, &str), BadQuery> {
     Err(bad("a quote that does not end", "close it"))
 }
 
-/// A comment is not sent.
-fn skip<'a>(text: &'a str, end: &str) -> &'a str {
-    text.find(end).map_or("", |at| &text[at + end.len()..])
-}
-
 fn bad(message: &str, advice: &str) -> BadQuery {
     BadQuery {
         message: message.into(),
@@ -188,7 +189,7 @@ mod tests {
             ),
             (
                 "SELECT 1 -- of %q's\nFROM t /* '%u' */ x",
-                "SELECT 1 FROM t  x",
+                "SELECT 1  FROM t   x",
                 &[],
             ),
         ] {

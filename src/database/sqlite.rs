@@ -45,9 +45,11 @@ impl super::Transaction for rusqlite::Transaction<'_> {
                         ValueRef::Null => None,
                         ValueRef::Integer(number) => Some(number.to_string()),
                         ValueRef::Real(number) => Some(number.to_string()),
-                        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => {
-                            Some(String::from_utf8_lossy(bytes).into_owned())
-                        }
+                        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(
+                            str::from_utf8(bytes)
+                                .map_err(rusqlite::Error::Utf8Error)?
+                                .to_owned(),
+                        ),
                     })
                 })
                 .collect::<rusqlite::Result<Row>>()

@@ -20,7 +20,7 @@ const MAX_REQUEST: usize = 4096;
 const MAX_DIGITS: usize = 5;
 /// Clients at once; Postfix has one connection for each of its processes.
 const MAX_CLIENTS: usize = 500;
-/// A client that asks nothing for so long is sent away.
+/// A client that asks nothing for so long, or hears nothing, is sent away.
 const IDLE: Duration = Duration::from_secs(600);
 
 /// Answers until `stop` is true.
@@ -38,7 +38,8 @@ async fn client(mut stream: impl AsyncRead + AsyncWrite + Unpin, runner: Runner)
     while let Ok(Some(request)) = timeout(IDLE, request(&mut stream)).await {
         let answer = answer(&request, &runner).await;
         let answer = format!("{}:{answer},", answer.len());
-        if stream.write_all(answer.as_bytes()).await.is_err() {
+        let sent = timeout(IDLE, stream.write_all(answer.as_bytes())).await;
+        if !matches!(sent, Ok(Ok(()))) {
             return;
         }
     }

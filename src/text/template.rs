@@ -258,12 +258,16 @@ fn modifiers(text: &str) -> (Vec<Filter>, &str) {
     let number = |text: &str| text.parse::<i64>().ok();
     let cut = match width.split_once('.') {
         Some((start, length)) => match (number(start), number(length)) {
+            // To the end.
+            (Some(start), Some(0)) => Some(Filter::Substr(start, None)),
             (Some(start), Some(length)) if length >= 0 => {
                 Some(Filter::Substr(start, Some(length as usize)))
             }
             _ => return (vec![], text),
         },
         None if width.is_empty() => None,
+        // Of numbers.
+        None if width.starts_with('0') => return (vec![], text),
         None => match number(width) {
             Some(length) if length >= 0 => Some(Filter::Truncate(length as usize)),
             _ => return (vec![], text),

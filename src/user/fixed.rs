@@ -39,10 +39,8 @@ impl Static {
             extra.insert(key.clone(), expand(template)?);
         }
         Ok(Some(Answer {
-            name: name.into(),
             uid: self.uid,
             gid: self.gid,
-            groups: Vec::new(),
             home: self
                 .home
                 .as_ref()
@@ -50,7 +48,7 @@ impl Static {
                 .transpose()?
                 .map(PathBuf::from),
             extra,
-            origin: Self::NAME.into(),
+            ..Answer::new(name, Self::NAME.into())
         }))
     }
 }

@@ -156,7 +156,8 @@ impl Limits {
     /// Groups of the userdb, of `system_groups_user`, of `mail_access_groups`; and those that only the last one gives. Out of range:
     /// not taken.
     fn groups(&self, answer: &Answer, gid: u32) -> Result<(Vec<u32>, Vec<u32>), String> {
-        let mut groups = answer.groups.clone();
+        let groups = answer.groups.iter().copied();
+        let mut groups: Vec<u32> = groups.filter(|&gid| self.gid_is_valid(gid)).collect();
         if let Some(name) = answer.extra.get("system_groups_user") {
             let more =
                 nss::groups(name, gid).map_err(|error| format!("groups of {name:?}: {error}"))?;
@@ -173,9 +174,15 @@ impl Limits {
                 {
                     let gid =
                         nss::gid(group).map_err(|error| format!("group {group:?}: {error}"))?;
-                    lent.push(gid.ok_or_else(|| {
+                    let gid = gid.ok_or_else(|| {
                         format!("there is no group {group:?} (mail_access_groups)")
-                    })?);
+                    })?;
+                    if !self.gid_is_valid(gid) && !self.mail_access_groups.contains(&gid) {
+                        return Err(format!(
+                            "group {group:?} may not have mail (mail_access_groups, first_valid_gid)"
+                        ));
+                    }
+                    lent.push(gid);
                 }
             }
             None => lent.extend(&self.mail_access_groups),

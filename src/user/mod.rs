@@ -67,6 +67,8 @@ pub struct Answer {
     pub home: Option<PathBuf>,
     pub extra: BTreeMap<String, String>,
     pub origin: String,
+    /// A line of a passwd-file that ends before the gid: no user of Dovecot's, who asks the next userdb.
+    pub is_for_logins: bool,
 }
 
 impl Answer {
@@ -80,6 +82,7 @@ impl Answer {
             home: None,
             extra: BTreeMap::new(),
             origin,
+            is_for_logins: false,
         }
     }
 
@@ -97,7 +100,8 @@ impl Answer {
         let field = field.strip_prefix("userdb_").unwrap_or(field);
         match field {
             // As if it were not there, like everywhere else.
-            "uid" | "gid" | "home" if value.is_empty() => {}
+            "uid" | "gid" | "user" if value.is_empty() => {}
+            "home" if value.is_empty() => self.home = None,
             "uid" => self.uid = number("uid", nss::uid(value))?,
             "gid" => self.gid = number("gid", nss::gid(value))?,
             "home" => self.home = Some(PathBuf::from(value)),
@@ -190,11 +194,6 @@ impl Userdbs {
     /// Asks one after the other. The first that cannot tell ends the search: the next might say "no such user" of one
     /// who exists.
     pub fn find(&self, name: &str) -> Result<Option<User>, Unavailable> {
-        // User and domain become directories of their own in paths.
-        let is_odd = |name: &str| {
-            name.split('@').any(|part| matches!(part, "" | "." | ".."))
-                || name.contains(|c: char| c == '/' || c.is_control())
-        };
         let is_known =
             |letter| self.username_chars.is_empty() || self.username_chars.contains(letter);
         if is_odd(name) || !name.chars().all(is_known) {
@@ -205,6 +204,7 @@ impl Userdbs {
             return Ok(None);
         }
         let name = name.as_str();
+        let mut last_resort = None;
         for (place, userdb) in self.list.iter().enumerate() {
             let answer = match userdb {
                 Userdb::Sql(sql) => {
@@ -230,9 +230,20 @@ impl Userdbs {
                 // A daemon's account in /etc/passwd is no mail user.
                 continue;
             }
+            if is_odd(&answer.name) {
+                return Err(Unavailable {
+                    why: format!("the user of {name:?} is {:?}", answer.name),
+                    userdb: answer.origin,
+                });
+            }
+            if answer.is_for_logins {
+                last_resort.get_or_insert(answer);
+                continue;
+            }
             return self.limits.complete(answer).map(Some);
         }
-        Ok(None)
+        let answer = last_resort.map(|answer| self.limits.complete(answer));
+        answer.transpose()
     }
 
     fn cached(
@@ -248,6 +259,12 @@ impl Userdbs {
         self.cache.put(place, name, &answer, Instant::now());
         Ok(answer)
     }
+}
+
+/// User and domain become directories of their own in paths.
+fn is_odd(name: &str) -> bool {
+    name.split('@').any(|part| matches!(part, "" | "." | ".."))
+        || name.contains(|c: char| c == '/' || c.is_control())
 }
 
 /// A field of a userdb: its name, its value.
@@ -358,6 +375,72 @@ mod tests {
                 "{name:?}"
             );
         }
+    }
+
+    /// As Dovecot 2.3 has it, beside a userdb that knows everybody.
+    #[test]
+    fn a_passwd_file_before_another_userdb() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("users");
+        let limits = || Limits {
+            mail_uid: Some(5000),
+            mail_gid: Some(5000),
+            mail_home: Some(Template::parse("/usual/%u").unwrap()),
+            ..Limits::default()
+        };
+        // the line, and alice's home with and without another userdb behind
+        for (line, want, alone) in [
+            ("alice", Some("/other/alice"), Some("/usual/alice")),
+            ("alice:", Some("/other/alice"), Some("/usual/alice")),
+            ("alice:x", Some("/other/alice"), Some("/usual/alice")),
+            ("alice:x:5000", Some("/other/alice"), Some("/usual/alice")),
+            ("alice:x::", Some("/usual/alice"), Some("/usual/alice")),
+            ("alice:x::::/h::", Some("/h"), Some("/h")),
+            (
+                "alice:x::::/h::userdb_home=",
+                Some("/usual/alice"),
+                Some("/usual/alice"),
+            ),
+            ("alice:x::::/h::userdb_user=", Some("/h"), Some("/h")),
+            ("alice:x::::/h::userdb_user=..", None, None),
+            ("alice:x::::/h::userdb_user=a/b", None, None),
+            ("bob:x::", Some("/other/alice"), None),
+        ] {
+            std::fs::write(&path, format!("{line}\n")).unwrap();
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(9);
+            file.set_modified(long_ago).unwrap();
+            let file = || Userdb::PasswdFile(passwd_file::PasswdFile::new(path.clone()));
+            let home = |list| {
+                let found = find(list, limits(), "alice").ok().flatten();
+                found.map(|user| (user.name, user.home.unwrap().display().to_string()))
+            };
+            let known = |home: &str| ("alice".to_owned(), home.to_owned());
+            let both = home(vec![file(), fixed(Some(5000), Some(5000), "/other/%n")]);
+            assert_eq!(both, want.map(known), "{line}");
+            assert_eq!(home(vec![file()]), alone.map(known), "{line} alone");
+        }
+    }
+
+    #[test]
+    fn groups_out_of_range() {
+        let limits = Limits {
+            first_valid_gid: 1000,
+            mail_access_groups: vec![7],
+            ..Limits::default()
+        };
+        let answer = |field: &str| Answer {
+            uid: Some(5000),
+            gid: Some(5000),
+            groups: vec![5, 1001],
+            extra: BTreeMap::from([("mail_access_groups".into(), field.into())]),
+            ..Answer::new("bob", "t".into())
+        };
+        let user = limits.complete(answer("7")).unwrap();
+        assert_eq!(user.credentials.groups, [7, 1001]);
+        assert_eq!(limits.check_identity(&user.credentials), Ok(()));
+        let why = limits.complete(answer("8")).unwrap_err().why;
+        assert!(why.contains("may not have mail"), "{why}");
     }
 
     #[test]

@@ -32,8 +32,7 @@ impl Passwd {
             gid: Some(account.gid),
             groups,
             home: Some(account.home),
-            extra: Default::default(),
-            origin: Self::NAME.into(),
+            ..Answer::new(name, Self::NAME.into())
         }))
     }
 }

@@ -16,8 +16,8 @@ use crate::text::template::{Template, Variables};
 #[derive(Debug)]
 pub struct PasswdFile(LineFile<Users>);
 
-/// By user name: the rest of his line.
-type Users = HashMap<String, String>;
+/// By user name: the rest of his line; none where that is no UTF-8.
+type Users = HashMap<String, Option<String>>;
 
 impl PasswdFile {
     /// The file is read when somebody is asked for. One that is missing then is "cannot tell".
@@ -34,9 +34,13 @@ impl PasswdFile {
     pub fn find(&self, name: &str) -> Result<Option<Answer>, Unavailable> {
         let lines = self.lines()?;
         match (lines.content.get(name), lines.may_lack()) {
-            (Some(line), _) => parse(name, line, self.name())
-                .map(Some)
-                .map_err(|why| self.cannot_tell(why)),
+            (Some(line), _) => {
+                let no_text = || format!("the line of {name:?} is not UTF-8");
+                let line = line.as_deref().ok_or_else(no_text);
+                line.and_then(|line| parse(name, line, self.name()))
+                    .map(Some)
+                    .map_err(|why| self.cannot_tell(why))
+            }
             (None, Some(why)) => Err(self.cannot_tell(why.into())),
             (None, None) => Ok(None),
         }
@@ -62,7 +66,7 @@ impl PasswdFile {
 
     fn lines(&self) -> Result<Arc<Lines<Users>>, Unavailable> {
         let lines = self.0.read(|bytes| {
-            let users = split(&String::from_utf8_lossy(bytes));
+            let users = split(bytes);
             match users.is_empty() {
                 // Truncated, or about to be written: nobody in it is no answer about anybody.
                 true => Err("nobody is in it".into()),
@@ -81,16 +85,19 @@ impl PasswdFile {
 }
 
 /// The first line of a name counts.
-fn split(text: &str) -> Users {
+fn split(bytes: &[u8]) -> Users {
     let mut users = Users::new();
-    for line in text
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-    {
-        let (name, rest) = line.split_once(':').unwrap_or((line, ""));
+    for line in bytes.split(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.is_empty() || line.starts_with(b"#") {
+            continue;
+        }
+        let end = line.iter().position(|byte| *byte == b':');
+        let (name, rest) = line.split_at(end.unwrap_or(line.len()));
+        let rest = str::from_utf8(rest.strip_prefix(b":").unwrap_or(rest));
         users
-            .entry(name.to_owned())
-            .or_insert_with(|| rest.to_owned());
+            .entry(String::from_utf8_lossy(name).into_owned())
+            .or_insert_with(|| rest.ok().map(str::to_owned));
     }
     users
 }
@@ -99,15 +106,20 @@ fn parse(name: &str, rest: &str, origin: String) -> Result<Answer, String> {
     let fields: Vec<&str> = rest.splitn(7, ':').collect();
     let field = |at: usize| fields.get(at).copied().filter(|field| !field.is_empty());
     let mut answer = Answer::new(name, origin);
+    answer.is_for_logins = fields.len() < 3;
     for (key, at) in [("uid", 1), ("gid", 2), ("home", 4)] {
         field(at).map_or(Ok(()), |value| answer.set(key, value))?;
     }
     let home = answer.home.clone();
     let home = home.as_ref().and_then(|home| home.to_str());
     // Fields for logins stand beside those for delivery, which begin with userdb_.
-    let extra = field(6).into_iter().flat_map(str::split_whitespace);
+    let extra = field(6).into_iter().flat_map(|extra| extra.split(' '));
+    let extra = extra.filter(|word| !word.is_empty());
     for (key, value) in extra.map(|word| word.split_once('=').unwrap_or((word, "yes"))) {
         if let Some(key) = key.strip_prefix("userdb_") {
+            if value.contains('\t') {
+                return Err(format!("{key} has a tab in it: blanks divide the fields"));
+            }
             answer.set(key, &expanded(value, name, home)?)?;
         }
     }
@@ -216,11 +228,26 @@ mod tests {
         assert!(file.find("carl").is_err());
     }
 
+    /// What would lead to another directory than Dovecot's.
+    #[test]
+    fn lines_that_are_no_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("users");
+        let text = b"jos:x:1:2::/h/jos\xe9::\nann:x:1:2::/h::userdb_mail=maildir:~/M\tuserdb_a=b\nbob:x:1:2::/h::\r\n";
+        fs::write(&path, text).unwrap();
+        let file = PasswdFile::new(path);
+        for (name, why) in [("jos", "not UTF-8"), ("ann", "a tab")] {
+            let found = file.find(name).unwrap_err().why;
+            assert!(found.contains(why), "{name}: {found}");
+        }
+        assert_eq!(file.find("bob").unwrap().unwrap().extra.len(), 0);
+    }
+
     proptest! {
         #[test]
         fn any_file_has_an_answer(text in "[a-z:=# \\n0-9]{0,80}") {
-            for (name, line) in split(&text) {
-                let _ = parse(&name, &line, "t".into());
+            for (name, line) in split(text.as_bytes()) {
+                let _ = parse(&name, &line.unwrap(), "t".into());
             }
         }
     }
