@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
 use support::{
     PATIENCE, Scratch, Server, as_user, messages, not_root, program, run_with_input, write_long_ago,
 };
@@ -231,6 +232,63 @@ fn what_is_no_offer() {
         assert_eq!(heard, "", "{}", String::from_utf8_lossy(said));
     }
     assert_eq!((site.inbox("u1"), site.inbox("u2")), (0, 0));
+}
+
+/// What somebody trusted offers for u1, with one part changed.
+fn offer(part: &str, value: Value) -> Vec<u8> {
+    let mut offer = json!({
+        "user": "u1", "last": null, "original": null, "sender": "Null", "mailbox": null,
+        "detail": null, "flags": 0, "keywords": [], "size": 10,
+    });
+    offer[part] = value;
+    format!("{offer}\n").into_bytes()
+}
+
+/// Nothing is taken that the options of an LDA could not say.
+#[test]
+fn the_parts_of_an_offer() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new("trusted_uids = [\"0\"]", "");
+    let server = site.serve();
+    let socket = site.scratch.path("run/lda");
+    let address = |local: &str, domain: &str| json!({ "local": local, "domain": domain });
+    let sender = |local: &str, domain: &str| json!({ "Address": address(local, domain) });
+    for (part, value, is_one) in [
+        ("keywords", json!(["$Junk", "Work"]), true),
+        ("keywords", json!(["a\n1 b"]), false),
+        ("keywords", json!(["Work", "x\0y"]), false),
+        ("keywords", json!(["two words"]), false),
+        ("keywords", json!([""]), false),
+        ("keywords", json!(["\\Seen"]), false),
+        ("keywords", json!(["k".repeat(51)]), false),
+        ("sender", sender("al ice", "x.test"), true),
+        ("sender", sender("a\nb", "x.test"), false),
+        ("sender", sender("", "x.test"), false),
+        ("sender", sender(&"a".repeat(400), "x.test"), false),
+        ("sender", sender("a", "x\r\ny"), false),
+        ("last", address("u1+Work", "x.test"), true),
+        ("last", address("a\0b", "x.test"), false),
+        ("last", address("a", "x y"), false),
+    ] {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&offer(part, value.clone())).unwrap();
+        let heard = hear(&mut stream);
+        let want = if is_one { "\"Send\"\n" } else { "" };
+        assert_eq!(heard, want, "{part} {value}: {}", server.log());
+    }
+}
+
+/// One line, or nothing where the server closes.
+fn hear(stream: &mut UnixStream) -> String {
+    let mut heard = String::new();
+    let mut byte = [0];
+    while !heard.ends_with('\n') && stream.read(&mut byte).expect("no answer yet") == 1 {
+        heard.push(byte[0].into());
+    }
+    heard
 }
 
 fn talk(socket: &Path, said: &[u8]) -> String {

@@ -262,7 +262,11 @@ async fn offer(stream: &mut BufReader<UnixStream>) -> io::Result<Offer> {
     let mut line = Vec::new();
     let mut limited = (&mut *stream).take(MAX_LINE as u64);
     limited.read_until(b'\n', &mut line).await?;
-    Ok(serde_json::from_slice(&line)?)
+    let offer: Offer = serde_json::from_slice(&line)?;
+    match offer.is_sound() {
+        true => Ok(offer),
+        false => Err(io::ErrorKind::InvalidData.into()),
+    }
 }
 
 async fn say(stream: &mut BufReader<UnixStream>, answer: Answer) -> io::Result<()> {
