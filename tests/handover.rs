@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use support::{
-    PATIENCE, Scratch, Server, as_user, messages, not_root, program, run_with_input, write_long_ago,
+    PATIENCE, Scratch, Server, as_user, messages, not_root, program, replace_in, run_with_input,
+    wait_until, write_long_ago,
 };
 
 /// u1 and u2, with a public tree of a group that the userdb gives to u1 only.
@@ -279,6 +280,61 @@ fn the_parts_of_an_offer() {
         let want = if is_one { "\"Send\"\n" } else { "" };
         assert_eq!(heard, want, "{part} {value}: {}", server.log());
     }
+}
+
+/// Who has sent half of a message does not hold up the end of the server; who has sent all of it gets his answer.
+#[test]
+fn the_end_of_the_server() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new("trusted_uids = [\"0\"]", "");
+    // A delivery that takes as long as the test wants.
+    let meet = site.scratch.dir("meet", UID + 1, UID + 1, 0o700);
+    let meet = meet.display();
+    let script = format!(
+        "#!/bin/sh\ncat > {meet}/message\ntouch {meet}/began\nwhile [ ! -e {meet}/go ]; do sleep 0.1; done\n"
+    );
+    let agent = site.scratch.file("agent", 0, 0, 0o755, &script);
+    let path = "mail_path = \"~/Maildir\"\n";
+    let agent = format!(
+        "{path}mail_driver = \"sdbox\"\nhand_over = \"lda:{}\"\n",
+        agent.display()
+    );
+    replace_in(&site.scratch.path("postroom.toml"), path, &agent);
+    let mut server = site.serve();
+    let mut silent = UnixStream::connect(site.scratch.path("run/lda")).unwrap();
+    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut slow = offered(&site);
+    let mut half = offered(&site);
+    send(&mut half, b"Subject: half\r\n");
+    let mut whole = offered(&site);
+    send(&mut whole, b"Subject: whole\r\n\r\nx\r\n");
+    send(&mut whole, b"");
+    let began = site.scratch.path("meet/began");
+    wait_until("it is being stored", || began.exists());
+    server.terminate();
+    for stream in [&mut silent, &mut slow, &mut half] {
+        assert_eq!(hear(stream), "");
+    }
+    fs::write(site.scratch.path("meet/go"), "").unwrap();
+    assert_eq!(hear(&mut whole), "\"Stored\"\n", "{}", server.log());
+    assert_eq!(server.wait(), Some(0), "{}", server.log());
+}
+
+/// A client whose offer for u1 was taken.
+fn offered(site: &Site) -> UnixStream {
+    let mut stream = UnixStream::connect(site.scratch.path("run/lda")).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(&offer("size", json!(10))).unwrap();
+    assert_eq!(hear(&mut stream), "\"Send\"\n");
+    stream
+}
+
+/// One piece; the server may have had enough.
+fn send(stream: &mut UnixStream, piece: &[u8]) {
+    let _ = stream.write_all(&(piece.len() as u32).to_be_bytes());
+    let _ = stream.write_all(piece);
 }
 
 /// One line, or nothing where the server closes.

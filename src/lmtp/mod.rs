@@ -69,6 +69,9 @@ const LEAVE: Duration = Duration::from_secs(2);
 const FINISH: Duration = Duration::from_secs(20);
 /// And then the deliveries, before they are left to themselves.
 const HALT: Duration = Duration::from_secs(40);
+/// All of it.
+pub const WIND_DOWN: Duration =
+    Duration::from_secs(LEAVE.as_secs() + FINISH.as_secs() + HALT.as_secs());
 
 /// `[lmtp]` and what belongs to it, every default filled in.
 #[derive(Debug, Clone)]
