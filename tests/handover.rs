@@ -282,6 +282,36 @@ fn the_parts_of_an_offer() {
     }
 }
 
+/// The limit is of the message, and not of the CRs that the two say to each other.
+#[test]
+fn as_large_as_a_message_may_be() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new("trusted_uids = [\"0\"]", "");
+    let server = site.serve();
+    let largest = b"x\n".repeat(50_000);
+    for arguments in [&["-d", "u1"][..], &["-d", "u1", "-m", "Public/info"]] {
+        let (code, said) = site.lda(arguments, &largest);
+        assert_eq!(code, 0, "{arguments:?} {said} {}", server.log());
+        let (code, _) = site.lda(arguments, &[&largest[..], b"x"].concat());
+        assert_eq!(code, 77, "{arguments:?}");
+    }
+    // Whatever was offered.
+    for (size, want) in [
+        (100_000, "\"Stored\"\n"),
+        (100_001, "{\"Refused\":\"TooBig\"}\n"),
+        (500_000, "{\"Refused\":\"TooBig\"}\n"),
+    ] {
+        let mut stream = offered(&site);
+        for piece in vec![b'x'; size].chunks(50_000) {
+            send(&mut stream, piece);
+        }
+        send(&mut stream, b"");
+        assert_eq!(hear(&mut stream), want, "{size}: {}", server.log());
+    }
+}
+
 /// Who has sent half of a message does not hold up the end of the server; who has sent all of it gets his answer.
 #[test]
 fn the_end_of_the_server() {

@@ -176,10 +176,14 @@ impl Server {
         session: &str,
     ) -> Result<Option<(Message, Recipient)>, Fault> {
         let limit = self.settings.message_size;
-        if limit.is_some_and(|limit| offer.size > limit) {
-            let why = format!("it has {} bytes", offer.size);
-            return Err(Fault::new(Code::TooBig, "take over a message", why));
-        }
+        let fits = |size| {
+            let why = || format!("it has {size} bytes");
+            match limit.is_some_and(|limit| size > limit) {
+                true => Err(Fault::new(Code::TooBig, "take over a message", why())),
+                false => Ok(()),
+            }
+        };
+        fits(offer.size)?;
         let recipient = self.recipient(uid, offer).await?;
         let envelope = Envelope {
             sender: offer.sender.clone(),
@@ -197,12 +201,15 @@ impl Server {
             BodyWriter::new(&self.settings.spool),
             self.settings.data_deadline,
         );
-        let mut incoming = Incoming::new(writer, limit, patience);
+        // The limit is of the message, without the CRs that its lines are said with.
+        let said = limit.map(|limit| limit.saturating_mul(2));
+        let mut incoming = Incoming::new(writer, said, patience);
         let received = timeout(self.settings.data_deadline, pieces(stream, &mut incoming));
         if !matches!(received.await, Ok(Ok(()))) {
             return Ok(None);
         }
         let body = incoming.finish().await?;
+        fits(body.size())?;
         let message = Message {
             envelope,
             body,
