@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::wire::{self, Forked, Order};
 use super::worker;
 use crate::deliver::Settings;
+use crate::log;
 use crate::sys::children::{Child, Parent, Wish};
 use crate::sys::clock;
 use crate::sys::credentials::Credentials;
@@ -102,6 +103,7 @@ impl Monitor<'_> {
         kept.push(there.as_raw_fd());
         let mut whole = Some((settings, serve, there));
         let front = self.parent.fork(c"postroom-front", &identity, &kept, || {
+            log::forked();
             match whole.take() {
                 Some((settings, serve, there)) => serve(settings, there),
                 None => unreachable!("the child has what its parent has"),
@@ -232,6 +234,7 @@ impl Monitor<'_> {
         let kept = [there.as_raw_fd()];
         let (mut there, settings) = (Some(there), &mut running.settings);
         let worker = self.parent.fork(c"postroom-worker", who, &kept, || {
+            log::forked();
             match (settings.take(), there.take()) {
                 (Some(settings), Some(there)) => worker::work(settings, there),
                 _ => unreachable!("the child has what its parent has"),
