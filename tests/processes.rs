@@ -895,14 +895,32 @@ fn a_configuration_that_is_of_no_use_changes_no_socket() {
     }
     let site = Site::new(2);
     let server = site.serve("");
-    let config = site.configure("[workers]\nfront_user = \"root\"");
-    replace_in(&config, "/run/lmtp", "/run/other");
-    signal(server.pid(), "HUP");
-    wait_until("a word about it", || {
-        server.log().contains("the old one stays")
-    });
-    assert!(server.client().say("LHLO me").contains("1000000"));
-    assert!(UnixStream::connect(site.scratch.path("run/other")).is_err());
+    let socket = site.scratch.path("run/lmtp");
+    for (number, (more, from, to)) in [
+        (
+            "[workers]\nfront_user = \"root\"",
+            "/run/lmtp",
+            "/run/other",
+        ),
+        (
+            "",
+            "mode = \"0666\" }",
+            "mode = \"0600\" }, { unix = \"/nonexistent/lmtp\" }",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        replace_in(&site.configure(more), from, to);
+        signal(server.pid(), "HUP");
+        wait_until("a word about it", || {
+            server.log().matches("the old one stays").count() == number + 1
+        });
+        assert!(server.client().say("LHLO me").contains("1000000"));
+        assert_eq!(facts(&socket), (0, 0, 0o666));
+        assert!(UnixStream::connect(site.scratch.path("run/other")).is_err());
+        assert!(!site.scratch.path("run/lmtp.new").exists());
+    }
     site.configure_with("", "2000000");
     signal(server.pid(), "HUP");
     wait_until("the new size", || {
