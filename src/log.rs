@@ -6,7 +6,7 @@
 use std::io::{self, IsTerminal};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
@@ -16,8 +16,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::registry;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{registry, reload};
 
 /// Where syslog listens.
 pub const SYSLOG: &str = "/dev/log";
@@ -65,11 +65,17 @@ pub fn init(target: Target) {
         .parse(wanted)
         .unwrap_or_else(|_| usual().parse_lossy(""));
     if target == Target::Journal
-        && let Ok(journal) = tracing_journald::layer()
+        && let Ok(journal) = to_journal()
     {
-        let journal = journal.with_field_prefix(Some("POSTROOM".into()));
+        let (journal, handle) = reload::Layer::new(Some(journal));
         // An error means that logging is set up already.
-        let _ = registry().with(filter).with(journal).try_init();
+        if registry().with(filter).with(journal).try_init().is_ok() {
+            let _ = FORKED.set(Box::new(move || {
+                // The number of the old descriptor may be that of another by now.
+                let _ =
+                    handle.modify(|it| std::mem::forget(std::mem::replace(it, to_journal().ok())));
+            }));
+        }
         return;
     }
     let lines = tracing_subscriber::fmt()
@@ -94,6 +100,20 @@ pub fn init(target: Target) {
             .with_writer(Syslog::new(name, SYSLOG))
             .try_init(),
     };
+}
+
+/// What a child does for the log whose descriptors were closed.
+static FORKED: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
+
+/// To be called in a child that has closed the descriptors of its parent, before it says anything.
+pub fn forked() {
+    if let Some(forked) = FORKED.get() {
+        forked();
+    }
+}
+
+fn to_journal() -> io::Result<tracing_journald::Layer> {
+    Ok(tracing_journald::layer()?.with_field_prefix(Some("POSTROOM".into())))
 }
 
 /// The end of one delivery, or of a recipient that was refused. What is none is left out of the line.

@@ -8,8 +8,10 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
 use support::{
-    PATIENCE, Scratch, Server, as_user, messages, not_root, program, run_with_input, write_long_ago,
+    PATIENCE, Scratch, Server, as_user, messages, not_root, program, replace_in, run_with_input,
+    wait_until, write_long_ago,
 };
 
 /// u1 and u2, with a public tree of a group that the userdb gives to u1 only.
@@ -231,6 +233,148 @@ fn what_is_no_offer() {
         assert_eq!(heard, "", "{}", String::from_utf8_lossy(said));
     }
     assert_eq!((site.inbox("u1"), site.inbox("u2")), (0, 0));
+}
+
+/// What somebody trusted offers for u1, with one part changed.
+fn offer(part: &str, value: Value) -> Vec<u8> {
+    let mut offer = json!({
+        "user": "u1", "last": null, "original": null, "sender": "Null", "mailbox": null,
+        "detail": null, "flags": 0, "keywords": [], "size": 10,
+    });
+    offer[part] = value;
+    format!("{offer}\n").into_bytes()
+}
+
+/// Nothing is taken that the options of an LDA could not say.
+#[test]
+fn the_parts_of_an_offer() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new("trusted_uids = [\"0\"]", "");
+    let server = site.serve();
+    let socket = site.scratch.path("run/lda");
+    let address = |local: &str, domain: &str| json!({ "local": local, "domain": domain });
+    let sender = |local: &str, domain: &str| json!({ "Address": address(local, domain) });
+    for (part, value, is_one) in [
+        ("keywords", json!(["$Junk", "Work"]), true),
+        ("keywords", json!(["a\n1 b"]), false),
+        ("keywords", json!(["Work", "x\0y"]), false),
+        ("keywords", json!(["two words"]), false),
+        ("keywords", json!([""]), false),
+        ("keywords", json!(["\\Seen"]), false),
+        ("keywords", json!(["k".repeat(51)]), false),
+        ("sender", sender("al ice", "x.test"), true),
+        ("sender", sender("a\nb", "x.test"), false),
+        ("sender", sender("", "x.test"), false),
+        ("sender", sender(&"a".repeat(400), "x.test"), false),
+        ("sender", sender("a", "x\r\ny"), false),
+        ("last", address("u1+Work", "x.test"), true),
+        ("last", address("a\0b", "x.test"), false),
+        ("last", address("a", "x y"), false),
+    ] {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&offer(part, value.clone())).unwrap();
+        let heard = hear(&mut stream);
+        let want = if is_one { "\"Send\"\n" } else { "" };
+        assert_eq!(heard, want, "{part} {value}: {}", server.log());
+    }
+}
+
+/// The limit is of the message, and not of the CRs that the two say to each other.
+#[test]
+fn as_large_as_a_message_may_be() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new("trusted_uids = [\"0\"]", "");
+    let server = site.serve();
+    let largest = b"x\n".repeat(50_000);
+    for arguments in [&["-d", "u1"][..], &["-d", "u1", "-m", "Public/info"]] {
+        let (code, said) = site.lda(arguments, &largest);
+        assert_eq!(code, 0, "{arguments:?} {said} {}", server.log());
+        let (code, _) = site.lda(arguments, &[&largest[..], b"x"].concat());
+        assert_eq!(code, 77, "{arguments:?}");
+    }
+    // Whatever was offered.
+    for (size, want) in [
+        (100_000, "\"Stored\"\n"),
+        (100_001, "{\"Refused\":\"TooBig\"}\n"),
+        (500_000, "{\"Refused\":\"TooBig\"}\n"),
+    ] {
+        let mut stream = offered(&site);
+        for piece in vec![b'x'; size].chunks(50_000) {
+            send(&mut stream, piece);
+        }
+        send(&mut stream, b"");
+        assert_eq!(hear(&mut stream), want, "{size}: {}", server.log());
+    }
+}
+
+/// Who has sent half of a message does not hold up the end of the server; who has sent all of it gets his answer.
+#[test]
+fn the_end_of_the_server() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new("trusted_uids = [\"0\"]", "");
+    // A delivery that takes as long as the test wants.
+    let meet = site.scratch.dir("meet", UID + 1, UID + 1, 0o700);
+    let meet = meet.display();
+    let script = format!(
+        "#!/bin/sh\ncat > {meet}/message\ntouch {meet}/began\nwhile [ ! -e {meet}/go ]; do sleep 0.1; done\n"
+    );
+    let agent = site.scratch.file("agent", 0, 0, 0o755, &script);
+    let path = "mail_path = \"~/Maildir\"\n";
+    let agent = format!(
+        "{path}mail_driver = \"sdbox\"\nhand_over = \"lda:{}\"\n",
+        agent.display()
+    );
+    replace_in(&site.scratch.path("postroom.toml"), path, &agent);
+    let mut server = site.serve();
+    let mut silent = UnixStream::connect(site.scratch.path("run/lda")).unwrap();
+    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut slow = offered(&site);
+    let mut half = offered(&site);
+    send(&mut half, b"Subject: half\r\n");
+    let mut whole = offered(&site);
+    send(&mut whole, b"Subject: whole\r\n\r\nx\r\n");
+    send(&mut whole, b"");
+    let began = site.scratch.path("meet/began");
+    wait_until("it is being stored", || began.exists());
+    server.terminate();
+    for stream in [&mut silent, &mut slow, &mut half] {
+        assert_eq!(hear(stream), "");
+    }
+    fs::write(site.scratch.path("meet/go"), "").unwrap();
+    assert_eq!(hear(&mut whole), "\"Stored\"\n", "{}", server.log());
+    assert_eq!(server.wait(), Some(0), "{}", server.log());
+}
+
+/// A client whose offer for u1 was taken.
+fn offered(site: &Site) -> UnixStream {
+    let mut stream = UnixStream::connect(site.scratch.path("run/lda")).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(&offer("size", json!(10))).unwrap();
+    assert_eq!(hear(&mut stream), "\"Send\"\n");
+    stream
+}
+
+/// One piece; the server may have had enough.
+fn send(stream: &mut UnixStream, piece: &[u8]) {
+    let _ = stream.write_all(&(piece.len() as u32).to_be_bytes());
+    let _ = stream.write_all(piece);
+}
+
+/// One line, or nothing where the server closes.
+fn hear(stream: &mut UnixStream) -> String {
+    let mut heard = String::new();
+    let mut byte = [0];
+    while !heard.ends_with('\n') && stream.read(&mut byte).expect("no answer yet") == 1 {
+        heard.push(byte[0].into());
+    }
+    heard
 }
 
 fn talk(socket: &Path, said: &[u8]) -> String {

@@ -6,11 +6,13 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use support::{
     MAIL, Server, Store, as_user, messages, messages_below, not_root, program, unfinished,
+    wait_until,
 };
 
 /// Everything that the server answers to these bytes, behind the greeting.
@@ -363,6 +365,26 @@ fn sockets_have_the_mode_and_group_of_the_config() {
     let stored = messages(&store.path("home/alice/Maildir"));
     assert!(String::from_utf8_lossy(&stored[0].1).contains("Received: from unknown ([127.0.0.1])"));
     server.terminate();
+    assert_eq!(server.wait(), Some(0));
+}
+
+/// Nobody comes in any more, and who is there may end his message.
+#[test]
+fn the_socket_is_closed_before_the_last_message_ends() {
+    let store = Store::with_inbox();
+    let mut server = store.serve("", "");
+    let mut client = server.client();
+    client.say("MAIL FROM:<a@b>");
+    client.say("RCPT TO:<alice@x>");
+    assert_eq!(client.say("DATA"), "354 OK");
+    server.terminate();
+    wait_until("the socket is closed", || {
+        UnixStream::connect(&server.socket).is_err()
+    });
+    assert!(!server.has_ended(), "{}", server.log());
+    client.send(b"Subject: x\r\n\r\nhello\r\n.\r\n");
+    let reply = client.reply();
+    assert!(reply.starts_with("250 2.0.0"), "{reply}");
     assert_eq!(server.wait(), Some(0));
 }
 

@@ -6,6 +6,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -827,12 +828,10 @@ fn the_configuration_is_read_again() {
     fs::write(&config, text.replace("/run/lmtp", "/run/other")).unwrap();
     signal(server.pid(), "HUP");
     let other = site.scratch.path("run/other");
-    wait_until("the new socket", || {
-        std::os::unix::net::UnixStream::connect(&other).is_ok()
-    });
+    wait_until("the new socket", || UnixStream::connect(&other).is_ok());
     assert_eq!(size(&mut Lmtp::connect(&other)), "250 SIZE 3000000");
     wait_until("the old socket is closed", || {
-        std::os::unix::net::UnixStream::connect(site.scratch.path("run/lmtp")).is_err()
+        UnixStream::connect(site.scratch.path("run/lmtp")).is_err()
     });
     wait_until("one front", || {
         children(&server)
@@ -842,6 +841,151 @@ fn the_configuration_is_read_again() {
             == 1
     });
     assert_eq!(messages_below(&site.home(1)).len(), 2);
+}
+
+/// A client in the middle of a message to u1.
+fn begun(server: &Server) -> Lmtp {
+    let mut client = server.client();
+    client.say("MAIL FROM:<a@b>");
+    client.say("RCPT TO:<u1@x>");
+    assert_eq!(client.say("DATA"), "354 OK");
+    client
+}
+
+fn end(mut client: Lmtp) {
+    client.send(b"Subject: x\r\n\r\nhello\r\n.\r\n");
+    let reply = client.reply();
+    assert!(reply.starts_with("250 2.0.0"), "{reply}");
+}
+
+/// A socket that is wanted no more, by a new configuration or at the end, lets nobody wait who still comes.
+#[test]
+fn sockets_are_closed_before_the_last_message_ends() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(2);
+    let mut server = site.serve("");
+    let busy = begun(&server);
+    let first = front(&server).pid;
+    let config = site.scratch.path("postroom.toml");
+    replace_in(&config, "/run/lmtp", "/run/other");
+    signal(server.pid(), "HUP");
+    let old = std::mem::replace(&mut server.socket, site.scratch.path("run/other"));
+    wait_until("the old socket is closed", || {
+        UnixStream::connect(&old).is_err()
+    });
+    assert!(Process::of(first).is_some(), "{}", server.log());
+    end(busy);
+    let busy = begun(&server);
+    server.terminate();
+    wait_until("the socket is closed", || {
+        UnixStream::connect(&server.socket).is_err()
+    });
+    assert!(!server.has_ended(), "{}", server.log());
+    end(busy);
+    assert_eq!(server.wait(), Some(0));
+}
+
+/// What is found wrong late has changed nothing either: the next configuration finds the sockets as they were.
+#[test]
+fn a_configuration_that_is_of_no_use_changes_no_socket() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(2);
+    let server = site.serve("");
+    let socket = site.scratch.path("run/lmtp");
+    for (number, (more, from, to)) in [
+        (
+            "[workers]\nfront_user = \"root\"",
+            "/run/lmtp",
+            "/run/other",
+        ),
+        (
+            "",
+            "mode = \"0666\" }",
+            "mode = \"0600\" }, { unix = \"/nonexistent/lmtp\" }",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        replace_in(&site.configure(more), from, to);
+        signal(server.pid(), "HUP");
+        wait_until("a word about it", || {
+            server.log().matches("the old one stays").count() == number + 1
+        });
+        assert!(server.client().say("LHLO me").contains("1000000"));
+        assert_eq!(facts(&socket), (0, 0, 0o666));
+        assert!(UnixStream::connect(site.scratch.path("run/other")).is_err());
+        assert!(!site.scratch.path("run/lmtp.new").exists());
+    }
+    site.configure_with("", "2000000");
+    signal(server.pid(), "HUP");
+    wait_until("the new size", || {
+        server.client().say("LHLO me").contains("2000000")
+    });
+}
+
+/// Mode, owner, group and trust of a socket are as the last configuration has them.
+#[test]
+fn a_socket_that_is_to_be_another_one() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(2);
+    let server = site.serve("");
+    let socket = site.scratch.path("run/lmtp");
+    let said = |client: &mut Lmtp| {
+        client.send(b"LHLO me\r\nQUIT\r\n");
+        client.rest()
+    };
+    for (number, (entry, want, is_trusted)) in [
+        ("mode = \"0666\", trusted = true", (0, 0, 0o666), true),
+        ("mode = \"0666\", trusted = false", (0, 0, 0o666), false),
+        ("mode = \"0660\"", (0, 0, 0o660), true),
+        (
+            "mode = \"0660\", group = \"g1\"",
+            (0, GROUP + 1, 0o660),
+            true,
+        ),
+        ("mode = \"0600\", user = \"u1\"", (UID + 1, 0, 0o600), true),
+        ("mode = \"0666\"", (0, 0, 0o666), false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // Begun under the old one.
+        let busy = begun(&server);
+        let size = format!("SIZE {}", 2_000_000 + number);
+        let config = site.configure_with("", &size[5..]);
+        replace_in(&config, "mode = \"0666\"", entry);
+        signal(server.pid(), "HUP");
+        wait_until("the new configuration", || {
+            said(&mut server.client()).contains(&size)
+        });
+        let heard = said(&mut server.client());
+        assert_eq!(heard.contains("XFORWARD"), is_trusted, "{entry}: {heard}");
+        assert_eq!(facts(&socket), want, "{entry}");
+        let names = fs::read_dir(site.scratch.path("run")).unwrap();
+        assert_eq!(names.count(), 2, "{entry}");
+        end(busy);
+    }
+    // Where it cannot be had the rest holds, and nobody is believed whom the new mode would keep out.
+    fs::create_dir(site.scratch.path("run/lmtp.new")).unwrap();
+    let config = site.configure_with("", "3000000");
+    replace_in(&config, "mode = \"0666\"", "mode = \"0600\"");
+    signal(server.pid(), "HUP");
+    wait_until("the rest of it", || {
+        said(&mut server.client()).contains("SIZE 3000000")
+    });
+    let heard = said(&mut server.client());
+    assert!(!heard.contains("XFORWARD"), "{heard}");
+    assert_eq!(facts(&socket), (0, 0, 0o666));
+    let log = server.log();
+    assert!(log.contains("mode, user and group need a restart"), "{log}");
+    assert!(!log.contains("the old one stays"), "{log}");
 }
 
 /// More users than processes: each has his mail, and no more processes than allowed ever live.

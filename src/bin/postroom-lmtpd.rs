@@ -1,10 +1,8 @@
 //! `postroom-lmtpd`: the LMTP server. Exit codes: 0 ended on request, 64 wrong usage, 75 cannot serve.
 
-use std::cell::RefCell;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +10,7 @@ use clap::Parser;
 use postroom::config::{self, Config, Isolation, LdaServer, Service, Workers};
 use postroom::deliver::{Core, Settings};
 use postroom::handover;
-use postroom::lmtp::listeners::Listeners;
+use postroom::lmtp::listeners::{Change, Listeners};
 use postroom::lmtp::{self, Bound};
 use postroom::log;
 use postroom::observe::{hook, snapshot};
@@ -95,20 +93,27 @@ fn start(arguments: &Arguments) -> io::Result<u8> {
     let mut listeners = Listeners::new(service::given_sockets()?);
     let watchdog = service::watchdog();
     if !credentials::is_root() || config.workers.isolation == Isolation::None {
-        let (server, settings) = Server::new(config, &mut listeners, arguments.stdio, watchdog)?;
+        let (server, settings, change) =
+            Server::new(config, &listeners, arguments.stdio, watchdog)?;
+        listeners.commit(change);
+        // What the server closes must be open nowhere else.
+        drop(listeners);
         if credentials::is_root() {
             become_one(&server.service)?;
         }
         return server.serve(settings, None).map(|()| 0);
     }
     let mut first = Some(config);
-    let listeners = Rc::new(RefCell::new(listeners));
-    monitor::run(&mut || {
+    let load = move |start: &mut dyn FnMut(Generation) -> io::Result<()>| {
         let config = first.take().map_or_else(|| load(arguments), Ok)?;
-        let listeners = &mut listeners.borrow_mut();
-        let (server, settings) = Server::new(config, listeners, arguments.stdio, watchdog)?;
-        server.generation(settings)
-    })
+        let front = config.workers.front_identity()?;
+        let (server, settings, change) =
+            Server::new(config, &listeners, arguments.stdio, watchdog)?;
+        start(server.generation(front, settings))?;
+        listeners.commit(change);
+        Ok(())
+    };
+    monitor::run(Box::new(load))
 }
 
 fn load(arguments: &Arguments) -> io::Result<Config> {
@@ -143,10 +148,10 @@ struct Server {
 impl Server {
     fn new(
         mut config: Config,
-        listeners: &mut Listeners,
+        listeners: &Listeners,
         stdio: bool,
         watchdog: Option<Duration>,
-    ) -> io::Result<(Server, Settings)> {
+    ) -> io::Result<(Server, Settings, Change)> {
         config.lmtp.load_certificate()?;
         config.lmtp.fit_into(process::open_files()?);
         let (mails, maps, ldas, shows) = match stdio {
@@ -163,12 +168,12 @@ impl Server {
             return Err(io::Error::other(advice));
         }
         // Whoever can reach the server over LMTP can reach all of it.
-        listeners.change(&[maps, ldas, shows, mails].concat())?;
+        let change = listeners.prepare(&[maps, ldas, shows, mails].concat())?;
         let server = Server {
-            mails: listeners.of(mails)?,
-            maps: listeners.of(maps)?,
-            ldas: listeners.of(ldas)?,
-            shows: listeners.of(shows)?,
+            mails: change.of(mails)?,
+            maps: change.of(maps)?,
+            ldas: change.of(ldas)?,
+            shows: change.of(shows)?,
             notify: config.notify.clone(),
             lda_server: config.lda_server.clone(),
             lmtp: Arc::new(config.lmtp),
@@ -177,12 +182,11 @@ impl Server {
             stdio,
             watchdog,
         };
-        Ok((server, config.delivery))
+        Ok((server, config.delivery, change))
     }
 
     /// This server as the monitor starts it.
-    fn generation(self, settings: Settings) -> io::Result<Generation> {
-        let front = self.workers.front_identity()?;
+    fn generation(self, front: Credentials, settings: Settings) -> Generation {
         let bound = self
             .mails
             .iter()
@@ -190,7 +194,7 @@ impl Server {
             .chain(&self.ldas)
             .chain(&self.shows);
         let descriptors = bound.map(Bound::descriptor).collect();
-        Ok(Generation {
+        Generation {
             front,
             descriptors,
             max_workers: self.workers.limits.max,
@@ -201,7 +205,7 @@ impl Server {
                     Err(error) => complain(&error),
                 },
             ),
-        })
+        }
     }
 
     /// `monitor`: where workers come from. None: everything in this process.

@@ -14,6 +14,9 @@ use toml::de::{DeTable, DeValue};
 use super::report::{Problem, line_of};
 use crate::text::template::Template;
 
+/// The longest time: beyond what anything is meant for, and no clock that it is added to overflows.
+const LONGEST_DAYS: u64 = 365;
+
 /// A setting as it came out: for `config show`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
@@ -311,6 +314,15 @@ impl<'t> Section<'t> {
                 ),
             },
         );
+        let is_too_long = |seconds: &u64| *seconds > LONGEST_DAYS * 86400;
+        if seconds.as_ref().is_some_and(is_too_long) {
+            self.error(
+                key,
+                format!("{key} is longer than {LONGEST_DAYS} days"),
+                format!("write \"{LONGEST_DAYS}d\" at most"),
+            );
+        }
+        let seconds = seconds.filter(|seconds| !is_too_long(seconds));
         let duration = seconds.map_or(default, Duration::from_secs);
         self.record(key, || Some(format!("\"{}s\"", duration.as_secs())));
         duration

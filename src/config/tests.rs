@@ -175,6 +175,16 @@ fn each_problem_with_its_line() {
             "\"Trash\" is no special use",
         ),
         ("[lmtp]\nidle_timeout = \"0s\"", 2, "no time at all"),
+        (
+            "[lmtp]\nidle_timeout = 9223372036854775807",
+            2,
+            "idle_timeout is longer than 365 days",
+        ),
+        (
+            "[lmtp]\ndata_deadline = \"366d\"",
+            2,
+            "data_deadline is longer than 365 days",
+        ),
         ("[lmtp]\nmax_recipients = 0", 2, "0 lets nothing in"),
         (
             "[lmtp]\nlisten = [{ unix = \"/x\", trusted = \"no\" }]",

@@ -33,7 +33,7 @@ const OFFER: Duration = Duration::from_secs(10);
 /// LDAs at once.
 const MAX_CLIENTS: usize = 500;
 
-/// Takes messages until `stop` is true, and finishes those that it has.
+/// Takes messages until `stop` is true, and finishes those that it has as a whole, as long as LMTP's clients may take for theirs.
 pub async fn serve(
     listeners: Vec<Bound>,
     runner: Runner,
@@ -51,6 +51,7 @@ pub async fn serve(
             settings: Arc::clone(&settings),
             trusted_uids: lda_server.trusted_uids.clone(),
             limits: Arc::clone(&limits),
+            stop: stop.clone(),
             _alive: alive.clone(),
         };
         doors.spawn(welcome(door, server));
@@ -62,7 +63,7 @@ pub async fn serve(
     // Nobody left who could say so: the end too.
     let _ = stop.wait_for(|stop| *stop).await;
     doors.shutdown().await;
-    let _ = timeout(settings.data_deadline, last.recv()).await;
+    let _ = timeout(lmtp::WIND_DOWN, last.recv()).await;
     Ok(())
 }
 
@@ -72,6 +73,7 @@ struct Server {
     settings: Arc<lmtp::Settings>,
     trusted_uids: Vec<u32>,
     limits: Arc<Limits>,
+    stop: watch::Receiver<bool>,
     /// Gone with the last client.
     _alive: tokio::sync::mpsc::Sender<()>,
 }
@@ -122,14 +124,23 @@ impl Server {
                 return;
             }
         };
-        let Ok(Ok(offer)) = timeout(OFFER, offer(&mut stream)).await else {
+        let offer = self.unless_stopped(timeout(OFFER, offer(&mut stream)));
+        let Some(Ok(Ok(offer))) = offer.await else {
             return;
         };
         let session = format!("lda-{}-{}", peer.uid, peer.pid);
         let shown = offer.shown();
         let mut message_id = None;
-        let taken = self.take(&mut stream, peer.uid, &offer, &session, &mut message_id);
-        let (answer, outcome) = match taken.await {
+        let received = self.receive(&mut stream, peer.uid, &offer, &session);
+        let taken = match self.unless_stopped(received).await {
+            None | Some(Ok(None)) => return,
+            Some(Ok(Some((message, recipient)))) => {
+                message_id = header::message_id(message.body.head());
+                self.store(&mut stream, message, recipient).await
+            }
+            Some(Err(fault)) => Err(fault),
+        };
+        let (answer, outcome) = match taken {
             Ok(None) => return,
             Ok(Some(outcome)) => (answer_to(&outcome), outcome),
             Err(fault) => (Answer::Refused(fault.code), Outcome::refused(fault)),
@@ -146,20 +157,33 @@ impl Server {
         let _ = say(&mut stream, answer).await;
     }
 
+    /// None: the server ends. Nothing is stored yet, and its MTA tries again.
+    async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            _ = stop.wait_for(|stop| *stop) => None,
+        }
+    }
+
     /// None: the LDA is gone.
-    async fn take(
+    async fn receive(
         &self,
         stream: &mut BufReader<UnixStream>,
         uid: u32,
         offer: &Offer,
         session: &str,
-        message_id: &mut Option<String>,
-    ) -> Result<Option<Outcome>, Fault> {
+    ) -> Result<Option<(Message, Recipient)>, Fault> {
         let limit = self.settings.message_size;
-        if limit.is_some_and(|limit| offer.size > limit) {
-            let why = format!("it has {} bytes", offer.size);
-            return Err(Fault::new(Code::TooBig, "take over a message", why));
-        }
+        let fits = |size| {
+            let why = || format!("it has {size} bytes");
+            match limit.is_some_and(|limit| size > limit) {
+                true => Err(Fault::new(Code::TooBig, "take over a message", why())),
+                false => Ok(()),
+            }
+        };
+        fits(offer.size)?;
         let recipient = self.recipient(uid, offer).await?;
         let envelope = Envelope {
             sender: offer.sender.clone(),
@@ -177,13 +201,15 @@ impl Server {
             BodyWriter::new(&self.settings.spool),
             self.settings.data_deadline,
         );
-        let mut incoming = Incoming::new(writer, limit, patience);
+        // The limit is of the message, without the CRs that its lines are said with.
+        let said = limit.map(|limit| limit.saturating_mul(2));
+        let mut incoming = Incoming::new(writer, said, patience);
         let received = timeout(self.settings.data_deadline, pieces(stream, &mut incoming));
         if !matches!(received.await, Ok(Ok(()))) {
             return Ok(None);
         }
         let body = incoming.finish().await?;
-        *message_id = header::message_id(body.head());
+        fits(body.size())?;
         let message = Message {
             envelope,
             body,
@@ -193,6 +219,16 @@ impl Server {
                 received: None,
             },
         };
+        Ok(Some((message, recipient)))
+    }
+
+    /// None: the LDA is gone.
+    async fn store(
+        &self,
+        stream: &mut BufReader<UnixStream>,
+        message: Message,
+        recipient: Recipient,
+    ) -> Result<Option<Outcome>, Fault> {
         let mut outcomes = self.runner.deliver(Arc::new(message), vec![recipient]);
         let mut more = [0];
         tokio::select! {
@@ -262,7 +298,11 @@ async fn offer(stream: &mut BufReader<UnixStream>) -> io::Result<Offer> {
     let mut line = Vec::new();
     let mut limited = (&mut *stream).take(MAX_LINE as u64);
     limited.read_until(b'\n', &mut line).await?;
-    Ok(serde_json::from_slice(&line)?)
+    let offer: Offer = serde_json::from_slice(&line)?;
+    match offer.is_sound() {
+        true => Ok(offer),
+        false => Err(io::ErrorKind::InvalidData.into()),
+    }
 }
 
 async fn say(stream: &mut BufReader<UnixStream>, answer: Answer) -> io::Result<()> {

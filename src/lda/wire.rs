@@ -31,6 +31,19 @@ pub struct Offer {
     pub size: u64,
 }
 
+impl Offer {
+    /// Whether its addresses are such as the options of an LDA can name.
+    pub fn is_sound(&self) -> bool {
+        let sender = match &self.sender {
+            ReversePath::Null => None,
+            ReversePath::Address(address) => Some(address),
+        };
+        let is_parsed =
+            |it: &Address| Address::parse(&it.to_string()).is_ok_and(|same| same == *it);
+        sender.into_iter().chain(&self.last).all(is_parsed)
+    }
+}
+
 /// What the server says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {

@@ -172,11 +172,20 @@ impl Arrival {
     }
 }
 
-/// Accepts for ever: no error of one client, and no shortage, closes the door for the next.
-pub(super) async fn welcome(door: Door, arrive: mpsc::Sender<Arrival>) {
+/// Accepts until `stop` is true: no error of one client, and no shortage, closes the door for the next. Who has come is passed on.
+pub(super) async fn welcome(
+    door: Door,
+    arrive: mpsc::Sender<Arrival>,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut failures = 0;
     loop {
-        match door.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            accepted = door.accept() => accepted,
+        };
+        match accepted {
             Ok(arrival) => {
                 failures = 0;
                 if arrive.send(arrival).await.is_err() {

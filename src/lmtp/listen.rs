@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::sys::socket;
 
@@ -104,8 +104,36 @@ impl Listen {
     pub(super) fn is_same_socket(&self, other: &Listen) -> bool {
         match (self, other) {
             (Listen::Tcp { address, .. }, Listen::Tcp { address: it, .. }) => address == it,
-            _ => self == other,
+            (Listen::Unix { path, .. }, Listen::Unix { path: it, .. }) => path == it,
+            _ => false,
         }
+    }
+
+    /// The same may connect.
+    pub(super) fn has_same_access(&self, other: &Listen) -> bool {
+        match (self, other) {
+            (Listen::Unix { .. }, Listen::Unix { .. }) => self.with_trust_of(other) == *other,
+            _ => true,
+        }
+    }
+
+    /// Its clients are met as those of `other`, as far as the mode does not say more.
+    pub(super) fn with_trust_of(&self, other: &Listen) -> Listen {
+        let mut new = self.clone();
+        if let (Listen::Unix { trusted, .. }, Listen::Unix { trusted: it, .. }) = (&mut new, other)
+        {
+            *trusted = *it;
+        }
+        new
+    }
+
+    /// The same unix socket, in another place.
+    pub(super) fn at(&self, place: &Path) -> Listen {
+        let mut new = self.clone();
+        if let Listen::Unix { path, .. } = &mut new {
+            *path = place.to_owned();
+        }
+        new
     }
 }
 

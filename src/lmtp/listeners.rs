@@ -1,8 +1,10 @@
 //! The sockets that a server listens on, kept open from one configuration to the next.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::PathBuf;
 
 use super::listen::{Bound, Listen, Listener};
 use crate::sys::service::Given;
@@ -24,23 +26,54 @@ impl Listeners {
         }
     }
 
-    /// Binds what is new, and closes what is wanted no more. After an error all is as it was.
-    pub fn change(&mut self, wanted: &[Listen]) -> io::Result<()> {
-        let bound = &self.bound;
-        let is_known = |it: &&Listen| bound.iter().any(|(known, _)| known.is_same_socket(it));
-        let mut new = Vec::new();
-        for listen in wanted.iter().filter(|it| !is_known(it)) {
-            let listener = match self.given.iter().find(|it| is_for(it, listen)) {
-                Some(given) => given.check(listen).and_then(|()| given.try_clone())?,
-                None => listen.bind()?,
+    /// Binds what is new; nothing of what is there changes yet.
+    pub fn prepare(&self, wanted: &[Listen]) -> io::Result<Change> {
+        let mut change = Change::default();
+        for listen in wanted {
+            let mut known = self.bound.iter();
+            let known = known.find(|(known, _)| known.is_same_socket(listen));
+            let given = self.given.iter().find(|it| is_for(it, listen));
+            let bound = match (known, given) {
+                (_, Some(given)) => {
+                    given.check(listen)?;
+                    (listen.clone(), given.try_clone()?)
+                }
+                (None, None) => (listen.clone(), listen.bind()?),
+                (Some((known, listener)), None) if known.has_same_access(listen) => {
+                    (listen.clone(), listener.try_clone()?)
+                }
+                (Some((known, listener)), None) => match Replacement::bind(listen) {
+                    Ok((replacement, listener)) => {
+                        change.replacements.push(replacement);
+                        (listen.clone(), listener)
+                    }
+                    Err(error) => {
+                        let error = error.to_string();
+                        let error = error.as_str();
+                        tracing::error!(error, "mode, user and group need a restart");
+                        (known.with_trust_of(listen), listener.try_clone()?)
+                    }
+                },
             };
-            new.push((listen.clone(), listener));
+            change.bound.push(bound);
         }
-        let is_wanted = |known: &Listen| wanted.iter().any(|it| it.is_same_socket(known));
-        self.bound.retain(|(known, _)| is_wanted(known));
-        self.bound.extend(new);
-        self.complain(wanted);
-        Ok(())
+        Ok(change)
+    }
+
+    /// What was prepared holds from here on, and what is wanted no more is closed.
+    pub fn commit(&mut self, change: Change) {
+        for replacement in change.replacements {
+            if let Err(error) = replacement.take_place() {
+                let error = error.to_string();
+                tracing::error!(
+                    error = error.as_str(),
+                    "a socket is not where it should be: restart"
+                );
+            }
+        }
+        self.bound = change.bound;
+        let wanted = self.bound.iter().map(|(listen, _)| listen.clone());
+        self.complain(&wanted.collect::<Vec<_>>());
     }
 
     /// A client of a socket that nobody asks for would wait for ever.
@@ -58,19 +91,70 @@ impl Listeners {
             is_wanted(it)
         });
     }
+}
 
+/// What a new configuration makes of the sockets. Dropped, it has changed nothing.
+#[derive(Debug, Default)]
+pub struct Change {
+    bound: Vec<(Listen, Listener)>,
+    replacements: Vec<Replacement>,
+}
+
+impl Change {
     /// Those of `listen`, for one server.
     pub fn of(&self, listen: &[Listen]) -> io::Result<Vec<Bound>> {
         let bound = listen.iter().filter_map(|wanted| {
-            let mut known = self.bound.iter();
-            let (_, listener) = known.find(|(known, _)| known.is_same_socket(wanted))?;
+            let mut bound = self.bound.iter();
+            let (listen, listener) = bound.find(|(it, _)| it.is_same_socket(wanted))?;
             let bound = |listener| Bound {
                 listener,
-                terms: wanted.terms(),
+                terms: listen.terms(),
             };
             Some(listener.try_clone().map(bound))
         });
         bound.collect()
+    }
+}
+
+/// A unix socket that waits beside the one whose place it is to take: nobody who could connect to the old one is taken for somebody
+/// who may connect to this one.
+#[derive(Debug)]
+struct Replacement {
+    /// None: it is there.
+    waits: Option<PathBuf>,
+    place: PathBuf,
+}
+
+impl Replacement {
+    fn bind(listen: &Listen) -> io::Result<(Replacement, Listener)> {
+        let Listen::Unix { path, .. } = listen else {
+            return Err(io::Error::other("not a unix socket"));
+        };
+        if !fs::symlink_metadata(path)?.file_type().is_socket() {
+            return Err(io::Error::other("somebody has put something else there"));
+        }
+        let (place, mut beside) = (path.clone(), path.clone().into_os_string());
+        beside.push(".new");
+        let beside = PathBuf::from(beside);
+        let listener = listen.at(&beside).bind()?;
+        let waits = Some(beside);
+        Ok((Replacement { waits, place }, listener))
+    }
+
+    fn take_place(mut self) -> io::Result<()> {
+        if let Some(waits) = &self.waits {
+            fs::rename(waits, &self.place)?;
+        }
+        self.waits = None;
+        Ok(())
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if let Some(waits) = &self.waits {
+            let _ = fs::remove_file(waits);
+        }
     }
 }
 
@@ -101,7 +185,7 @@ impl Given {
         let Listen::Unix { path, mode, .. } = listen else {
             return Ok(());
         };
-        let found = std::fs::metadata(path)?.permissions().mode() & 0o777;
+        let found = fs::metadata(path)?.permissions().mode() & 0o777;
         if found == *mode {
             return Ok(());
         }

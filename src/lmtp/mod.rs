@@ -69,6 +69,9 @@ const LEAVE: Duration = Duration::from_secs(2);
 const FINISH: Duration = Duration::from_secs(20);
 /// And then the deliveries, before they are left to themselves.
 const HALT: Duration = Duration::from_secs(40);
+/// All of it.
+pub const WIND_DOWN: Duration =
+    Duration::from_secs(LEAVE.as_secs() + FINISH.as_secs() + HALT.as_secs());
 
 /// `[lmtp]` and what belongs to it, every default filled in.
 #[derive(Debug, Clone)]
@@ -179,8 +182,9 @@ async fn serve_with<D: Deliveries>(
     let mut doors = JoinSet::new();
     for listener in listeners {
         let listener = Door::new(listener)?;
-        doors.spawn(welcome(listener, arrive.clone()));
+        doors.spawn(welcome(listener, arrive.clone(), stop.clone()));
     }
+    drop(arrive);
     let mut clients = JoinSet::new();
     let guests = Guests::new(settings.max_connections_per_peer);
     let stopped = stopped(stop);
@@ -196,9 +200,8 @@ async fn serve_with<D: Deliveries>(
             },
         }
     }
-    // Closes the listening sockets.
-    doors.shutdown().await;
-    while let Ok(arrival) = arrived.try_recv() {
+    // Until the last of them has closed its socket.
+    while let Some(arrival) = arrived.recv().await {
         arrival.serve(&mut clients, &deliveries, &settings, &watched, &guests);
     }
     wind_down(clients, &phase).await;

@@ -11,7 +11,20 @@ const MAX_LENGTH: usize = 50;
 
 /// A set of keywords in the order in which they came. Case does not count, the first spelling stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<String>")]
 pub struct Keywords(Vec<String>);
+
+/// From another process, whose word is as good as a client's.
+impl TryFrom<Vec<String>> for Keywords {
+    type Error = String;
+
+    fn try_from(names: Vec<String>) -> Result<Keywords, String> {
+        names.iter().try_fold(Keywords::default(), |all, name| {
+            let one = Keywords::parse(name).ok_or_else(|| format!("{name:?} is no keyword"))?;
+            Ok(all.with(&one))
+        })
+    }
+}
 
 impl Keywords {
     /// `$Junk`. None: no keyword, a system flag for one.

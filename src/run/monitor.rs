@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::wire::{self, Forked, Order};
 use super::worker;
 use crate::deliver::Settings;
+use crate::log;
 use crate::sys::children::{Child, Parent, Wish};
 use crate::sys::clock;
 use crate::sys::credentials::Credentials;
@@ -39,10 +40,16 @@ pub struct Generation {
 /// The front: what it serves by, and its socket to the monitor. Answers its exit code.
 pub type Serve = Box<dyn FnOnce(Settings, Packets) -> u8>;
 
+/// Reads the configuration, and gives what it makes of it to the function, which starts it. After an error all is as it was. What it
+/// holds open for the next time is closed with it.
+pub type Load<'a> =
+    Box<dyn FnMut(&mut dyn FnMut(Generation) -> io::Result<()>) -> io::Result<()> + 'a>;
+
 /// A generation at work.
 struct Running {
     /// Taken by a child, never here.
-    generation: Option<Generation>,
+    settings: Option<Settings>,
+    max_workers: usize,
     front: Child,
     /// None: it gives no more.
     orders: Option<Packets>,
@@ -53,50 +60,59 @@ struct Running {
 
 /// Runs until the last front has ended; `load` reads the configuration, now and at each SIGHUP. Answers the exit code: that of
 /// the front; an error where a front died, or where the first configuration is of no use.
-pub fn run(load: &mut dyn FnMut() -> io::Result<Generation>) -> io::Result<u8> {
+pub fn run(mut load: Load<'_>) -> io::Result<u8> {
     let parent = Parent::new()?;
     let mut monitor = Monitor {
         running: Vec::new(),
         parent,
-        is_stopping: false,
+        load: None,
         packet: Buffer::default(),
         end: Ok(0),
     };
-    let first = load()?;
-    monitor.start(first)?;
+    load(&mut |first| monitor.start(first))?;
+    monitor.load = Some(load);
     while !monitor.running.iter().all(|it| it.has_ended) {
-        monitor.step(load)?;
+        monitor.step()?;
     }
     monitor.wait_for_workers();
     monitor.end
 }
 
-struct Monitor {
+struct Monitor<'a> {
     parent: Parent,
     /// The last one is the one that takes new clients.
     running: Vec<Running>,
-    is_stopping: bool,
+    /// None: the end is near.
+    load: Option<Load<'a>>,
     packet: Buffer,
     end: io::Result<u8>,
 }
 
-impl Monitor {
+impl Monitor<'_> {
     fn start(&mut self, generation: Generation) -> io::Result<()> {
         let (here, there) = packet::pair()?;
         // A front that does not read its answers holds nobody up.
         here.set_nonblocking()?;
-        let mut kept = generation.descriptors.clone();
+        let Generation {
+            settings,
+            front: identity,
+            max_workers,
+            descriptors: mut kept,
+            serve,
+        } = generation;
         kept.push(there.as_raw_fd());
-        let identity = generation.front.clone();
-        let (mut there, mut generation) = (Some(there), Some(generation));
+        let mut whole = Some((settings, serve, there));
         let front = self.parent.fork(c"postroom-front", &identity, &kept, || {
-            match (generation.take(), there.take()) {
-                (Some(generation), Some(there)) => (generation.serve)(generation.settings, there),
-                _ => unreachable!("the child has what its parent has"),
+            log::forked();
+            match whole.take() {
+                Some((settings, serve, there)) => serve(settings, there),
+                None => unreachable!("the child has what its parent has"),
             }
         })?;
         self.running.push(Running {
-            generation,
+            // The rest is the front's alone: what it listens on is open here no longer than `load` wants.
+            settings: whole.map(|(settings, ..)| settings),
+            max_workers,
             front,
             orders: Some(here),
             workers: Vec::new(),
@@ -105,7 +121,7 @@ impl Monitor {
         Ok(())
     }
 
-    fn step(&mut self, load: &mut dyn FnMut() -> io::Result<Generation>) -> io::Result<()> {
+    fn step(&mut self) -> io::Result<()> {
         let sockets = self.running.iter().enumerate();
         let sockets = sockets.filter_map(|(at, it)| Some((at, it.orders.as_ref()?)));
         let (open, sockets): (Vec<usize>, Vec<&Packets>) = sockets.unzip();
@@ -118,8 +134,7 @@ impl Monitor {
         for wish in events.wishes {
             match wish {
                 Wish::Stop => self.stop(),
-                Wish::Reload if self.is_stopping => {}
-                Wish::Reload => self.reload(load),
+                Wish::Reload => self.reload(),
             }
         }
         self.bury();
@@ -127,17 +142,22 @@ impl Monitor {
     }
 
     fn stop(&mut self) {
-        self.is_stopping = true;
+        self.load = None;
         service::stopping();
         let living = self.running.iter().filter(|it| !it.has_ended);
         living.for_each(|it| it.front.stop());
     }
 
     /// The new front listens before the old one stops to.
-    fn reload(&mut self, load: &mut dyn FnMut() -> io::Result<Generation>) {
+    fn reload(&mut self) {
+        let Some(mut load) = self.load.take() else {
+            return;
+        };
         let old: Vec<Child> = self.living().map(|it| it.front).collect();
         service::reloading();
-        match load().and_then(|generation| self.start(generation)) {
+        let loaded = load(&mut |generation| self.start(generation));
+        self.load = Some(load);
+        match loaded {
             Ok(()) => {
                 old.into_iter().for_each(Child::stop);
                 tracing::info!("the configuration was read again");
@@ -202,24 +222,21 @@ impl Monitor {
     fn fork(&mut self, at: usize, who: &Credentials) -> Result<(Child, Packets), Forked> {
         let text = |error: io::Error| Forked::Refused(error.to_string());
         let running = &mut self.running[at];
-        let Some(generation) = &running.generation else {
+        let Some(settings) = &running.settings else {
             return Err(Forked::Refused("its configuration is gone".into()));
         };
-        let limits = &generation.settings.userdbs.limits;
+        let limits = &settings.userdbs.limits;
         limits.check_identity(who).map_err(Forked::Refused)?;
-        if running.workers.len() >= generation.max_workers + SLACK {
+        if running.workers.len() >= running.max_workers + SLACK {
             return Err(Forked::Full);
         }
         let (here, there) = packet::pair().map_err(text)?;
         let kept = [there.as_raw_fd()];
-        let (mut there, generation) = (Some(there), &mut running.generation);
+        let (mut there, settings) = (Some(there), &mut running.settings);
         let worker = self.parent.fork(c"postroom-worker", who, &kept, || {
-            match (generation.take(), there.take()) {
-                (Some(generation), Some(there)) => {
-                    // Its sockets are closed here already, and must not be so again.
-                    std::mem::forget(generation.serve);
-                    worker::work(generation.settings, there)
-                }
+            log::forked();
+            match (settings.take(), there.take()) {
+                (Some(settings), Some(there)) => worker::work(settings, there),
                 _ => unreachable!("the child has what its parent has"),
             }
         });
@@ -241,7 +258,7 @@ impl Monitor {
             let is_current = at + 1 == count;
             if is_current {
                 self.end = match end {
-                    End::Exit(0) if self.is_stopping => Ok(0),
+                    End::Exit(0) if self.load.is_none() => Ok(0),
                     End::Exit(code @ 0..=255) => Ok(code as u8),
                     other => Err(io::Error::other(format!("the front ended: {other:?}"))),
                 };
