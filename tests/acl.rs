@@ -573,6 +573,49 @@ fn commands_do_what_those_of_doveadm_do() {
     }
 }
 
+/// Others see a mailbox by its own name, also where its files lie in a directory inside.
+#[test]
+fn with_directory_names() {
+    let store = Store::new();
+    let map = format!(
+        "[acl_sharing_map.file]\npath = \"{}\"\n",
+        store.scratch.text("home/map")
+    );
+    let config = store.with_directory_names(&["Work", "Work/Old"], &map);
+    let postroom = |arguments: &[&str]| {
+        let mut command = support::program("postroom");
+        let output = command
+            .arg("-c")
+            .arg(&config)
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let root = store.path("home/alice/Maildir");
+    for (mailbox, user) in [("INBOX", "carol"), ("Work/Old", "bob")] {
+        let identifier = format!("user={user}");
+        postroom(&["acl", "set", "-u", "alice", mailbox, &identifier, "lookup"]);
+        let file = root.join(mailbox).join("D/dovecot-acl");
+        assert_eq!(
+            fs::read_to_string(file).unwrap(),
+            format!("user={user} l\n")
+        );
+    }
+    let list = fs::read_to_string(root.join("dovecot-acl-list")).unwrap();
+    let names: Vec<&str> = list
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|it| it.1)
+        .collect();
+    assert_eq!(names, ["INBOX", "Work/Old"]);
+    assert_eq!(
+        postroom(&["share", "list"]),
+        "alice -> bob\nalice -> carol\n"
+    );
+}
+
 /// Whose rights count: `[acl] subject`, and who says who sends.
 #[test]
 fn subjects() {

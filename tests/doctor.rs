@@ -582,3 +582,22 @@ fn what_cannot_be_looked_at() {
         assert_eq!(got, Some(code), "{arguments:?}: {said:?}");
     }
 }
+
+/// Each mailbox is looked at where it lies.
+#[test]
+fn with_directory_names() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    store.with_directory_names(&["Work", "Work/Old"], "");
+    write(
+        &store.path("home/alice/Maildir/Work/Old/D/dovecot-acl"),
+        "user bob\n",
+    );
+    let (code, said) = doctor(&store, &["--user", "alice"]);
+    let finding = "home/alice/Maildir/Work/Old/D/dovecot-acl:1: ";
+    assert!(said[0].starts_with(finding), "{said:?}");
+    assert_eq!(said[1..], ["3 mailboxes, 0 messages, 1 findings"]);
+    assert_eq!(code, Some(1));
+}

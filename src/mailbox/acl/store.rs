@@ -98,15 +98,23 @@ pub fn renew_list(paths: &Paths, layout: Layout) -> io::Result<()> {
 /// The storage names of a tree's mailboxes, with their directories.
 pub fn mailboxes(paths: &Paths, layout: Layout) -> io::Result<Vec<(String, PathBuf)>> {
     let root = &paths.root;
-    let mut found = Vec::new();
-    collect(&Dir::open(root)?, layout, "", MAX_LEVELS, &mut found)?;
+    let inside = Some(paths.directory_name.as_str()).filter(|name| !name.is_empty());
+    let mut found = vec!["INBOX".to_owned()];
+    let dir = Dir::open(root)?;
+    match layout {
+        Layout::MaildirPlusPlus => collect_flat(&dir, &mut found)?,
+        Layout::Fs | Layout::Index => collect(&dir, inside, "", MAX_LEVELS, &mut found)?,
+    }
     found.sort();
     found.dedup();
     let place = |name: String| {
         let path = match (layout, name.as_str()) {
             (_, "INBOX") => paths.inbox.clone(),
             (Layout::MaildirPlusPlus, name) => root.join(format!(".{name}")),
-            (Layout::Fs | Layout::Index, name) => root.join(name),
+            (Layout::Fs | Layout::Index, name) => {
+                let path = root.join(name);
+                inside.map_or(path.clone(), |inside| path.join(inside))
+            }
         };
         (name, path)
     };
@@ -122,54 +130,68 @@ fn is_visible(acl: &Acl) -> bool {
     given.any(|rights| rights.lookup())
 }
 
-/// The storage names of all mailboxes below `dir`, and of directories that cannot be looked into.
+/// Those of a Maildir++, and of directories that cannot be looked into.
+fn collect_flat(dir: &Dir, found: &mut Vec<String>) -> io::Result<()> {
+    for name in dir.names()? {
+        if let Some(stored) = name.strip_prefix('.')
+            && !matches!(dir.open_dir(&name), Err(error) if is_none(&error))
+        {
+            found.push(stored.to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Those of nested directories, whose last one each time is `inside`, where it has a name.
 fn collect(
     dir: &Dir,
-    layout: Layout,
+    inside: Option<&str>,
     above: &str,
     levels: usize,
     found: &mut Vec<String>,
 ) -> io::Result<()> {
-    let names = dir.names()?;
-    if above.is_empty() {
-        found.push("INBOX".into());
-    }
-    for name in names {
-        match layout {
-            Layout::MaildirPlusPlus => {
-                if let Some(name) = name.strip_prefix('.')
-                    && !matches!(dir.open_dir(format!(".{name}")), Err(error) if is_none(&error))
-                {
-                    found.push(name.to_owned());
-                }
-            }
-            Layout::Fs | Layout::Index
-                if matches!(name.as_str(), "cur" | "new" | "tmp") || levels == 0 => {}
-            Layout::Fs | Layout::Index => {
-                let below = dir.open_dir(&name);
-                let name = match above {
-                    "" => name,
-                    above => format!("{above}/{name}"),
-                };
-                let below = match below {
-                    Ok(below) => below,
-                    Err(error) if is_none(&error) => continue,
-                    Err(error) if !is_for_good(&error) => return Err(error),
-                    Err(_) => {
-                        found.push(name);
-                        continue;
-                    }
-                };
-                match below.stat_name("cur") {
-                    Ok(_) => found.push(name.clone()),
-                    Err(error) if !is_for_good(&error) => return Err(error),
-                    Err(_) => {}
-                }
-                collect(&below, layout, &name, levels - 1, found)?;
-            }
+    for name in dir.names()? {
+        let is_mailboxes_own =
+            matches!(name.as_str(), "cur" | "new" | "tmp") || inside == Some(name.as_str());
+        if is_mailboxes_own || levels == 0 {
+            continue;
         }
+        let below = dir.open_dir(&name);
+        let name = match above {
+            "" => name,
+            above => format!("{above}/{name}"),
+        };
+        let below = match below {
+            Ok(below) => below,
+            Err(error) if is_none(&error) => continue,
+            Err(error) if !is_for_good(&error) => return Err(error),
+            Err(_) => {
+                found.push(name);
+                continue;
+            }
+        };
+        if is_mailbox(&below, inside)? {
+            found.push(name.clone());
+        }
+        collect(&below, inside, &name, levels - 1, found)?;
     }
     Ok(())
+}
+
+/// Also one that cannot be looked into.
+fn is_mailbox(dir: &Dir, inside: Option<&str>) -> io::Result<bool> {
+    let directory = match inside.map(|inside| dir.open_dir(inside)) {
+        Some(Ok(directory)) => directory,
+        None => dir.clone(),
+        Some(Err(error)) if is_none(&error) => return Ok(false),
+        Some(Err(error)) if !is_for_good(&error) => return Err(error),
+        Some(Err(_)) => return Ok(true),
+    };
+    match directory.stat_name("cur") {
+        Ok(_) => Ok(true),
+        Err(error) if !is_for_good(&error) => Err(error),
+        Err(_) => Ok(false),
+    }
 }
 
 /// It is so, and will be: nothing that passes, like a shortage or an error of the disk.
