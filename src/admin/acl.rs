@@ -330,18 +330,23 @@ fn change(config: &Config, of: &Of, renew: bool, change: impl FnOnce(&mut Acl)) 
     };
     let directory = sources.own.ok_or_else(no_own)?;
     store::update(&directory, change).map_err(|error| Failed(TEMPFAIL, error.to_string()))?;
-    if renew
-        && let Some(owner) = &target.owner
-        && let Err(super::share::Failed(_, why)) = super::share::follow(config, owner)
-    {
-        let _ = writeln!(
-            io::stderr(),
-            "postroom acl: the rights are set, the sharing map is not: {why}"
-        );
+    if renew && let Some(owner) = &target.owner {
+        let said = match super::share::follow(config, owner) {
+            Ok(None) => None,
+            Ok(Some(why)) => Some(format!(
+                "the rights are set; rows of {owner} in the sharing map stay that may be too many: {why}"
+            )),
+            Err(super::share::Failed(_, why)) => {
+                Some(format!("the rights are set, the sharing map is not: {why}"))
+            }
+        };
+        if let Some(said) = said {
+            let _ = writeln!(io::stderr(), "postroom acl: {said}");
+        }
     }
-    if renew && let Err(error) = store::renew_list(&target.paths, target.layout) {
+    if renew && let Err(error) = store::renew_list(&target.paths, target.layout, target.driver) {
         // The rights are as they were asked for; who may see the mailbox finds it by its name.
-        let place = target.paths.root.join(store::LIST);
+        let place = store::list_root(&target.paths, target.driver).join(store::LIST);
         let _ = writeln!(io::stderr(), "postroom acl: {}: {error}", place.display());
     }
     Ok(())

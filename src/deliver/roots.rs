@@ -34,15 +34,40 @@ pub fn mailbox_of(
     Ok((targets.user, target))
 }
 
-/// Where the user's own mailboxes lie, those that only Dovecot writes left out.
-pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(Paths, Layout)>, Fault> {
+/// The root of a private namespace, as INBOX has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Root {
+    pub paths: Paths,
+    pub layout: Layout,
+    pub driver: Driver,
+    /// What is the same for all users at the start of its path.
+    pub base: Option<PathBuf>,
+}
+
+/// Where the user's own mailboxes lie. Second: those of his namespaces of which only Dovecot knows.
+pub fn roots_of(settings: &Settings, user: &User) -> Result<(Vec<Root>, Vec<String>), Fault> {
     let namespaces = settings.namespaces_of(user)?;
     let roots = own_roots_of(settings, &namespaces, user)?.into_iter();
     let mut roots: Vec<_> = roots
-        .map(|(namespace, paths)| (paths, namespace.location.layout))
+        .map(|(namespace, paths)| Root {
+            paths,
+            layout: namespace.location.layout,
+            driver: namespace.location.driver,
+            base: namespace.location.path.fixed_part().map(PathBuf::from),
+        })
         .collect();
     roots.dedup();
-    Ok(roots)
+    let dovecots = own(&namespaces).filter_map(|it| {
+        let format = it.location.dovecots()?;
+        Some(format!("{} ({format})", it.name))
+    });
+    Ok((roots, dovecots.collect()))
+}
+
+/// The private ones of these, each once.
+pub fn own(namespaces: &[Namespace]) -> impl Iterator<Item = &Namespace> {
+    let own = namespaces.iter();
+    own.filter(|it| it.kind == Kind::Private && it.alias_for.is_none())
 }
 
 /// His private namespaces, of these, with the place of each; none of those that only Dovecot writes.
@@ -58,9 +83,7 @@ pub fn own_roots_of<'a>(
         hostname: &settings.hostname,
         ..Variables::default()
     };
-    let own = namespaces.iter();
-    let own = own.filter(|it| it.kind == Kind::Private && it.alias_for.is_none());
-    let own = own.filter(|it| it.location.dovecots().is_none());
+    let own = own(namespaces).filter(|it| it.location.dovecots().is_none());
     let mut roots = Vec::new();
     for namespace in own {
         match Paths::of(&namespace.location, &StorageName::Inbox, &variables) {

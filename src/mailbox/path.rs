@@ -198,7 +198,7 @@ fn below(root: &Path, location: &Location, name: &StorageName) -> PathBuf {
 }
 
 /// The directory of an mbox's control and index files: `a/.imap/b` for `a/b`.
-fn beside(path: &Path) -> PathBuf {
+pub fn beside(path: &Path) -> PathBuf {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => parent.join(BESIDE).join(name),
         _ => path.to_owned(),

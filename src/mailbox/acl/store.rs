@@ -8,8 +8,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::list::Acl;
 use super::sources::Unreadable;
 use super::{AclError, FILE, Identifier, MAX_FILE, bytes, read};
-use crate::mailbox::location::Layout;
-use crate::mailbox::path::Paths;
+use crate::mailbox::location::{Driver, Layout};
+use crate::mailbox::path::{BESIDE, Paths, beside};
 use crate::mailbox::permission::Permission;
 use crate::sys;
 use crate::sys::dir::{self, Dir};
@@ -62,11 +62,11 @@ pub fn update(directory: &Path, change: impl FnOnce(&mut Acl)) -> Result<(), Upd
 }
 
 /// Writes the list of a tree's visible mailboxes anew, from their files.
-pub fn renew_list(paths: &Paths, layout: Layout) -> io::Result<()> {
-    let root = &paths.root;
+pub fn renew_list(paths: &Paths, layout: Layout, driver: Driver) -> io::Result<()> {
+    let root = list_root(paths, driver);
     let dir = Dir::open(root)?;
     let mut lines = String::new();
-    for (name, path) in mailboxes(paths, layout)? {
+    for (name, path) in of_files(paths, layout, driver)? {
         let text = match bytes(&path) {
             Ok(Some(text)) if text.len() as u64 <= MAX_FILE => text,
             Err(error) if !is_for_good(&error) => return Err(error),
@@ -93,6 +93,46 @@ pub fn renew_list(paths: &Paths, layout: Layout) -> io::Result<()> {
         let _ = dir.unlink(&fresh);
     }
     written
+}
+
+/// The directory that has the list.
+pub fn list_root(paths: &Paths, driver: Driver) -> &Path {
+    match driver {
+        Driver::Mbox => &paths.control_root,
+        Driver::Maildir | Driver::Sdbox | Driver::Mdbox => &paths.root,
+    }
+}
+
+/// The storage names of a tree's mailboxes, with the directories that have their ACL files, where there are some.
+pub fn of_files(
+    paths: &Paths,
+    layout: Layout,
+    driver: Driver,
+) -> io::Result<Vec<(String, PathBuf)>> {
+    match driver {
+        Driver::Mbox => mboxes(paths),
+        Driver::Maildir | Driver::Sdbox | Driver::Mdbox => mailboxes(paths, layout),
+    }
+}
+
+/// The same of mboxes, whether or not INBOX is there.
+fn mboxes(paths: &Paths) -> io::Result<Vec<(String, PathBuf)>> {
+    let inside = Some(&paths.directory_name).filter(|name| !name.is_empty());
+    let mut found = Vec::new();
+    collect_files(&Dir::open(&paths.root)?, "", MAX_LEVELS, &mut found)?;
+    found.retain(|name| paths.root.join(name) != paths.inbox);
+    found.push(inside.map_or("INBOX".into(), |inside| format!("INBOX/{inside}")));
+    found.sort();
+    found.dedup();
+    let place = |file: String| {
+        let control = beside(&paths.control_root.join(&file));
+        let name = match inside {
+            Some(inside) => file.strip_suffix(&format!("/{inside}"))?.to_owned(),
+            None => file,
+        };
+        Some((name, control))
+    };
+    Ok(found.into_iter().filter_map(place).collect())
 }
 
 /// The storage names of a tree's mailboxes, with their directories.
@@ -178,6 +218,27 @@ fn collect(
     Ok(())
 }
 
+/// All files below `dir`, and symlinks, by their paths; none of what lies beside mboxes.
+fn collect_files(dir: &Dir, above: &str, levels: usize, found: &mut Vec<String>) -> io::Result<()> {
+    for name in dir.names()? {
+        if name == BESIDE {
+            continue;
+        }
+        let below = dir.open_dir(&name);
+        let name = match above {
+            "" => name,
+            above => format!("{above}/{name}"),
+        };
+        match below {
+            Ok(below) if levels > 0 => collect_files(&below, &name, levels - 1, found)?,
+            Ok(_) => {}
+            Err(error) if is_none(&error) => found.push(name),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Also one that cannot be looked into.
 fn is_mailbox(dir: &Dir, inside: Option<&str>) -> io::Result<bool> {
     let directory = match inside.map(|inside| dir.open_dir(inside)) {
@@ -233,7 +294,7 @@ mod tests {
                 fault_point::arm(step, failure);
                 let updated = update(&work, change);
                 let paths = Paths::for_tests(root.path(), &work);
-                let renewed = renew_list(&paths, Layout::MaildirPlusPlus);
+                let renewed = renew_list(&paths, Layout::MaildirPlusPlus, Driver::Maildir);
                 let fired = !fault_point::disarm();
                 let case = format!("{failure:?} at {step}: {updated:?}, {renewed:?}");
                 let acl = fs::read_to_string(work.join(FILE)).unwrap();
