@@ -192,7 +192,7 @@ struct Wanted {
 
 impl Wanted {
     fn of(config: &Config, map: &Map, names: BTreeSet<String>, all: bool) -> Answer<Wanted> {
-        check_required_paths(config)?;
+        super::check_required_paths(&config.delivery).map_err(text)?;
         let there = map.read().map_err(text)?;
         let mut owners = names.clone();
         if all {
@@ -246,15 +246,6 @@ impl Wanted {
     }
 }
 
-/// While one is missing no user's files are where they belong.
-fn check_required_paths(config: &Config) -> Answer<()> {
-    for path in &config.delivery.required_paths {
-        dir::stat(path)
-            .map_err(|error| text(format!("the required path {}: {error}", path.display())))?;
-    }
-    Ok(())
-}
-
 /// As root, written as whoever owns the map, or else its folder: root's files would be in the way of the others.
 fn write(map: &Map, owners: &BTreeSet<String>, wanted: &BTreeSet<Share>) -> Answer<Difference> {
     let file = map.file().filter(|_| credentials::is_root());
@@ -285,7 +276,7 @@ pub fn follow(config: &Config, user: &str) -> Answer<Option<String>> {
         return Ok(None);
     };
     let map = map.of(user).map_err(text)?;
-    check_required_paths(config)?;
+    super::check_required_paths(&config.delivery).map_err(text)?;
     let found = config.delivery.userdbs.find(user).map_err(text)?;
     let Seen { shares, unseen } =
         found.map_or_else(Seen::default, |user| seen::here(&config.delivery, &user));
