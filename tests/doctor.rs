@@ -669,3 +669,32 @@ fn the_mailboxes_that_are_meant() {
         );
     }
 }
+
+/// What root mends stays its owner's, whatever the path of the namespace is made of.
+#[test]
+fn files_of_a_namespace_stay_its_owners() {
+    if not_root() {
+        return;
+    }
+    for variable in ["%{hostname}", "mx.example.test"] {
+        let store = Store::new();
+        let config = store.configure("", "");
+        let path = |name: &str| format!("mail_path = \"{}/{name}\"", store.scratch.text(""));
+        replace_in(&config, &path("public"), &path(variable));
+        let info = "mx.example.test/.info";
+        for below in ["mx.example.test", info] {
+            store.scratch.maildir(below, MAIL, MAIL, 0o700);
+        }
+        let list = store.path(&format!("{info}/dovecot-uidlist"));
+        write(&list, &format!("{LIST}5 :a\n6"));
+        write(&store.path(&format!("{info}/cur/a")), "x\n");
+        let (code, said) = doctor(&store, &["--namespace", "public", "--fix"]);
+        assert_eq!(code, Some(0), "{variable}: {said:?}");
+        assert!(said[0].ends_with("mended"), "{variable}: {said:?}");
+        assert_eq!(
+            fs::metadata(&list).unwrap().uid(),
+            MAIL,
+            "{variable}: {said:?}"
+        );
+    }
+}

@@ -186,9 +186,9 @@ fn of_namespace(config: &Config, name: &str) -> Result<Vec<Place>, Failed> {
         let why = format!("namespace {name:?} is not public: name the user with --user");
         return Err(Failed(USAGE, why));
     }
-    if !namespace.location.path.has_variables() {
-        become_owner(Path::new(namespace.location.path.source()), Some(config))?;
-    }
+    let inbox = deliver::inbox_of(settings, namespace, None);
+    let inbox = inbox.map_err(|fault| Failed(TEMPFAIL, fault.to_string()))?;
+    become_owner(&inbox.root, Some(config))?;
     let found = deliver::mailboxes_of(settings, namespace, None);
     let found = found.map_err(|fault| Failed(TEMPFAIL, fault.to_string()))?;
     Ok(found.into_iter().map(place).collect())
