@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::resolve::resolve;
 use super::settings::Settings;
-use super::targets::{Target, Wanted};
+use super::targets::Targets;
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::store;
 use crate::mailbox::location::{Driver, Layout, Location};
@@ -16,22 +16,13 @@ use crate::message::Recipient;
 use crate::text::template::Variables;
 use crate::user::User;
 
-/// A mailbox by the name that `user` has for it; no mailbox where no name or owner is like that.
-pub fn mailbox_of(
-    settings: &Settings,
-    user: &str,
-    mailbox: &str,
-) -> Result<(User, Option<Target>), Fault> {
+/// What a mailbox is by the name that `user` has for it.
+pub fn mailbox_of(settings: &Settings, user: &str, mailbox: &str) -> Result<Targets, Fault> {
     let recipient = Recipient {
         mailbox: Some(mailbox.into()),
         ..Recipient::of_user(user)
     };
-    let targets = resolve(settings, settings, &recipient, None)?;
-    let target = match targets.wanted {
-        Wanted::Target(target) => Some(*target),
-        Wanted::Missing { .. } | Wanted::Denied { .. } | Wanted::Elsewhere { .. } => None,
-    };
-    Ok((targets.user, target))
+    resolve(settings, settings, &recipient, None)
 }
 
 /// The root of a private namespace, as INBOX has it.
