@@ -364,11 +364,11 @@ fn change(config: &Config, of: &Of, renew: bool, change: impl FnOnce(&mut Acl)) 
     };
     let directory = sources.own.ok_or_else(no_own)?;
     let made = match target.driver {
-        Driver::Mbox => Some(make(&directory)?),
-        Driver::Maildir | Driver::Sdbox | Driver::Mdbox => None,
+        Driver::Mbox => make(&directory)?,
+        Driver::Maildir | Driver::Sdbox | Driver::Mdbox => Created::default(),
     };
     store::update(&directory, change).map_err(|error| Failed(TEMPFAIL, error.to_string()))?;
-    made.map(Created::keep);
+    made.keep();
     if renew && let Some(owner) = &target.owner {
         let said = match super::share::follow(config, owner) {
             Ok(None) => None,
