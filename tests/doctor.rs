@@ -653,8 +653,7 @@ fn the_mailboxes_that_are_meant() {
         let config = store.configure(delivery, more);
         let section = "[namespace.inbox]\n";
         replace_in(&config, section, &format!("{section}{own_settings}\n"));
-        let home = format!("{}::", store.scratch.text("home/alice"));
-        replace_in(&store.path("users"), &home, &format!("{home}{fields}"));
+        store.set_fields("alice", fields);
         let (got, said) = doctor(&store, arguments);
         let case = format!("{fields} {delivery} {own_settings} {more}: {said:?}");
         assert_eq!(got, Some(code), "{case}");

@@ -276,7 +276,6 @@ pub fn follow(config: &Config, user: &str) -> Answer<Option<String>> {
         return Ok(None);
     };
     let map = map.of(user).map_err(text)?;
-    super::check_required_paths(&config.delivery).map_err(text)?;
     let found = config.delivery.userdbs.find(user).map_err(text)?;
     let Seen { shares, unseen } =
         found.map_or_else(Seen::default, |user| seen::here(&config.delivery, &user));

@@ -257,6 +257,14 @@ spool_dir = "{root}/run"
         config
     }
 
+    /// What the userdb says of a user beside, once there is a config.
+    pub fn set_fields(&self, user: &str, fields: &str) {
+        let users = fs::read_to_string(self.path("users")).unwrap();
+        let home = format!("{}::", self.scratch.text(&format!("home/{user}")));
+        let users = replaced(&users, &home, &format!("{home}{fields}"));
+        write_long_ago(&self.path("users"), &users);
+    }
+
     /// Large messages wait in this folder of the store.
     pub fn move_spool(&self, config: &Path, folder: &str) {
         let spool = |folder| format!("spool_dir = \"{}\"", self.scratch.text(folder));
