@@ -573,6 +573,133 @@ fn commands_do_what_those_of_doveadm_do() {
     }
 }
 
+/// A mailbox that is not there, and one that cannot be looked at.
+#[test]
+fn which_mailboxes_there_are() {
+    if not_root() {
+        return;
+    }
+    const BOB: u32 = 6002;
+    const NODE: &str = "[placement]\nself = [\"node1\"]\n[node.node2]\nhost = \"192.0.2.2\"\n";
+    const MBOX: &str = "[namespace.mbox]\nseparator = \"/\"\nprefix = \"#mbox/\"\nmail_driver = \"mbox\"\nmail_path = \"~/mail\"\n";
+    const REQUIRED: &str = "required_paths = [\"/nonexistent\"]";
+    // settings; the user and the mailbox; the exit code; what is said
+    #[rustfmt::skip]
+    let cases = [
+        ("", "alice", "Work", 0, ""),
+        ("", "alice", "None", 68, "there is no mailbox \"None\""),
+        ("", "alice", "shared/none/Work", 68, "there is no mailbox \"shared/none/Work\": no such owner: none"),
+        ("", "alice", "shared/bob/Projects", 75, "home/bob/Maildir/.Projects: Permission denied"),
+        ("", "bob", "Projects", 0, ""),
+        ("", "alice", "File", 75, "home/alice/Maildir/.File: it is no directory"),
+        (REQUIRED, "alice", "Work", 75, "the required path /nonexistent: "),
+        (NODE, "bob", "Projects", 75, "node2 (192.0.2.2:24) has the mailboxes of bob"),
+        (NODE, "alice", "shared/bob/Projects", 75, "node2 (192.0.2.2:24) has shared/bob/Projects"),
+        (NODE, "alice", "Work", 0, ""),
+        (MBOX, "alice", "#mbox/box", 0, ""),
+        (MBOX, "alice", "#mbox/folder/box", 0, ""),
+        (MBOX, "alice", "#mbox/folder", 68, "there is no mailbox \"#mbox/folder\""),
+        (MBOX, "alice", "#mbox/none", 68, "there is no mailbox \"#mbox/none\""),
+    ];
+    for (settings, user, mailbox, code, want) in cases {
+        let store = Store::with_inbox();
+        let work = "home/alice/Maildir/.Work";
+        store.scratch.maildir(work, MAIL, MAIL, 0o700);
+        for below in ["home/alice/mail", "home/alice/mail/folder"] {
+            store.scratch.dir(below, MAIL, MAIL, 0o700);
+        }
+        for below in ["mail/box", "mail/folder/box", "Maildir/.File"] {
+            let below = format!("home/alice/{below}");
+            store.scratch.file(&below, MAIL, MAIL, 0o600, "");
+        }
+        for below in ["home/bob", "home/bob/Maildir", "home/bob/Maildir/.Projects"] {
+            store.scratch.dir(below, BOB, BOB, 0o700);
+        }
+        let config = match settings {
+            REQUIRED => store.configure(settings, ""),
+            more => store.configure("", more),
+        };
+        let home = format!("{}::", store.scratch.text("home/bob"));
+        let host = if settings == NODE {
+            "userdb_host=node2"
+        } else {
+            ""
+        };
+        let line = |uid, host| format!("bob::{uid}:{uid}::{home}{host}");
+        let users = fs::read_to_string(store.path("users")).unwrap();
+        let users = replaced(&users, &line(MAIL, ""), &line(BOB, host));
+        support::write_long_ago(&store.path("users"), &users);
+        let acl = store.path("home/bob/Maildir/.Projects/dovecot-acl");
+        support::own(&acl, BOB, BOB);
+        for verb in ["debug", "rights", "add", "get"] {
+            let change: &[&str] = match verb {
+                "add" => &["user=carol", "lookup", "post"],
+                _ => &[],
+            };
+            let mut command = support::program("postroom");
+            command
+                .arg("-c")
+                .arg(&config)
+                .args(["acl", verb, "-u", user, mailbox]);
+            let output = command.args(change).output().unwrap();
+            let case = format!("{settings} {verb} {user} {mailbox}: {output:?}");
+            assert_eq!(output.status.code(), Some(code), "{case}");
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(
+                said.contains(want) && said.is_empty() == want.is_empty(),
+                "{case}"
+            );
+            if verb == "get" && code == 0 {
+                let said = String::from_utf8(output.stdout).unwrap();
+                assert!(said.contains("user=carol"), "{case}");
+            }
+        }
+    }
+}
+
+/// Others see a mailbox by its own name, also where its files lie in a directory inside.
+#[test]
+fn with_directory_names() {
+    let store = Store::new();
+    let map = format!(
+        "[acl_sharing_map.file]\npath = \"{}\"\n",
+        store.scratch.text("home/map")
+    );
+    let config = store.with_directory_names(&["Work", "Work/Old"], &map);
+    let postroom = |arguments: &[&str]| {
+        let mut command = support::program("postroom");
+        let output = command
+            .arg("-c")
+            .arg(&config)
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let root = store.path("home/alice/Maildir");
+    for (mailbox, user) in [("INBOX", "carol"), ("Work/Old", "bob")] {
+        let identifier = format!("user={user}");
+        postroom(&["acl", "set", "-u", "alice", mailbox, &identifier, "lookup"]);
+        let file = root.join(mailbox).join("D/dovecot-acl");
+        assert_eq!(
+            fs::read_to_string(file).unwrap(),
+            format!("user={user} l\n")
+        );
+    }
+    let list = fs::read_to_string(root.join("dovecot-acl-list")).unwrap();
+    let names: Vec<&str> = list
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|it| it.1)
+        .collect();
+    assert_eq!(names, ["INBOX", "Work/Old"]);
+    assert_eq!(
+        postroom(&["share", "list"]),
+        "alice -> bob\nalice -> carol\n"
+    );
+}
+
 /// Whose rights count: `[acl] subject`, and who says who sends.
 #[test]
 fn subjects() {

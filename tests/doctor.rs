@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use support::imap::Imap;
 use support::peers::{Dovecot, VERSIONS};
-use support::{MAIL, Store, not_root, own, program, subject, uid_of};
+use support::{MAIL, Store, not_root, own, program, replace_in, subject, uid_of};
 
 const MESSAGE: &[u8] = b"Subject: x\n\ntext\n";
 
@@ -580,5 +580,120 @@ fn what_cannot_be_looked_at() {
     ] {
         let (got, said) = doctor(&store, arguments);
         assert_eq!(got, Some(code), "{arguments:?}: {said:?}");
+    }
+}
+
+/// Each mailbox is looked at where it lies.
+#[test]
+fn with_directory_names() {
+    if not_root() {
+        return;
+    }
+    let store = Store::new();
+    store.with_directory_names(&["Work", "Work/Old"], "");
+    write(
+        &store.path("home/alice/Maildir/Work/Old/D/dovecot-acl"),
+        "user bob\n",
+    );
+    let (code, said) = doctor(&store, &["--user", "alice"]);
+    let finding = "home/alice/Maildir/Work/Old/D/dovecot-acl:1: ";
+    assert!(said[0].starts_with(finding), "{said:?}");
+    assert_eq!(said[1..], ["3 mailboxes, 0 messages, 1 findings"]);
+    assert_eq!(code, Some(1));
+}
+
+/// Those of a delivery to the user, or why none are looked at.
+#[test]
+fn the_mailboxes_that_are_meant() {
+    if not_root() {
+        return;
+    }
+    const MBOX: &str = "mail_driver = \"mbox\"\nmail_path = \"~/mail\"";
+    const BESIDE: &str = "[namespace.old]\nseparator = \"/\"\nprefix = \"Old/\"\n";
+    const NODE: &str = "[placement]\nself = [\"node1\"]\n[node.node2]\nhost = \"192.0.2.2\"\n";
+    const REQUIRED: &str = "required_paths = [\"/nonexistent\"]";
+    const INBOX: &[&str] = &["1 mailboxes, 0 messages, 0 findings"];
+    const OTHER: &[&str] = &[
+        "home/alice/other/.Docs/dovecot-acl:1: ",
+        "2 mailboxes, 0 messages, 1 findings",
+    ];
+    const NO_FILES: &str = "its mailboxes are mboxes, which have no files of their own to look at";
+    let mboxes: &[&str] = &[&format!("namespace old: {NO_FILES}"), INBOX[0]];
+    let only_mboxes: &[&str] = &[&format!(
+        "postroom doctor: find the mailboxes of namespace inbox: {NO_FILES}"
+    )];
+    // the user's fields; settings of [delivery]; of the private namespace; more; the user; the exit code; what is said
+    let user = &["--user", "alice"][..];
+    #[rustfmt::skip]
+    let cases = [
+        ("", "", "", "", user, 0, INBOX),
+        ("userdb_mail=maildir:~/other", "", "", "", user, 1, OTHER),
+        ("userdb_mail_path=~/other", "", "", "", user, 1, OTHER),
+        ("userdb_namespace/inbox/location=maildir:~/other", "", "", "", user, 1, OTHER),
+        ("userdb_mail=mdbox:~/other", "", "", "", user, 75, &["postroom doctor: "]),
+        ("userdb_mail_path=~/none", "", "", "", user, 0, &["home/alice/none: is not there: no mail yet", "0 mailboxes, 0 messages, 0 findings"]),
+        ("", REQUIRED, "", "", user, 75, &["postroom doctor: the required path /nonexistent: "]),
+        ("", REQUIRED, "", "", &["--namespace", "public"], 75, &["postroom doctor: the required path /nonexistent: "]),
+        ("userdb_host=node1", "", "", NODE, user, 0, INBOX),
+        ("userdb_host=node2", "", "", NODE, user, 75, &["postroom doctor: node2 (192.0.2.2:24) has the mailboxes of alice"]),
+        ("", "", "", &format!("{BESIDE}{MBOX}"), user, 0, mboxes),
+        ("", "", "", &format!("{BESIDE}mail_path = \"~/none\""), user, 0, INBOX),
+        ("", "", MBOX, "", user, 75, only_mboxes),
+    ];
+    for (fields, delivery, own_settings, more, arguments, code, want) in cases {
+        let store = Store::with_inbox();
+        for below in ["other", "other/.Docs"] {
+            let below = format!("home/alice/{below}");
+            store.scratch.maildir(&below, MAIL, MAIL, 0o700);
+        }
+        write(
+            &store.path("home/alice/other/.Docs/dovecot-acl"),
+            "user bob\n",
+        );
+        let config = store.configure(delivery, more);
+        let section = "[namespace.inbox]\n";
+        replace_in(&config, section, &format!("{section}{own_settings}\n"));
+        store.set_fields("alice", fields);
+        let (got, said) = doctor(&store, arguments);
+        let case = format!("{fields} {delivery} {own_settings} {more}: {said:?}");
+        assert_eq!(got, Some(code), "{case}");
+        let same = said
+            .iter()
+            .zip(want)
+            .filter(|(said, want)| said.starts_with(*want));
+        assert_eq!(
+            (said.len(), same.count()),
+            (want.len(), want.len()),
+            "{case}"
+        );
+    }
+}
+
+/// What root mends stays its owner's, whatever the path of the namespace is made of.
+#[test]
+fn files_of_a_namespace_stay_its_owners() {
+    if not_root() {
+        return;
+    }
+    for variable in ["%{hostname}", "mx.example.test"] {
+        let store = Store::new();
+        let config = store.configure("", "");
+        let path = |name: &str| format!("mail_path = \"{}/{name}\"", store.scratch.text(""));
+        replace_in(&config, &path("public"), &path(variable));
+        let info = "mx.example.test/.info";
+        for below in ["mx.example.test", info] {
+            store.scratch.maildir(below, MAIL, MAIL, 0o700);
+        }
+        let list = store.path(&format!("{info}/dovecot-uidlist"));
+        write(&list, &format!("{LIST}5 :a\n6"));
+        write(&store.path(&format!("{info}/cur/a")), "x\n");
+        let (code, said) = doctor(&store, &["--namespace", "public", "--fix"]);
+        assert_eq!(code, Some(0), "{variable}: {said:?}");
+        assert!(said[0].ends_with("mended"), "{variable}: {said:?}");
+        assert_eq!(
+            fs::metadata(&list).unwrap().uid(),
+            MAIL,
+            "{variable}: {said:?}"
+        );
     }
 }

@@ -1001,3 +1001,62 @@ fn a_new_mbox_is_subscribed_to() {
         assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
     }
 }
+
+/// Rights on an mbox: what either sets the other has.
+#[test]
+fn rights() {
+    if not_root() {
+        return;
+    }
+    for version in VERSIONS {
+        let store = Store::new();
+        let config = mixed(&store);
+        let Some(dovecot) = dovecot(version, &store) else {
+            return;
+        };
+        let words = |output: std::process::Output| {
+            assert!(output.status.success(), "{version:?}: {output:?}");
+            let text = String::from_utf8(output.stdout).unwrap();
+            text.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let ours = |arguments: &[&str]| {
+            let mut command = support::program("postroom");
+            command.arg("-c").arg(&config).arg("acl").args(arguments);
+            words(command.output().unwrap())
+        };
+        let theirs = |arguments: &[&str]| words(dovecot.doveadm(&[&["acl"], arguments].concat()));
+        for name in ["Work", "Old/2025", "INBOX"] {
+            let path = match name {
+                "INBOX" => "spool/alice".to_owned(),
+                name => format!("home/alice/mail/{name}"),
+            };
+            if name == "Old/2025" {
+                store.scratch.dir("home/alice/mail/Old", MAIL, MAIL, 0o700);
+            }
+            store.scratch.file(&path, MAIL, MAIL, 0o600, "");
+            let mailbox = match name {
+                "INBOX" => name.to_owned(),
+                name => format!("#mbox/{name}"),
+            };
+            let change = |verb, user, right| [verb, "-u", "alice", &mailbox, user, "lookup", right];
+            ours(&change("set", "user=bob", "post"));
+            theirs(&change("set", "user=carol", "read"));
+            ours(&change("add", "user=carol", "insert"));
+            let all = ["get", "-u", "alice", mailbox.as_str()];
+            let (ours, theirs) = (ours(&all), theirs(&all));
+            assert_eq!(ours, theirs, "{version:?} {mailbox}");
+            assert!(ours.iter().any(|it| it == "insert") && ours.iter().any(|it| it == "post"));
+        }
+        let listed = ours(&["rights", "-u", "alice", "#mbox/Work"]);
+        assert!(listed.iter().any(|it| it == "admin"), "{listed:?}");
+        let list = fs::read_to_string(store.path("home/alice/mail/dovecot-acl-list")).unwrap();
+        let names: Vec<&str> = list
+            .lines()
+            .filter_map(|line| Some(line.split_once(' ')?.1))
+            .collect();
+        assert_eq!(names, ["INBOX", "Old/2025", "Work"], "{version:?}");
+        assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+    }
+}

@@ -326,6 +326,38 @@ fn rules_of_mailboxes() {
     }
 }
 
+/// A mailbox counts once, by its own name, also where its messages lie in a directory inside.
+#[test]
+fn with_directory_names() {
+    let ignored = "[namespace.inbox.mailbox.Trash]\nquota_ignore = true\n";
+    let quota = format!("{ignored}{LIMIT}storage_size = \"10k\"");
+    let store = Store::new();
+    let mailboxes = ["Work", "Work/Old", "Trash"];
+    let config = store.with_directory_names(&mailboxes, &quota);
+    let lies_in = |mailbox: &str| format!("home/alice/Maildir/{mailbox}/D/new/1.x");
+    for (mailbox, size) in [
+        ("INBOX", 4_000),
+        ("Work", 1_000),
+        ("Work/Old", 1_000),
+        ("Trash", 20_000),
+    ] {
+        let text = "x".repeat(size);
+        store
+            .scratch
+            .file(&lies_in(mailbox), MAIL, MAIL, 0o600, &text);
+    }
+    let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+    let stored = answers(&server, "<alice@x>", &letter(3_000));
+    assert_eq!(stored, ["250 2.1.5", "250 2.0.0"], "{}", server.log());
+    let (bytes, messages) = real(&store.path("home/alice/Maildir"));
+    let counted = (bytes - 20_000, messages - 1);
+    assert_eq!(sums(&account(&store, "alice")), counted);
+    assert_eq!(
+        answers(&server, "<alice@x>", &letter(3_000)).last(),
+        Some(&"552 5.2.2".to_owned())
+    );
+}
+
 /// What somebody else has done to the account costs no mail, and is put right.
 #[test]
 fn accounts_that_say_nothing() {

@@ -560,3 +560,118 @@ fn an_inbox_that_lies_elsewhere() {
         "{output:?}"
     );
 }
+
+/// Where not all ACL files of a user can be seen nothing of his is surplus.
+#[test]
+fn rows_of_which_not_all_can_be_seen() {
+    if not_root() {
+        return;
+    }
+    const ARCHIVE: &str = "[namespace.archive]\nseparator = \"/\"\nprefix = \"Archive/\"\n";
+    const MDBOX: &str = "mail_driver = \"mdbox\"\nmail_path = \"~/mdbox\"\nhand_over = \"lmtp:/nonexistent\"\nhand_over_detail = true\n";
+    const MBOX: &str =
+        "mail_driver = \"mbox\"\nmail_path = \"~/mail\"\nmail_inbox_path = \"%{home}/inbox\"\n";
+    const NODE: &str = "[placement]\nself = [\"node1\"]\n[node.node2]\nhost = \"192.0.2.2\"\n";
+    const MAKE_MBOXES: &str =
+        "mkdir -p mail/Old/.imap/2025 mail/.imap/Work mail/.imap/INBOX mail/.imap/Gone
+        touch inbox mail/Work mail/Old/2025
+        echo user=carol l > mail/.imap/INBOX/dovecot-acl
+        echo group=staff l > mail/Old/.imap/2025/dovecot-acl
+        echo anyone l > mail/.imap/Gone/dovecot-acl";
+    // settings of the private namespace; more; what is done in alice's home; the command; the exit code; what is said, `|` between the
+    // lines; the rows behind it
+    #[rustfmt::skip]
+    let cases = [
+        ("", "", "", "share verify", 1, "surplus: alice -> carol", "alice -> bob|bob -> alice|alice -> carol"),
+        ("", "", "", "share rebuild", 0, "removed: alice -> carol", "alice -> bob|bob -> alice"),
+        // No mail yet, or no disk.
+        ("", "", "rm -r Maildir", "share verify", 75, "the rows of alice stay: HOME/Maildir is missing", "all"),
+        ("", "", "rm -r Maildir", "share rebuild", 75, "the rows of alice stay: HOME/Maildir is missing", "all"),
+        ("", "", "rm -r Maildir", "share rebuild bob carol", 0, "", "all"),
+        ("", "", "rm -r ../alice", "share rebuild alice", 75, "the rows of alice stay: HOME/Maildir is missing", "all"),
+        ("", "required", "", "share rebuild", 75, "the required path /nonexistent: ", "all"),
+        ("", "required", "", "share verify", 75, "the required path /nonexistent: ", "all"),
+        ("", "required", "", "acl delete -u alice Work user=bob", 75, "the required path /nonexistent: ", "all"),
+        ("", "archive ~/Archive", "", "share rebuild", 0, "removed: alice -> carol", "alice -> bob|bob -> alice"),
+        ("", "archive ROOT/none/%{user}", "", "share rebuild", 75, "the rows of alice stay: ROOT/none/alice is missing", "all"),
+        // Others see them.
+        ("", "node", "", "share verify", 0, "", "all"),
+        ("", "node", "rm -r Maildir", "share rebuild", 0, "", "all"),
+        ("", "node", "", "share rebuild alice", 0, "the rows of alice stay: node2 (192.0.2.2:24) has his mailboxes", "all"),
+        ("", "mdbox", "", "share verify", 0, "", "all"),
+        ("", "mdbox", "rm Maildir/.Work/dovecot-acl", "share rebuild", 0, "", "all"),
+        ("", "mdbox", "echo group=staff l >> Maildir/.Work/dovecot-acl", "share rebuild", 0, "added: alice -> group staff", "alice -> group staff|all"),
+        ("", "mdbox", "", "share rebuild alice", 0, "the rows of alice stay: only Dovecot knows the mailboxes of namespace archive (mdbox)", "all"),
+        ("", "mdbox", "", "acl delete -u alice Work user=bob", 0, "may be too many: only Dovecot knows", "all"),
+        ("", "mdbox", "", "acl add -u alice Work user=carol lookup", 0, "", "all"),
+        ("", "mdbox", "", "acl add -u alice Work group=staff lookup", 0, "may be too many", "alice -> group staff|all"),
+        // One user's files hold nobody up.
+        ("", "", "chown 0:0 Maildir/.Work/dovecot-acl; chmod 600 Maildir/.Work/dovecot-acl; echo group=staff l >> ../bob/Maildir/.Projects/dovecot-acl", "share rebuild", 75, "added: bob -> group staff|the rows of alice stay: HOME/Maildir/.Work/dovecot-acl: Permission denied (os error 13)", "all|bob -> group staff"),
+        // The files of mboxes lie beside them.
+        (MBOX, "", MAKE_MBOXES, "share rebuild alice", 0, "added: alice -> group staff|removed: alice -> bob", "alice -> group staff|bob -> alice|alice -> carol"),
+        (MBOX, "", "touch mail", "share rebuild alice", 75, "the rows of alice stay: HOME/mail: Not a directory (os error 20)", "all"),
+    ];
+    for (own, more, script, words, code, said, rows) in cases {
+        let store = Store::new();
+        for below in ["home/alice/Maildir", "home/alice/Maildir/.Work"] {
+            store.scratch.maildir(below, MAIL, MAIL, 0o700);
+        }
+        store.scratch.dir("db", MAIL, MAIL, 0o2770);
+        let acl = "home/alice/Maildir/.Work/dovecot-acl";
+        store.scratch.file(acl, MAIL, MAIL, 0o600, "user=bob l\n");
+        let all = "alice -> bob|bob -> alice|alice -> carol";
+        let row = |row: &str| {
+            let (from, with) = row.split_once(" -> ").unwrap();
+            format!("shared/shared-boxes/user/{with}/{from}\n1\n")
+        };
+        let text: String = all.split('|').map(row).collect();
+        store.scratch.file("db/map", MAIL, MAIL, 0o660, &text);
+        let root = store.scratch.text("");
+        let map = format!("[acl_sharing_map.file]\npath = \"{root}/db/map\"\n");
+        let (delivery, more) = match more.split_once(' ') {
+            Some((_, path)) => ("", format!("{ARCHIVE}mail_path = \"{path}\"\n")),
+            None if more == "required" => ("required_paths = [\"/nonexistent\"]", "".into()),
+            None if more == "mdbox" => ("", format!("{ARCHIVE}{MDBOX}")),
+            None if more == "node" => ("", NODE.into()),
+            None => ("", String::new()),
+        };
+        let is_of_node = more == NODE;
+        let config = store.configure(delivery, &(map + &more.replace("ROOT", &root)));
+        replace_in(
+            &config,
+            "[namespace.inbox]\n",
+            &format!("[namespace.inbox]\n{own}"),
+        );
+        if is_of_node {
+            store.set_fields("alice", "userdb_host=node2");
+        }
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-ec", script])
+            .current_dir(store.path("home/alice"));
+        assert!(shell.status().unwrap().success(), "{script}");
+        let mut command = program("postroom");
+        command.arg("-c").arg(&config).args(words.split(' '));
+        let output = command.output().unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        let case = format!("{own} {more} {script}: {words}: {text}");
+        assert_eq!(output.status.code(), Some(code), "{case}");
+        let mut lines = said.split('|').filter(|it| !it.is_empty());
+        let home = format!("{root}/home/alice");
+        assert_eq!(text.lines().count(), lines.clone().count(), "{case}");
+        let is_said =
+            |line: &str| text.contains(&line.replace("HOME", &home).replace("ROOT", &root));
+        assert!(lines.all(is_said), "{case}");
+        let listed = {
+            let mut command = program("postroom");
+            command.arg("-c").arg(&config).args(["share", "list"]);
+            String::from_utf8(command.output().unwrap().stdout).unwrap()
+        };
+        let mut listed: Vec<&str> = listed.lines().collect();
+        let rows = rows.replace("all", all);
+        let mut rows: Vec<&str> = rows.split('|').collect();
+        listed.sort();
+        rows.sort();
+        assert_eq!(listed, rows, "{case}");
+    }
+}

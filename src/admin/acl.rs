@@ -6,12 +6,17 @@ use std::path::Path;
 use clap::Subcommand;
 
 use crate::config::Config;
+use crate::deliver::targets::Wanted;
 use crate::deliver::{self, Target};
 use crate::fault::Code;
 use crate::mailbox::acl::entry::{Entry, Identifier};
 use crate::mailbox::acl::rights::KNOWN;
 use crate::mailbox::acl::{Acl, Effective, Identity, Rights, Sources, store};
-use crate::sys::{credentials, process};
+use crate::mailbox::location::Driver;
+use crate::mailbox::permission::Permission;
+use crate::maildir::create;
+use crate::maildir::created::Created;
+use crate::sys::{credentials, dir, process};
 
 /// The exit codes of doveadm.
 const USAGE: u8 = 64;
@@ -134,15 +139,33 @@ fn open(config: &Config, of: &Of) -> Answer<(Target, Sources)> {
         };
         Failed(code, fault.to_string())
     };
-    let (user, target) =
-        deliver::mailbox_of(&config.delivery, &of.user, &of.mailbox).map_err(failed)?;
+    super::check_required_paths(&config.delivery).map_err(|why| Failed(TEMPFAIL, why))?;
+    let found = deliver::mailbox_of(&config.delivery, &of.user, &of.mailbox).map_err(failed)?;
+    let user = &found.user;
+    if let Some(node) = &found.node {
+        let why = format!("{node} has the mailboxes of {}", user.name);
+        return Err(Failed(TEMPFAIL, why));
+    }
     process::clear_umask();
     if credentials::is_root() {
         let become_user = credentials::become_forever(&user.credentials);
         become_user.map_err(|error| Failed(TEMPFAIL, error.to_string()))?;
     }
-    let missing = || Failed(NO_MAILBOX, format!("there is no mailbox {:?}", of.mailbox));
-    let target = target.ok_or_else(missing)?;
+    let missing = format!("there is no mailbox {:?}", of.mailbox);
+    let target = match found.wanted {
+        Wanted::Target(target) => *target,
+        Wanted::Missing { why, .. } => {
+            return Err(Failed(NO_MAILBOX, format!("{missing}: {why}")));
+        }
+        Wanted::Denied { mailbox, why } => {
+            return Err(Failed(TEMPFAIL, format!("{mailbox}: {why}")));
+        }
+        Wanted::Elsewhere { mailbox, places } => {
+            let nodes = places.iter().map(|(_, node)| node.to_string());
+            let why = format!("{} has {mailbox}", nodes.collect::<Vec<_>>().join(", "));
+            return Err(Failed(TEMPFAIL, why));
+        }
+    };
     if target.hand_over.is_some() {
         let why = format!(
             "only Dovecot knows the rights on {:?}: doveadm acl",
@@ -150,8 +173,19 @@ fn open(config: &Config, of: &Of) -> Answer<(Target, Sources)> {
         );
         return Err(Failed(TEMPFAIL, why));
     }
-    if !target.paths.mailbox.is_dir() {
-        return Err(missing());
+    let path = &target.paths.mailbox;
+    let cannot_tell = |why: &str| Failed(TEMPFAIL, format!("{}: {why}", path.display()));
+    match (dir::stat(path), target.driver) {
+        (Ok(stat), Driver::Mbox) if stat.is_file => {}
+        // Mailboxes lie in it.
+        (Ok(stat), Driver::Mbox) if stat.is_dir => return Err(Failed(NO_MAILBOX, missing)),
+        (Ok(_), Driver::Mbox) => return Err(cannot_tell("it is no regular file")),
+        (Ok(stat), _) if stat.is_dir => {}
+        (Ok(_), _) => return Err(cannot_tell("it is no directory")),
+        (Err(error), _) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Failed(NO_MAILBOX, missing));
+        }
+        (Err(error), _) => return Err(cannot_tell(&error.to_string())),
     }
     let sources = target.acl.clone();
     let sources = sources.ok_or_else(|| Failed(TEMPFAIL, "no ACL counts there".into()))?;
@@ -329,22 +363,41 @@ fn change(config: &Config, of: &Of, renew: bool, change: impl FnOnce(&mut Acl)) 
         )
     };
     let directory = sources.own.ok_or_else(no_own)?;
+    let made = match target.driver {
+        Driver::Mbox => make(&directory)?,
+        Driver::Maildir | Driver::Sdbox | Driver::Mdbox => Created::default(),
+    };
     store::update(&directory, change).map_err(|error| Failed(TEMPFAIL, error.to_string()))?;
-    if renew
-        && let Some(owner) = &target.owner
-        && let Err(super::share::Failed(_, why)) = super::share::follow(config, owner)
-    {
-        let _ = writeln!(
-            io::stderr(),
-            "postroom acl: the rights are set, the sharing map is not: {why}"
-        );
+    made.keep();
+    if renew && let Some(owner) = &target.owner {
+        let said = match super::share::follow(config, owner) {
+            Ok(None) => None,
+            Ok(Some(why)) => Some(format!(
+                "the rights are set; rows of {owner} in the sharing map stay that may be too many: {why}"
+            )),
+            Err(super::share::Failed(_, why)) => {
+                Some(format!("the rights are set, the sharing map is not: {why}"))
+            }
+        };
+        if let Some(said) = said {
+            let _ = writeln!(io::stderr(), "postroom acl: {said}");
+        }
     }
-    if renew && let Err(error) = store::renew_list(&target.paths, target.layout) {
+    if renew && let Err(error) = store::renew_list(&target.paths, target.layout, target.driver) {
         // The rights are as they were asked for; who may see the mailbox finds it by its name.
-        let place = target.paths.root.join(store::LIST);
+        let place = store::list_root(&target.paths, target.driver).join(store::LIST);
         let _ = writeln!(io::stderr(), "postroom acl: {}: {error}", place.display());
     }
     Ok(())
+}
+
+/// The directory beside an mbox, for its file: with the mode and group of the one that is there.
+fn make(directory: &Path) -> Answer<Created> {
+    let failed = |error: io::Error| Failed(TEMPFAIL, format!("{}: {error}", directory.display()));
+    let (above, stat) = dir::nearest_existing(directory).map_err(failed)?;
+    let made = create::directory(directory, &Permission::of(&stat, &above));
+    let (_, created) = made.map_err(|fault| Failed(TEMPFAIL, fault.to_string()))?;
+    Ok(created)
 }
 
 fn parse_identifier(text: &str) -> Answer<Identifier> {

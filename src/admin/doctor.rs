@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::deliver;
-use crate::mailbox::namespace::Kind;
+use crate::fault::Fault;
+use crate::mailbox::namespace::{Kind, Namespace};
 use crate::mailbox::path::Paths;
 use crate::mailbox::permission::Permission;
 use crate::maildir::locks::{self, Place};
@@ -47,7 +48,8 @@ struct Failed(u8, String);
 /// Exit 0 where all is well, 1 where something is not, 64 wrong usage, 67 no such user, 75 cannot tell, 78 wrong config.
 pub fn run(config: Option<&Path>, arguments: &Arguments, out: &mut impl Write) -> io::Result<u8> {
     process::clear_umask();
-    let places = match places(config, arguments) {
+    let mut notes = Vec::new();
+    let places = match places(config, arguments, &mut notes) {
         Ok(places) => places,
         Err(Failed(code, why)) => {
             if !why.is_empty() {
@@ -56,6 +58,9 @@ pub fn run(config: Option<&Path>, arguments: &Arguments, out: &mut impl Write) -
             return Ok(code);
         }
     };
+    for note in notes {
+        writeln!(out, "{}", shown(&note))?;
+    }
     let (mut messages, mut wrong, mut unseen) = (0, 0, 0);
     for place in &places {
         match examine(place, arguments.fix, out)? {
@@ -82,9 +87,17 @@ pub fn run(config: Option<&Path>, arguments: &Arguments, out: &mut impl Write) -
     })
 }
 
-/// The mailboxes that are meant. As root, goes on as the identity that delivers there.
-fn places(config: Option<&Path>, arguments: &Arguments) -> Result<Vec<Place>, Failed> {
-    let config = || super::load(config).map_err(|code| Failed(code, String::new()));
+/// The mailboxes that are meant; `notes` says of which there are none. As root, goes on as the identity that delivers there.
+fn places(
+    config: Option<&Path>,
+    arguments: &Arguments,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Place>, Failed> {
+    let config = || {
+        let config = super::load(config).map_err(|code| Failed(code, String::new()))?;
+        super::check_required_paths(&config.delivery).map_err(|why| Failed(TEMPFAIL, why))?;
+        Ok(config)
+    };
     match arguments {
         Arguments {
             path: Some(path), ..
@@ -104,7 +117,7 @@ fn places(config: Option<&Path>, arguments: &Arguments) -> Result<Vec<Place>, Fa
         }
         Arguments {
             user: Some(user), ..
-        } => of_user(&config()?, user),
+        } => of_user(&config()?, user, notes),
         Arguments {
             namespace: Some(name),
             ..
@@ -114,24 +127,51 @@ fn places(config: Option<&Path>, arguments: &Arguments) -> Result<Vec<Place>, Fa
     }
 }
 
-fn of_user(config: &Config, name: &str) -> Result<Vec<Place>, Failed> {
+fn of_user(config: &Config, name: &str, notes: &mut Vec<String>) -> Result<Vec<Place>, Failed> {
     let settings = &config.delivery;
+    let cannot_tell = |fault: Fault| Failed(TEMPFAIL, fault.to_string());
     let user = match settings.userdbs.find(name) {
         Ok(Some(user)) => user,
         Ok(None) => return Err(Failed(NO_USER, format!("no such user: {name:?}"))),
         Err(unavailable) => return Err(Failed(TEMPFAIL, unavailable.to_string())),
     };
+    let placement = settings.placement.as_ref();
+    let node = placement.map(|it| it.of_user(settings, &user)).transpose();
+    if let Some(node) = node.map_err(cannot_tell)?.flatten() {
+        let why = format!("{node} has the mailboxes of {}", user.name);
+        return Err(Failed(TEMPFAIL, why));
+    }
+    let namespaces = settings.namespaces_of(&user).map_err(cannot_tell)?;
     become_who(&user.credentials)?;
-    let own = settings.namespaces.iter();
-    let own = own.filter(|it| it.kind == Kind::Private && it.alias_for.is_none());
-    // What only Dovecot writes only Dovecot mends. Where that is all, it is said.
-    let (ours, dovecots): (Vec<_>, Vec<_>) = own.partition(|it| it.location.dovecots().is_none());
-    let own = if ours.is_empty() { dovecots } else { ours };
-    let mut places = Vec::new();
-    for namespace in own {
-        let found = deliver::mailboxes_of(settings, namespace, Some(&user));
-        let found = found.map_err(|fault| Failed(TEMPFAIL, fault.to_string()))?;
-        places.extend(found.into_iter().map(place));
+    // Where nothing can be looked at, that is the answer.
+    let (mut ours, others): (Vec<_>, Vec<_>) =
+        deliver::own(&namespaces).partition(|it| deliver::is_closed(it).is_none());
+    if ours.is_empty() {
+        ours.extend(others);
+    } else {
+        let note = |it: &Namespace| {
+            Some(format!(
+                "namespace {}: {}",
+                it.name,
+                deliver::is_closed(it)?
+            ))
+        };
+        notes.extend(others.into_iter().filter_map(note));
+    }
+    let (mut places, mut missing) = (Vec::new(), Vec::new());
+    for namespace in &ours {
+        let inbox = deliver::inbox_of(settings, namespace, Some(&user)).map_err(cannot_tell)?;
+        match dir::stat(&inbox.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(inbox.root),
+            _ => {
+                let found = deliver::mailboxes_of(settings, namespace, Some(&user));
+                places.extend(found.map_err(cannot_tell)?.into_iter().map(place));
+            }
+        }
+    }
+    if missing.len() == ours.len() {
+        let note = |root: PathBuf| format!("{}: is not there: no mail yet", root.display());
+        notes.extend(missing.into_iter().map(note));
     }
     Ok(places)
 }
@@ -146,9 +186,9 @@ fn of_namespace(config: &Config, name: &str) -> Result<Vec<Place>, Failed> {
         let why = format!("namespace {name:?} is not public: name the user with --user");
         return Err(Failed(USAGE, why));
     }
-    if !namespace.location.path.has_variables() {
-        become_owner(Path::new(namespace.location.path.source()), Some(config))?;
-    }
+    let inbox = deliver::inbox_of(settings, namespace, None);
+    let inbox = inbox.map_err(|fault| Failed(TEMPFAIL, fault.to_string()))?;
+    become_owner(&inbox.root, Some(config))?;
     let found = deliver::mailboxes_of(settings, namespace, None);
     let found = found.map_err(|fault| Failed(TEMPFAIL, fault.to_string()))?;
     Ok(found.into_iter().map(place).collect())

@@ -17,6 +17,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::config::{self, Config};
+use crate::deliver::Settings;
+use crate::sys::dir;
 
 /// The configuration. A wrong one is told on stderr, and is exit code 78.
 fn load(path: Option<&Path>) -> Result<Config, u8> {
@@ -24,5 +26,13 @@ fn load(path: Option<&Path>) -> Result<Config, u8> {
         // Nobody may be there to read it; the exit code says it too.
         let _ = write!(io::stderr(), "{errors}");
         78
+    })
+}
+
+/// While one of [`Settings::required_paths`] is missing mailboxes are not where they belong.
+fn check_required_paths(settings: &Settings) -> Result<(), String> {
+    settings.required_paths.iter().try_for_each(|path| {
+        let failed = |error| format!("the required path {}: {error}", path.display());
+        dir::stat(path).map(drop).map_err(failed)
     })
 }

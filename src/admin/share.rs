@@ -1,5 +1,7 @@
 //! `postroom share`: the sharing map, and what the ACL files say beside it.
 
+mod seen;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -7,10 +9,10 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 
 use crate::config::Config;
-use crate::deliver;
-use crate::sharing::{Difference, Map, Share, SharingMap, rebuild};
+use crate::sharing::{Difference, Map, Share, SharingMap};
 use crate::sys::credentials::{self, Credentials};
 use crate::sys::{dir, process};
+use seen::{Seen, Unseen};
 
 /// What is asked. Only `Rebuild` writes.
 #[derive(Debug, Subcommand)]
@@ -29,6 +31,9 @@ pub struct Users {
     /// Those whose shares are meant [default: everybody's]
     users: Vec<String>,
 }
+
+/// Of so many users it is said why their rows stay.
+const MAX_TOLD: usize = 10;
 
 const DIFFERENT: u8 = 1;
 const NO_USER: u8 = 67;
@@ -121,17 +126,19 @@ fn list(config: &Config, map: &SharingMap, users: &Users, out: &mut impl Write) 
 
 fn verify(config: &Config, map: &SharingMap, users: &Users, out: &mut impl Write) -> Answer<u8> {
     let (maps, all) = users_by_map(config, map, users)?;
-    let mut code = 0;
+    let (mut differs, mut is_whole) = (false, true);
     for (map, names) in maps {
-        let (wanted, owners) = wanted(config, &map, names, all)?;
-        let there = map.read().map_err(text)?;
-        let difference = Difference::between(&there, &wanted, &owners);
+        let wanted = Wanted::of(config, &map, names, all)?;
+        let difference = Difference::between(&wanted.there, &wanted.shares, &wanted.owners);
         print(&difference, "missing", "surplus", out)?;
-        if !difference.is_none() {
-            code = DIFFERENT;
-        }
+        differs |= !difference.is_none();
+        is_whole &= wanted.is_whole(all);
     }
-    Ok(code)
+    Ok(match (differs, is_whole) {
+        (true, _) => DIFFERENT,
+        (false, true) => 0,
+        (false, false) => TEMPFAIL,
+    })
 }
 
 fn rebuild_all(
@@ -141,11 +148,14 @@ fn rebuild_all(
     out: &mut impl Write,
 ) -> Answer<u8> {
     let (maps, all) = users_by_map(config, map, users)?;
+    let mut is_whole = true;
     for (map, names) in maps {
-        let (wanted, owners) = wanted(config, &map, names, all)?;
-        print(&write(&map, &owners, &wanted)?, "added", "removed", out)?;
+        let wanted = Wanted::of(config, &map, names, all)?;
+        let difference = write(&map, &wanted.owners, &wanted.shares)?;
+        print(&difference, "added", "removed", out)?;
+        is_whole &= wanted.is_whole(all);
     }
-    Ok(0)
+    Ok(if is_whole { 0 } else { TEMPFAIL })
 }
 
 fn print(
@@ -168,59 +178,72 @@ fn print(
         .map_err(text)
 }
 
-/// What the ACL files say, and whose rows that decides: with all users, also those of users who are no more.
-fn wanted(
-    config: &Config,
-    map: &Map,
-    names: BTreeSet<String>,
-    all: bool,
-) -> Answer<(BTreeSet<Share>, BTreeSet<String>)> {
-    let (mut wanted, mut owners) = (BTreeSet::new(), names.clone());
-    if all {
-        owners.extend(
-            map.read()
-                .map_err(text)?
-                .into_iter()
-                .map(|share| share.from),
-        );
-    }
-    for name in names {
-        wanted.extend(shares_of(config, &name)?);
-    }
-    Ok((wanted, owners))
+/// What one map is to be.
+struct Wanted {
+    /// Its rows now.
+    there: BTreeSet<Share>,
+    /// What the ACL files say.
+    shares: BTreeSet<Share>,
+    /// Whose rows that decides: with all users, also those of users who are no more.
+    owners: BTreeSet<String>,
+    /// Whose rows stay.
+    unseen: Vec<(String, Unseen)>,
 }
 
-/// The shares of one user, read as himself where we are root.
-pub fn shares_of(config: &Config, name: &str) -> Answer<BTreeSet<Share>> {
-    let found = config.delivery.userdbs.find(name).map_err(text)?;
-    let Some(user) = found else {
-        return Ok(BTreeSet::new());
-    };
-    let roots = deliver::roots_of(&config.delivery, &user).map_err(text)?;
-    let identity = credentials::is_root().then(|| user.credentials.clone());
-    let read = move |out: &mut io::BufWriter<std::fs::File>| {
-        let (mut shares, mut problems) = (BTreeSet::new(), Vec::new());
-        for (paths, layout) in roots {
-            match dir::stat(&paths.root) {
-                Ok(_) => {}
-                // He has no mail yet.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            }
-            let (more, odd) = rebuild::shares_of(&user.name, &paths, layout)?;
-            shares.extend(more);
-            problems.extend(odd);
+impl Wanted {
+    fn of(config: &Config, map: &Map, names: BTreeSet<String>, all: bool) -> Answer<Wanted> {
+        super::check_required_paths(&config.delivery).map_err(text)?;
+        let there = map.read().map_err(text)?;
+        let mut owners = names.clone();
+        if all {
+            owners.extend(there.iter().map(|share| share.from.clone()));
         }
-        serde_json::to_writer(out, &(shares, problems)).map_err(io::Error::from)
-    };
-    let answer = process::ask_child(identity.as_ref(), read)
-        .map_err(|error| text(format!("{name}: {error}")))?;
-    let (shares, problems): (BTreeSet<Share>, Vec<String>) =
-        serde_json::from_slice(&answer).map_err(text)?;
-    for problem in problems {
-        let _ = writeln!(io::stderr(), "postroom share: shares nothing: {problem}");
+        let (mut shares, mut unseen) = (BTreeSet::new(), Vec::new());
+        for name in names {
+            let seen = seen::of(config, &name)?;
+            shares.extend(seen.shares);
+            if let Some(why) = seen.unseen {
+                owners.remove(&name);
+                unseen.push((name, why));
+            }
+        }
+        Ok(Wanted {
+            there,
+            shares,
+            owners,
+            unseen,
+        })
     }
-    Ok(shares)
+
+    /// Says whose rows stay and why; false where that is no one's intention. Of `all` users those whom this server is not to
+    /// see are not spoken of.
+    fn is_whole(&self, all: bool) -> bool {
+        let has_more = |name: &str| {
+            let mut more = self.there.difference(&self.shares);
+            more.any(|share| share.from == name)
+        };
+        let is_told = |(name, why): &&(String, Unseen)| match why {
+            Unseen::Elsewhere(_) => !all,
+            Unseen::NoRoot(_) => has_more(name),
+            Unseen::Unreadable(_) => true,
+        };
+        let told: Vec<_> = self.unseen.iter().filter(is_told).collect();
+        for (name, why) in told.iter().take(MAX_TOLD) {
+            let why = why.why();
+            let _ = writeln!(
+                io::stderr(),
+                "postroom share: the rows of {name} stay: {why}"
+            );
+        }
+        if let Some(more) = told.len().checked_sub(MAX_TOLD).filter(|more| *more > 0) {
+            let _ = writeln!(
+                io::stderr(),
+                "postroom share: and those of {more} more users"
+            );
+        }
+        told.iter()
+            .all(|(_, why)| matches!(why, Unseen::Elsewhere(_)))
+    }
 }
 
 /// As root, written as whoever owns the map, or else its folder: root's files would be in the way of the others.
@@ -247,14 +270,28 @@ fn write(map: &Map, owners: &BTreeSet<String>, wanted: &BTreeSet<Share>) -> Answ
     Ok(Difference { missing, surplus })
 }
 
-/// After a change of rights in the tree of `user`: the map follows.
-pub fn follow(config: &Config, user: &str) -> Answer<()> {
+/// After a change of rights in the tree of `user`, who is here: the map follows. Answers why rows stay that may be surplus.
+pub fn follow(config: &Config, user: &str) -> Answer<Option<String>> {
     let Some(map) = &config.sharing_map else {
-        return Ok(());
+        return Ok(None);
     };
     let map = map.of(user).map_err(text)?;
-    let owners = BTreeSet::from([user.to_owned()]);
-    map.replace(&owners, &shares_of(config, user)?)
-        .map_err(text)?;
-    Ok(())
+    let found = config.delivery.userdbs.find(user).map_err(text)?;
+    let Seen { shares, unseen } =
+        found.map_or_else(Seen::default, |user| seen::here(&config.delivery, &user));
+    let mut owners = BTreeSet::from([user.to_owned()]);
+    let Some(unseen) = unseen else {
+        map.replace(&owners, &shares).map_err(text)?;
+        return Ok(None);
+    };
+    if let Unseen::Unreadable(why) = unseen {
+        return Err(text(why));
+    }
+    let there = map.read().map_err(text)?;
+    let stay = !Difference::between(&there, &shares, &owners)
+        .surplus
+        .is_empty();
+    owners.clear();
+    map.replace(&owners, &shares).map_err(text)?;
+    Ok(stay.then(|| unseen.why().to_owned()))
 }

@@ -264,7 +264,7 @@ fn make(plan: &Plan) -> Result<Option<Created>, Fault> {
     let created = create::create(&target.paths, permission, target.layout, acl.as_deref())?;
     if acl.is_some() && target.paths.root.join(store::LIST).exists() {
         // Only LIST needs it, and it shows the new mailbox to others a little later.
-        let _ = store::renew_list(&target.paths, target.layout);
+        let _ = store::renew_list(&target.paths, target.layout, target.driver);
     }
     Ok(Some(created))
 }

@@ -81,7 +81,7 @@ pub use parcel::{Done, Parcel};
 use recent::Recent;
 pub use report::{Line, Report};
 pub use retry::{Alike, Earlier, Retry};
-pub use roots::{mailbox_of, mailboxes_of, roots_of};
+pub use roots::{Root, inbox_of, is_closed, mailbox_of, mailboxes_of, own, roots_of};
 pub use settings::Settings;
 pub use targets::{Target, Targets};
 

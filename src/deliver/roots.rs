@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::resolve::resolve;
 use super::settings::Settings;
-use super::targets::{Target, Wanted};
+use super::targets::Targets;
 use crate::fault::{Code, Fault};
 use crate::mailbox::acl::store;
 use crate::mailbox::location::{Driver, Layout, Location};
@@ -16,33 +16,49 @@ use crate::message::Recipient;
 use crate::text::template::Variables;
 use crate::user::User;
 
-/// A mailbox by the name that `user` has for it; no mailbox where no name or owner is like that.
-pub fn mailbox_of(
-    settings: &Settings,
-    user: &str,
-    mailbox: &str,
-) -> Result<(User, Option<Target>), Fault> {
+/// What a mailbox is by the name that `user` has for it.
+pub fn mailbox_of(settings: &Settings, user: &str, mailbox: &str) -> Result<Targets, Fault> {
     let recipient = Recipient {
         mailbox: Some(mailbox.into()),
         ..Recipient::of_user(user)
     };
-    let targets = resolve(settings, settings, &recipient, None)?;
-    let target = match targets.wanted {
-        Wanted::Target(target) => Some(*target),
-        Wanted::Missing { .. } | Wanted::Denied { .. } | Wanted::Elsewhere { .. } => None,
-    };
-    Ok((targets.user, target))
+    resolve(settings, settings, &recipient, None)
 }
 
-/// Where the user's own mailboxes lie, those that only Dovecot writes left out.
-pub fn roots_of(settings: &Settings, user: &User) -> Result<Vec<(Paths, Layout)>, Fault> {
+/// The root of a private namespace, as INBOX has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Root {
+    pub paths: Paths,
+    pub layout: Layout,
+    pub driver: Driver,
+    /// What is the same for all users at the start of its path.
+    pub base: Option<PathBuf>,
+}
+
+/// Where the user's own mailboxes lie. Second: those of his namespaces of which only Dovecot knows.
+pub fn roots_of(settings: &Settings, user: &User) -> Result<(Vec<Root>, Vec<String>), Fault> {
     let namespaces = settings.namespaces_of(user)?;
     let roots = own_roots_of(settings, &namespaces, user)?.into_iter();
     let mut roots: Vec<_> = roots
-        .map(|(namespace, paths)| (paths, namespace.location.layout))
+        .map(|(namespace, paths)| Root {
+            paths,
+            layout: namespace.location.layout,
+            driver: namespace.location.driver,
+            base: namespace.location.path.fixed_part().map(PathBuf::from),
+        })
         .collect();
     roots.dedup();
-    Ok(roots)
+    let dovecots = own(&namespaces).filter_map(|it| {
+        let format = it.location.dovecots()?;
+        Some(format!("{} ({format})", it.name))
+    });
+    Ok((roots, dovecots.collect()))
+}
+
+/// The private ones of these, each once.
+pub fn own(namespaces: &[Namespace]) -> impl Iterator<Item = &Namespace> {
+    let own = namespaces.iter();
+    own.filter(|it| it.kind == Kind::Private && it.alias_for.is_none())
 }
 
 /// His private namespaces, of these, with the place of each; none of those that only Dovecot writes.
@@ -58,9 +74,7 @@ pub fn own_roots_of<'a>(
         hostname: &settings.hostname,
         ..Variables::default()
     };
-    let own = namespaces.iter();
-    let own = own.filter(|it| it.kind == Kind::Private && it.alias_for.is_none());
-    let own = own.filter(|it| it.location.dovecots().is_none());
+    let own = own(namespaces).filter(|it| it.location.dovecots().is_none());
     let mut roots = Vec::new();
     for namespace in own {
         match Paths::of(&namespace.location, &StorageName::Inbox, &variables) {
@@ -74,16 +88,44 @@ pub fn own_roots_of<'a>(
     Ok(roots)
 }
 
-/// The mailboxes that are there below the root of a namespace, as `user` has them; a public one needs none.
-pub fn mailboxes_of(
+/// Why nobody but Dovecot, or nobody at all, can look at the files of this namespace's mailboxes.
+pub fn is_closed(namespace: &Namespace) -> Option<String> {
+    match (namespace.location.dovecots(), namespace.location.driver) {
+        (Some(format), _) => Some(format!("only Dovecot knows its mailboxes ({format})")),
+        (None, Driver::Mbox) => {
+            Some("its mailboxes are mboxes, which have no files of their own to look at".to_owned())
+        }
+        (None, _) => None,
+    }
+}
+
+/// The place of a namespace's INBOX as `user` has it; a public one needs none.
+pub fn inbox_of(
     settings: &Settings,
     namespace: &Namespace,
     user: Option<&User>,
-) -> Result<Vec<Paths>, Fault> {
-    let failed = |why: String| {
-        let doing = format!("find the mailboxes of namespace {}", namespace.name);
-        Fault::new(Code::CannotTell, doing, why)
-    };
+) -> Result<Paths, Fault> {
+    let closed = is_closed(namespace).or_else(|| {
+        let needs_user = user.is_none() && namespace.location.uses_user();
+        needs_user.then(|| "its paths need a user".to_owned())
+    });
+    match closed {
+        Some(why) => Err(failed(namespace, why)),
+        None => place(settings, namespace, user, &StorageName::Inbox),
+    }
+}
+
+fn failed(namespace: &Namespace, why: String) -> Fault {
+    let doing = format!("find the mailboxes of namespace {}", namespace.name);
+    Fault::new(Code::CannotTell, doing, why)
+}
+
+fn place(
+    settings: &Settings,
+    namespace: &Namespace,
+    user: Option<&User>,
+    name: &StorageName,
+) -> Result<Paths, Fault> {
     let home = user.map(home_of).transpose()?.flatten();
     let variables = Variables {
         user: user.map_or("", |user| &user.name),
@@ -96,40 +138,32 @@ pub fn mailboxes_of(
         index_private_path: None,
         ..namespace.location.clone()
     };
-    if let Some(format) = location.dovecots() {
-        return Err(failed(format!("only Dovecot knows them ({format})")));
-    }
-    if location.driver == Driver::Mbox {
-        return Err(failed(
-            "its mailboxes are mboxes, which have no files of their own to look at".into(),
-        ));
-    }
-    if user.is_none() && location.uses_user() {
-        return Err(failed("its paths need a user".into()));
-    }
-    let place = |name: &StorageName| {
-        Paths::of(location, name, &variables).map_err(|why| failed(format!("{why:?}")))
-    };
-    let inbox = place(&StorageName::Inbox)?;
-    let names = match store::mailboxes(&inbox, location.layout) {
+    Paths::of(location, name, &variables).map_err(|why| failed(namespace, format!("{why:?}")))
+}
+
+/// The mailboxes that are there below the root of a namespace, as `user` has them; a public one needs none.
+pub fn mailboxes_of(
+    settings: &Settings,
+    namespace: &Namespace,
+    user: Option<&User>,
+) -> Result<Vec<Paths>, Fault> {
+    let inbox = inbox_of(settings, namespace, user)?;
+    let layout = namespace.location.layout;
+    let names = match store::mailboxes(&inbox, layout) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        found => found.map_err(|error| failed(error.to_string()))?,
+        found => found.map_err(|error| failed(namespace, error.to_string()))?,
     };
-    let separator = location.layout.separator();
     let mut all = Vec::new();
     for (name, _) in names {
         let paths = match name.as_str() {
             "INBOX" => inbox.clone(),
             name => {
-                let levels = name.split(separator).map(str::to_owned).collect();
-                place(&StorageName::Box(levels))?
+                let levels = name.split(layout.separator()).map(str::to_owned).collect();
+                place(settings, namespace, user, &StorageName::Box(levels))?
             }
         };
         // A root may hold mailboxes and be none. What cannot be looked at is the caller's to report.
-        if !matches!(
-            exists(&paths.mailbox, location.layout, name == "INBOX"),
-            Ok(None)
-        ) {
+        if !matches!(exists(&paths.mailbox, layout, name == "INBOX"), Ok(None)) {
             all.push(paths);
         }
     }

@@ -20,6 +20,8 @@ pub struct Paths {
     pub mailbox: PathBuf,
     /// The INBOX of this location.
     pub inbox: PathBuf,
+    /// The last directory of each other mailbox below the root (`mailbox_directory_name`); empty: none.
+    pub directory_name: String,
     /// The directories of the levels above, nearest first, ending with the root.
     pub above: Vec<PathBuf>,
     /// Holds `dovecot-uidlist` and `dovecot-keywords`.
@@ -123,6 +125,10 @@ impl Paths {
             },
             root,
             inbox,
+            directory_name: match location.layout {
+                Layout::MaildirPlusPlus => String::new(),
+                Layout::Fs | Layout::Index => location.directory_name.clone(),
+            },
             mailbox,
             above,
             control,
@@ -140,6 +146,7 @@ impl Paths {
             root: PathBuf::new(),
             mailbox: PathBuf::new(),
             inbox: PathBuf::new(),
+            directory_name: String::new(),
             above: Vec::new(),
             control: PathBuf::new(),
             control_root: PathBuf::new(),
@@ -159,6 +166,7 @@ impl Paths {
             root: root.into(),
             mailbox: mailbox.into(),
             inbox: root.into(),
+            directory_name: String::new(),
             above: vec![root.into()],
             control: mailbox.into(),
             control_root: root.into(),
@@ -190,7 +198,7 @@ fn below(root: &Path, location: &Location, name: &StorageName) -> PathBuf {
 }
 
 /// The directory of an mbox's control and index files: `a/.imap/b` for `a/b`.
-fn beside(path: &Path) -> PathBuf {
+pub fn beside(path: &Path) -> PathBuf {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => parent.join(BESIDE).join(name),
         _ => path.to_owned(),

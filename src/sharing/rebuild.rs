@@ -5,7 +5,7 @@ use std::io;
 
 use super::{Share, With};
 use crate::mailbox::acl::{Acl, FILE, Identifier, read, store};
-use crate::mailbox::location::Layout;
+use crate::mailbox::location::{Driver, Layout};
 use crate::mailbox::path::Paths;
 
 /// What `owner` shares out of his tree. A file that makes no sense shares nothing, and is named; one that cannot be
@@ -14,9 +14,14 @@ pub fn shares_of(
     owner: &str,
     paths: &Paths,
     layout: Layout,
+    driver: Driver,
 ) -> io::Result<(BTreeSet<Share>, Vec<String>)> {
     let (mut shares, mut problems) = (BTreeSet::new(), Vec::new());
-    for (_, directory) in store::mailboxes(paths, layout)? {
+    let of_root = |error: io::Error| {
+        let why = format!("{}: {error}", paths.root.display());
+        io::Error::other(why)
+    };
+    for (_, directory) in store::of_files(paths, layout, driver).map_err(of_root)? {
         let text = match read(&directory) {
             Ok(Some(text)) => text,
             Ok(None) => continue,

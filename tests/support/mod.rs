@@ -239,6 +239,32 @@ spool_dir = "{root}/run"
         self.path("postroom.toml")
     }
 
+    /// [`Store::configure`], with alice's folders nested and `D` inside each; with `INBOX` and these she has mailboxes there.
+    pub fn with_directory_names(&self, below: &[&str], more: &str) -> PathBuf {
+        for name in ["INBOX"].iter().chain(below) {
+            let path = Path::new("home/alice/Maildir").join(name);
+            for above in path.ancestors().filter(|it| it.starts_with("home/alice/")) {
+                self.scratch.dir(above.to_str().unwrap(), MAIL, MAIL, 0o700);
+            }
+            let path = path.join("D");
+            self.scratch
+                .maildir(path.to_str().unwrap(), MAIL, MAIL, 0o700);
+        }
+        let config = self.configure("", more);
+        let layout = "mailbox_list_layout = \"fs\"\nmailbox_directory_name = \"D\"\nmail_inbox_path = \"INBOX/D\"";
+        let section = "[namespace.inbox]";
+        replace_in(&config, section, &format!("{section}\n{layout}"));
+        config
+    }
+
+    /// What the userdb says of a user beside, once there is a config.
+    pub fn set_fields(&self, user: &str, fields: &str) {
+        let users = fs::read_to_string(self.path("users")).unwrap();
+        let home = format!("{}::", self.scratch.text(&format!("home/{user}")));
+        let users = replaced(&users, &home, &format!("{home}{fields}"));
+        write_long_ago(&self.path("users"), &users);
+    }
+
     /// Large messages wait in this folder of the store.
     pub fn move_spool(&self, config: &Path, folder: &str) {
         let spool = |folder| format!("spool_dir = \"{}\"", self.scratch.text(folder));

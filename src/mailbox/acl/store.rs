@@ -8,8 +8,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::list::Acl;
 use super::sources::Unreadable;
 use super::{AclError, FILE, Identifier, MAX_FILE, bytes, read};
-use crate::mailbox::location::Layout;
-use crate::mailbox::path::Paths;
+use crate::mailbox::location::{Driver, Layout};
+use crate::mailbox::path::{BESIDE, Paths, beside};
 use crate::mailbox::permission::Permission;
 use crate::sys;
 use crate::sys::dir::{self, Dir};
@@ -62,11 +62,11 @@ pub fn update(directory: &Path, change: impl FnOnce(&mut Acl)) -> Result<(), Upd
 }
 
 /// Writes the list of a tree's visible mailboxes anew, from their files.
-pub fn renew_list(paths: &Paths, layout: Layout) -> io::Result<()> {
-    let root = &paths.root;
+pub fn renew_list(paths: &Paths, layout: Layout, driver: Driver) -> io::Result<()> {
+    let root = list_root(paths, driver);
     let dir = Dir::open(root)?;
     let mut lines = String::new();
-    for (name, path) in mailboxes(paths, layout)? {
+    for (name, path) in of_files(paths, layout, driver)? {
         let text = match bytes(&path) {
             Ok(Some(text)) if text.len() as u64 <= MAX_FILE => text,
             Err(error) if !is_for_good(&error) => return Err(error),
@@ -95,18 +95,66 @@ pub fn renew_list(paths: &Paths, layout: Layout) -> io::Result<()> {
     written
 }
 
+/// The directory that has the list.
+pub fn list_root(paths: &Paths, driver: Driver) -> &Path {
+    match driver {
+        Driver::Mbox => &paths.control_root,
+        Driver::Maildir | Driver::Sdbox | Driver::Mdbox => &paths.root,
+    }
+}
+
+/// The storage names of a tree's mailboxes, with the directories that have their ACL files, where there are some.
+pub fn of_files(
+    paths: &Paths,
+    layout: Layout,
+    driver: Driver,
+) -> io::Result<Vec<(String, PathBuf)>> {
+    match driver {
+        Driver::Mbox => mboxes(paths),
+        Driver::Maildir | Driver::Sdbox | Driver::Mdbox => mailboxes(paths, layout),
+    }
+}
+
+/// The same of mboxes, whether or not INBOX is there.
+fn mboxes(paths: &Paths) -> io::Result<Vec<(String, PathBuf)>> {
+    let inside = Some(&paths.directory_name).filter(|name| !name.is_empty());
+    let mut found = Vec::new();
+    collect_files(&Dir::open(&paths.root)?, "", MAX_LEVELS, &mut found)?;
+    found.retain(|name| paths.root.join(name) != paths.inbox);
+    found.push(inside.map_or("INBOX".into(), |inside| format!("INBOX/{inside}")));
+    found.sort();
+    found.dedup();
+    let place = |file: String| {
+        let control = beside(&paths.control_root.join(&file));
+        let name = match inside {
+            Some(inside) => file.strip_suffix(&format!("/{inside}"))?.to_owned(),
+            None => file,
+        };
+        Some((name, control))
+    };
+    Ok(found.into_iter().filter_map(place).collect())
+}
+
 /// The storage names of a tree's mailboxes, with their directories.
 pub fn mailboxes(paths: &Paths, layout: Layout) -> io::Result<Vec<(String, PathBuf)>> {
     let root = &paths.root;
-    let mut found = Vec::new();
-    collect(&Dir::open(root)?, layout, "", MAX_LEVELS, &mut found)?;
+    let inside = Some(paths.directory_name.as_str()).filter(|name| !name.is_empty());
+    let mut found = vec!["INBOX".to_owned()];
+    let dir = Dir::open(root)?;
+    match layout {
+        Layout::MaildirPlusPlus => collect_flat(&dir, &mut found)?,
+        Layout::Fs | Layout::Index => collect(&dir, inside, "", MAX_LEVELS, &mut found)?,
+    }
     found.sort();
     found.dedup();
     let place = |name: String| {
         let path = match (layout, name.as_str()) {
             (_, "INBOX") => paths.inbox.clone(),
             (Layout::MaildirPlusPlus, name) => root.join(format!(".{name}")),
-            (Layout::Fs | Layout::Index, name) => root.join(name),
+            (Layout::Fs | Layout::Index, name) => {
+                let path = root.join(name);
+                inside.map_or(path.clone(), |inside| path.join(inside))
+            }
         };
         (name, path)
     };
@@ -122,54 +170,89 @@ fn is_visible(acl: &Acl) -> bool {
     given.any(|rights| rights.lookup())
 }
 
-/// The storage names of all mailboxes below `dir`, and of directories that cannot be looked into.
+/// Those of a Maildir++, and of directories that cannot be looked into.
+fn collect_flat(dir: &Dir, found: &mut Vec<String>) -> io::Result<()> {
+    for name in dir.names()? {
+        if let Some(stored) = name.strip_prefix('.')
+            && !matches!(dir.open_dir(&name), Err(error) if is_none(&error))
+        {
+            found.push(stored.to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Those of nested directories, whose last one each time is `inside`, where it has a name.
 fn collect(
     dir: &Dir,
-    layout: Layout,
+    inside: Option<&str>,
     above: &str,
     levels: usize,
     found: &mut Vec<String>,
 ) -> io::Result<()> {
-    let names = dir.names()?;
-    if above.is_empty() {
-        found.push("INBOX".into());
+    for name in dir.names()? {
+        let is_mailboxes_own =
+            matches!(name.as_str(), "cur" | "new" | "tmp") || inside == Some(name.as_str());
+        if is_mailboxes_own || levels == 0 {
+            continue;
+        }
+        let below = dir.open_dir(&name);
+        let name = match above {
+            "" => name,
+            above => format!("{above}/{name}"),
+        };
+        let below = match below {
+            Ok(below) => below,
+            Err(error) if is_none(&error) => continue,
+            Err(error) if !is_for_good(&error) => return Err(error),
+            Err(_) => {
+                found.push(name);
+                continue;
+            }
+        };
+        if is_mailbox(&below, inside)? {
+            found.push(name.clone());
+        }
+        collect(&below, inside, &name, levels - 1, found)?;
     }
-    for name in names {
-        match layout {
-            Layout::MaildirPlusPlus => {
-                if let Some(name) = name.strip_prefix('.')
-                    && !matches!(dir.open_dir(format!(".{name}")), Err(error) if is_none(&error))
-                {
-                    found.push(name.to_owned());
-                }
-            }
-            Layout::Fs | Layout::Index
-                if matches!(name.as_str(), "cur" | "new" | "tmp") || levels == 0 => {}
-            Layout::Fs | Layout::Index => {
-                let below = dir.open_dir(&name);
-                let name = match above {
-                    "" => name,
-                    above => format!("{above}/{name}"),
-                };
-                let below = match below {
-                    Ok(below) => below,
-                    Err(error) if is_none(&error) => continue,
-                    Err(error) if !is_for_good(&error) => return Err(error),
-                    Err(_) => {
-                        found.push(name);
-                        continue;
-                    }
-                };
-                match below.stat_name("cur") {
-                    Ok(_) => found.push(name.clone()),
-                    Err(error) if !is_for_good(&error) => return Err(error),
-                    Err(_) => {}
-                }
-                collect(&below, layout, &name, levels - 1, found)?;
-            }
+    Ok(())
+}
+
+/// All files below `dir`, and symlinks, by their paths; none of what lies beside mboxes.
+fn collect_files(dir: &Dir, above: &str, levels: usize, found: &mut Vec<String>) -> io::Result<()> {
+    for name in dir.names()? {
+        if name == BESIDE {
+            continue;
+        }
+        let below = dir.open_dir(&name);
+        let name = match above {
+            "" => name,
+            above => format!("{above}/{name}"),
+        };
+        match below {
+            Ok(below) if levels > 0 => collect_files(&below, &name, levels - 1, found)?,
+            Ok(_) => {}
+            Err(error) if is_none(&error) => found.push(name),
+            Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+/// Also one that cannot be looked into.
+fn is_mailbox(dir: &Dir, inside: Option<&str>) -> io::Result<bool> {
+    let directory = match inside.map(|inside| dir.open_dir(inside)) {
+        Some(Ok(directory)) => directory,
+        None => dir.clone(),
+        Some(Err(error)) if is_none(&error) => return Ok(false),
+        Some(Err(error)) if !is_for_good(&error) => return Err(error),
+        Some(Err(_)) => return Ok(true),
+    };
+    match directory.stat_name("cur") {
+        Ok(_) => Ok(true),
+        Err(error) if !is_for_good(&error) => Err(error),
+        Err(_) => Ok(false),
+    }
 }
 
 /// It is so, and will be: nothing that passes, like a shortage or an error of the disk.
@@ -211,7 +294,7 @@ mod tests {
                 fault_point::arm(step, failure);
                 let updated = update(&work, change);
                 let paths = Paths::for_tests(root.path(), &work);
-                let renewed = renew_list(&paths, Layout::MaildirPlusPlus);
+                let renewed = renew_list(&paths, Layout::MaildirPlusPlus, Driver::Maildir);
                 let fired = !fault_point::disarm();
                 let case = format!("{failure:?} at {step}: {updated:?}, {renewed:?}");
                 let acl = fs::read_to_string(work.join(FILE)).unwrap();
