@@ -294,6 +294,20 @@ fn rules_of_mailboxes() {
         ("INBOX/", "INBOX/Spam:ignore", "<alice@x>", "250 2.0.0"),
         ("INBOX/", "Spam:ignore", "<alice@x>", "552 5.2.2"),
         ("INBOX/", "INBOX/Spam:ignore", "<alice+Spam@x>", "250 2.0.0"),
+        ("INBOX/", "*Spam:ignore", "<alice@x>", "250 2.0.0"),
+        ("INBOX/", "INBOX*m:ignore", "<alice@x>", "250 2.0.0"),
+        (
+            "INBOX/",
+            "INBOX/Spam:ignore",
+            "<bob+shared/alice/Spam@x>",
+            "250 2.0.0",
+        ),
+        (
+            "INBOX/",
+            "Spam:ignore",
+            "<bob+shared/alice/Spam@x>",
+            "552 5.2.2",
+        ),
         ("", "Spam:storage=+100%%", "<alice+Spam@x>", "250 2.0.0"),
         ("", "Spam:storage=+10%%", "<alice+Spam@x>", "552 5.2.2"),
         ("", "Sent:storage=10M", "<alice@x>", "552 5.2.2"),
@@ -312,6 +326,10 @@ fn rules_of_mailboxes() {
         );
         let spam = "home/alice/Maildir/.Spam";
         store.scratch.maildir(spam, MAIL, MAIL, 0o700);
+        let acl = format!("{spam}/dovecot-acl");
+        store
+            .scratch
+            .file(&acl, MAIL, MAIL, 0o600, "user=bob lip\n");
         let text = "x".repeat(5_000);
         let message = format!("{spam}/new/1.M1P1.mx,S=5000");
         store.scratch.file(&message, MAIL, MAIL, 0o600, &text);

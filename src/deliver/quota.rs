@@ -21,6 +21,7 @@ use crate::mailbox::namespace::{Kind, MailboxBlock, Namespace};
 use crate::mailbox::path::Paths;
 use crate::mailbox::quota::{Limits, Quota, Tree, Usage};
 use crate::maildir::maildirsize::{self, Known};
+use crate::text::mutf7;
 use crate::user::User;
 
 /// `[quota]` and its kin.
@@ -112,9 +113,10 @@ pub fn of(
     let (of, limits, trees, directory) = match (namespace.kind, user) {
         (Kind::Private | Kind::Shared, Some(user)) => {
             let limits = quotas.limits_of(user)?;
-            // A shared mailbox is meant by the name that its owner knows.
+            let namespaces = settings.namespaces_of(user)?;
+            let own = roots::own_roots_of(settings, &namespaces, user)?;
             let name = match namespace.kind {
-                Kind::Shared => found.rest.clone(),
+                Kind::Shared => owners_name(found, paths, &own, user),
                 _ => found.full_name(),
             };
             match limits.beside(&name) {
@@ -122,7 +124,7 @@ pub fn of(
                 Ok(None) => return Ok(None),
                 Err(why) => return Err(unclear(user, why)),
             }
-            let (trees, directory) = trees_of(settings, user, &limits)?;
+            let (trees, directory) = trees_of(own, user, &limits);
             (user.name.clone(), limits, trees, directory)
         }
         (Kind::Public, _) => {
@@ -132,7 +134,10 @@ pub fn of(
             let tree = Tree {
                 paths: paths.clone(),
                 layout: namespace.location.layout,
-                ignored: ignored(namespace, "", &[]),
+                ignored: ignored(namespace),
+                prefix: String::new(),
+                has_inbox: false,
+                rules: Vec::new(),
             };
             let directory = paths.control_root.clone();
             let of = format!("namespace {}", namespace.name);
@@ -153,16 +158,13 @@ pub fn of(
 
 /// All that counts for a user, that of his INBOX first, and where the account is kept.
 fn trees_of(
-    settings: &Settings,
+    own: Vec<(&Namespace, Paths)>,
     user: &User,
     limits: &Limits,
-) -> Result<(Vec<Tree>, Option<PathBuf>), Fault> {
-    let namespaces = settings.namespaces_of(user)?;
-    let rules = limits.rules.iter().filter(|rule| rule.ignore);
-    let rules: Vec<&str> = rules.map(|rule| rule.mailbox.as_str()).collect();
+) -> (Vec<Tree>, Option<PathBuf>) {
     let mut trees: Vec<Tree> = Vec::new();
     let mut directory = None;
-    for (namespace, paths) in roots::own_roots_of(settings, &namespaces, user)? {
+    for (namespace, paths) in own {
         if namespace.location.driver != Driver::Maildir {
             continue;
         }
@@ -176,27 +178,58 @@ fn trees_of(
         if trees.iter().any(|tree| tree.paths.root == paths.root) {
             continue;
         }
+        let rules = limits.rules.iter();
         let tree = Tree {
             paths,
             layout: namespace.location.layout,
-            ignored: ignored(namespace, &namespace.prefix_for(&user.name), &rules),
+            ignored: ignored(namespace),
+            prefix: stored(&namespace.prefix_for(&user.name), namespace),
+            has_inbox: namespace.inbox,
+            rules: rules
+                .map(|rule| (stored(&rule.mailbox, namespace), rule.ignore))
+                .collect(),
         };
         trees.insert(at, tree);
     }
-    Ok((trees, directory))
+    (trees, directory)
 }
 
-/// The storage names of mailboxes that do not count; in those of rules `*` and `?` stand for any.
-fn ignored(namespace: &Namespace, prefix: &str, rules: &[&str]) -> Vec<String> {
+/// The full name of a shared mailbox for the one who owns it: that is how his rules mean it.
+fn owners_name(
+    found: &Found<'_>,
+    paths: &Paths,
+    own: &[(&Namespace, Paths)],
+    owner: &User,
+) -> String {
+    let Some((namespace, _)) = own.iter().find(|(_, own)| own.root == paths.root) else {
+        return found.rest.clone();
+    };
+    let separator = namespace.separator.to_string();
+    let rest = found.rest.replace(found.namespace.separator, &separator);
+    match rest == "INBOX" && namespace.inbox {
+        true => rest,
+        false => format!("{}{rest}", namespace.prefix_for(&owner.name)),
+    }
+}
+
+/// A full name, or what stands for several, as the storage would have it.
+fn stored(name: &str, namespace: &Namespace) -> String {
+    let location = &namespace.location;
+    let levels = name
+        .split(namespace.separator)
+        .map(|level| match location.utf8 {
+            true => level.to_owned(),
+            false => mutf7::encode(level),
+        });
+    let separator = location.layout.separator().to_string();
+    levels.collect::<Vec<_>>().join(&separator)
+}
+
+/// The storage names of mailboxes whose sections say that they do not count.
+fn ignored(namespace: &Namespace) -> Vec<String> {
     let blocks = namespace.mailboxes.iter();
     let blocks = blocks.filter(|it: &&MailboxBlock| it.quota_ignore);
-    // Rules have full names.
-    let of_rules = rules.iter().filter_map(|rule| match *rule {
-        "INBOX" => Some("INBOX"),
-        rule => rule.strip_prefix(prefix),
-    });
-    let names = blocks.map(|it| it.name.as_str()).chain(of_rules);
-    let storage = names.filter_map(|name| StorageName::parse(name, namespace).ok());
+    let storage = blocks.filter_map(|it| StorageName::parse(&it.name, namespace).ok());
     let separator = namespace.location.layout.separator();
     storage
         .map(|name| match name {

@@ -90,6 +90,23 @@ pub struct Tree {
     pub layout: super::location::Layout,
     /// Mailboxes, by their storage names, that do not count.
     pub ignored: Vec<String>,
+    /// What full names have before the storage name, as it would be stored; INBOX has nothing where this is the user's own.
+    pub prefix: String,
+    pub has_inbox: bool,
+    /// Full names as they would be stored, with `*` and `?`, and whether what is meant does not count. The first that fits counts.
+    pub rules: Vec<(String, bool)>,
+}
+
+impl Tree {
+    /// Whether the mailbox of this storage name counts.
+    pub fn counts(&self, name: &str) -> bool {
+        let full = match self.has_inbox && name == "INBOX" {
+            true => name.to_owned(),
+            false => format!("{}{name}", self.prefix),
+        };
+        let rule = self.rules.iter().find(|(mask, _)| matches(mask, &full));
+        !self.ignored.iter().any(|it| it == name) && !rule.is_some_and(|(_, ignore)| *ignore)
+    }
 }
 
 impl Rule {
@@ -271,6 +288,8 @@ fn count(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -354,6 +373,37 @@ mod tests {
             let limits = limits(fields.trim_end()).unwrap();
             assert_eq!(limits.line(), "1050S", "{rules}");
             assert_eq!(limits.beside(mailbox), want, "{rules}: {mailbox}");
+        }
+    }
+
+    #[test]
+    fn what_counts() {
+        let tree = |prefix: &str, rules: &[(&str, bool)]| Tree {
+            paths: crate::mailbox::path::Paths::for_tests(Path::new("/m"), Path::new("/m")),
+            layout: crate::mailbox::location::Layout::MaildirPlusPlus,
+            ignored: vec!["Junk".into()],
+            prefix: prefix.into(),
+            has_inbox: true,
+            rules: rules
+                .iter()
+                .map(|(mask, ignore)| ((*mask).into(), *ignore))
+                .collect(),
+        };
+        for (prefix, rules, name, want) in [
+            ("", &[][..], "Spam", true),
+            ("", &[], "Junk", false),
+            ("", &[("Spam", true)], "Spam", false),
+            ("INBOX.", &[("Spam", true)], "Spam", true),
+            ("INBOX.", &[("INBOX.Spam", true)], "Spam", false),
+            ("INBOX.", &[("*Spam", true)], "Spam", false),
+            ("INBOX.", &[("INBOX*Spam", true)], "Old.Spam", false),
+            ("INBOX.", &[("INBOX", true)], "INBOX", false),
+            ("INBOX.", &[("INBOX.*", true)], "INBOX", true),
+            ("", &[("S*", false), ("Spam", true)], "Spam", true),
+            ("", &[("Spam", true), ("S*", false)], "Spam", false),
+        ] {
+            let counts = tree(prefix, rules).counts(name);
+            assert_eq!(counts, want, "{prefix} {rules:?} {name}");
         }
     }
 

@@ -14,7 +14,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime};
 
 use super::filename::field;
-use crate::mailbox::acl::sources::matches;
 use crate::mailbox::acl::store;
 use crate::mailbox::permission::Permission;
 use crate::mailbox::quota::{Quota, Tree, Usage};
@@ -195,9 +194,7 @@ fn mailboxes(tree: &Tree) -> io::Result<Vec<std::path::PathBuf>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         found => found?,
     };
-    let counts = found
-        .into_iter()
-        .filter(|(name, _)| !tree.ignored.iter().any(|it| matches(it, name)));
+    let counts = found.into_iter().filter(|(name, _)| tree.counts(name));
     Ok(counts.map(|(_, path)| path).collect())
 }
 
@@ -278,6 +275,9 @@ mod tests {
                 paths: Paths::for_tests(root, root),
                 layout: Layout::MaildirPlusPlus,
                 ignored: vec!["Trash".into()],
+                prefix: String::new(),
+                has_inbox: true,
+                rules: Vec::new(),
             }],
         }
     }
