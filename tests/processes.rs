@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::mount::Mount;
-use support::peers::Postfix;
+use support::peers::{Postfix, lines_of};
 use support::{
     Lmtp, MAIL, PATIENCE, Scratch, Server, Store, as_user, children_of, installed, let_time_pass,
     messages, messages_below, not_root, program, replace_in, run_with_input, signal, skip,
@@ -120,28 +120,33 @@ listen = [{{ unix = "{root}/run/lmtp", mode = "0666" }}]
 
     /// Root's server, in a name space where the site's users are those of the machine.
     fn serve(&self, more: &str) -> Server {
-        let config = self.configure(more);
-        let server = program("postroom-lmtpd");
+        self.configure(more);
+        self.serve_under(&[])
+    }
+
+    /// With the configuration that is there, by these words before the program's name.
+    fn serve_under(&self, words: &[&str]) -> Server {
+        let log = self.scratch.path("run/log");
+        let command = self.command(words, "postroom-lmtpd");
+        Server::spawn(command, &self.scratch.path("run/lmtp"), &log)
+    }
+
+    /// Root's, in that name space.
+    fn command(&self, words: &[&str], name: &str) -> Command {
+        let ours = program(name);
         let mut command = Command::new("unshare");
-        let start = "mount --bind $1 /etc/passwd && mount --bind $2 /etc/group && exec $3 -c $4";
-        command
-            .args([
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                start,
-                "sh",
-            ])
-            .args([self.scratch.path("passwd"), self.scratch.path("group")])
-            .arg(server.get_program())
-            .arg(config);
-        for (key, value) in server.get_envs() {
+        command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+        command.arg(
+            "mount --bind $1 /etc/passwd && mount --bind $2 /etc/group && shift 2 && exec \"$@\"",
+        );
+        command.arg("sh");
+        command.args([self.scratch.path("passwd"), self.scratch.path("group")]);
+        command.args(words).arg(ours.get_program());
+        command.arg("-c").arg(self.scratch.path("postroom.toml"));
+        for (key, value) in ours.get_envs() {
             command.env(key, value.unwrap());
         }
-        let log = self.scratch.path("run/log");
-        Server::spawn(command, &self.scratch.path("run/lmtp"), &log)
+        command
     }
 
     fn home(&self, number: u32) -> PathBuf {
@@ -182,6 +187,19 @@ impl Process {
             .unwrap()
             .parse()
             .unwrap()
+    }
+
+    /// The descriptors that it can have from its parent, but for the standard ones.
+    fn came_along(&self) -> Vec<PathBuf> {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap();
+        let open = open.filter_map(|it| fs::read_link(it.unwrap().path()).ok());
+        let kinds = ["socket:", "anon_inode:[signalfd]"];
+        open.filter(|it| {
+            kinds
+                .iter()
+                .any(|kind| it.to_string_lossy().starts_with(kind))
+        })
+        .collect()
     }
 
     /// Whether somebody with exactly its identity can do this.
@@ -356,11 +374,7 @@ fn nobody_can_open_what_is_not_his() {
     }
     // No descriptor of another process came along: three standard ones, and the socket to the front.
     for worker in [&one, &two] {
-        let open = fs::read_dir(format!("/proc/{}/fd", worker.pid)).unwrap();
-        let open: Vec<PathBuf> = open
-            .filter_map(|it| fs::read_link(it.unwrap().path()).ok())
-            .filter(|it| it.to_string_lossy().starts_with("socket:"))
-            .collect();
+        let open = worker.came_along();
         assert_eq!(open.len(), 1, "{open:?}");
     }
 }
@@ -433,6 +447,150 @@ fn a_store_that_is_not_there() {
     assert!(line.is_some_and(|line| line.contains(&missing)), "{log}");
 }
 
+/// The version of Landlock that the kernel has, not asked by us; below 1 it has none, or it is off.
+fn landlock() -> i32 {
+    let ask = "import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1))";
+    lines_of(Command::new("python3").args(["-c", ask]))[0]
+        .parse()
+        .unwrap()
+}
+
+/// His own link, in place of a whole Maildir, to a directory of his that is no place of mail: his uid may write there, his worker cannot.
+#[test]
+fn a_worker_opens_its_places_only() {
+    if not_root() {
+        return;
+    }
+    // The first version cannot be used.
+    let has_landlock = landlock() >= 2;
+    for (workers, is_closed) in [("", has_landlock), ("[workers]\nlandlock = false", false)] {
+        let site = Site::new(4);
+        let uid = UID + 1;
+        site.scratch.dir("elsewhere", 0, 0, 0o755);
+        let elsewhere = site.scratch.maildir("elsewhere/u1", uid, uid, 0o700);
+        symlink(&elsewhere, site.home(1).join("Maildir")).unwrap();
+        let server = site.serve(workers);
+        let replies = server.client().deliver(&["u1@x", "u2@x"], LETTER);
+        let case = format!("{workers}: {replies:?} {}", server.log());
+        let want = if is_closed { "451 4." } else { "250 2.0.0" };
+        assert!(replies[0].starts_with(want), "{case}");
+        assert!(replies[1].starts_with("250 2.0.0"), "{case}");
+        let stored = messages(&elsewhere).len();
+        assert_eq!(stored, usize::from(!is_closed), "{case}");
+    }
+}
+
+/// A kernel of before has no Landlock, or less of it, and no calls that came with it or later: mail goes the same ways.
+#[test]
+fn older_kernels() {
+    if not_root() || !installed("strace") && skip("strace is not installed") {
+        return;
+    }
+    let version = |number| format!("landlock_create_ruleset:retval={number}:when=1");
+    let newer = "openat2,close_range,faccessat2,clone3,statx,copy_file_range,epoll_pwait2";
+    for (what, inject, level) in [
+        (
+            "no Landlock",
+            "landlock_create_ruleset:error=ENOSYS".into(),
+            "none",
+        ),
+        (
+            "Landlock is off",
+            "landlock_create_ruleset:error=EOPNOTSUPP".into(),
+            "none",
+        ),
+        ("its first version", version(1), "none"),
+        ("its second version", version(2), "partial"),
+        (
+            "other calls are missing",
+            format!("{newer}:error=ENOSYS"),
+            "full",
+        ),
+    ] {
+        if landlock() < 3 && level != "none" {
+            continue;
+        }
+        let site = Site::new(8);
+        site.configure("");
+        let trace = site.scratch.text("run/trace");
+        let calls = format!("trace={}", inject.split(':').next().unwrap());
+        let inject = format!("inject={inject}");
+        // The traced process keeps the number of the one that was started.
+        let strace = [
+            "strace",
+            "-D",
+            "-f",
+            "-qqq",
+            "--seccomp-bpf",
+            "-o",
+            &trace,
+            "-e",
+            &calls,
+            "-e",
+            &inject,
+        ];
+        let server = site.serve_under(&strace);
+        for (address, mailbox, path, facts_of) in [
+            (
+                "u1@x",
+                "INBOX",
+                "home/u1/Maildir",
+                (UID + 1, UID + 1, 0o600),
+            ),
+            (
+                "u2@x",
+                "INBOX",
+                "home/u2/Maildir",
+                (UID + 2, UID + 2, 0o600),
+            ),
+            (
+                "u4+Public/info@x",
+                "Public/info",
+                "public/.info",
+                (UID + 4, GROUP, 0o660),
+            ),
+            (
+                "u1+shared/u5/Team@x",
+                "shared/u5/Team",
+                "shared/u5/.Team",
+                (UID + 1, GROUP + 1, 0o660),
+            ),
+            (
+                "u1+Public/info@x",
+                "INBOX",
+                "home/u1/Maildir",
+                (UID + 1, UID + 1, 0o600),
+            ),
+        ] {
+            let path = site.scratch.path(path);
+            let before = messages(&path);
+            let reply = server.client().deliver(&[address], LETTER).remove(0);
+            let case = format!("{what}: {address} {reply} {}", server.log());
+            let want = format!("mailbox=\"{mailbox}\"");
+            assert!(reply.starts_with("250 ") && reply.contains(&want), "{case}");
+            let stored = messages(&path).into_iter().find(|it| !before.contains(it));
+            assert_eq!(facts(&stored.expect(&case).0), facts_of, "{case}");
+        }
+        // The first one had nobody before him, the third one three processes.
+        for number in [1, 2, 4] {
+            let open = worker(&server, UID + number).unwrap().came_along();
+            assert_eq!(open.len(), 1, "{what}: u{number}: {open:?}");
+        }
+        let level = format!("Landlock for workers level=\"{level}\"");
+        assert!(server.log().contains(&level), "{what}: {}", server.log());
+        let met = fs::read_to_string(&trace).unwrap();
+        assert!(met.contains("(INJECTED)"), "{what}: {met}");
+        for user in ["u3", "u6"] {
+            let mut lda = site.command(&strace, "postroom-lda");
+            let output = run_with_input(lda.args(["-d", user]), LETTER);
+            assert_eq!(output.status.code(), Some(0), "{what}: {output:?}");
+            let stored = messages(&site.scratch.path(&format!("home/{user}/Maildir")));
+            assert_eq!(stored.len(), 1, "{what}: {user}");
+        }
+        drop(server);
+    }
+}
+
 /// Each file that a process names before it has become somebody else: none is in a home, where links and pipes may be, whatever its user
 /// has made of it.
 #[test]
@@ -456,7 +614,7 @@ fn root_looks_at_no_home() {
             site.scratch.maildir(&maildir, uid, uid, 0o700);
         }
         spoil(&site, &site.home(1));
-        let config = site.configure("");
+        site.configure("");
         let letter = site.scratch.text("home/u1/letter");
         let runs: [(&str, &[&str]); 6] = [
             ("postroom-lda", &["-d", "u1"]),
@@ -468,7 +626,7 @@ fn root_looks_at_no_home() {
         ];
         let count = if is_usual { 6 } else { 3 };
         for (name, arguments) in &runs[..count] {
-            let code = looks_at_no_home(&site, &config, name, arguments, what);
+            let code = looks_at_no_home(&site, name, arguments, what);
             // An answer that may come again at worst.
             let is_answer = code == Some(0) || !is_usual && matches!(code, Some(1 | 75));
             assert!(is_answer, "{what}: {name} {arguments:?}: {code:?}");
@@ -477,42 +635,21 @@ fn root_looks_at_no_home() {
 }
 
 /// Runs it by root, and answers its exit code.
-fn looks_at_no_home(
-    site: &Site,
-    config: &Path,
-    name: &str,
-    arguments: &[&str],
-    what: &str,
-) -> Option<i32> {
+fn looks_at_no_home(site: &Site, name: &str, arguments: &[&str], what: &str) -> Option<i32> {
     let home = site.scratch.text("home/u");
     let folder = site.scratch.dir("trace", 0, 0, 0o700);
-    let mut command = Command::new("unshare");
-    let start =
-        "mount --bind $1 /etc/passwd && mount --bind $2 /etc/group && shift 2 && exec \"$@\"";
-    command.args([
-        "--mount",
-        "--propagation",
-        "private",
-        "sh",
-        "-c",
-        start,
-        "sh",
-    ]);
-    command.args([site.scratch.path("passwd"), site.scratch.path("group")]);
-    command.args([
+    let of = folder.join("of");
+    let strace = [
         "strace",
         "-ff",
         "-qq",
         "-e",
         "trace=%file,%process,setresuid",
         "-o",
-    ]);
-    command.arg(folder.join("of"));
-    command
-        .arg(program(name).get_program())
-        .arg("-c")
-        .arg(config)
-        .args(arguments);
+        of.to_str().unwrap(),
+    ];
+    let mut command = site.command(&strace, name);
+    command.args(arguments);
     let input: &[u8] = match name {
         "postroom-lmtpd" => b"LHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<u1+Work@x>\r\nDATA\r\nSubject: x\r\n\r\n.\r\nQUIT\r\n",
         _ => LETTER,
@@ -1199,24 +1336,8 @@ fn homes_that_are_full() {
     let Some(_disk) = Mount::small(disk, 1024, 512, UID + 2) else {
         return;
     };
-    let config = site.configure_with("", "100000000");
-    let mut command = Command::new("prlimit");
-    let server = program("postroom-lmtpd");
-    let start = "mount --bind $1 /etc/passwd && mount --bind $2 /etc/group && exec $3 -c $4";
-    command
-        .args([
-            "--fsize=6000000",
-            "unshare",
-            "--mount",
-            "--propagation",
-            "private",
-        ])
-        .args(["sh", "-c", start, "sh"])
-        .args([site.scratch.path("passwd"), site.scratch.path("group")])
-        .arg(server.get_program())
-        .arg(config);
-    let log = site.scratch.path("run/log");
-    let server = Server::spawn(command, &site.scratch.path("run/lmtp"), &log);
+    site.configure_with("", "100000000");
+    let server = site.serve_under(&["prlimit", "--fsize=6000000"]);
     let large = |megabytes: usize| [LETTER, &b"0123456\n".repeat(megabytes << 17)].concat();
     for (user, megabytes, want) in [
         ("u1", 3, "452 4.2.2"),
