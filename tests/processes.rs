@@ -788,6 +788,212 @@ os.kill(front, signal.SIGCONT)
     );
 }
 
+/// What comes with a message of a hostile front.
+#[derive(Clone, Copy)]
+enum Beside {
+    Message,
+    Nothing,
+    Pipe,
+    Directory,
+    /// Of 600,000 bytes.
+    Large,
+    Two,
+}
+
+/// A front that was taken over says whatever it likes to workers: each stores as who it is, below the places that it began with, or not at all.
+/// What a front says usually is taken from its socket to a worker, and a word of it is replaced.
+#[test]
+fn what_a_hostile_front_gets_of_a_worker() {
+    if not_root() {
+        return;
+    }
+    let site = Site::new(4);
+    let (uid, two) = (UID + 1, UID + 2);
+    site.scratch.dir("elsewhere", 0, 0, 0o755);
+    site.scratch.dir("elsewhere/u1", uid, uid, 0o700);
+    site.scratch.dir("anybody", 0, 0, 0o1777);
+    let server = site.serve("[workers]\nmax = 64");
+    let sent = server.client().deliver(&["u1@x", "u2@x"], LETTER);
+    assert!(sent.iter().all(|it| it.starts_with("250")), "{sent:?}");
+    let root = site.scratch.text("");
+    let at = |text: &str| text.replace("ROOT", &root);
+    let his = format!("\"uid\":{uid},\"gid\":{uid}");
+    let others = format!("\"uid\":{two},\"gid\":{two}");
+    let roots = "\"uid\":0,\"gid\":0";
+    let has_landlock = landlock() >= 2;
+    let elsewhere = match has_landlock {
+        true => "\"Elsewhere\"",
+        false => "\"Saved\"",
+    };
+    use Beside::{Directory, Large, Message, Nothing, Pipe, Two};
+    // What is replaced, by what, whether that comes behind one that is as usual, what comes beside it, and the answer
+    #[rustfmt::skip]
+    let rows = [
+        ("hello", "hello", false, Message, "\"Saved\""),
+        ("ROOT/home/u1", "ROOT/home/u2", false, Message, "\"Deferred\""),
+        ("ROOT/home/u1", "/", false, Message, "\"Deferred\""),
+        ("ROOT/home/u1", "/etc", false, Message, "\"Deferred\""),
+        ("ROOT/home/u1", "ROOT/home/u1/../u2", false, Message, "\"Deferred\""),
+        (&his, &others, false, Message, "\"Deferred\""),
+        (&his, roots, false, Message, "\"Deferred\""),
+        ("ROOT/home/u1", "ROOT/elsewhere/u1", true, Message, elsewhere),
+        ("\"extra\":{}", "\"extra\":{\"mail_path\":\"ROOT/elsewhere/u1\"}", false, Message, "\"Deferred\""),
+        ("\"extra\":{}", "\"extra\":{\"mail_path\":\"ROOT/anybody\"}", true, Message, "\"Deferred\""),
+        ("\"local\":\"u1\"", "\"local\":\"u1+../../u2/Maildir\"", false, Message, "\"INBOX\""),
+        ("\"mailbox\":null", "\"mailbox\":\"../../anybody/x\"", false, Message, "\"Deferred\""),
+        ("\"mailbox\":null", "\"mailbox\":\"Public/../../anybody\"", false, Message, "\"Deferred\""),
+        ("\"mailbox\":null", "\"mailbox\":\"Public/info\"", false, Message, "\"Deferred\""),
+        ("\"retry\":{\"name\":null", "\"retry\":{\"name\":\"../../x\"", false, Message, "\"Deferred\""),
+        ("\"retry\":{\"name\":null", "\"retry\":{\"name\":\"ROOT/home/u1/x\"", false, Message, "\"Deferred\""),
+        ("\"u1@x\":", "\"u2@x\":", false, Message, "\"Deferred\""),
+        ("hello", "hello", false, Nothing, "\"Deferred\""),
+        ("hello", "hello", false, Pipe, "\"Deferred\""),
+        ("hello", "hello", false, Directory, "\"Deferred\""),
+        ("hello", "hello", false, Two, "the end"),
+        ("\"size\":18", "\"size\":19", false, Message, "\"Deferred\""),
+        ("\"size\":18", "\"size\":1000000000000", false, Message, "\"Deferred\""),
+        ("\"size\":18", "\"size\":900000", false, Large, "\"Deferred\""),
+        ("\"Deliver\":{\"id\":", "\"Deliver\":{\"id\":-", false, Message, "the end"),
+        ("{\"Message\":", "{\"Order\":", false, Message, "the end"),
+        ("{\"Message\":{\"transaction\":", "{\"Message\":{\"transaction\":9", false, Message, "\"Deferred\""),
+    ];
+    let script = r#"
+import array, ctypes, json, os, select, signal, socket, sys
+front, worker, uid, gid = map(int, sys.argv[1:5])
+def taken(pid, wanted):
+    packets = {line.split()[6] for line in open("/proc/net/unix") if line.split()[4] == "0005"}
+    links = {int(fd): os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    fds = sorted(fd for fd, link in links.items() if link[8:-1] in packets)
+    libc = ctypes.CDLL(None, use_errno=True)
+    taken = libc.syscall(438, os.pidfd_open(pid), fds[wanted], 0)
+    assert taken >= 0, os.strerror(ctypes.get_errno())
+    return socket.socket(fileno=taken)
+def hear(end, patience=20):
+    if not select.select([end], [], [], patience)[0]:
+        return "hangs", []
+    try:
+        text, rights, _, _ = end.recvmsg(1 << 17, 64)
+    except ConnectionResetError:
+        return "the end", []
+    fds = array.array("i")
+    for _, _, data in rights:
+        fds.frombytes(data)
+    return text.decode() or "the end", list(fds)
+def say(end, text, fds=()):
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+    try:
+        end.sendmsg([text.encode()], rights if fds else [])
+    except BrokenPipeError:
+        pass
+client = socket.socket(socket.AF_UNIX)
+client.connect(sys.argv[5])
+lines = client.makefile("rb")
+def talk(line):
+    client.sendall(line.encode() + b"\r\n")
+    return lines.readline().decode()
+lines.readline()
+for line in ["MAIL FROM:<a@b>", "RCPT TO:<u1@x>"]:
+    assert talk(line).startswith("250")
+os.kill(worker, signal.SIGSTOP)
+its = taken(worker, 0)
+assert talk("DATA").startswith("354")
+client.sendall(b"Subject: x\r\n\r\nhello\r\n.\r\n")
+message, [letter] = hear(its)
+deliver, _ = hear(its)
+assert message.startswith('{"Message"') and deliver.startswith('{"Deliver"'), (message, deliver)
+os.kill(worker, signal.SIGKILL)
+os.kill(front, signal.SIGSTOP)
+orders = taken(front, 0)
+reader, writer = os.pipe()
+folder = os.open("/", os.O_RDONLY)
+large = os.memfd_create("large")
+os.write(large, b"hello\n" * 100000)
+beside = {"Message": [letter], "Nothing": [], "Pipe": [reader], "Directory": [folder], "Large": [large], "Two": [letter, letter]}
+for row in json.loads(sys.argv[6]):
+    who = {"uid": uid, "gid": uid, "groups": [uid, gid], "privileged": None}
+    say(orders, json.dumps({"Fork": who}))
+    forked, [fd] = hear(orders)
+    its = socket.socket(fileno=fd)
+    answer = ""
+    if row["is_second"]:
+        say(its, message, [letter])
+        say(its, deliver)
+        first, _ = hear(its)
+        assert '"Saved"' in first, first
+    before, after = row["before"], row["after"]
+    assert before == after or before in message + deliver, (before, message, deliver)
+    say(its, message.replace(before, after), beside[row["beside"]])
+    say(its, deliver.replace(before, after))
+    answer, _ = hear(its)
+    print(answer, flush=True)
+    its.close()
+os.kill(front, signal.SIGCONT)
+"#;
+    let given = rows.iter().map(|(before, after, is_second, beside, _)| {
+        let beside = match beside {
+            Message => "Message",
+            Nothing => "Nothing",
+            Pipe => "Pipe",
+            Directory => "Directory",
+            Large => "Large",
+            Two => "Two",
+        };
+        serde_json::json!({
+            "before": at(before), "after": at(after), "is_second": is_second, "beside": beside
+        })
+    });
+    let given = serde_json::Value::Array(given.collect()).to_string();
+    let (front, worker) = (front(&server), worker(&server, uid).unwrap());
+    let others = [
+        "home/u2",
+        "home/u3",
+        "public",
+        "shared",
+        "elsewhere",
+        "anybody",
+        "run",
+    ];
+    let picture = || others.map(|it| support::tree(&site.scratch.path(it)));
+    let before = picture();
+    let mut python = Command::new("python3");
+    python.args(["-c", script]);
+    python.args([front.pid, worker.pid, uid, GROUP + 1].map(|it| it.to_string()));
+    let output = python.arg(&server.socket).arg(given).output().unwrap();
+    signal(front.pid, "CONT");
+    let said = String::from_utf8(output.stdout).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let answers: Vec<&str> = said.lines().collect();
+    assert_eq!(
+        answers.len(),
+        rows.len(),
+        "{said} {errors} {}",
+        server.log()
+    );
+    let wrong = rows.iter().zip(&answers);
+    let wrong = wrong.filter(|((_, _, _, _, want), answer)| !answer.contains(want));
+    let wrong: Vec<_> = wrong
+        .map(|((before, after, ..), answer)| format!("{before} -> {after}: {answer}"))
+        .collect();
+    assert_eq!(wrong, Vec::<String>::new(), "{}", server.log());
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+    if has_landlock {
+        assert_eq!(picture(), before);
+    }
+    let home = fs::read_dir(site.home(1)).unwrap();
+    let home: Vec<_> = home.map(|it| it.unwrap().file_name()).collect();
+    assert_eq!(home, ["Maildir"]);
+    for (path, text) in messages_below(&site.home(1)) {
+        assert_eq!(facts(&path), (uid, uid, 0o600), "{}", path.display());
+        assert!(text.ends_with(b"hello\n"), "{}", path.display());
+    }
+    // And the front goes on as it was.
+    let replies = server.client().deliver(&["u1@x", "u2@x"], LETTER);
+    assert!(
+        replies.iter().all(|it| it.starts_with("250")),
+        "{replies:?}"
+    );
+}
+
 /// Who only asks is answered by the next process, and nobody else notices.
 #[test]
 fn a_worker_that_hangs_and_dies() {
