@@ -1,5 +1,6 @@
-//! Power cuts: eight clients deliver to every kind of mailbox, three of them to one mbox, while the disk goes off. Whatever had a 250 by then is there
-//! afterwards, whole, with the UID that its reply said; and no UID ever stands for two messages.
+//! Power cuts: nine clients deliver to every kind of mailbox, three of them to one mbox, while the disk goes off, and now and then Dovecot writes to
+//! the same mailbox. Whatever had a 250 by then is there afterwards, whole, with the UID that its reply said; and no UID ever stands for two
+//! messages.
 //!
 //! `POSTROOM_POWER_CUTS` cuts (`tests/powercut --cuts 1000`), half of them on ext4 and half on xfs; Dovecot 2.3 and 2.4 look in turn.
 
