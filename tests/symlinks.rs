@@ -570,7 +570,7 @@ fn a_link_above_opens_no_group_of_the_server() {
     }
     const ALICE: u32 = 6001;
     for driver in ["maildir", "mbox"] {
-        for (owner, is_followed) in [(ALICE, false), (0, true)] {
+        for (owner, names, is_followed) in [(ALICE, 1, false), (0, 1, true), (0, 2, false)] {
             let store = Store::new();
             store.scratch.dir("lent", 0, 0, 0o755);
             let place = store.path("lent/secret");
@@ -584,6 +584,9 @@ fn a_link_above_opens_no_group_of_the_server() {
             let link = store.path("home/alice/mail/x");
             symlink(store.path("lent"), &link).unwrap();
             std::os::unix::fs::lchown(&link, Some(owner), None).unwrap();
+            if names == 2 {
+                fs::hard_link(&link, store.path("run/link")).unwrap();
+            }
             let roots = format!("mail_roots = [\"{}\"]", store.path("").display());
             let config = store.configure(&roots, "");
             let text = fs::read_to_string(&config).unwrap();
@@ -601,7 +604,7 @@ fn a_link_above_opens_no_group_of_the_server() {
             let replies = server
                 .client()
                 .deliver(&["alice+x/secret@example.test"], b"Subject: x\n\n");
-            let case = format!("{driver} {owner} {replies:?} {}", server.log());
+            let case = format!("{driver} {owner} {names} {replies:?} {}", server.log());
             let want = if is_followed { "x/secret" } else { "INBOX" };
             assert!(
                 replies[0].contains(&format!("mailbox=\"{want}\"")),
