@@ -631,11 +631,9 @@ fn descriptors_of_the_caller() {
         let mut lda = command.stdin(Stdio::piped()).spawn().unwrap();
         // strace is a child too, of this name for a moment only.
         let child = || {
-            let children = children_of(lda.id()).into_iter();
+            let mut children = children_of(lda.id()).into_iter();
             let name = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            children
-                .filter(|pid| name(*pid).starts_with("postroom"))
-                .last()
+            children.rfind(|pid| name(*pid).starts_with("postroom"))
         };
         wait_until("a child", || child().is_some());
         for pid in [child().unwrap(), lda.id()] {
