@@ -384,7 +384,13 @@ fn look(dovecot: &Dovecot, case: &str, is_first: bool, ledger: &mut Ledger, figu
             }
             ledger.torn = torn;
         }
+        let mut told = HashMap::new();
         for stored in ledger.stored.iter().filter(|it| it.mailbox == mailbox) {
+            let other = stored.uid.and_then(|uid| told.insert(uid, &stored.id));
+            if let Some(other) = other {
+                eprintln!("{case}: {stored:?} has the UID of {other}");
+                figures.wrong_uids += 1;
+            }
             let may_be_expunged =
                 mailbox == REWRITTEN.mailbox && stored.uid.is_none_or(|it| it <= ledger.expunged);
             match there.get(&stored.id) {
