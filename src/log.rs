@@ -3,7 +3,7 @@
 //! Values are quoted and escaped by the formatter, so that nothing that came from a client can end a line or start another;
 //! messages are fixed sentences.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -72,8 +72,14 @@ pub fn init(target: Target) {
         if registry().with(filter).with(journal).try_init().is_ok() {
             let _ = FORKED.set(Box::new(move || {
                 // The number of the old descriptor may be that of another by now.
-                let _ =
-                    handle.modify(|it| std::mem::forget(std::mem::replace(it, to_journal().ok())));
+                let journal = to_journal().inspect_err(|error| {
+                    let _ = writeln!(
+                        io::stderr(),
+                        "postroom: nothing is logged: the journal: {error}"
+                    );
+                });
+                let journal = journal.ok();
+                let _ = handle.modify(|it| std::mem::forget(std::mem::replace(it, journal)));
             }));
         }
         return;

@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use support::{MAIL, Store, not_root, program, replaced};
+use support::{MAIL, Store, not_root, program, replaced, write_long_ago};
 
 /// Exit code, and all that was printed, without the scratch folder's path.
 fn postroom(store: &Store, arguments: &[&str]) -> (Option<i32>, String) {
@@ -208,5 +208,26 @@ fn locks_that_cannot_be_made() {
             "" => assert!(!said.contains("dotlock"), "{case}"),
             want => assert!(said.contains(want), "{case}"),
         }
+    }
+}
+
+/// Users of a file that another userdb is asked for first.
+#[test]
+fn lines_for_logins() {
+    for (lines, behind, want) in [
+        ("alice:x\nbob:x:8:8::/h::\n", "passwd = {}", true),
+        ("alice:x::\nbob:x:8:8::/h::\n", "passwd = {}", false),
+        ("alice:x\nbob:x:8:8::/h::\n", "", false),
+    ] {
+        let store = Store::new();
+        let others = match behind {
+            "" => String::new(),
+            behind => format!("[[userdb]]\n{behind}\n"),
+        };
+        store.configure("", &others);
+        write_long_ago(&store.path("users"), lines);
+        let (_, said) = postroom(&store, &["check"]);
+        let found = said.contains("1 of its lines, as that of \"alice\"");
+        assert_eq!(found, want, "{lines} {behind}: {said}");
     }
 }

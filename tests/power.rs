@@ -1,11 +1,13 @@
-//! Power cuts: eight clients deliver to every kind of mailbox, three of them to one mbox, while the disk goes off. Whatever had a 250 by then is there
-//! afterwards, whole, with the UID that its reply said; and no UID ever stands for two messages.
+//! Power cuts: nine clients deliver to every kind of mailbox, three of them to one mbox, while the disk goes off, and now and then Dovecot writes to
+//! the same mailbox. Whatever had a 250 by then is there afterwards, whole, with the UID that its reply said; and no UID ever stands for two
+//! messages.
 //!
 //! `POSTROOM_POWER_CUTS` cuts (`tests/powercut --cuts 1000`), half of them on ext4 and half on xfs; Dovecot 2.3 and 2.4 look in turn.
 
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::process::Command;
@@ -18,11 +20,19 @@ use support::mount::{Disk, FileSystem, is_done_apart};
 use support::peers::{Dovecot, VERSIONS, lines_of};
 use support::places::{self, INBOX, KEYWORD, LINKED, MBOX, NEW, PLACES, PUBLIC, Place};
 use support::random::{self, Random};
-use support::{Lmtp, MAIL, PATIENCE, Server, Store, not_root, subject, uid_of};
+use support::{Lmtp, MAIL, PATIENCE, Server, Store, children_of, not_root, subject, uid_of};
 
 /// Cuts of one disk: everything that was acknowledged on it is looked for after each.
 const CUTS_OF_A_DISK: usize = 10;
 const MAILDIRS: [Place; 5] = [INBOX, NEW, KEYWORD, LINKED, PUBLIC];
+/// Where Dovecot meanwhile writes the list of UIDs and the keywords anew, again and again.
+const REWRITTEN: Place = Place {
+    kind: "rewritten",
+    mailbox: "Rewritten",
+    path: "home/alice/Maildir/.Rewritten",
+};
+/// At one of so many cuts.
+const REWRITTEN_EVERY: usize = 3;
 /// Deliveries to a mailbox that its first one makes.
 const TO_A_NEW_ONE: usize = 4;
 
@@ -41,6 +51,8 @@ struct Ledger {
     /// Messages that were seen: UIDVALIDITY and UID of a mailbox.
     seen: HashMap<(String, u32, u32), String>,
     validities: HashMap<String, u32>,
+    /// Up to this UID Dovecot may have expunged all of [`REWRITTEN`].
+    expunged: u32,
     /// Of the mbox: what Dovecot has shown of a message that was never whole, by its UID.
     torn: HashMap<u32, String>,
     /// And those with the zeros of another one behind them.
@@ -64,6 +76,8 @@ struct Figures {
     twice: usize,
     /// Cuts behind which Dovecot had something to say.
     complaints: usize,
+    /// Lists and files of keywords that Dovecot had written before the cuts.
+    rewrites: usize,
     empty_locks: usize,
     /// By a Dovecot that had to make its index anew.
     opened_twice: usize,
@@ -129,20 +143,61 @@ fn attempt(client: &mut Lmtp, address: &str, message: &[u8]) -> io::Result<Strin
     client.try_reply()
 }
 
+/// A reader gives each message in [`REWRITTEN`] a keyword that is new there, and expunges it, until he is gone: Dovecot writes the list of
+/// UIDs and the keywords anew. Answers how often, and up to which UID.
+fn rewrite(mut imap: Imap, cut: usize) -> (usize, u32) {
+    let (mut count, mut expunged) = (0, 0);
+    // Before the first delivery it is not there.
+    while let Ok(selected) = imap.try_command(&format!("SELECT \"{}\"", REWRITTEN.mailbox)) {
+        let next = selected.iter().find_map(|it| it.split("UIDNEXT ").nth(1));
+        let next = next.and_then(|it| it.split(']').next()?.parse::<u32>().ok());
+        let Some(next) = next.filter(|it| *it > 1) else {
+            continue;
+        };
+        expunged = next - 1;
+        let marks = format!("\\Deleted $Cut{cut} $Number{}", count % 8);
+        let mark = format!("UID STORE 1:{expunged} +FLAGS.SILENT ({marks})");
+        let is_done = |command: &str| {
+            let said = imap.try_command(command);
+            said.is_ok_and(|it| it.last().unwrap().contains(" OK "))
+        };
+        count += usize::from([mark.as_str(), "EXPUNGE"].into_iter().all(is_done));
+    }
+    (count, expunged)
+}
+
+/// Ends Dovecot's readers: they wait for minutes for locks on a disk that is gone.
+fn end_readers(dovecot: &Dovecot) {
+    for pid in children_of(dovecot.pid()) {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if name == "imap\n" {
+            // It may be gone by then.
+            let _ = Command::new("kill")
+                .args(["-KILL", &pid.to_string()])
+                .output();
+        }
+    }
+}
+
 /// Starts a server, lets it have mail, and cuts the power.
 fn cut(
     store: &Store,
     disk: &Disk,
     number: usize,
     random: &mut Random,
+    dovecot: &Dovecot,
     ledger: &mut Ledger,
-) -> usize {
+    figures: &mut Figures,
+) {
     let mut server = start(store);
     let mut cutter = disk.cutter();
     let stored = Mutex::new(Vec::new());
     let mut counted = 0;
+    let is_rewritten = number.is_multiple_of(REWRITTEN_EVERY);
+    let reader = is_rewritten.then(|| Imap::login(dovecot.port, "alice"));
     thread::scope(|scope| {
-        let first = PLACES.iter().map(|place| (place, ""));
+        let reader = reader.map(|reader| scope.spawn(move || rewrite(reader, number)));
+        let first = PLACES.iter().chain([&REWRITTEN]).map(|place| (place, ""));
         for (place, name) in first.chain([(&MBOX, "-two"), (&MBOX, "-three")]) {
             let (stored, socket) = (&stored, server.socket.clone());
             scope.spawn(move || deliver_until_the_end(&socket, place, name, number, stored));
@@ -160,20 +215,32 @@ fn cut(
         }
         cutter.wait();
         server.kill();
+        end_readers(dovecot);
+        if let Some(reader) = reader {
+            let (rewrites, expunged) = reader.join().unwrap();
+            figures.rewrites += rewrites;
+            ledger.expunged = ledger.expunged.max(expunged);
+        }
     });
     let mut stored = stored.into_inner().unwrap();
     stored.truncate(counted);
     ledger.stored.append(&mut stored);
     disk.restart();
-    remove_empty_locks(&store.path("home"))
+    // Nobody knows whose they are, so everybody waits two minutes for them: too long for a test.
+    figures.empty_locks += remove(&store.path("home"), &["-name", "*.lock", "-empty"]);
+    if is_rewritten {
+        // It syncs none of its index, and does not always get over what is left of it.
+        let maildir = store.path("home/alice/Maildir");
+        remove(&maildir, &["-name", "dovecot*index*"]);
+        remove(&maildir, &["-name", "*.lock"]);
+    }
 }
 
-/// Nobody knows whose they are, so everybody waits two minutes for them: too long for a test. Answers how many there were.
-fn remove_empty_locks(root: &Path) -> usize {
+/// Removes what find(1) finds. Answers how many there were.
+fn remove(root: &Path, what: &[&str]) -> usize {
     let mut find = Command::new("find");
-    find.arg(root)
-        .args(["-name", "*.lock", "-empty", "-print", "-delete"]);
-    lines_of(&mut find).len()
+    find.arg(root).args(["-type", "f"]).args(what);
+    lines_of(find.args(["-print", "-delete"])).len()
 }
 
 /// As the kernel does it after a while. Whatever a reader has written to his own files is there after the next cut: he syncs none.
@@ -249,7 +316,10 @@ fn look(dovecot: &Dovecot, case: &str, is_first: bool, ledger: &mut Ledger, figu
                 .next()
                 .and_then(|it| it.parse().ok())
                 .unwrap_or(0);
-            let place = PLACES.iter().find(|it| id.contains(it.kind));
+            let place = PLACES
+                .iter()
+                .chain([&REWRITTEN])
+                .find(|it| id.contains(it.kind));
             let is_whole_in = |bytes: &[u8]| {
                 places::body_of(bytes).trim_end() == places::body(&id, number).trim_end()
             };
@@ -283,7 +353,8 @@ fn look(dovecot: &Dovecot, case: &str, is_first: bool, ledger: &mut Ledger, figu
                 .filter(|it| *it != "\\Recent")
                 .collect();
             flags.sort_unstable();
-            if flags.join(" ") != place.unwrap().flags(number) {
+            let is_marked = mailbox == REWRITTEN.mailbox;
+            if !is_marked && flags.join(" ") != place.unwrap().flags(number) {
                 eprintln!("{case}: {mailbox}: {id} has {flags:?}");
                 figures.wrong_uids += 1;
             }
@@ -313,8 +384,17 @@ fn look(dovecot: &Dovecot, case: &str, is_first: bool, ledger: &mut Ledger, figu
             }
             ledger.torn = torn;
         }
+        let mut told = HashMap::new();
         for stored in ledger.stored.iter().filter(|it| it.mailbox == mailbox) {
+            let other = stored.uid.and_then(|uid| told.insert(uid, &stored.id));
+            if let Some(other) = other {
+                eprintln!("{case}: {stored:?} has the UID of {other}");
+                figures.wrong_uids += 1;
+            }
+            let may_be_expunged =
+                mailbox == REWRITTEN.mailbox && stored.uid.is_none_or(|it| it <= ledger.expunged);
             match there.get(&stored.id) {
+                None if may_be_expunged => {}
                 None => {
                     eprintln!("{case}: lost: {stored:?}");
                     figures.lost += 1;
@@ -328,6 +408,20 @@ fn look(dovecot: &Dovecot, case: &str, is_first: bool, ledger: &mut Ledger, figu
         }
     }
     imap.logout();
+}
+
+/// What Dovecot complains of, but for its own cache, which it syncs as little, what it says of the log of one that is opened twice, and readers
+/// that we have ended.
+fn complaints_of(dovecot: &Dovecot) -> Vec<String> {
+    const NOT_COUNTED: [&str; 4] = [
+        "Deleting corrupted cache",
+        "transaction log",
+        "Transaction log",
+        "killed with signal 9",
+    ];
+    let mut said = dovecot.complaints();
+    said.retain(|line| !NOT_COUNTED.iter().any(|it| line.contains(it)));
+    said
 }
 
 #[test]
@@ -344,7 +438,7 @@ fn nothing_that_had_a_250_is_lost() {
         let firsts = (0..of_this_kind).step_by(CUTS_OF_A_DISK);
         for (first, version) in firsts.zip(VERSIONS.into_iter().cycle()) {
             let store = Store::new();
-            std::fs::remove_dir_all(store.path("home")).unwrap();
+            fs::remove_dir_all(store.path("home")).unwrap();
             let at = store.scratch.dir("home", MAIL, MAIL, 0o755);
             // The least that mkfs.xfs makes; next to nothing of it is ever written.
             let Some(disk) = Disk::new(kind, 320, store.path("disk"), at) else {
@@ -357,10 +451,19 @@ fn nothing_that_had_a_250_is_lost() {
                 return;
             };
             let mut ledger = Ledger::default();
-            let mut complaints = 0;
             for number in first..of_this_kind.min(first + CUTS_OF_A_DISK) {
                 let case = format!("{kind:?}, {version:?}, cut {number}");
-                figures.empty_locks += cut(&store, &disk, number, &mut random, &mut ledger);
+                cut(
+                    &store,
+                    &disk,
+                    number,
+                    &mut random,
+                    &dovecot,
+                    &mut ledger,
+                    &mut figures,
+                );
+                // Whatever it has met when the disk was gone.
+                let complaints = complaints_of(&dovecot).len();
                 // Who comes first, the next delivery or Dovecot: at every second cut to a Maildir, at the others to the mbox.
                 if number % 2 == 0 {
                     deliver_after(&store, number, &[MBOX], &mut ledger);
@@ -372,23 +475,11 @@ fn nothing_that_had_a_250_is_lost() {
                     look(&dovecot, &case, false, &mut ledger, &mut figures);
                 }
                 write_back(&store);
-                let mut said = dovecot.complaints();
-                // Its own cache, which it syncs as little; and what it says of the log of one that is opened twice.
-                let is_counted = |line: &String| {
-                    [
-                        "Deleting corrupted cache",
-                        "transaction log",
-                        "Transaction log",
-                    ]
-                    .iter()
-                    .any(|it| line.contains(it))
-                };
-                said.retain(|line| !is_counted(line));
+                let said = complaints_of(&dovecot);
                 for line in &said[complaints..] {
                     eprintln!("{case}: {line}");
                 }
                 figures.complaints += usize::from(said.len() > complaints);
-                complaints = said.len();
             }
             figures.stored += ledger.stored.len();
             figures.unlisted += ledger.stored.iter().filter(|it| it.uid.is_none()).count();

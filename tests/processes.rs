@@ -1,6 +1,10 @@
 //! A server that was started by root: who its processes are, what each of them can open, and what happens when one of them dies,
 //! hangs, or is told to read its configuration again.
 
+#[path = "processes/hostile_front.rs"]
+mod hostile_front;
+#[path = "processes/kernels.rs"]
+mod kernels;
 mod support;
 
 use std::collections::BTreeMap;
@@ -121,28 +125,33 @@ listen = [{{ unix = "{root}/run/lmtp", mode = "0666" }}]
 
     /// Root's server, in a name space where the site's users are those of the machine.
     fn serve(&self, more: &str) -> Server {
-        let config = self.configure(more);
-        let server = program("postroom-lmtpd");
+        self.configure(more);
+        self.serve_under(&[])
+    }
+
+    /// With the configuration that is there, by these words before the program's name.
+    fn serve_under(&self, words: &[&str]) -> Server {
+        let log = self.scratch.path("run/log");
+        let command = self.command(words, "postroom-lmtpd");
+        Server::spawn(command, &self.scratch.path("run/lmtp"), &log)
+    }
+
+    /// Root's, in that name space.
+    fn command(&self, words: &[&str], name: &str) -> Command {
+        let ours = program(name);
         let mut command = Command::new("unshare");
-        let start = "mount --bind $1 /etc/passwd && mount --bind $2 /etc/group && exec $3 -c $4";
-        command
-            .args([
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                start,
-                "sh",
-            ])
-            .args([self.scratch.path("passwd"), self.scratch.path("group")])
-            .arg(server.get_program())
-            .arg(config);
-        for (key, value) in server.get_envs() {
+        command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+        command.arg(
+            "mount --bind $1 /etc/passwd && mount --bind $2 /etc/group && shift 2 && exec \"$@\"",
+        );
+        command.arg("sh");
+        command.args([self.scratch.path("passwd"), self.scratch.path("group")]);
+        command.args(words).arg(ours.get_program());
+        command.arg("-c").arg(self.scratch.path("postroom.toml"));
+        for (key, value) in ours.get_envs() {
             command.env(key, value.unwrap());
         }
-        let log = self.scratch.path("run/log");
-        Server::spawn(command, &self.scratch.path("run/lmtp"), &log)
+        command
     }
 
     fn home(&self, number: u32) -> PathBuf {
@@ -183,6 +192,19 @@ impl Process {
             .unwrap()
             .parse()
             .unwrap()
+    }
+
+    /// The descriptors that it can have from its parent, but for the standard ones.
+    fn came_along(&self) -> Vec<PathBuf> {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap();
+        let open = open.filter_map(|it| fs::read_link(it.unwrap().path()).ok());
+        let kinds = ["socket:", "anon_inode:[signalfd]"];
+        open.filter(|it| {
+            kinds
+                .iter()
+                .any(|kind| it.to_string_lossy().starts_with(kind))
+        })
+        .collect()
     }
 
     /// Whether somebody with exactly its identity can do this.
@@ -357,11 +379,7 @@ fn nobody_can_open_what_is_not_his() {
     }
     // No descriptor of another process came along: three standard ones, and the socket to the front.
     for worker in [&one, &two] {
-        let open = fs::read_dir(format!("/proc/{}/fd", worker.pid)).unwrap();
-        let open: Vec<PathBuf> = open
-            .filter_map(|it| fs::read_link(it.unwrap().path()).ok())
-            .filter(|it| it.to_string_lossy().starts_with("socket:"))
-            .collect();
+        let open = worker.came_along();
         assert_eq!(open.len(), 1, "{open:?}");
     }
 }
@@ -457,7 +475,7 @@ fn root_looks_at_no_home() {
             site.scratch.maildir(&maildir, uid, uid, 0o700);
         }
         spoil(&site, &site.home(1));
-        let config = site.configure("");
+        site.configure("");
         let letter = site.scratch.text("home/u1/letter");
         let runs: [(&str, &[&str]); 6] = [
             ("postroom-lda", &["-d", "u1"]),
@@ -469,7 +487,7 @@ fn root_looks_at_no_home() {
         ];
         let count = if is_usual { 6 } else { 3 };
         for (name, arguments) in &runs[..count] {
-            let code = looks_at_no_home(&site, &config, name, arguments, what);
+            let code = looks_at_no_home(&site, name, arguments, what);
             // An answer that may come again at worst.
             let is_answer = code == Some(0) || !is_usual && matches!(code, Some(1 | 75));
             assert!(is_answer, "{what}: {name} {arguments:?}: {code:?}");
@@ -478,42 +496,21 @@ fn root_looks_at_no_home() {
 }
 
 /// Runs it by root, and answers its exit code.
-fn looks_at_no_home(
-    site: &Site,
-    config: &Path,
-    name: &str,
-    arguments: &[&str],
-    what: &str,
-) -> Option<i32> {
+fn looks_at_no_home(site: &Site, name: &str, arguments: &[&str], what: &str) -> Option<i32> {
     let home = site.scratch.text("home/u");
     let folder = site.scratch.dir("trace", 0, 0, 0o700);
-    let mut command = Command::new("unshare");
-    let start =
-        "mount --bind $1 /etc/passwd && mount --bind $2 /etc/group && shift 2 && exec \"$@\"";
-    command.args([
-        "--mount",
-        "--propagation",
-        "private",
-        "sh",
-        "-c",
-        start,
-        "sh",
-    ]);
-    command.args([site.scratch.path("passwd"), site.scratch.path("group")]);
-    command.args([
+    let of = folder.join("of");
+    let strace = [
         "strace",
         "-ff",
         "-qq",
         "-e",
         "trace=%file,%process,setresuid",
         "-o",
-    ]);
-    command.arg(folder.join("of"));
-    command
-        .arg(program(name).get_program())
-        .arg("-c")
-        .arg(config)
-        .args(arguments);
+        of.to_str().unwrap(),
+    ];
+    let mut command = site.command(&strace, name);
+    command.args(arguments);
     let input: &[u8] = match name {
         "postroom-lmtpd" => b"LHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<u1+Work@x>\r\nDATA\r\nSubject: x\r\n\r\n.\r\nQUIT\r\n",
         _ => LETTER,
@@ -559,97 +556,6 @@ fn looks_at_no_home(
     assert!(as_user >= least, "{case}");
     fs::remove_dir_all(folder).unwrap();
     output.status.code()
-}
-
-/// Says whatever it likes to the monitor: that forks nobody but who may have mail, and ends nothing but its own workers.
-#[test]
-fn a_hostile_front() {
-    if not_root() {
-        return;
-    }
-    let site = Site::new(4);
-    let server = site.serve("[workers]\nmax = 4");
-    // It has its name a moment after its sockets.
-    wait_until("a front", || {
-        children(&server)
-            .iter()
-            .any(|it| it.name == "postroom-front")
-    });
-    let front = front(&server);
-    let mut bystander = Command::new("cat")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    // Its socket to the monitor is the only one that keeps the borders of packets, while there is no worker.
-    let script = r#"
-import ctypes, json, os, select, signal, socket, sys
-front, monitor, bystander, uid = map(int, sys.argv[1:])
-os.kill(front, signal.SIGSTOP)
-packets = {line.split()[6] for line in open("/proc/net/unix") if line.split()[4] == "0005"}
-links = {fd: os.readlink(f"/proc/{front}/fd/{fd}") for fd in os.listdir(f"/proc/{front}/fd")}
-[fd] = [int(fd) for fd, link in links.items() if link[8:-1] in packets]
-libc = ctypes.CDLL(None, use_errno=True)
-taken = libc.syscall(438, os.pidfd_open(front), fd, 0)
-assert taken >= 0, os.strerror(ctypes.get_errno())
-orders = socket.socket(fileno=taken)
-def say(packet, beside=(), patience=5):
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, bytes(b"".join(it.to_bytes(4, "little") for it in beside)))]
-    orders.sendmsg([packet], rights if beside else [])
-    answered, _, _ = select.select([orders], [], [], patience)
-    if not answered:
-        return None
-    answer, rights, _, _ = orders.recvmsg(1 << 17, 64)
-    return answer.decode()
-def fork(uid, gid, groups=(), privileged=None, beside=()):
-    who = {"uid": uid, "gid": gid, "groups": list(groups), "privileged": privileged}
-    return say(json.dumps({"Fork": who}).encode(), beside)
-hostile = [
-    fork(0, 0), fork(0, uid), fork(uid, 0), fork(uid, uid, [0]), fork(100, uid), fork(65534, uid),
-    fork(uid, uid, privileged=8), fork(4294967295, uid), fork(uid, 4294967295),
-    fork(0, 0, beside=[0]), fork(0, 0, beside=[0, 1, 2]),
-    say(b"rubbish"), say(b"{" * 65536), say(b"x" * 150000), say(b"\xff\xfe"), say(b'{"Fork":null}'), say(b'{"Kill":"1"}'),
-]
-for answer in hostile:
-    print("hostile", answer)
-for pid in [monitor, front, bystander, -1, 0]:
-    print("kill", say(json.dumps({"Kill": pid}).encode(), patience=0.3))
-for _ in range(100):
-    print("flood", fork(uid, uid))
-os.kill(front, signal.SIGCONT)
-"#;
-    let pids = [front.pid, server.pid(), bystander.id(), UID + 1];
-    let mut python = Command::new("python3");
-    python
-        .args(["-c", script])
-        .args(pids.map(|it| it.to_string()));
-    let output = python.output().unwrap();
-    signal(front.pid, "CONT");
-    let said = String::from_utf8(output.stdout).unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    let lines = |of: &str| {
-        let lines = said.lines().filter_map(|line| line.strip_prefix(of));
-        lines.map(str::trim).collect::<Vec<_>>()
-    };
-    let hostile = lines("hostile");
-    assert_eq!(hostile.len(), 17, "{said} {errors}");
-    for answer in hostile {
-        assert!(answer.starts_with("{\"Refused\":"), "{answer}: {said}");
-    }
-    assert_eq!(lines("kill"), ["None"; 5], "{said}");
-    let flood = lines("flood");
-    let forked = flood.iter().filter(|it| it.starts_with("{\"Worker\":"));
-    assert_eq!((forked.count(), flood.len()), (4 + 16, 100), "{said}");
-    assert!(bystander.try_wait().unwrap().is_none());
-    bystander.kill().unwrap();
-    bystander.wait().unwrap();
-    // And it goes on for everybody else.
-    let replies = server.client().deliver(&["u1@x", "u2@x"], LETTER);
-    assert!(
-        replies.iter().all(|it| it.starts_with("250")),
-        "{replies:?} {}",
-        server.log()
-    );
 }
 
 /// Who only asks is answered by the next process, and nobody else notices.
@@ -905,21 +811,24 @@ fn a_configuration_that_is_of_no_use_changes_no_socket() {
         (
             "",
             "mode = \"0666\" }",
-            "mode = \"0600\" }, { unix = \"/nonexistent/lmtp\" }",
+            "mode = \"0600\" }, { unix = \"ROOT/run/other\" }, { unix = \"/nonexistent/lmtp\" }",
         ),
     ]
     .into_iter()
     .enumerate()
     {
-        replace_in(&site.configure(more), from, to);
+        let to = to.replace("ROOT", &site.scratch.text(""));
+        replace_in(&site.configure(more), from, &to);
         signal(server.pid(), "HUP");
         wait_until("a word about it", || {
             server.log().matches("the old one stays").count() == number + 1
         });
         assert!(server.client().say("LHLO me").contains("1000000"));
         assert_eq!(facts(&socket), (0, 0, 0o666));
-        assert!(UnixStream::connect(site.scratch.path("run/other")).is_err());
-        assert!(!site.scratch.path("run/lmtp.new").exists());
+        for made in ["other", "lmtp.new"] {
+            let path = site.scratch.path("run").join(made);
+            assert!(!path.exists(), "{made}");
+        }
     }
     site.configure_with("", "2000000");
     signal(server.pid(), "HUP");
@@ -940,6 +849,14 @@ fn a_socket_that_is_to_be_another_one() {
     let said = |client: &mut Lmtp| {
         client.send(b"LHLO me\r\nQUIT\r\n");
         client.rest()
+    };
+    // Whoever waits at a socket when another takes its place is sent away.
+    let hears = |text: &str| {
+        let heard = Lmtp::try_connect(&socket).and_then(|mut client| {
+            client.try_send(b"LHLO me\r\n")?;
+            client.try_reply()
+        });
+        heard.is_ok_and(|heard| heard.contains(text))
     };
     for (number, (entry, want, is_trusted)) in [
         ("mode = \"0666\", trusted = true", (0, 0, 0o666), true),
@@ -962,9 +879,7 @@ fn a_socket_that_is_to_be_another_one() {
         let config = site.configure_with("", &size[5..]);
         replace_in(&config, "mode = \"0666\"", entry);
         signal(server.pid(), "HUP");
-        wait_until("the new configuration", || {
-            said(&mut server.client()).contains(&size)
-        });
+        wait_until("the new configuration", || hears(&size));
         let heard = said(&mut server.client());
         assert_eq!(heard.contains("XFORWARD"), is_trusted, "{entry}: {heard}");
         assert_eq!(facts(&socket), want, "{entry}");
@@ -975,11 +890,13 @@ fn a_socket_that_is_to_be_another_one() {
     // Where it cannot be had the rest holds, and nobody is believed whom the new mode would keep out.
     fs::create_dir(site.scratch.path("run/lmtp.new")).unwrap();
     let config = site.configure_with("", "3000000");
-    replace_in(&config, "mode = \"0666\"", "mode = \"0600\"");
+    replace_in(
+        &config,
+        "mode = \"0666\"",
+        "mode = \"0600\", trusted = true",
+    );
     signal(server.pid(), "HUP");
-    wait_until("the rest of it", || {
-        said(&mut server.client()).contains("SIZE 3000000")
-    });
+    wait_until("the rest of it", || hears("SIZE 3000000"));
     let heard = said(&mut server.client());
     assert!(!heard.contains("XFORWARD"), "{heard}");
     assert_eq!(facts(&socket), (0, 0, 0o666));
@@ -1343,24 +1260,8 @@ fn homes_that_are_full() {
     let Some(_disk) = Mount::small(disk, 1024, 512, UID + 2) else {
         return;
     };
-    let config = site.configure_with("", "100000000");
-    let mut command = Command::new("prlimit");
-    let server = program("postroom-lmtpd");
-    let start = "mount --bind $1 /etc/passwd && mount --bind $2 /etc/group && exec $3 -c $4";
-    command
-        .args([
-            "--fsize=6000000",
-            "unshare",
-            "--mount",
-            "--propagation",
-            "private",
-        ])
-        .args(["sh", "-c", start, "sh"])
-        .args([site.scratch.path("passwd"), site.scratch.path("group")])
-        .arg(server.get_program())
-        .arg(config);
-    let log = site.scratch.path("run/log");
-    let server = Server::spawn(command, &site.scratch.path("run/lmtp"), &log);
+    site.configure_with("", "100000000");
+    let server = site.serve_under(&["prlimit", "--fsize=6000000"]);
     let large = |megabytes: usize| [LETTER, &b"0123456\n".repeat(megabytes << 17)].concat();
     for (user, megabytes, want) in [
         ("u1", 3, "452 4.2.2"),

@@ -79,13 +79,40 @@ fn link(store: &Store, target: &str, name: &str) {
     std::os::unix::fs::lchown(&link, Some(MAIL), Some(MAIL)).unwrap();
 }
 
+/// So many links, each to the next, the last of them to `target`; answers the first.
+fn chain(store: &Store, links: usize, target: &str) -> String {
+    for number in 1..=links {
+        let next = match number < links {
+            true => format!("ROOT/home/chain{}", number + 1),
+            false => target.to_owned(),
+        };
+        link(store, &next, &format!("home/chain{number}"));
+    }
+    "ROOT/home/chain1".into()
+}
+
+/// Gives root's symlink to `target` a second name (CVE-2008-2936). Root does it, so that it is there under `fs.protected_hardlinks` too,
+/// which is one for the whole machine: a kernel without it lets any user do the same.
+fn second_name_of_roots_link(store: &Store, target: &Path, name: &str) {
+    let first = store.path("roots_link");
+    symlink(target, &first).unwrap();
+    let name = store.path(name);
+    fs::hard_link(&first, &name).unwrap();
+    let meta = fs::symlink_metadata(name).unwrap();
+    assert!(meta.is_symlink() && (meta.uid(), meta.nlink()) == (0, 2));
+}
+
 /// The exit code and what is said, for a message into a mailbox of Alice's.
 fn lda(config: &Path, mailbox: &str) -> (i32, String) {
+    lda_as(MAIL, config, mailbox)
+}
+
+fn lda_as(uid: u32, config: &Path, mailbox: &str) -> (i32, String) {
     let mut lda = program("postroom-lda");
     lda.arg("-c").arg(config);
     lda.args(["-d", "alice", "-m", mailbox]);
     lda.env("POSTROOM_LOG", "json");
-    as_user(&mut lda, MAIL, MAIL, &[]);
+    as_user(&mut lda, uid, uid, &[]);
     let output = run_with_input(&mut lda, b"Subject: x\n\n");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     (output.status.code().unwrap(), said)
@@ -311,6 +338,9 @@ fn locks_of_a_linked_mbox() {
     }
 }
 
+/// Links that the kernel follows to one file.
+const MOST_LINKS: usize = 40;
+
 /// What leads nowhere, in circles or out of the mail roots is not followed: a stranger's mail goes to INBOX, the admin's waits, and
 /// the log says which symlink it is.
 #[test]
@@ -333,6 +363,8 @@ fn symlinks_that_are_not_followed() {
                 "/proc/self/rootROOT/elsewhere/Work",
             ),
             ("somebody's link", "ROOT/home/bob/target"),
+            ("more links than the kernel follows", "ROOT/home/bob/target"),
+            ("a second name of root's link", "ROOT/elsewhere/Work"),
         ] {
             let store = Store::new();
             store.scratch.dir("home/alice/mail", MAIL, MAIL, 0o700);
@@ -358,27 +390,46 @@ fn symlinks_that_are_not_followed() {
                 "a loop" => name,
                 _ => target,
             };
-            link(&store, target, &format!("{folder}/{name}"));
+            let own = format!("{folder}/{name}");
+            match what {
+                "more links than the kernel follows" => {
+                    link(&store, &chain(&store, MOST_LINKS, target), &own)
+                }
+                "a second name of root's link" => {
+                    second_name_of_roots_link(&store, &store.path("elsewhere/Work"), &own)
+                }
+                _ => link(&store, target, &own),
+            }
             if what == "somebody's link" {
-                let link = store.path(&format!("{folder}/{name}"));
+                let link = store.path(&own);
                 std::os::unix::fs::lchown(link, Some(6001), Some(6001)).unwrap();
             }
             let config = format.configure(&store);
             let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
-            let before = support::tree(&store.path("elsewhere"));
-            let target_before = fs::metadata(store.path("home/bob/target")).unwrap().mtime();
+            let victims = || {
+                let files = ["elsewhere/Work", "home/bob/target"].map(|it| store.path(it));
+                let files = files.map(|it| (fs::metadata(&it).unwrap().mtime(), fs::read(it).ok()));
+                (support::tree(&store.path("elsewhere")), files)
+            };
+            let before = victims();
             let recipient = "alice+Work@example.test";
             let replies = server.client().deliver(&[recipient], b"Subject: x\n\n");
             let case = format!("{what}, {}: {replies:?} {}", format.location, server.log());
             assert!(replies[0].contains("mailbox=\"INBOX\""), "{case}");
             let shown = format!("the symlink {}", store.path(folder).join(name).display());
             assert!(server.log().contains(&shown), "{case}");
-            let (code, said) = lda(&config, "Work");
-            assert_eq!(code, 75, "{case}: {said}");
-            assert!(said.contains(&shown), "{case}: {said}");
-            assert_eq!(support::tree(&store.path("elsewhere")), before, "{case}");
-            let target_after = fs::metadata(store.path("home/bob/target")).unwrap().mtime();
-            assert_eq!(target_before, target_after, "{case}");
+            for uid in [MAIL, 0] {
+                let (code, said) = lda_as(uid, &config, "Work");
+                assert_eq!(code, 75, "{case}, {uid}: {said}");
+                assert!(said.contains(&shown), "{case}, {uid}: {said}");
+            }
+            assert_eq!(victims(), before, "{case}");
+            if what == "more links than the kernel follows" {
+                // It is the number that counts.
+                fs::remove_file(store.path(&own)).unwrap();
+                link(&store, "ROOT/home/chain2", &own);
+                assert_eq!(lda(&config, "Work").0, 0, "{case}");
+            }
             // The admin may name more roots.
             if what == "out of the roots" {
                 let roots = format!("mail_roots = [\"{}/elsewhere\"]", store.scratch.text(""));
@@ -387,6 +438,61 @@ fn symlinks_that_are_not_followed() {
                 assert_eq!(lda(&config, "Work").0, 0, "{case}");
             }
         }
+    }
+}
+
+/// The same where everybody may make names, and for an INBOX, which nothing stands in for: each of its mail waits.
+#[test]
+fn an_inbox_that_is_a_symlink() {
+    if not_root() {
+        return;
+    }
+    for what in ["somebody's link", "many links", "a second name"] {
+        let store = Store::new();
+        store.scratch.dir("home/alice/mail", MAIL, MAIL, 0o700);
+        store.scratch.dir("spool", 0, 0, 0o1777);
+        store.scratch.dir("elsewhere", MAIL, MAIL, 0o700);
+        let text = "From x  Mon Nov 02 07:02:09 2026\n\n";
+        let file = |name: &str| store.scratch.file(name, MAIL, MAIL, 0o600, text);
+        let victims = [file("spool/bob"), file("elsewhere/mbox")];
+        match what {
+            "somebody's link" => {
+                link(&store, "bob", "spool/alice");
+                let link = store.path("spool/alice");
+                std::os::unix::fs::lchown(link, Some(6001), Some(6001)).unwrap();
+            }
+            "many links" => {
+                let first = chain(&store, MOST_LINKS, "ROOT/spool/bob");
+                link(&store, &first, "spool/alice");
+            }
+            _ => second_name_of_roots_link(&store, &victims[1], "spool/alice"),
+        }
+        let config = MBOX.configure(&store);
+        let inbox = format!(
+            "mail_inbox_path = \"{}/%{{user}}\"\n",
+            store.scratch.text("spool")
+        );
+        replace_in(&config, "hostname", &format!("{inbox}hostname"));
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let reply = server
+            .client()
+            .deliver(&["alice@x"], b"Subject: x\n\n")
+            .remove(0);
+        let case = format!("{what}: {reply} {}", server.log());
+        assert!(reply.starts_with("451 4."), "{case}");
+        for uid in [MAIL, 0] {
+            let (code, said) = lda_as(uid, &config, "INBOX");
+            assert_eq!(code, 75, "{case}, {uid}: {said}");
+        }
+        for victim in victims {
+            assert_eq!(fs::read_to_string(victim).unwrap(), text, "{case}");
+        }
+        // Whoever may have it gets his.
+        let reply = server
+            .client()
+            .deliver(&["bob@x"], b"Subject: x\n\n")
+            .remove(0);
+        assert!(reply.starts_with("250 2.0.0"), "{case}: {reply}");
     }
 }
 
@@ -402,7 +508,14 @@ fn a_link_opens_no_group_of_the_server() {
         ("mail_access_groups = [\"users\"]\n", ""),
         ("", "userdb_mail_access_groups=users"),
     ] {
-        for (owner, is_followed) in [(ALICE, false), (0, true), (MAIL, true)] {
+        for (owner, names, is_followed) in [
+            (ALICE, 1, false),
+            (0, 1, true),
+            (MAIL, 1, true),
+            // Nobody knows who has made the second: a user can, where `fs.protected_hardlinks` is off.
+            (0, 2, false),
+            (MAIL, 2, false),
+        ] {
             let store = Store::new();
             let secret = "public/.secret";
             store.scratch.maildir(secret, MAIL, 100, 0o2770);
@@ -414,6 +527,9 @@ fn a_link_opens_no_group_of_the_server() {
             let link = store.path("home/alice/Maildir/.x");
             symlink(store.path(secret), &link).unwrap();
             std::os::unix::fs::lchown(&link, Some(owner), None).unwrap();
+            if names == 2 {
+                fs::hard_link(&link, store.path("run/link")).unwrap();
+            }
             let config = store.configure("", "");
             let text = fs::read_to_string(&config).unwrap();
             fs::write(&config, format!("{setting}{text}")).unwrap();
@@ -426,7 +542,10 @@ fn a_link_opens_no_group_of_the_server() {
             for (mailbox, is_stored) in [("Public/secret", false), ("x", is_followed)] {
                 let recipient = format!("alice+{mailbox}@example.test");
                 let replies = server.client().deliver(&[&recipient], b"Subject: x\n\n");
-                let case = format!("{setting}{field} {owner} {replies:?} {}", server.log());
+                let case = format!(
+                    "{setting}{field} {owner} {names} {replies:?} {}",
+                    server.log()
+                );
                 let want = if is_stored { mailbox } else { "INBOX" };
                 assert!(
                     replies[0].contains(&format!("mailbox=\"{want}\"")),
@@ -434,7 +553,11 @@ fn a_link_opens_no_group_of_the_server() {
                 );
             }
             let stored = support::messages(&store.path(secret)).len();
-            assert_eq!(stored, usize::from(is_followed), "{setting}{field} {owner}");
+            assert_eq!(
+                stored,
+                usize::from(is_followed),
+                "{setting}{field} {owner} {names}"
+            );
         }
     }
 }
@@ -447,7 +570,7 @@ fn a_link_above_opens_no_group_of_the_server() {
     }
     const ALICE: u32 = 6001;
     for driver in ["maildir", "mbox"] {
-        for (owner, is_followed) in [(ALICE, false), (0, true)] {
+        for (owner, names, is_followed) in [(ALICE, 1, false), (0, 1, true), (0, 2, false)] {
             let store = Store::new();
             store.scratch.dir("lent", 0, 0, 0o755);
             let place = store.path("lent/secret");
@@ -461,6 +584,9 @@ fn a_link_above_opens_no_group_of_the_server() {
             let link = store.path("home/alice/mail/x");
             symlink(store.path("lent"), &link).unwrap();
             std::os::unix::fs::lchown(&link, Some(owner), None).unwrap();
+            if names == 2 {
+                fs::hard_link(&link, store.path("run/link")).unwrap();
+            }
             let roots = format!("mail_roots = [\"{}\"]", store.path("").display());
             let config = store.configure(&roots, "");
             let text = fs::read_to_string(&config).unwrap();
@@ -478,7 +604,7 @@ fn a_link_above_opens_no_group_of_the_server() {
             let replies = server
                 .client()
                 .deliver(&["alice+x/secret@example.test"], b"Subject: x\n\n");
-            let case = format!("{driver} {owner} {replies:?} {}", server.log());
+            let case = format!("{driver} {owner} {names} {replies:?} {}", server.log());
             let want = if is_followed { "x/secret" } else { "INBOX" };
             assert!(
                 replies[0].contains(&format!("mailbox=\"{want}\"")),

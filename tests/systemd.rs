@@ -240,7 +240,7 @@ listen = [{ unix = "/run/postroom/lmtp", mode = "0660", group = "postfix" }]
     ]) else {
         return;
     };
-    // The unit lets it write there; of /srv/mail too, which this machine has not got.
+    // The unit names /srv/mail too: it starts where that is missing.
     for (path, uid) in [("/home/alice", 20001), ("/home/bob", 20002)] {
         fs::create_dir_all(machine.path(path)).unwrap();
         support::own(&machine.path(path), uid, uid);

@@ -42,7 +42,7 @@ fn bytes_read(calls: &[String], path: &str) -> u64 {
     calls.iter().filter(is_read).filter_map(result).sum()
 }
 
-/// Its messages, the list of UIDs, and the log of an index that nobody has read.
+/// Its messages and the list of UIDs.
 #[test]
 fn a_large_mailbox_costs_no_more() {
     const MANY: usize = 20_000;
@@ -83,6 +83,72 @@ fn a_large_mailbox_costs_no_more() {
             large.2
         );
         assert!(large.1 <= small.1 + 64 * 1024, "{case}");
+    }
+}
+
+/// A log as Dovecot begins it, in which so many messages were appended since anybody has written the index.
+fn index_log(messages: u32) -> Vec<u8> {
+    const ID: u32 = 1_700_000_000;
+    let record = |kind: u32, data: &[u32]| {
+        let size = (8 + 4 * data.len()) as u32 / 4;
+        let size = [21, 14, 7, 0].map(|shift| 0x80 | (size >> shift) as u8 & 0x7f);
+        let fields = [kind].into_iter().chain(data.iter().copied());
+        let fields: Vec<u8> = fields.flat_map(u32::to_le_bytes).collect();
+        [&size[..], &fields].concat()
+    };
+    let mut log = vec![1, 3, 40, 0];
+    for field in [ID, 1, 0, 0, ID, 1, 0, 1, 0] {
+        log.extend(field.to_le_bytes());
+    }
+    // The field of the UIDVALIDITY, at 24 of the index's header.
+    log.extend(record(0x20, &[24 | 4 << 16, ID]));
+    (1..=messages).for_each(|uid| log.extend(record(0x1000_0002, &[uid, 0])));
+    log
+}
+
+/// Of a log that has grown for too long 16 MiB are read for the next UID, and nothing of a longer one.
+#[test]
+fn a_long_index_log() {
+    if !is_possible() {
+        return;
+    }
+    const MIB: u64 = 1 << 20;
+    let large = index_log(600_000);
+    for agent in AGENTS {
+        // The log, its size, the next UID, and whether that can be known
+        let rows = [
+            (&index_log(10), 0, 11, true),
+            (&large, 0, 600_001, true),
+            (&index_log(10), 32 * MIB, 11, false),
+        ];
+        let costs = rows.map(|(bytes, size, next, is_known)| {
+            let store = Store::with_inbox();
+            places::configure(&store, "", "", "");
+            let path = store.path(INBOX.path);
+            let (list, log) = (path.join("dovecot-uidlist"), path.join("dovecot.index.log"));
+            fs::write(&list, format!("3 V1700000000 N{next} G1\n")).unwrap();
+            fs::write(&log, bytes).unwrap();
+            let file = fs::File::options().write(true).open(&log).unwrap();
+            file.set_len(size.max(bytes.len() as u64)).unwrap();
+            for file in [&list, &log] {
+                own(file, MAIL, MAIL);
+            }
+            let calls = calls(&store, agent, &INBOX, b"Subject: x\n\nx\n");
+            let list = fs::read_to_string(list).unwrap();
+            let is_listed = list.contains(&format!("\n{next} "));
+            assert_eq!(is_listed, is_known, "{agent:?} {size} {next}: {list}");
+            let calls = { calls }.into_iter().filter(|it| it.contains("/Maildir"));
+            let calls: Vec<String> = calls.collect();
+            (calls.len(), bytes_read(&calls, "dovecot.index.log"))
+        });
+        let [small, large, longest] = costs;
+        let case = format!("{agent:?}: calls and bytes: {costs:?}");
+        assert!(
+            large.0 <= small.0 + 10 && longest.0 <= small.0 + 5,
+            "{case}"
+        );
+        assert!((8 * MIB..16 * MIB).contains(&large.1), "{case}");
+        assert!(longest.1 < 64 * 1024, "{case}");
     }
 }
 

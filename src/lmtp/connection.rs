@@ -476,7 +476,7 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
                 next = async {
                     match arrived.pop_front() {
                         Some(next) => Some(next),
-                        None => outcomes.recv().await,
+                        None => outcomes.recv().await.map(|next| (began.elapsed(), next)),
                     }
                 } => next,
                 () = sleep(LISTEN) => {
@@ -491,17 +491,15 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
                     continue;
                 }
             };
-            let Some((index, outcome)) = next else { break };
-            log_outcome(
-                &delivery,
-                index,
-                message_id.as_deref(),
-                began.elapsed(),
-                &outcome,
-            );
+            let Some((took, (index, outcome))) = next else {
+                break;
+            };
+            let id = message_id.as_deref();
+            log_outcome(&delivery, index, id, took, &outcome);
             self.queue(delivery.settle(index, outcome));
             if sent.is_ok() {
-                sent = self.flush_meanwhile(&mut outcomes, &mut arrived).await;
+                let arrives = |next| arrived.push_back((began.elapsed(), next));
+                sent = self.flush_meanwhile(&mut outcomes, arrives).await;
             }
             left = left.saturating_sub(1);
             // What the client will not hear of it sends again. Each recipient has his log line all the same.
@@ -519,14 +517,14 @@ impl<S: Wire, D: Deliveries> Connection<S, D> {
     async fn flush_meanwhile(
         &mut self,
         outcomes: &mut Outcomes,
-        arrived: &mut VecDeque<(usize, Outcome)>,
+        mut arrives: impl FnMut((usize, Outcome)),
     ) -> Result<(), End> {
         let mut sending = pin!(self.flush());
         loop {
             tokio::select! {
                 biased;
                 sent = &mut sending => return sent,
-                Some(next) = outcomes.recv() => arrived.push_back(next),
+                Some(next) = outcomes.recv() => arrives(next),
             }
         }
     }

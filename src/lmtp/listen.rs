@@ -112,17 +112,18 @@ impl Listen {
     /// The same may connect.
     pub(super) fn has_same_access(&self, other: &Listen) -> bool {
         match (self, other) {
-            (Listen::Unix { .. }, Listen::Unix { .. }) => self.with_trust_of(other) == *other,
+            (Listen::Unix { .. }, Listen::Unix { .. }) => {
+                self.with_trust(None) == other.with_trust(None)
+            }
             _ => true,
         }
     }
 
-    /// Its clients are met as those of `other`, as far as the mode does not say more.
-    pub(super) fn with_trust_of(&self, other: &Listen) -> Listen {
+    /// The same, with this as `trusted` where it is a unix socket.
+    pub(super) fn with_trust(&self, trust: Option<bool>) -> Listen {
         let mut new = self.clone();
-        if let (Listen::Unix { trusted, .. }, Listen::Unix { trusted: it, .. }) = (&mut new, other)
-        {
-            *trusted = *it;
+        if let Listen::Unix { trusted, .. } = &mut new {
+            *trusted = trust;
         }
         new
     }

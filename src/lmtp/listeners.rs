@@ -34,11 +34,19 @@ impl Listeners {
             let known = known.find(|(known, _)| known.is_same_socket(listen));
             let given = self.given.iter().find(|it| is_for(it, listen));
             let bound = match (known, given) {
-                (_, Some(given)) => {
-                    given.check(listen)?;
+                (known, Some(given)) => {
+                    if !known.is_some_and(|(known, _)| known.has_same_access(listen)) {
+                        given.check(listen)?;
+                    }
                     (listen.clone(), given.try_clone()?)
                 }
-                (None, None) => (listen.clone(), listen.bind()?),
+                (None, None) => {
+                    let listener = listen.bind()?;
+                    if let Listen::Unix { path, .. } = listen {
+                        change.made.push(Made(Some(path.clone())));
+                    }
+                    (listen.clone(), listener)
+                }
                 (Some((known, listener)), None) if known.has_same_access(listen) => {
                     (listen.clone(), listener.try_clone()?)
                 }
@@ -51,7 +59,8 @@ impl Listeners {
                         let error = error.to_string();
                         let error = error.as_str();
                         tracing::error!(error, "mode, user and group need a restart");
-                        (known.with_trust_of(listen), listener.try_clone()?)
+                        // Whoever can connect to it is believed by neither configuration.
+                        (known.with_trust(Some(false)), listener.try_clone()?)
                     }
                 },
             };
@@ -71,6 +80,7 @@ impl Listeners {
                 );
             }
         }
+        change.made.into_iter().for_each(Made::stays);
         self.bound = change.bound;
         let wanted = self.bound.iter().map(|(listen, _)| listen.clone());
         self.complain(&wanted.collect::<Vec<_>>());
@@ -97,7 +107,26 @@ impl Listeners {
 #[derive(Debug, Default)]
 pub struct Change {
     bound: Vec<(Listen, Listener)>,
+    made: Vec<Made>,
     replacements: Vec<Replacement>,
+}
+
+/// A unix socket that is removed, unless it stays.
+#[derive(Debug)]
+struct Made(Option<PathBuf>);
+
+impl Made {
+    fn stays(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 impl Change {
@@ -120,8 +149,7 @@ impl Change {
 /// who may connect to this one.
 #[derive(Debug)]
 struct Replacement {
-    /// None: it is there.
-    waits: Option<PathBuf>,
+    waits: Made,
     place: PathBuf,
 }
 
@@ -137,24 +165,16 @@ impl Replacement {
         beside.push(".new");
         let beside = PathBuf::from(beside);
         let listener = listen.at(&beside).bind()?;
-        let waits = Some(beside);
+        let waits = Made(Some(beside));
         Ok((Replacement { waits, place }, listener))
     }
 
-    fn take_place(mut self) -> io::Result<()> {
-        if let Some(waits) = &self.waits {
+    fn take_place(self) -> io::Result<()> {
+        if let Made(Some(waits)) = &self.waits {
             fs::rename(waits, &self.place)?;
         }
-        self.waits = None;
+        self.waits.stays();
         Ok(())
-    }
-}
-
-impl Drop for Replacement {
-    fn drop(&mut self) {
-        if let Some(waits) = &self.waits {
-            let _ = fs::remove_file(waits);
-        }
     }
 }
 
@@ -185,7 +205,10 @@ impl Given {
         let Listen::Unix { path, mode, .. } = listen else {
             return Ok(());
         };
-        let found = fs::metadata(path)?.permissions().mode() & 0o777;
+        let found = fs::metadata(path).map_err(|error| {
+            io::Error::new(error.kind(), format!("listen on {listen}: {error}"))
+        })?;
+        let found = found.permissions().mode() & 0o777;
         if found == *mode {
             return Ok(());
         }

@@ -94,8 +94,10 @@ impl Links {
         Ok(real)
     }
 
+    /// Whether he may have made it: of one with several names (hard links) nobody knows who has made which, and the kernel lets anybody
+    /// make one where `fs.protected_hardlinks` is off.
     fn is_own(&self, link: &Stat) -> bool {
-        link.uid == self.uid && self.uid != 0
+        (link.uid == self.uid || link.links > 1) && self.uid != 0
     }
 
     /// Whether a link of his own may be on the way to a mailbox, or to the directory that it would be in.
@@ -104,7 +106,7 @@ impl Links {
         match is_lent && end.uid != self.uid {
             false => Ok(()),
             true => Err(Why::Refused(format!(
-                "belongs to uid {}, who delivers, and only gid {} of mail_access_groups opens what it leads to: a link to that is root's, or its owner's",
+                "may be of uid {}, who delivers, and only gid {} of mail_access_groups opens what it leads to: a link to that is root's, or its owner's, and has one name",
                 self.uid, end.gid
             ))),
         }

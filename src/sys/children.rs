@@ -1,6 +1,7 @@
 //! Children that live on beside their parent, which has one thread and waits for signals and packets.
 
 use std::ffi::CStr;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, RawFd};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -159,8 +161,30 @@ pub(super) fn close_others(kept: &[RawFd]) {
     let mut kept: Vec<u32> = kept.iter().map(|&it| it as u32).collect();
     kept.extend([0, 1, 2, u32::MAX]);
     kept.sort_unstable();
-    for gap in kept.windows(2).filter(|gap| gap[0] + 1 < gap[1]) {
+    let mut gaps = kept.windows(2).filter(|gap| gap[0] + 1 < gap[1]);
+    let is_done = gaps.all(|gap| {
         // SAFETY: numbers only; no descriptor in the gap is used by this process again.
-        unsafe { libc::syscall(libc::SYS_close_range, gap[0] + 1, gap[1] - 1, 0) };
+        unsafe { libc::syscall(libc::SYS_close_range, gap[0] + 1, gap[1] - 1, 0) == 0 }
+    });
+    // Linux before 5.9, or a filter that does not know the call.
+    if !is_done {
+        for other in descriptors().into_iter().filter(|it| !kept.contains(it)) {
+            // SAFETY: as above; one that is not open is an error and nothing else.
+            unsafe { libc::close(other as RawFd) };
+        }
+    }
+}
+
+/// All that are open, and perhaps more.
+fn descriptors() -> Vec<u32> {
+    /// Higher ones nobody has, and where there is no limit it would take minutes.
+    const MOST: u64 = 1 << 20;
+    let number = |it: io::Result<fs::DirEntry>| it.ok()?.file_name().to_str()?.parse().ok();
+    match fs::read_dir("/proc/self/fd") {
+        Ok(open) => open.filter_map(number).collect(),
+        Err(_) => {
+            let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(MOST, |(_, most)| most);
+            (0..limit.min(MOST) as u32).collect()
+        }
     }
 }

@@ -266,7 +266,7 @@ fn modifiers(text: &str) -> (Vec<Filter>, &str) {
             _ => return (vec![], text),
         },
         None if width.is_empty() => None,
-        // Of numbers.
+        // Zeros in front, which only numbers have.
         None if width.starts_with('0') => return (vec![], text),
         None => match number(width) {
             Some(length) if length >= 0 => Some(Filter::Truncate(length as usize)),

@@ -154,7 +154,7 @@ impl Limits {
     }
 
     /// Groups of the userdb, of `system_groups_user`, of `mail_access_groups`; and those that only the last one gives. Out of range:
-    /// not taken.
+    /// not taken, but for what the userdb names to open mailboxes: an error.
     fn groups(&self, answer: &Answer, gid: u32) -> Result<(Vec<u32>, Vec<u32>), String> {
         let groups = answer.groups.iter().copied();
         let mut groups: Vec<u32> = groups.filter(|&gid| self.gid_is_valid(gid)).collect();

@@ -64,6 +64,16 @@ impl PasswdFile {
         }
     }
 
+    /// Those who are users where no other userdb knows them ([`Answer::is_for_logins`]), sorted.
+    pub fn for_logins(&self) -> Result<Vec<String>, Unavailable> {
+        let lines = self.lines()?;
+        let users = lines.content.iter();
+        let users = users.filter(|(_, rest)| rest.as_deref().is_some_and(is_for_logins));
+        let mut names: Vec<String> = users.map(|(name, _)| name.clone()).collect();
+        names.sort();
+        Ok(names)
+    }
+
     fn lines(&self) -> Result<Arc<Lines<Users>>, Unavailable> {
         let lines = self.0.read(|bytes| {
             let users = split(bytes);
@@ -102,11 +112,16 @@ fn split(bytes: &[u8]) -> Users {
     users
 }
 
+/// Whether what is behind the name ends before the gid.
+fn is_for_logins(rest: &str) -> bool {
+    rest.matches(':').count() < 2
+}
+
 fn parse(name: &str, rest: &str, origin: String) -> Result<Answer, String> {
     let fields: Vec<&str> = rest.splitn(7, ':').collect();
     let field = |at: usize| fields.get(at).copied().filter(|field| !field.is_empty());
     let mut answer = Answer::new(name, origin);
-    answer.is_for_logins = fields.len() < 3;
+    answer.is_for_logins = is_for_logins(rest);
     for (key, at) in [("uid", 1), ("gid", 2), ("home", 4)] {
         field(at).map_or(Ok(()), |value| answer.set(key, value))?;
     }
@@ -115,11 +130,14 @@ fn parse(name: &str, rest: &str, origin: String) -> Result<Answer, String> {
     // Fields for logins stand beside those for delivery, which begin with userdb_.
     let extra = field(6).into_iter().flat_map(|extra| extra.split(' '));
     let extra = extra.filter(|word| !word.is_empty());
-    for (key, value) in extra.map(|word| word.split_once('=').unwrap_or((word, "yes"))) {
+    for word in extra {
+        if word.contains('\t') {
+            return Err(format!(
+                "{word:?} has a tab in it: blanks divide the fields"
+            ));
+        }
+        let (key, value) = word.split_once('=').unwrap_or((word, "yes"));
         if let Some(key) = key.strip_prefix("userdb_") {
-            if value.contains('\t') {
-                return Err(format!("{key} has a tab in it: blanks divide the fields"));
-            }
             answer.set(key, &expanded(value, name, home)?)?;
         }
     }
@@ -233,10 +251,10 @@ mod tests {
     fn lines_that_are_no_answer() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("users");
-        let text = b"jos:x:1:2::/h/jos\xe9::\nann:x:1:2::/h::userdb_mail=maildir:~/M\tuserdb_a=b\nbob:x:1:2::/h::\r\n";
+        let text = b"jos:x:1:2::/h/jos\xe9::\nann:x:1:2::/h::userdb_mail=maildir:~/M\tuserdb_a=b\ntab:x:1:2::/h::nologin\tuserdb_mail=x\nbob:x:1:2::/h::\r\n";
         fs::write(&path, text).unwrap();
         let file = PasswdFile::new(path);
-        for (name, why) in [("jos", "not UTF-8"), ("ann", "a tab")] {
+        for (name, why) in [("jos", "not UTF-8"), ("ann", "a tab"), ("tab", "a tab")] {
             let found = file.find(name).unwrap_err().why;
             assert!(found.contains(why), "{name}: {found}");
         }

@@ -73,6 +73,7 @@ fn places_that_are_no_mbox() {
         ("a link to a pipe", "mkfifo -m 666 ../pipe; ln -s ../pipe Work".to_owned()),
         ("a file of somebody else", format!("{mbox} Work; chmod 600 Work")),
         ("no mbox", "echo 'export PATH=x' > Work; chown mail Work".to_owned()),
+        // Root makes it: `fs.protected_hardlinks`, which is one for the whole machine, does not keep it from being there.
         ("a second name", format!("{mbox} ../other; chown mail ../other; ln ../other Work")),
         ("a link to a second name", format!("{mbox} ../a; ln ../a ../b; chown mail ../a; ln -s ../a Work")),
     ];

@@ -1,6 +1,6 @@
 //! A small IMAP client: enough to see what a reader sees.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
 use super::PATIENCE;
@@ -33,10 +33,15 @@ impl Imap {
     }
 
     fn line(&mut self) -> String {
+        self.try_line().unwrap()
+    }
+
+    fn try_line(&mut self) -> io::Result<String> {
         let mut line = Vec::new();
-        self.stream.read_until(b'\n', &mut line).unwrap();
-        assert!(!line.is_empty(), "IMAP connection closed");
-        String::from_utf8_lossy(&line).trim_end().to_owned()
+        match self.stream.read_until(b'\n', &mut line)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(String::from_utf8_lossy(&line).trim_end().to_owned()),
+        }
     }
 
     /// What no command answers: IDLE.
@@ -51,19 +56,22 @@ impl Imap {
 
     /// The untagged lines and the tagged one. Not for answers with literals.
     pub fn command(&mut self, command: &str) -> Vec<String> {
+        self.try_command(command).unwrap()
+    }
+
+    /// Err: the connection is closed, or nothing comes.
+    pub fn try_command(&mut self, command: &str) -> io::Result<Vec<String>> {
         self.tag += 1;
         let tag = format!("a{}", self.tag);
-        self.stream
-            .get_mut()
-            .write_all(format!("{tag} {command}\r\n").as_bytes())
-            .unwrap();
+        let command = format!("{tag} {command}\r\n");
+        self.stream.get_mut().write_all(command.as_bytes())?;
         let mut lines = Vec::new();
         loop {
-            let line = self.line();
+            let line = self.try_line()?;
             let done = line.starts_with(&tag);
             lines.push(line);
             if done {
-                return lines;
+                return Ok(lines);
             }
         }
     }

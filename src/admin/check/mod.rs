@@ -16,6 +16,7 @@ use crate::lmtp::Listen;
 use crate::mailbox::namespace::{Kind, Namespace};
 use crate::mailbox::permission::SETGID;
 use crate::sys::{dir, nss, process};
+use crate::user::Userdb;
 
 /// Prints all findings; with `against`, also what a Dovecot configuration says otherwise. Exit 0, or 78 when one of them is an error.
 pub fn check(path: Option<&Path>, against: Option<&Path>, out: &mut impl Write) -> io::Result<u8> {
@@ -147,6 +148,23 @@ impl<W: Write> Findings<'_, W> {
         for unavailable in config.delivery.userdbs.unavailable() {
             let what = format!("{unavailable}: every delivery is deferred");
             self.error(&what, "make the file, readable for whoever delivers")?;
+        }
+        let list = &config.delivery.userdbs.list;
+        let before_others = list.split_last().map_or(&[][..], |(_, before)| before);
+        for userdb in before_others {
+            let Userdb::PasswdFile(file) = userdb else {
+                continue;
+            };
+            let users = file.for_logins().unwrap_or_default();
+            if let Some(first) = users.first() {
+                let what = format!(
+                    "{}: {} of its lines, as that of {first:?}, end before the gid: the userdbs behind it are asked for them first",
+                    file.name(),
+                    users.len()
+                );
+                let advice = format!("write {first}::: where mail is meant to go by this file");
+                self.warning(&what, &advice)?;
+            }
         }
         Ok(())
     }
