@@ -154,7 +154,7 @@ impl Limits {
     }
 
     /// Groups of the userdb, of `system_groups_user`, of `mail_access_groups`; and those that only the last one gives. Out of range:
-    /// not taken, but for what the userdb names to open mailboxes: an error.
+    /// not taken.
     fn groups(&self, answer: &Answer, gid: u32) -> Result<(Vec<u32>, Vec<u32>), String> {
         let groups = answer.groups.iter().copied();
         let mut groups: Vec<u32> = groups.filter(|&gid| self.gid_is_valid(gid)).collect();
@@ -177,12 +177,9 @@ impl Limits {
                     let gid = gid.ok_or_else(|| {
                         format!("there is no group {group:?} (mail_access_groups)")
                     })?;
-                    if !self.gid_is_valid(gid) && !self.mail_access_groups.contains(&gid) {
-                        return Err(format!(
-                            "group {group:?} may not have mail (mail_access_groups, first_valid_gid)"
-                        ));
+                    if self.gid_is_valid(gid) || self.mail_access_groups.contains(&gid) {
+                        lent.push(gid);
                     }
-                    lent.push(gid);
                 }
             }
             None => lent.extend(&self.mail_access_groups),
