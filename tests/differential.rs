@@ -108,7 +108,9 @@ fn twins() {
             return;
         };
         let server = store.serve("", "");
-        (0..5).for_each(|_| drop(deliver(&server, "Work")));
+        for _ in 0..5 {
+            deliver(&server, "Work");
+        }
         let mut imap = Imap::login(dovecot.port, "alice");
         imap.select("Work");
         imap.command("UID STORE 2:4 +FLAGS (\\Flagged $Label1)");
