@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use support::imap::Imap;
 use support::peers::{Dovecot, Exim, VERSIONS, Version};
-use support::{MAIL, Server, Store, corpus, installed, not_root, replace_in, replaced, skip};
+use support::{MAIL, Server, Store, corpus, installed, not_root, own, replace_in, replaced, skip};
 
 /// The documents' "Mixed mbox and Maildir": INBOX is an mbox in a spool, folders are Maildirs, and `#mbox/` has mboxes too.
 fn mixed(store: &Store) -> PathBuf {
@@ -274,6 +274,55 @@ fn uids_flags_and_keywords() {
         assert_eq!(seen.len(), given.len() + 1 + 1 - 2, "{version:?}");
         imap.command("LOGOUT");
         assert_eq!(dovecot.complaints(), Vec::<String>::new(), "{version:?}");
+    }
+}
+
+/// Files that fuzzing has come upon, behind a first message, each twice: with a delivery Dovecot counts one message more, and it is the
+/// last.
+#[test]
+fn odd_files_have_one_message_more() {
+    if not_root() {
+        return;
+    }
+    let mut odd: Vec<Vec<u8>> = fs::read_dir("tests/fuzz/corpus/mbox")
+        .unwrap()
+        .map(|entry| fs::read(entry.unwrap().path()).unwrap())
+        .collect();
+    odd.sort();
+    let first = b"From a@b  Mon Nov 02 07:02:09 2026\nSubject: first\n\n";
+    for version in VERSIONS {
+        let store = Store::new();
+        let config = mixed(&store);
+        let Some(dovecot) = dovecot(version, &store) else {
+            return;
+        };
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let mut client = server.client();
+        for (number, bytes) in odd.iter().enumerate() {
+            for name in ["ours", "theirs"] {
+                let path = store.path(&format!("home/alice/mail/{name}{number}"));
+                fs::write(&path, [first, &bytes[..]].concat()).unwrap();
+                own(&path, MAIL, MAIL);
+            }
+            let recipient = format!("alice+#mbox/ours{number}@x");
+            let replies = client.deliver(&[&recipient], b"Subject: last\n\ntext\n");
+            assert!(replies[0].starts_with("250 2.0.0"), "{replies:?}");
+        }
+        let mut imap = Imap::login(dovecot.port, "alice");
+        for (number, bytes) in odd.iter().enumerate() {
+            let mut look = |name: &str| {
+                imap.select(&format!("#mbox/{name}{number}"));
+                let all = imap.fetch_all();
+                imap.command("CLOSE");
+                all
+            };
+            let (theirs, ours) = (look("theirs"), look("ours"));
+            let all = String::from_utf8_lossy(bytes);
+            assert_eq!(ours.len(), theirs.len() + 1, "{version:?} {all}");
+            let last = ours.last().unwrap();
+            assert_eq!(support::subject(&last.bytes), "last", "{version:?} {all}");
+            assert_eq!(body(&last.bytes), b"text\n", "{version:?} {all}");
+        }
     }
 }
 

@@ -20,28 +20,20 @@ pub struct Outcomes {
 }
 
 /// One recipient's, with his index.
-pub(super) type Running = Pin<Box<dyn Future<Output = (usize, Outcome)> + Send>>;
+pub type Running = Pin<Box<dyn Future<Output = (usize, Outcome)> + Send>>;
 
 /// Who would make something visible.
 pub(super) enum Source {
-    /// A test.
-    #[cfg(test)]
-    Elsewhere(tokio::sync::mpsc::Receiver<(usize, Outcome)>),
     Here(Arc<Transaction>),
     Workers(Arc<Dispatch>),
 }
 
-#[cfg(test)]
-impl From<tokio::sync::mpsc::Receiver<(usize, Outcome)>> for Outcomes {
-    fn from(receive: tokio::sync::mpsc::Receiver<(usize, Outcome)>) -> Outcomes {
-        Outcomes {
-            running: FuturesUnordered::new(),
-            source: Source::Elsewhere(receive),
-        }
-    }
-}
-
 impl Outcomes {
+    /// Those of deliveries in this process.
+    pub fn here(running: impl Iterator<Item = Running>, of: Arc<Transaction>) -> Outcomes {
+        Outcomes::of(running, Source::Here(of))
+    }
+
     /// All of `running` go on at once; `source` is who works for them.
     pub(super) fn of(running: impl Iterator<Item = Running>, source: Source) -> Outcomes {
         Outcomes {
@@ -52,18 +44,12 @@ impl Outcomes {
 
     /// The next outcome with the index of its recipient; `None` when all have come. May be given up and asked again.
     pub async fn recv(&mut self) -> Option<(usize, Outcome)> {
-        match &mut self.source {
-            #[cfg(test)]
-            Source::Elsewhere(receive) => receive.recv().await,
-            Source::Here(_) | Source::Workers(_) => self.running.next().await,
-        }
+        self.running.next().await
     }
 
     /// Nobody hears the answers any more: what is not visible yet stays so, and the MTA sends it again.
     pub fn abandon(&self) {
         match &self.source {
-            #[cfg(test)]
-            Source::Elsewhere(_) => {}
             Source::Here(transaction) => transaction.abandon(),
             Source::Workers(dispatch) => dispatch.abandon(),
         }

@@ -3,8 +3,9 @@ use std::sync::Mutex;
 use tokio::io::{AsyncReadExt, DuplexStream};
 
 use super::*;
-use crate::deliver::Saved;
+use crate::deliver::{Saved, Transaction};
 use crate::message::body::Spool;
+use crate::run::Running;
 
 impl Wire for DuplexStream {
     fn is_gone(&self) -> bool {
@@ -44,15 +45,14 @@ impl Deliveries for Store {
     }
 
     fn deliver(&self, message: Arc<Message>, recipients: Vec<Recipient>) -> Outcomes {
-        let (send, receive) = tokio::sync::mpsc::channel(recipients.len());
-        for (index, recipient) in recipients.into_iter().enumerate() {
-            let (store, message, send) = (self.clone(), Arc::clone(&message), send.clone());
-            tokio::spawn(async move {
-                let name = recipient.address.local.clone();
-                match name.as_str() {
-                    "lost" => return,
-                    "slow" => store.let_go.notified().await,
-                    _ => {}
+        let transaction = Transaction::new(Arc::clone(&message), recipients.len());
+        let with_names = recipients.into_iter().map(|it| it.address.local);
+        let answering = with_names.enumerate().filter(|(_, name)| name != "lost");
+        let running = answering.map(|(index, name)| {
+            let (store, message) = (self.clone(), Arc::clone(&message));
+            Box::pin(async move {
+                if name == "slow" {
+                    store.let_go.notified().await;
                 }
                 let outcome = match name.as_str() {
                     "later" => Outcome::refused(Fault::new(Code::Storage, "write", "I/O error")),
@@ -63,10 +63,10 @@ impl Deliveries for Store {
                     .lock()
                     .unwrap()
                     .push((name, message.body.head().to_vec()));
-                send.send((index, outcome)).await.unwrap();
-            });
-        }
-        receive.into()
+                (index, outcome)
+            }) as Running
+        });
+        Outcomes::here(running, Arc::new(transaction))
     }
 }
 

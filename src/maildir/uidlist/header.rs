@@ -54,8 +54,10 @@ impl Header {
         let (mut validity, mut next) = (None, None);
         for field in fields {
             match field.split_at_checked(1) {
-                Some(("V", value)) => validity = value.parse::<u32>().ok().filter(|it| *it > 0),
-                Some(("N", value)) => next = value.parse().ok().filter(|it| *it > 0),
+                Some(("V", value)) => validity = number(value),
+                Some(("N", value)) => next = number(value),
+                // With another one Dovecot takes the whole list for broken, and gives new UIDs.
+                Some(("G", guid)) if !is_guid(guid) => return None,
                 _ => {}
             }
         }
@@ -65,4 +67,14 @@ impl Header {
             next: next?,
         })
     }
+}
+
+/// Digits, and not 0.
+pub fn number(text: &str) -> Option<u32> {
+    let is_digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|number| is_digits && *number > 0)
+}
+
+fn is_guid(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::Header;
+use super::header::{Header, number};
 use crate::sys::fault_point;
 
 /// The end of the list.
@@ -74,8 +74,7 @@ impl Tail {
 fn uid_of(line: &[u8]) -> Option<u32> {
     let line = std::str::from_utf8(line).ok()?;
     line.split_once(" :")?;
-    let uid = line.split(' ').next()?;
-    uid.parse().ok().filter(|uid| *uid > 0)
+    number(line.split(' ').next()?)
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! What several targets need.
 
+pub mod client;
+
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 
@@ -13,10 +16,13 @@ thread_local! {
     static FOLDER: TempDir = tempfile::tempdir().unwrap();
 }
 
-/// A file with these bytes, the same one each time.
+/// A file with these bytes, the same one each time, in which nobody has written for a minute.
 pub fn file(name: &str, bytes: &[u8]) -> PathBuf {
     let path = FOLDER.with(|folder| folder.path().join(name));
     fs::write(&path, bytes).unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
+    let long_ago = SystemTime::now() - Duration::from_secs(60);
+    file.set_modified(long_ago).unwrap();
     path
 }
 

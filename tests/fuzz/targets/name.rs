@@ -60,4 +60,30 @@ fuzz_target!(|text: &str| {
     assert!(!paths.mailbox.components().any(climbs));
     let control = |c: char| c.is_control();
     assert!(!paths.mailbox.to_str().unwrap().contains(control));
+    if let StorageName::Box(levels) = &storage {
+        let location = &found.namespace.location;
+        let spelled = levels.iter().map(|level| {
+            let level = match location.utf8 {
+                true => level.clone(),
+                false => mutf7::decode(level).unwrap(),
+            };
+            match location.storage_escape_char {
+                Some(escape) => unescaped(&level, escape),
+                None => level,
+            }
+        });
+        assert_eq!(spelled.collect::<Vec<_>>().join("/"), found.rest);
+    }
 });
+
+/// Without the escapes: two hexadecimal digits a byte.
+fn unescaped(level: &str, escape: char) -> String {
+    let mut parts = level.split(escape);
+    let mut bytes = parts.next().unwrap().as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at(2);
+        bytes.push(u8::from_str_radix(digits, 16).unwrap());
+        bytes.extend(rest.as_bytes());
+    }
+    String::from_utf8(bytes).unwrap()
+}

@@ -1,15 +1,26 @@
 //! A whole dialogue: however the bytes of a client are cut, the same messages come out for the same recipients, each RCPT that was
-//! accepted has one answer a message, and a body is what the RFC's words make of its bytes, to the same end.
+//! accepted has one answer a message, and a body is what the RFC's words make of its bytes, to the same end. However much comes, the
+//! server holds little of it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use postroom::deliver::{Outcome, Report};
-use postroom::fault::{Code, Fault};
 use postroom::lmtp::client::Client;
 use postroom::lmtp::codec::{Chunk, DataDecoder, Lines};
 use postroom::lmtp::command::{self, Command, Marker, Workarounds};
 use postroom::lmtp::reply::Reply;
 use postroom::lmtp::session::{Intake, Limits, Session, StartTls, Step};
+use postroom_fuzz::client::{self, fault};
+use postroom_fuzz::{Counted, most_held};
+
+#[global_allocator]
+static HEAP: Counted = Counted;
+
+/// What a client is held with, bytes: half a line that may become 4 KiB, three recipients, replies that wait until they are 4 KiB, and
+/// a message, here of 1000 bytes; longer ones have [their own limits](postroom::message::body).
+const HELD: usize = 64 * 1024;
+/// So many times over it says what it says.
+const TIMES: usize = 32;
 
 /// What a client has caused.
 #[derive(Debug, Default, PartialEq)]
@@ -178,10 +189,6 @@ fn dialogue(input: &[u8], cut: usize, trusted: bool) -> Seen {
     }
 }
 
-fn fault() -> Fault {
-    Fault::new(Code::NotNow, "test", "it is one")
-}
-
 /// Whole lines of printable ASCII.
 fn say(seen: &mut Seen, replies: Vec<Reply>) {
     for reply in replies {
@@ -197,5 +204,14 @@ fn say(seen: &mut Seen, replies: Vec<Reply>) {
 fuzz_target!(|input: (u8, bool, &[u8])| {
     let (cut, trusted, bytes) = input;
     let whole = dialogue(bytes, bytes.len().max(1), trusted);
-    assert_eq!(dialogue(bytes, usize::from(cut).max(1), trusted), whole);
+    let piece = usize::from(cut).max(1);
+    assert_eq!(dialogue(bytes, piece, trusted), whole);
+    let client = client::Client {
+        bytes,
+        times: TIMES,
+        piece,
+        is_trusted: trusted,
+    };
+    let ((), held) = most_held(|| client.is_served());
+    assert!(held <= HELD, "{held}");
 });
