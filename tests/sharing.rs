@@ -571,6 +571,7 @@ fn rows_of_which_not_all_can_be_seen() {
     const MDBOX: &str = "mail_driver = \"mdbox\"\nmail_path = \"~/mdbox\"\nhand_over = \"lmtp:/nonexistent\"\nhand_over_detail = true\n";
     const MBOX: &str =
         "mail_driver = \"mbox\"\nmail_path = \"~/mail\"\nmail_inbox_path = \"%{home}/inbox\"\n";
+    const ELSEWHERE: &str = "mail_path = \"ROOT/home/base/%{user | username}\"\n";
     const NODE: &str = "[placement]\nself = [\"node1\"]\n[node.node2]\nhost = \"192.0.2.2\"\n";
     const MAKE_MBOXES: &str =
         "mkdir -p mail/Old/.imap/2025 mail/.imap/Work mail/.imap/INBOX mail/.imap/Gone
@@ -594,6 +595,8 @@ fn rows_of_which_not_all_can_be_seen() {
         ("", "required", "", "acl delete -u alice Work user=bob", 75, "the required path /nonexistent: ", "all"),
         ("", "archive ~/Archive", "", "share rebuild", 0, "removed: alice -> carol", "alice -> bob|bob -> alice"),
         ("", "archive ROOT/none/%{user}", "", "share rebuild", 75, "the rows of alice stay: ROOT/none/alice is missing", "all"),
+        (ELSEWHERE, "archive ~/Archive", "mkdir ../base; mv Maildir ../base/alice", "share rebuild alice", 75, "the rows of alice stay: HOME/Archive is missing", "all"),
+        (ELSEWHERE, "archive ~/Archive", "mkdir ../base; mv Maildir ../base/alice; rm -r ../alice", "share rebuild alice", 75, "the rows of alice stay: HOME/Archive is missing", "all"),
         // Others see them.
         ("", "node", "", "share verify", 0, "", "all"),
         ("", "node", "rm -r Maildir", "share rebuild", 0, "", "all"),
@@ -640,7 +643,7 @@ fn rows_of_which_not_all_can_be_seen() {
         replace_in(
             &config,
             "[namespace.inbox]\n",
-            &format!("[namespace.inbox]\n{own}"),
+            &format!("[namespace.inbox]\n{}", own.replace("ROOT", &root)),
         );
         if is_of_node {
             store.set_fields("alice", "userdb_host=node2");

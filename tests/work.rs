@@ -126,7 +126,11 @@ fn a_long_index_log() {
             places::configure(&store, "", "", "");
             let path = store.path(INBOX.path);
             let (list, log) = (path.join("dovecot-uidlist"), path.join("dovecot.index.log"));
-            fs::write(&list, format!("3 V1700000000 N{next} G1\n")).unwrap();
+            fs::write(
+                &list,
+                format!("3 V1700000000 N{next} G86371b0c7d9a026bb73a000083ecc375\n"),
+            )
+            .unwrap();
             fs::write(&log, bytes).unwrap();
             let file = fs::File::options().write(true).open(&log).unwrap();
             file.set_len(size.max(bytes.len() as u64)).unwrap();

@@ -161,9 +161,13 @@ fn of_user(config: &Config, name: &str, notes: &mut Vec<String>) -> Result<Vec<P
     let (mut places, mut missing) = (Vec::new(), Vec::new());
     for namespace in &ours {
         let inbox = deliver::inbox_of(settings, namespace, Some(&user)).map_err(cannot_tell)?;
-        match dir::stat(&inbox.root) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(inbox.root),
-            _ => {
+        let is_missing =
+            |path: &Path| dir::stat(path).is_err_and(|it| it.kind() == io::ErrorKind::NotFound);
+        match (is_missing(&inbox.root), is_missing(&inbox.inbox)) {
+            (true, true) => missing.push(inbox.root),
+            // The other mailboxes have had no mail yet.
+            (true, false) => places.push(place(inbox)),
+            (false, _) => {
                 let found = deliver::mailboxes_of(settings, namespace, Some(&user));
                 places.extend(found.map_err(cannot_tell)?.into_iter().map(place));
             }

@@ -19,9 +19,8 @@ use crate::mailbox::lookup::Found;
 use crate::mailbox::name::StorageName;
 use crate::mailbox::namespace::{Kind, MailboxBlock, Namespace};
 use crate::mailbox::path::Paths;
-use crate::mailbox::quota::{Limits, Quota, Tree, Usage};
+use crate::mailbox::quota::{Limits, Names, Quota, Tree, Usage};
 use crate::maildir::maildirsize::{self, Known};
-use crate::text::mutf7;
 use crate::user::User;
 
 /// `[quota]` and its kin.
@@ -135,9 +134,7 @@ pub fn of(
                 paths: paths.clone(),
                 layout: namespace.location.layout,
                 ignored: ignored(namespace),
-                prefix: String::new(),
-                has_inbox: false,
-                rules: Vec::new(),
+                names: None,
             };
             let directory = paths.control_root.clone();
             let of = format!("namespace {}", namespace.name);
@@ -179,15 +176,21 @@ fn trees_of(
             continue;
         }
         let rules = limits.rules.iter();
+        let names = (!limits.rules.is_empty()).then(|| Names {
+            prefix: namespace.prefix_for(&user.name).into_owned(),
+            has_inbox: namespace.inbox,
+            separator: namespace.separator,
+            utf8: namespace.location.utf8,
+            escape: namespace.location.storage_escape_char,
+            rules: rules
+                .map(|rule| (rule.mailbox.clone(), rule.ignore))
+                .collect(),
+        });
         let tree = Tree {
             paths,
             layout: namespace.location.layout,
             ignored: ignored(namespace),
-            prefix: stored(&namespace.prefix_for(&user.name), namespace),
-            has_inbox: namespace.inbox,
-            rules: rules
-                .map(|rule| (stored(&rule.mailbox, namespace), rule.ignore))
-                .collect(),
+            names,
         };
         trees.insert(at, tree);
     }
@@ -210,19 +213,6 @@ fn owners_name(
         true => rest,
         false => format!("{}{rest}", namespace.prefix_for(&owner.name)),
     }
-}
-
-/// A full name, or what stands for several, as the storage would have it.
-fn stored(name: &str, namespace: &Namespace) -> String {
-    let location = &namespace.location;
-    let levels = name
-        .split(namespace.separator)
-        .map(|level| match location.utf8 {
-            true => level.to_owned(),
-            false => mutf7::encode(level),
-        });
-    let separator = location.layout.separator().to_string();
-    levels.collect::<Vec<_>>().join(&separator)
 }
 
 /// The storage names of mailboxes whose sections say that they do not count.

@@ -58,8 +58,11 @@ impl Listeners {
                     Err(error) => {
                         let error = error.to_string();
                         let error = error.as_str();
-                        tracing::error!(error, "mode, user and group need a restart");
-                        // Whoever can connect to it is believed by neither configuration.
+                        tracing::error!(
+                            error,
+                            "mode, user and group need a restart: until then nobody is believed there"
+                        );
+                        // Whoever can connect to it may be one whom the new mode keeps out.
                         (known.with_trust(Some(false)), listener.try_clone()?)
                     }
                 },

@@ -168,6 +168,32 @@ fn stored(part: &str, level: usize, namespace: &Namespace) -> Result<String, Bad
     })
 }
 
+/// One level as a user knows it, of what [`StorageName::parse`] has made of it; what it cannot have made stays as it is.
+pub fn spelled_back(level: &str, utf8: bool, escape: Option<char>) -> String {
+    let decoded = match utf8 {
+        true => None,
+        false => mutf7::decode(level),
+    };
+    let level = decoded.unwrap_or_else(|| level.to_owned());
+    let Some(escape) = escape else {
+        return level;
+    };
+    let mut bytes = Vec::with_capacity(level.len());
+    let mut parts = level.split(escape);
+    bytes.extend(parts.next().unwrap_or_default().bytes());
+    for part in parts {
+        let digits = part.get(..2);
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                bytes.extend(part[2..].bytes());
+            }
+            None => bytes.extend(format!("{escape}{part}").bytes()),
+        }
+    }
+    String::from_utf8(bytes).unwrap_or(level)
+}
+
 fn hex_escape(c: char, escape: char) -> String {
     let mut utf8 = [0; 4];
     c.encode_utf8(&mut utf8)

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::acl::sources::matches;
+use super::name::spelled_back;
 
 /// What may be over the limit by a little, so that one large message does not bounce from a mailbox with some room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,22 +91,50 @@ pub struct Tree {
     pub layout: super::location::Layout,
     /// Mailboxes, by their storage names, that do not count.
     pub ignored: Vec<String>,
-    /// What full names have before the storage name, as it would be stored; INBOX has nothing where this is the user's own.
+    /// How its user names them; none where no rule is about names.
+    pub names: Option<Names>,
+}
+
+/// What makes full names of storage names, and rules about these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Names {
+    /// Before each of them, but for the INBOX where this is the user's own.
     pub prefix: String,
     pub has_inbox: bool,
-    /// Full names as they would be stored, with `*` and `?`, and whether what is meant does not count. The first that fits counts.
+    pub separator: char,
+    /// `mailbox_list_utf8`, `mailbox_list_storage_escape_char`
+    pub utf8: bool,
+    pub escape: Option<char>,
+    /// Full names with `*` and `?`, and whether what is meant does not count. The first that fits counts.
     pub rules: Vec<(String, bool)>,
 }
 
 impl Tree {
     /// Whether the mailbox of this storage name counts.
     pub fn counts(&self, name: &str) -> bool {
-        let full = match self.has_inbox && name == "INBOX" {
-            true => name.to_owned(),
-            false => format!("{}{name}", self.prefix),
+        let is_ignored = |names: &Names| {
+            let full = names.full_name(name, self.layout.separator());
+            let rule = names.rules.iter().find(|(mask, _)| matches(mask, &full));
+            rule.is_some_and(|(_, ignore)| *ignore)
         };
-        let rule = self.rules.iter().find(|(mask, _)| matches(mask, &full));
-        !self.ignored.iter().any(|it| it == name) && !rule.is_some_and(|(_, ignore)| *ignore)
+        !self.ignored.iter().any(|it| it == name) && !self.names.as_ref().is_some_and(is_ignored)
+    }
+}
+
+impl Names {
+    fn full_name(&self, stored: &str, separator: char) -> String {
+        if self.has_inbox && stored == "INBOX" {
+            return stored.to_owned();
+        }
+        let levels = stored.split(separator);
+        let levels: Vec<String> = levels
+            .map(|level| spelled_back(level, self.utf8, self.escape))
+            .collect();
+        format!(
+            "{}{}",
+            self.prefix,
+            levels.join(&self.separator.to_string())
+        )
     }
 }
 
@@ -382,23 +411,34 @@ mod tests {
             paths: crate::mailbox::path::Paths::for_tests(Path::new("/m"), Path::new("/m")),
             layout: crate::mailbox::location::Layout::MaildirPlusPlus,
             ignored: vec!["Junk".into()],
-            prefix: prefix.into(),
-            has_inbox: true,
-            rules: rules
-                .iter()
-                .map(|(mask, ignore)| ((*mask).into(), *ignore))
-                .collect(),
+            names: Some(Names {
+                prefix: prefix.into(),
+                has_inbox: true,
+                separator: '/',
+                utf8: false,
+                escape: Some('%'),
+                rules: rules
+                    .iter()
+                    .map(|(mask, ignore)| ((*mask).into(), *ignore))
+                    .collect(),
+            }),
         };
         for (prefix, rules, name, want) in [
             ("", &[][..], "Spam", true),
             ("", &[], "Junk", false),
             ("", &[("Spam", true)], "Spam", false),
-            ("INBOX.", &[("Spam", true)], "Spam", true),
-            ("INBOX.", &[("INBOX.Spam", true)], "Spam", false),
-            ("INBOX.", &[("*Spam", true)], "Spam", false),
-            ("INBOX.", &[("INBOX*Spam", true)], "Old.Spam", false),
-            ("INBOX.", &[("INBOX", true)], "INBOX", false),
-            ("INBOX.", &[("INBOX.*", true)], "INBOX", true),
+            ("INBOX/", &[("Spam", true)], "Spam", true),
+            ("INBOX/", &[("INBOX/Spam", true)], "Spam", false),
+            ("INBOX/", &[("*Spam", true)], "Spam", false),
+            ("INBOX/", &[("INBOX*Spam", true)], "Old.Spam", false),
+            ("INBOX/", &[("INBOX", true)], "INBOX", false),
+            ("INBOX/", &[("INBOX/*", true)], "INBOX", true),
+            ("", &[("Old/Mail", true)], "Old.Mail", false),
+            ("", &[("Old/Mail", true)], "Old%2eMail", true),
+            ("", &[("Old.Mail", true)], "Old%2eMail", false),
+            ("", &[("Спам*", true)], "&BCEEPwQwBDwERwQ4BDo-", false),
+            ("", &[("?пам*", true)], "&BCEEPwQwBDwERwQ4BDo-", false),
+            ("", &[("Хлам*", true)], "&BCEEPwQwBDwERwQ4BDo-", true),
             ("", &[("S*", false), ("Spam", true)], "Spam", true),
             ("", &[("Spam", true), ("S*", false)], "Spam", false),
         ] {

@@ -275,9 +275,7 @@ mod tests {
                 paths: Paths::for_tests(root, root),
                 layout: Layout::MaildirPlusPlus,
                 ignored: vec!["Trash".into()],
-                prefix: String::new(),
-                has_inbox: true,
-                rules: Vec::new(),
+                names: None,
             }],
         }
     }

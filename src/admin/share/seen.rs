@@ -66,7 +66,7 @@ fn found(settings: &Settings, user: &User) -> Result<Seen, String> {
     let (roots, dovecots) = deliver::roots_of(settings, user).map_err(|it| it.to_string())?;
     let identity = credentials::is_root().then(|| user.credentials.clone());
     let read = move |out: &mut io::BufWriter<std::fs::File>| {
-        let found = read(&user.name, &roots).map_err(|error| error.to_string());
+        let found = read(user, &roots).map_err(|error| error.to_string());
         serde_json::to_writer(out, &found).map_err(io::Error::from)
     };
     let answer = process::ask_child(identity.as_ref(), read).map_err(|error| error.to_string())?;
@@ -91,7 +91,7 @@ fn found(settings: &Settings, user: &User) -> Result<Seen, String> {
 /// Shares, ACL files that make no sense, and a root that is gone.
 type Found = (BTreeSet<Share>, Vec<String>, Option<PathBuf>);
 
-fn read(owner: &str, roots: &[Root]) -> io::Result<Found> {
+fn read(user: &User, roots: &[Root]) -> io::Result<Found> {
     let (mut shares, mut problems) = (BTreeSet::new(), Vec::new());
     let (mut there, mut missing) = (Vec::new(), Vec::new());
     for root in roots {
@@ -104,21 +104,30 @@ fn read(owner: &str, roots: &[Root]) -> io::Result<Found> {
             }
             Err(error) => return Err(io::Error::other(format!("{}: {error}", path.display()))),
         }
-        let (more, odd) = rebuild::shares_of(owner, &root.paths, root.layout, root.driver)?;
+        let (more, odd) = rebuild::shares_of(&user.name, &root.paths, root.layout, root.driver)?;
         shares.extend(more);
         problems.extend(odd);
     }
-    let lost = missing.into_iter().find(|root| !is_unmade(root, &there));
+    let lost = missing
+        .into_iter()
+        .find(|root| !is_unmade(root, user, &there));
     Ok((shares, problems, lost.map(|root| root.paths.root.clone())))
 }
 
-/// Another root is there below the same directory of the user's: this one has had no mail yet.
-fn is_unmade(root: &Root, there: &[&Path]) -> bool {
-    dir::nearest_existing(&root.paths.root).is_ok_and(|(above, _)| {
-        let is_users = root
+/// Another root is there below the same directory of the user's own, his home or one with his name: this one has had no mail yet.
+fn is_unmade(root: &Root, user: &User, there: &[&Path]) -> bool {
+    let local = user.name.split('@').next();
+    let has_his_name = |above: &Path| {
+        let own = root
             .base
             .as_ref()
-            .is_none_or(|base| above.starts_with(base) && above != *base);
-        is_users && there.iter().any(|it| it.starts_with(&above))
+            .and_then(|base| above.strip_prefix(base).ok());
+        let mut parts = own.into_iter().flat_map(Path::components);
+        parts.any(|part| [Some(user.name.as_str()), local].contains(&part.as_os_str().to_str()))
+    };
+    let in_his_home = |above: &Path| user.home.as_ref().is_some_and(|it| above.starts_with(it));
+    dir::nearest_existing(&root.paths.root).is_ok_and(|(above, _)| {
+        let is_his = in_his_home(&above) || has_his_name(&above);
+        is_his && there.iter().any(|it| it.starts_with(&above))
     })
 }
