@@ -4,16 +4,19 @@
 mod support;
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::process::Command;
 
 use support::imap::Imap;
 use support::peers::{Dovecot, VERSIONS};
-use support::random::Random;
-use support::{MAIL, Server, Store, not_root, uid_of};
+use support::random::{Random, seed};
+use support::{MAIL, Server, Store, messages, not_root, uid_of};
 
 /// Of each file, beside those of the corpus.
 const MUTANTS: usize = 32;
+/// The most that was ever needed is three.
+const LOOKS: usize = 6;
 
 /// What Dovecot says of a mailbox.
 #[derive(Debug)]
@@ -31,23 +34,45 @@ fn deliver(server: &Server, mailbox: &str) -> Option<u32> {
     uid_of(&replies[0])
 }
 
-/// None: it cannot open it.
-fn look(imap: &mut Imap, mailbox: &str) -> Option<Known> {
-    let select = |_| imap.command(&format!("SELECT {mailbox}"));
-    let is_open = |lines: &Vec<String>| lines.last().unwrap().contains(" OK ");
-    // What is torn it makes anew at the first try.
-    let lines = (0..2).map(select).find(is_open)?;
+/// What it says as soon as it shows all messages: from what is torn, or says wrong UIDs, it comes to that by and by. None: it cannot
+/// open it.
+fn look(dovecot: &Dovecot, imap: &mut Imap, mailbox: &Path) -> Option<Known> {
+    let count = messages(mailbox).len();
+    let name = mailbox.file_name().unwrap().to_str().unwrap();
+    let mut last = None;
+    for _ in 0..LOOKS {
+        match try_look(imap, name.trim_start_matches('.')) {
+            Ok(Some(known)) => last = Some(known),
+            Ok(None) => {}
+            // Now and then its process ends of it.
+            Err(_) => *imap = Imap::login(dovecot.port, "alice"),
+        }
+        if last.as_ref().is_some_and(|it| it.uids.len() == count) {
+            break;
+        }
+    }
+    last
+}
+
+fn try_look(imap: &mut Imap, mailbox: &str) -> io::Result<Option<Known>> {
+    let selected = imap.try_command(&format!("SELECT {mailbox}"))?;
+    if !selected.last().unwrap().contains(" OK ") {
+        return Ok(None);
+    }
     let number = |key: &str| {
-        let (_, rest) = lines.iter().find_map(|line| line.split_once(key)).unwrap();
+        let found = selected.iter().find_map(|line| line.split_once(key));
+        let (_, rest) = found.unwrap();
         rest.split(']').next().unwrap().parse().unwrap()
     };
-    let known = Known {
+    let found = imap.try_command("UID SEARCH ALL")?;
+    let uids = found.iter().find_map(|line| line.strip_prefix("* SEARCH"));
+    let uids = uids.unwrap_or_default().split_whitespace();
+    imap.try_command("CLOSE")?;
+    Ok(Some(Known {
         validity: number("[UIDVALIDITY "),
         next: number("[UIDNEXT "),
-        uids: imap.fetch_all().iter().map(|it| it.uid).collect(),
-    };
-    imap.command("CLOSE");
-    Some(known)
+        uids: uids.map(|it| it.parse().unwrap()).collect(),
+    }))
 }
 
 /// Of a log that begins with what the target has: its ID, its number and none before it, its time, modseq and byte order.
@@ -75,7 +100,7 @@ fn variants(file: &Path, corpus: &str, made: fn(&[u8]) -> Vec<u8>) -> Vec<Vec<u8
     found.sort();
     // The rest would take longer, and tell no more.
     let found = found.into_iter().step_by(4);
-    let mut random = Random(5);
+    let mut random = Random(seed());
     let mutants = (0..MUTANTS).map(|number| {
         let at = random.below(good.len() as u64) as usize;
         let mut odd = good.clone();
@@ -117,7 +142,7 @@ fn twins() {
         imap.command("UID STORE 3 +FLAGS (\\Deleted)");
         imap.command("EXPUNGE");
         deliver(&server, "Work");
-        let good = look(&mut imap, "Work").unwrap();
+        let good = look(&dovecot, &mut imap, &work).unwrap();
         imap.logout();
         // What is in it is in the log too.
         let _ = fs::remove_file(work.join("dovecot.index"));
@@ -143,14 +168,21 @@ fn twins() {
             for (number, uid) in given.into_iter().enumerate() {
                 let case = format!("{version:?} {corpus} {number}");
                 let bytes = String::from_utf8_lossy(&variants[number]);
-                let theirs = look(&mut imap, &format!("theirs-{corpus}-{number}"));
-                let ours = look(&mut imap, &format!("ours-{corpus}-{number}"));
+                let twin = |name| work.with_file_name(format!(".{name}-{corpus}-{number}"));
+                let theirs = look(&dovecot, &mut imap, &twin("theirs"));
+                let ours = look(&dovecot, &mut imap, &twin("ours"));
+                let is_log = corpus == "index_log";
                 let (Some(theirs), Some(ours)) = (theirs, ours) else {
-                    assert_eq!(uid, None, "{case}: {bytes}");
+                    assert!(uid.is_none() || is_log, "{case}: {uid:?} {bytes}");
                     continue;
                 };
-                let count = theirs.uids.len() + 1;
-                assert_eq!(ours.uids.len(), count, "{case}: {bytes}");
+                let shows_all = |it: &Known, name| it.uids.len() == messages(&twin(name)).len();
+                assert!(shows_all(&ours, "ours"), "{case}: {ours:?} {bytes}");
+                if !shows_all(&theirs, "theirs") {
+                    // Until mail comes: a UID in the log is too high.
+                    assert!(is_log, "{case}: {theirs:?} {bytes}");
+                    continue;
+                }
                 let Some(uid) = uid else { continue };
                 let all = format!("{case}: {uid} {theirs:?} {ours:?}\n{bytes}");
                 assert!(ours.uids.contains(&uid), "{all}");

@@ -404,6 +404,8 @@ mod tests {
             &format!("{HEADER}x :y\n"),
             &format!("{HEADER}+7 :y\n"),
             &format!("{HEADER}7 y\n"),
+            &format!("{HEADER}7 :a/b\n"),
+            &format!("{HEADER}7 :a\0b\n"),
             &format!("{HEADER}\n"),
             &format!("{HEADER}4294967294 :y\n"),
             &format!("{HEADER}4294967295 :y\n"),

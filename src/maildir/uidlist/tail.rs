@@ -70,10 +70,13 @@ impl Tail {
     }
 }
 
-/// `17 S12 :name`
+/// `17 S12 :name`. A name that no file can have makes the whole list a broken one for Dovecot.
 fn uid_of(line: &[u8]) -> Option<u32> {
     let line = std::str::from_utf8(line).ok()?;
-    line.split_once(" :")?;
+    let (_, name) = line.split_once(" :")?;
+    if name.contains(['/', '\0']) {
+        return None;
+    }
     number(line.split(' ').next()?)
 }
 
