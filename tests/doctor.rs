@@ -639,6 +639,8 @@ fn the_mailboxes_that_are_meant() {
         ("", "", "", &format!("{BESIDE}{MBOX}"), user, 0, mboxes),
         ("", "", "", &format!("{BESIDE}mail_path = \"~/none\""), user, 0, INBOX),
         ("", "", MBOX, "", user, 75, only_mboxes),
+        ("", "", "mail_inbox_path = \"~/other\"\nmail_path = \"~/none\"", "", user, 0, &["home/alice/none: is not there: no mail but in INBOX yet", INBOX[0]]),
+        ("", "", "mail_inbox_path = \"~/other\"", &format!("{BESIDE}mail_path = \"~/other\"\nmail_inbox_path = \"~/other\""), user, 1, OTHER),
     ];
     for (fields, delivery, own_settings, more, arguments, code, want) in cases {
         let store = Store::with_inbox();

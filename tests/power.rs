@@ -496,7 +496,10 @@ fn nothing_that_had_a_250_is_lost() {
             began.elapsed()
         );
         assert!(figures.stored > cuts, "{figures:?}");
-        assert!(figures.rewrites > 0, "{figures:?}");
+        assert!(
+            figures.rewrites > 0 || of_this_kind < CUTS_OF_A_DISK,
+            "{figures:?}"
+        );
         let wrong = [
             figures.lost,
             figures.partial,

@@ -529,3 +529,37 @@ fn a_warning() {
     );
     support::assert_lists_fit(&store.path(""));
 }
+
+/// It counts once, also where other namespaces have the setting too, or where nothing else is there.
+#[test]
+fn an_inbox_that_lies_elsewhere() {
+    for (size, roots, want) in [
+        (6_000, &["Maildir", "Archive"][..], "250 2.0.0"),
+        (6_000, &[], "250 2.0.0"),
+        (12_000, &["Maildir", "Archive"], "552 5.2.2"),
+        (12_000, &[], "552 5.2.2"),
+    ] {
+        let store = Store::new();
+        let archive = "[namespace.archive]\nseparator = \"/\"\nprefix = \"Archive/\"\nmail_path = \"~/Archive\"\nmail_inbox_path = \"~/inbox\"\n";
+        let limit = format!("{archive}{LIMIT}storage_size = \"10k\"");
+        let config = store.configure("", &limit);
+        let section = "[namespace.inbox]\n";
+        let elsewhere = format!("{section}mail_inbox_path = \"~/inbox\"\n");
+        replace_in(&config, section, &elsewhere);
+        for root in roots.iter().chain(&["inbox"]) {
+            let path = format!("home/alice/{root}");
+            store.scratch.maildir(&path, MAIL, MAIL, 0o700);
+        }
+        let message = format!("home/alice/inbox/new/1.M1P1.mx,S={size}");
+        let text = "x".repeat(size);
+        store.scratch.file(&message, MAIL, MAIL, 0o600, &text);
+        let server = Server::start(&config, &store.path("run/lmtp"), &store.path("run/log"));
+        let found = answers(&server, "<alice@x>", &letter(3_000));
+        assert_eq!(
+            found.last().unwrap(),
+            want,
+            "{size} {roots:?}: {}",
+            server.log()
+        );
+    }
+}

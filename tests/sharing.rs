@@ -597,6 +597,8 @@ fn rows_of_which_not_all_can_be_seen() {
         ("", "archive ROOT/none/%{user}", "", "share rebuild", 75, "the rows of alice stay: ROOT/none/alice is missing", "all"),
         (ELSEWHERE, "archive ~/Archive", "mkdir ../base; mv Maildir ../base/alice", "share rebuild alice", 75, "the rows of alice stay: HOME/Archive is missing", "all"),
         (ELSEWHERE, "archive ~/Archive", "mkdir ../base; mv Maildir ../base/alice; rm -r ../alice", "share rebuild alice", 75, "the rows of alice stay: HOME/Archive is missing", "all"),
+        // A home that all have.
+        (ELSEWHERE, "archive ROOT/home/archive/%{user | username}", "mkdir ../base; mv Maildir ../base/alice; sed -i s,/home/alice:,/home:, ../../users; touch -d yesterday ../../users", "share rebuild alice", 75, "the rows of alice stay: ROOT/home/archive/alice is missing", "all"),
         // Others see them.
         ("", "node", "", "share verify", 0, "", "all"),
         ("", "node", "rm -r Maildir", "share rebuild", 0, "", "all"),

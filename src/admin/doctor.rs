@@ -1,5 +1,6 @@
 //! `postroom doctor`: what is wrong in the files of mailboxes, and what mends it.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -163,16 +164,20 @@ fn of_user(config: &Config, name: &str, notes: &mut Vec<String>) -> Result<Vec<P
         let inbox = deliver::inbox_of(settings, namespace, Some(&user)).map_err(cannot_tell)?;
         let is_missing =
             |path: &Path| dir::stat(path).is_err_and(|it| it.kind() == io::ErrorKind::NotFound);
-        match (is_missing(&inbox.root), is_missing(&inbox.inbox)) {
-            (true, true) => missing.push(inbox.root),
-            // The other mailboxes have had no mail yet.
-            (true, false) => places.push(place(inbox)),
-            (false, _) => {
-                let found = deliver::mailboxes_of(settings, namespace, Some(&user));
-                places.extend(found.map_err(cannot_tell)?.into_iter().map(place));
-            }
+        if !is_missing(&inbox.root) {
+            let found = deliver::mailboxes_of(settings, namespace, Some(&user));
+            places.extend(found.map_err(cannot_tell)?.into_iter().map(place));
+        } else if namespace.inbox && !is_missing(&inbox.inbox) {
+            let root = inbox.root.display();
+            notes.push(format!("{root}: is not there: no mail but in INBOX yet"));
+            places.push(place(inbox));
+        } else {
+            missing.push(inbox.root);
         }
     }
+    // Several namespaces may have one INBOX.
+    let mut seen = BTreeSet::new();
+    places.retain(|it| seen.insert(it.mailbox.clone()));
     if missing.len() == ours.len() {
         let note = |root: PathBuf| format!("{}: is not there: no mail yet", root.display());
         notes.extend(missing.into_iter().map(note));

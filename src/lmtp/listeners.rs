@@ -60,7 +60,7 @@ impl Listeners {
                         let error = error.as_str();
                         tracing::error!(
                             error,
-                            "mode, user and group need a restart: until then nobody is believed there"
+                            "mode, user and group need a restart: or a reload that succeeds: until then nobody is believed there"
                         );
                         // Whoever can connect to it may be one whom the new mode keeps out.
                         (known.with_trust(Some(false)), listener.try_clone()?)

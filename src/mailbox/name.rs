@@ -168,7 +168,7 @@ fn stored(part: &str, level: usize, namespace: &Namespace) -> Result<String, Bad
     })
 }
 
-/// One level as a user knows it, of what [`StorageName::parse`] has made of it; what it cannot have made stays as it is.
+/// One level as a user knows it, of what [`StorageName::parse`] has made of it.
 pub fn spelled_back(level: &str, utf8: bool, escape: Option<char>) -> String {
     let decoded = match utf8 {
         true => None,
@@ -183,6 +183,7 @@ pub fn spelled_back(level: &str, utf8: bool, escape: Option<char>) -> String {
     bytes.extend(parts.next().unwrap_or_default().bytes());
     for part in parts {
         let digits = part.get(..2);
+        let digits = digits.filter(|it| it.bytes().all(|byte| byte.is_ascii_hexdigit()));
         match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
             Some(byte) => {
                 bytes.push(byte);
@@ -372,9 +373,22 @@ mod tests {
 
     proptest! {
         #[test]
+        fn whatever_is_stored_is_spelled(level in "[%&a-f0-9é+-]{0,12}|\\PC{0,12}") {
+            for escape in [None, Some('%'), Some('é')] {
+                let _ = spelled_back(&level, false, escape);
+                let _ = spelled_back(&level, true, escape);
+            }
+        }
+
+        #[test]
         fn what_is_stored_stays_below_its_root(name in "\\PC{0,20}|[./~a\\\\-]{0,8}") {
             for namespace in [maildir('/'), maildir('.'), nested('/'), nested('.'), escaping()] {
                 if let Ok(StorageName::Box(components)) = StorageName::parse(&name, &namespace) {
+                    let location = &namespace.location;
+                    let levels = components.iter();
+                    let levels = levels.map(|level| spelled_back(level, location.utf8, location.storage_escape_char));
+                    let separator = namespace.separator.to_string();
+                    prop_assert_eq!(levels.collect::<Vec<_>>().join(&separator), name.as_str());
                     for component in components {
                         prop_assert!(!component.is_empty() && component != "." && component != "..");
                         prop_assert!(!component.contains(['/', '\0', '\n']) && component.len() <= 255);

@@ -9,6 +9,7 @@
 //! It is made anew by counting all mailboxes: when it is missing, of other limits, odd, longer than 5120 bytes, or says
 //! "full" for long. Whatever goes wrong here costs no mail.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime};
@@ -179,8 +180,13 @@ fn for_each_part(
     quota: &Quota,
     mut look: impl FnMut(Option<Dir>) -> io::Result<()>,
 ) -> io::Result<()> {
+    let mut seen = BTreeSet::new();
     for tree in &quota.trees {
         for mailbox in mailboxes(tree)? {
+            // Of several namespaces that have one INBOX.
+            if !seen.insert(mailbox.clone()) {
+                continue;
+            }
             for part in ["cur", "new"] {
                 look(Dir::open(&mailbox.join(part)).ok())?;
             }
@@ -191,7 +197,10 @@ fn for_each_part(
 
 fn mailboxes(tree: &Tree) -> io::Result<Vec<std::path::PathBuf>> {
     let found = match store::mailboxes(&tree.paths, tree.layout) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        // It may lie elsewhere.
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            vec![("INBOX".to_owned(), tree.paths.inbox.clone())]
+        }
         found => found?,
     };
     let counts = found.into_iter().filter(|(name, _)| tree.counts(name));

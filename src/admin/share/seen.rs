@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{Answer, text};
 use crate::config::Config;
 use crate::deliver::{self, Root, Settings};
+use crate::mailbox::path::RootRule;
 use crate::sharing::{Share, rebuild};
 use crate::sys::{credentials, dir, process};
 use crate::user::User;
@@ -116,17 +117,23 @@ fn read(user: &User, roots: &[Root]) -> io::Result<Found> {
 
 /// Another root is there below the same directory of the user's own, his home or one with his name: this one has had no mail yet.
 fn is_unmade(root: &Root, user: &User, there: &[&Path]) -> bool {
+    let paths = &root.paths;
+    if dir::stat(&paths.inbox).is_ok() {
+        return false;
+    }
     let local = user.name.split('@').next();
+    let names = [Some(user.name.as_str()), local];
+    let base = root.base.as_deref();
     let has_his_name = |above: &Path| {
-        let own = root
-            .base
-            .as_ref()
-            .and_then(|base| above.strip_prefix(base).ok());
+        let own = base.and_then(|base| above.strip_prefix(base).ok());
         let mut parts = own.into_iter().flat_map(Path::components);
-        parts.any(|part| [Some(user.name.as_str()), local].contains(&part.as_os_str().to_str()))
+        parts.any(|part| names.contains(&part.as_os_str().to_str()))
     };
-    let in_his_home = |above: &Path| user.home.as_ref().is_some_and(|it| above.starts_with(it));
-    dir::nearest_existing(&root.paths.root).is_ok_and(|(above, _)| {
+    let in_his_home = |above: &Path| {
+        let home = user.home.as_ref();
+        paths.root_rule == RootRule::Home && home.is_some_and(|it| above.starts_with(it))
+    };
+    dir::nearest_existing(&paths.root).is_ok_and(|(above, _)| {
         let is_his = in_his_home(&above) || has_his_name(&above);
         is_his && there.iter().any(|it| it.starts_with(&above))
     })
