@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
 
@@ -19,8 +20,27 @@ fn calls(store: &Store, agent: Agent, place: &Place, message: &[u8]) -> Vec<Stri
     let trace = store.scratch.text("run/trace");
     let delivered = agent.deliver(store, place, message, &["-y", "-o", &trace]);
     assert!(delivered.is_stored(0), "{} {delivered:?}", place.kind);
-    let text = fs::read_to_string(&trace).unwrap();
-    text.lines().map(str::to_owned).collect()
+    joined(&fs::read_to_string(&trace).unwrap())
+}
+
+/// Lines of strace, those in one piece that another thread's call has divided.
+fn joined(trace: &str) -> Vec<String> {
+    let mut begun = HashMap::new();
+    let mut calls = Vec::new();
+    for line in trace.lines() {
+        let (thread, rest) = line.split_once(' ').unwrap();
+        let resumed = rest.split_once(" resumed>");
+        let resumed = resumed.filter(|_| rest.trim_start().starts_with("<... "));
+        if let Some(beginning) = line.strip_suffix(" <unfinished ...>") {
+            begun.insert(thread, beginning);
+        } else if let Some((_, end)) = resumed {
+            let beginning = begun.remove(thread).unwrap_or_default();
+            calls.push(format!("{beginning}{end}"));
+        } else {
+            calls.push(line.to_owned());
+        }
+    }
+    calls
 }
 
 /// Its name.
